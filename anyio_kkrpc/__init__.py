@@ -1,0 +1,30 @@
+"""Bidirectional RPC on AnyIO, over Redis Streams first and over any transport in principle."""
+
+from __future__ import annotations
+
+
+from ._callbacks import RemoteCallback as RemoteCallback
+from ._channel import ChannelStatistics as ChannelStatistics
+from ._channel import RPCChannel as RPCChannel
+from ._context import CallInfo as CallInfo
+from ._context import current_call as current_call
+from ._exceptions import DeliveryError as DeliveryError
+from ._exceptions import MethodNotFoundError as MethodNotFoundError
+from ._exceptions import OverloadedError as OverloadedError
+from ._exceptions import ProtocolError as ProtocolError
+from ._exceptions import RemoteError as RemoteError
+from ._exceptions import RPCError as RPCError
+from ._exceptions import RPCTimeoutError as RPCTimeoutError
+from ._exceptions import RPCValidationError as RPCValidationError
+from ._exceptions import TransportClosedError as TransportClosedError
+from ._exceptions import TransportConnectionError as TransportConnectionError
+from ._exposure import Exposed as Exposed
+from ._exposure import expose as expose
+from ._exposure import in_thread as in_thread
+from ._proxy import RemoteAPI as RemoteAPI
+from ._proxy import RemoteCall as RemoteCall
+from ._proxy import with_call_options as with_call_options
+from ._queue import BoundedQueue as BoundedQueue
+from ._queue import QueueStatistics as QueueStatistics
+from ._streaming import RemoteStream as RemoteStream
+from .transports.memory import MemoryTransport as MemoryTransport

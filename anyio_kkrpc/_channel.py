@@ -1,0 +1,594 @@
+"""The channel: drives the protocol core over a transport, and owns every task of it."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import sys
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from contextvars import copy_context
+from typing import Any, TypeVar, overload
+
+import anyio
+from anyio import (
+    AsyncContextManagerMixin,
+    EndOfStream,
+    Event,
+    current_time,
+    move_on_after,
+    move_on_at,
+)
+from anyio.abc import TaskGroup
+from msgspec import UNSET, Struct
+
+from ._callbacks import CallbackRunner, RemoteCallback
+from ._context import _current
+from ._errors_wire import error_from_wire
+from ._exceptions import (
+    ProtocolError,
+    RPCError,
+    RPCTimeoutError,
+    TransportClosedError,
+)
+from ._exposure import Exposed
+from ._exposure import expose as build_table
+from ._groups import lone_error
+from ._protocol._peer import (
+    Answer,
+    Call,
+    CallbackInvoked,
+    CallbacksReleased,
+    CallFinished,
+    HandlingCancelled,
+    Operation,
+    Peer,
+    PeerLeft,
+    StreamEnded,
+    StreamFailed,
+    StreamItem,
+    StreamLeft,
+    StreamPulled,
+)
+from ._protocol._records import CallbackRelease, Cancel, Record, Request
+from ._protocol._state import CallInput, CallState
+from ._protocol._streams import Consumer, Producer
+from ._proxy import CallOptions, RemoteAPI, check_timeout
+from ._serving import Server
+from ._streaming import Inflow, Pump, RemoteStream, stream_error
+from ._timer import Timer
+from ._typing import NO_TYPES, TypesOf
+from .abc import Envelope, Listener, Transport
+
+if sys.version_info >= (3, 11):
+    from typing import Self
+else:
+    from typing_extensions import Self
+
+__all__ = ("ChannelStatistics", "RPCChannel")
+
+P = TypeVar("P")
+logger = logging.getLogger("anyio_kkrpc")
+
+# How long, in seconds, closing may take to tell the other side.
+CLOSE_TIMEOUT = 2.0
+DEFAULT_TIMEOUT = 30.0
+DEFAULT_CONCURRENCY = 100
+_OPTIONS = CallOptions()
+
+
+class ChannelStatistics(Struct, frozen=True):
+    """What a channel holds and has seen.
+
+    :ivar calls: calls of this side that wait for their answer
+    :ivar handlers: requests that run here
+    :ivar callbacks: functions that the other side may call
+    :ivar incoming_streams: streams that this side reads
+    :ivar outgoing_streams: streams that the other side reads
+    :ivar served: requests finished here
+    :ivar expired: requests that were out of time when they came, and were not started
+    :ivar refused: records that were not legal, and were skipped
+    :ivar ignored: records that came too late to matter
+    :ivar undelivered: records of this side that the transport gave back
+    """
+
+    calls: int
+    handlers: int
+    callbacks: int
+    incoming_streams: int
+    outgoing_streams: int
+    served: int
+    expired: int
+    refused: int
+    ignored: int
+    undelivered: int
+
+
+class RPCChannel(AsyncContextManagerMixin, Listener):
+    """Calls what the other side exposes, and serves what this side exposes, over one transport.
+
+    It is an async context manager that owns every task. When it is left, calls that wait fail with
+    `TransportClosedError`, handlers are cancelled, and streams and callbacks are released. A single
+    exception that leaves its body arrives as itself, not in an exception group. The channel doesn't
+    close the transport; whoever entered that does.
+
+    :param transport: an entered transport that no other channel uses
+    :param expose: what the other side may reach: an object, a module, a dict, or the table that
+        `expose` made of one; ``None`` for nothing
+    :param timeout: seconds that a call waits for its result and a stream for its next item, unless
+        `with_call_options` says otherwise; ``None`` for ever
+    :param max_concurrency: how many requests of other peers run at once; more of them wait in the
+        transport's queue
+    :param send_tracebacks: whether errors carry the handler's traceback to the caller
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        expose: object = None,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        max_concurrency: int = DEFAULT_CONCURRENCY,
+        send_tracebacks: bool = False,
+    ) -> None:
+        if not isinstance(transport, Transport):
+            raise TypeError(f"transport: needs a Transport, not {transport!r:.80}")
+        check_timeout(timeout)
+        if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int):
+            raise TypeError(f"max_concurrency: needs an int, not {max_concurrency!r}")
+        if max_concurrency < 1:
+            raise ValueError(f"max_concurrency: must be at least 1, not {max_concurrency}")
+        self._transport = transport
+        self._timeout = timeout
+        self._send_tracebacks = send_tracebacks
+        self._peer = Peer(secrets.token_hex(8) + "-", self._make_callback)
+        self._timer = Timer()
+        self._server: Server | None = None
+        if expose is not None:
+            table = expose if isinstance(expose, Exposed) else build_table(expose)
+            self._server = Server(self, table, max_concurrency)
+        self._group: TaskGroup | None = None
+        self._thread: int | None = None
+        self._reason: Exception | None = None
+        self._ended = Event()
+        self._outbox: deque[tuple[Record, str | None]] = deque()
+        self._outbox_filled: Event | None = None
+        self._released: deque[tuple[str, str | None]] = deque()
+        self._abandoned: deque[Consumer] = deque()
+        self._refused = 0
+        self._undelivered = 0
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
+        if self._thread is not None:
+            raise RuntimeError("a channel can be entered once; make a new one")
+        self._thread = threading.get_ident()
+        with lone_error():
+            async with anyio.create_task_group() as self._group:
+                try:
+                    self._group.start_soon(self._timer.run, name="anyio_kkrpc deadlines")
+                    self._group.start_soon(self._send_outbox, name="anyio_kkrpc outbox")
+                    if self._server is not None:
+                        self._group.start_soon(self._server.run, name="anyio_kkrpc server")
+                    self._transport.listen(self, serve=0 if self._server is None else self._server.limit)
+                    yield self
+                finally:
+                    await self._say_goodbye()
+                    self._end(TransportClosedError("the RPC channel has been closed"))
+                    self._transport.listen(None)
+                    self._group.cancel_scope.cancel()
+
+    # Public
+
+    @overload
+    def get_api(self, protocol: None = None, *, to: str | None = None) -> Any: ...
+
+    @overload
+    def get_api(self, protocol: type[P], *, to: str | None = None) -> P: ...
+
+    def get_api(self, protocol: type[Any] | None = None, *, to: str | None = None) -> Any:
+        """Return a proxy of what the other side exposes. It does no I/O.
+
+        :param protocol: a `typing.Protocol` class that describes it: type checkers see its methods,
+            and results are converted to its annotations
+        :param to: id of the peer that is to serve the calls; any peer if not given
+        :raises ValueError: if ``to`` is given and the transport can't address peers
+        """
+        if to is not None and not self._transport.capabilities.addressing:
+            raise ValueError("to: this transport has one peer only")
+        types = NO_TYPES if protocol is None else TypesOf(protocol)
+        return RemoteAPI(self, (), CallOptions(to=to), types)
+
+    async def set_property(
+        self, name: str | Sequence[str], value: Any, *, to: str | None = None
+    ) -> None:
+        """Set a property that the other side made writable, and wait until it is set.
+
+        :param name: dotted name, or its segments if one of them has a dot
+        :param to: id of the peer, any if not given
+        :raises MethodNotFoundError: if there is none such, or it isn't writable
+        :raises RPCValidationError: if the value doesn't fit its annotation
+        """
+        await self._request("set", _path(name), CallOptions(to=to), value=value)
+
+    async def construct(
+        self, name: str | Sequence[str], *args: Any, to: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Make an instance of a class that the other side exposes; return its public fields.
+
+        :param name: dotted name, or its segments if one of them has a dot
+        :param to: id of the peer, any if not given
+        :raises MethodNotFoundError: if there is no such class
+        """
+        return await self._request("new", _path(name), CallOptions(to=to), args=args, kwargs=kwargs)
+
+    async def serve_forever(self) -> None:
+        """Wait until the channel ends.
+
+        Returns when it was closed, when the peer ended it, and on a destroy signal.
+
+        :raises TransportConnectionError: if the transport broke
+        """
+        await self._ended.wait()
+        if not isinstance(self._reason, (TransportClosedError, EndOfStream)):
+            raise self._closed_error()
+
+    def statistics(self) -> ChannelStatistics:
+        """Return what the channel holds now and has seen."""
+        peer, server = self._peer, self._server
+        return ChannelStatistics(
+            calls=len(peer.calls),
+            handlers=len(peer.handlings),
+            callbacks=len(peer.callbacks),
+            incoming_streams=len(peer.consumers),
+            outgoing_streams=len(peer.producers),
+            served=0 if server is None else server.served,
+            expired=0 if server is None else server.expired,
+            refused=self._refused,
+            ignored=peer.ignored,
+            undelivered=self._undelivered,
+        )
+
+    # Calls
+
+    async def _request(
+        self,
+        op: Operation,
+        path: list[str],
+        options: CallOptions = _OPTIONS,
+        *,
+        args: Iterable[Any] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        value: Any = UNSET,
+    ) -> Any:
+        if self._reason is not None or self._group is None:
+            raise self._closed_error()
+        timeout = self._timeout if options.timeout is UNSET else options.timeout
+        deadline: float | None = None if timeout is None else current_time() + timeout
+        serving = _current.get()
+        if serving is not None and serving.deadline is not None:
+            deadline = serving.deadline if deadline is None else min(deadline, serving.deadline)
+        budget: int | None = None
+        if deadline is not None:
+            left = deadline - current_time()
+            if left <= 0:
+                raise _timed_out(path, timeout)
+            budget = max(int(left * 1000), 1)
+        call, request = self._peer.call(
+            op,
+            path,
+            options.to,
+            args=args,
+            kwargs=kwargs,
+            value=value,
+            budget=budget,
+            one_way=not options.reply,
+            meta=options.metadata,
+        )
+        for producer in call.producers or ():
+            Pump(self, producer, copy_context())
+        envelope = Envelope(request, None, options.to)
+        if not options.reply:
+            await self._transport.send(envelope)
+            return None
+        answered = call.handle = Event()
+        timer = None
+        if deadline is not None:
+            timer = self._timer.at(deadline, lambda: self._expire(call))
+        try:
+            await self._transport.send(envelope)
+            await answered.wait()
+        except BaseException as exc:
+            self._give_up(call, not isinstance(exc, (TypeError, RPCError)))
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if call.state is CallState.ANSWERED:
+            if call.callbacks:
+                await self._wait_for_callbacks(call, deadline)
+            result = call.value
+            if isinstance(result, Inflow):
+                return RemoteStream(result)
+            return result
+        if call.state is CallState.FAILED:
+            assert call.error is not None
+            raise error_from_wire(call.error)
+        if call.state is CallState.EXPIRED:
+            raise _timed_out(path, timeout)
+        raise self._closed_error(call.value)
+
+    def _expire(self, call: Call) -> None:
+        self._finish_call(call, CallInput.TIMEOUT)
+        self._post_cancel(call)
+        call.handle.set()
+
+    def _give_up(self, call: Call, was_sent: bool) -> None:
+        """The caller stopped waiting, or sending failed."""
+        if call.state is CallState.WAITING:
+            self._finish_call(call, CallInput.CANCEL)
+            if was_sent:
+                self._post_cancel(call)
+        elif isinstance(call.value, Inflow):
+            call.value.leave()
+
+    def _finish_call(self, call: Call, step: CallInput) -> None:
+        for producer in self._peer.finish_call(call, step):
+            self._stop_producer(producer)
+
+    def _post_cancel(self, call: Call) -> None:
+        if self._transport.capabilities.cancellation:
+            self._post(Cancel(call.id), call.recipient)
+
+    async def _wait_for_callbacks(self, call: Call, deadline: float | None) -> None:
+        """Let the invocations that came before the reply finish before the caller goes on."""
+        with move_on_at(float("inf") if deadline is None else deadline):
+            for export in call.callbacks or ():
+                if export.handle is not None:
+                    await export.handle.idle()
+
+    # Callbacks and streams
+
+    def _make_callback(self, callback_id: str, owner: str | None) -> RemoteCallback:
+        return RemoteCallback(self, callback_id, owner)
+
+    async def _call_callback(
+        self,
+        callback_id: str,
+        owner: str | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        await self._send(self._peer.callback_call(callback_id, args, kwargs), owner)
+
+    def _release_callback(self, callback_id: str, owner: str | None) -> None:
+        """From the garbage collector, in any thread."""
+        if self._reason is None:
+            self._released.append((callback_id, owner))
+            self._wake_outbox()
+
+    def _abandon_stream(self, consumer: Consumer) -> None:
+        """End a stream at the reading side. May come from the garbage collector, in any thread."""
+        if self._reason is None and not consumer.finished:
+            self._abandoned.append(consumer)
+            self._wake_outbox()
+
+    def _stop_producer(self, producer: Producer) -> None:
+        self._start_if(producer.handle.stop(None), producer.handle.run, "stream")
+
+    def _start_if(self, wanted: bool, function: Callable[[], Any], what: str) -> None:
+        if wanted and self._group is not None:
+            self._group.start_soon(function, name=f"anyio_kkrpc {what}")
+
+    # Sending
+
+    async def _send(self, record: Record, recipient: str | None) -> None:
+        if self._reason is not None:
+            raise self._closed_error()
+        await self._transport.send(Envelope(record, None, recipient))
+
+    def _post(self, record: Record, recipient: str | None) -> None:
+        """Send without waiting: the outbox task does it."""
+        self._outbox.append((record, recipient))
+        self._wake_outbox()
+
+    def _wake_outbox(self) -> None:
+        # From another thread (a callback collected in a worker thread) the next wake-up takes it.
+        if self._outbox_filled is not None and threading.get_ident() == self._thread:
+            self._outbox_filled.set()
+
+    async def _send_outbox(self) -> None:
+        while True:
+            self._outbox_filled = Event()
+            self._collect()
+            while self._outbox:
+                record, recipient = self._outbox.popleft()
+                try:
+                    await self._transport.send(Envelope(record, None, recipient))
+                except (TypeError, RPCError) as exc:
+                    if self._reason is None:
+                        logger.warning("a %s was not sent: %s", type(record).__name__, exc)
+            if not (self._released or self._abandoned):
+                await self._outbox_filled.wait()
+
+    def _collect(self) -> None:
+        """Turn what the garbage collector left behind into records."""
+        while self._abandoned:
+            consumer = self._abandoned.popleft()
+            record = self._peer.leave(consumer)
+            if record is not None:
+                self._outbox.append((record, consumer.producer))
+        by_owner: dict[str | None, list[str]] = {}
+        while self._released:
+            callback_id, owner = self._released.popleft()
+            by_owner.setdefault(owner, []).append(callback_id)
+        for owner, ids in by_owner.items():
+            self._outbox.append((CallbackRelease(ids), owner))
+
+    # Receiving
+
+    def received(self, envelope: Envelope) -> None:
+        """Take what the transport received. Called by the transport."""
+        if envelope.error is not None:
+            self._returned(envelope, envelope.error)
+            return
+        try:
+            event = self._peer.receive(envelope.record, envelope.sender)
+        except ProtocolError as exc:
+            self._refuse(exc)
+            return
+        if event is not None:
+            _REACT[event.__class__](self, event)
+
+    def ended(self, reason: Exception) -> None:
+        """Learn that the transport ended. Called by the transport."""
+        self._end(reason)
+
+    def _refuse(self, exc: ProtocolError) -> None:
+        self._refused += 1
+        logger.warning("a record was refused: %s", exc)
+
+    def _returned(self, envelope: Envelope, error: Exception) -> None:
+        """A record of ours could not be delivered."""
+        self._undelivered += 1
+        record = envelope.record
+        if isinstance(record, Request):
+            call = self._peer.calls.get(record.id)
+            if call is not None:
+                self._finish_call(call, CallInput.LOSE)
+                call.value = error
+                call.handle.set()
+                return
+        logger.info("a %s could not be delivered: %s", type(record).__name__, error)
+
+    def _on_call_finished(self, event: CallFinished) -> None:
+        call = event.call
+        if isinstance(call.value, Consumer):
+            call.value = Inflow(self, call.value, self._timeout)
+        call.handle.set()
+
+    def _on_cancelled(self, event: HandlingCancelled) -> None:
+        event.handling.handle.cancel()
+
+    def _on_callback(self, event: CallbackInvoked) -> None:
+        export = event.export
+        if export.handle is None:
+            export.handle = CallbackRunner(export)
+        runner: CallbackRunner = export.handle
+        self._start_if(runner.invoke(event.args, event.kwargs), runner.run, "callback")
+
+    def _on_released(self, event: CallbacksReleased) -> None:
+        """Nothing to do: the table dropped the functions, and their runners end by themselves."""
+
+    def _on_item(self, event: StreamItem) -> None:
+        event.consumer.handle.add(event.value)
+
+    def _on_stream_end(self, event: StreamEnded) -> None:
+        event.consumer.handle.finish(StopAsyncIteration())
+
+    def _on_stream_error(self, event: StreamFailed) -> None:
+        event.consumer.handle.finish(stream_error(event.error))
+
+    def _on_pull(self, event: StreamPulled) -> None:
+        pump: Pump = event.producer.handle
+        self._start_if(pump.wake(), pump.run, "stream")
+
+    def _on_left(self, event: StreamLeft) -> None:
+        pump: Pump = event.producer.handle
+        self._start_if(pump.stop(event.answer), pump.run, "stream")
+
+    def _on_answer(self, event: Answer) -> None:
+        self._post(event.record, event.recipient)
+
+    def _on_peer_left(self, event: PeerLeft) -> None:
+        self._end(TransportClosedError("the peer sent a destroy signal"))
+
+    # The end
+
+    def _end(self, reason: Exception) -> None:
+        """Settle everything that waits, without awaiting."""
+        if self._reason is not None:
+            return
+        self._reason = reason
+        lost = self._peer.lose()
+        for call in lost.calls:
+            call.value = None
+            call.handle.set()
+        for consumer in lost.consumers:
+            if consumer.handle is not None:
+                consumer.handle.finish(self._closed_error())
+        for producer in lost.producers:
+            if producer.handle is not None:
+                self._stop_producer(producer)
+        if self._server is not None:
+            self._server.cancel()
+        self._outbox.clear()
+        self._ended.set()
+
+    def _closed_error(self, cause: Any = None) -> Exception:
+        """Return a new exception that tells why the channel or the transport is of no use."""
+        if isinstance(cause, RPCError):
+            return cause
+        reason = self._reason
+        if self._group is None:
+            return RuntimeError("the channel has not been entered: use 'async with'")
+        if isinstance(reason, EndOfStream):
+            return TransportClosedError("the other side has closed the connection")
+        if isinstance(reason, RPCError):
+            error = type(reason)(*reason.args)
+            error.__cause__ = reason.__cause__
+            return error
+        error = TransportClosedError("the RPC channel has ended")
+        error.__cause__ = reason
+        return error
+
+    async def _say_goodbye(self) -> None:
+        """Tell the other side what is no longer wanted, as far as that is quick."""
+        if self._reason is not None:
+            return
+        peer = self._peer
+        for consumer in list(peer.consumers.values()):
+            record = peer.leave(consumer)
+            if record is not None:
+                self._outbox.append((record, consumer.producer))
+        for call in list(peer.calls.values()):
+            self._post_cancel(call)
+        self._collect()
+        if not self._outbox:
+            return
+        with move_on_after(CLOSE_TIMEOUT, shield=True):
+            try:
+                while self._outbox:
+                    record_, recipient = self._outbox.popleft()
+                    await self._transport.send(Envelope(record_, None, recipient))
+            except (RPCError, TypeError):
+                return
+
+
+_REACT: dict[type, Callable[[RPCChannel, Any], None]] = {
+    CallFinished: RPCChannel._on_call_finished,
+    HandlingCancelled: RPCChannel._on_cancelled,
+    CallbackInvoked: RPCChannel._on_callback,
+    CallbacksReleased: RPCChannel._on_released,
+    StreamItem: RPCChannel._on_item,
+    StreamEnded: RPCChannel._on_stream_end,
+    StreamFailed: RPCChannel._on_stream_error,
+    StreamPulled: RPCChannel._on_pull,
+    StreamLeft: RPCChannel._on_left,
+    Answer: RPCChannel._on_answer,
+    PeerLeft: RPCChannel._on_peer_left,
+}
+
+
+def _path(name: str | Sequence[str]) -> list[str]:
+    path = name.split(".") if isinstance(name, str) else list(name)
+    if not path or not all(isinstance(segment, str) and segment for segment in path):
+        raise ValueError(f"name: needs non-empty names, not {name!r:.80}")
+    return path
+
+
+def _timed_out(path: list[str], timeout: float | None) -> RPCTimeoutError:
+    within = "its caller's deadline" if timeout is None else f"{timeout} s"
+    return RPCTimeoutError(f"{'.'.join(path)}: no answer within {within}")

@@ -1,0 +1,70 @@
+"""What a handler can learn of the call that it serves."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Awaitable, Coroutine, Generator
+from contextvars import Context, ContextVar
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+T = TypeVar("T")
+
+_current: ContextVar[CallInfo | None] = ContextVar("anyio_kkrpc_current_call", default=None)
+
+
+class CallInfo(Struct, frozen=True):
+    """The request that a handler serves.
+
+    :ivar id: the caller's id of the request
+    :ivar method: dotted name of what was called
+    :ivar sender: id of the calling peer, ``None`` where the transport has one peer only
+    :ivar attempt: how often the request has been delivered, this time included
+    :ivar deadline: when the caller gives up, on AnyIO's clock (`anyio.current_time`), or ``None``
+    :ivar metadata: what the caller attached, such as ``traceparent``
+    """
+
+    id: str
+    method: str
+    sender: str | None
+    attempt: int
+    deadline: float | None
+    metadata: dict[str, Any]
+
+
+def current_call() -> CallInfo:
+    """Return the call that the running handler serves.
+
+    :raises LookupError: outside of a handler
+    """
+    info = _current.get()
+    if info is None:
+        raise LookupError("current_call() works only inside a handler")
+    return info
+
+
+@types.coroutine
+def run_in_context(context: Context, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Run a coroutine in the present task, but in a context of its own.
+
+    A task that serves one request after another would otherwise carry the context variables that
+    one handler sets into the next.
+    """
+    step, argument = coroutine.send, None
+    while True:
+        try:
+            awaited = context.run(step, argument)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        try:
+            argument = yield awaited
+        except BaseException as exc:  # whatever comes goes to the coroutine
+            step, argument = coroutine.throw, exc  # type: ignore[assignment]
+        else:
+            step = coroutine.send
+
+
+async def as_coroutine(awaitable: Awaitable[T]) -> T:
+    """Return a coroutine that awaits any awaitable, for `run_in_context`."""
+    return await awaitable

@@ -1,0 +1,90 @@
+"""Every public exception: when it is raised, and what to do about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anyio import BrokenResourceError, ClosedResourceError
+
+from ._protocol._errors import ProtocolError, RPCError
+
+__all__ = (
+    "DeliveryError",
+    "MethodNotFoundError",
+    "OverloadedError",
+    "ProtocolError",
+    "RPCError",
+    "RPCTimeoutError",
+    "RPCValidationError",
+    "RemoteError",
+    "TransportClosedError",
+    "TransportConnectionError",
+)
+
+
+class RemoteError(RPCError):
+    """The other side's handler, property, constructor or stream raised an exception.
+
+    :ivar name: class name of the exception there, such as ``"ValueError"``
+    :ivar message: its text
+    :ivar data: its public attributes that the codec could carry
+    :ivar traceback: its traceback as text, where the exposing side sends tracebacks, else ``None``
+    """
+
+    def __init__(
+        self,
+        name: str,
+        message: str,
+        data: dict[str, Any] | None = None,
+        traceback: str | None = None,
+    ) -> None:
+        super().__init__(name, message)
+        self.name = name
+        self.message = message
+        self.data: dict[str, Any] = {} if data is None else data
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}" if self.message else self.name
+
+
+class RPCTimeoutError(RPCError, TimeoutError):
+    """No answer came within the call's timeout. Whether the handler ran is not known."""
+
+
+class RPCValidationError(RPCError):
+    """Arguments, a result or a value don't fit the annotation of what was called.
+
+    :ivar phase: ``"input"`` or ``"output"``
+    :ivar method: dotted name of what was called
+    :ivar issues: one text for each wrong value, with its path
+    """
+
+    def __init__(self, phase: str, method: str, issues: list[str]) -> None:
+        super().__init__(phase, method, issues)
+        self.phase = phase
+        self.method = method
+        self.issues = issues
+
+    def __str__(self) -> str:
+        return f"{self.method}: invalid {self.phase}: {'; '.join(self.issues)}"
+
+
+class MethodNotFoundError(RPCError):
+    """The other side exposes nothing callable, readable or writable under that name."""
+
+
+class OverloadedError(RPCError):
+    """The request was refused or dropped because a queue or backlog was full. It did not run."""
+
+
+class DeliveryError(RPCError):
+    """The request could not be delivered to a handler that finishes it, and was given up."""
+
+
+class TransportClosedError(RPCError, ClosedResourceError):
+    """The channel or transport was closed by this side, or ended by its peer."""
+
+
+class TransportConnectionError(RPCError, BrokenResourceError):
+    """The connection could not be made, or was lost. ``__cause__`` holds the reason."""

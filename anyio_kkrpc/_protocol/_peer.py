@@ -1,0 +1,609 @@
+"""One side of a conversation without any I/O: records in, events out; wishes in, records out.
+
+A `Peer` holds the tables of calls made, requests served, callbacks given away and the two ends of
+streams. A driver feeds it what it received and sends what it returns. It never blocks, and it never
+calls user code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import count
+from typing import Any, Literal, TypeAlias
+
+from msgspec import UNSET, Struct
+
+from ._errors import ProtocolError
+from ._records import (
+    Bye,
+    CallbackCall,
+    CallbackRelease,
+    Cancel,
+    Record,
+    Reply,
+    Request,
+    StreamReply,
+    StreamRequest,
+)
+from ._state import (
+    CALL,
+    CALLBACK,
+    HANDLING,
+    CallbackInput,
+    CallbackState,
+    CallInput,
+    CallState,
+    ConsumerInput,
+    HandlingInput,
+    HandlingState,
+    advance,
+)
+from ._streams import Consumer, Producer
+from ._values import (
+    callback_envelope,
+    is_callback,
+    is_stream,
+    pack_argument,
+    pack_result,
+    stream_envelope,
+    unpack_argument,
+    unpack_result,
+)
+
+Operation: TypeAlias = Literal["call", "get", "set", "new"]
+
+
+class Call:
+    """A request that this side made.
+
+    :ivar value: the result, once ``state`` is ``ANSWERED``; a `Consumer` for a stream
+    :ivar error: the error as it came, once ``state`` is ``FAILED``
+    :ivar handle: the driver's object for it
+    """
+
+    __slots__ = ("callbacks", "error", "handle", "id", "producers", "recipient", "state", "value")
+
+    def __init__(self, call_id: str, recipient: str | None) -> None:
+        self.id = call_id
+        self.recipient = recipient
+        self.state = CallState.WAITING
+        self.value: Any = None
+        self.error: dict[str, Any] | None = None
+        self.handle: Any = None
+        self.callbacks: list[CallbackExport] | None = None
+        self.producers: list[Producer] | None = None
+
+
+class Handling:
+    """A request of another peer that this side serves.
+
+    :ivar consumers: streams that came as arguments, if any
+    :ivar producer: the stream that is its result, once it has been replied to with one
+    :ivar handle: the driver's object for it
+    """
+
+    __slots__ = ("consumers", "handle", "id", "producer", "sender", "state")
+
+    def __init__(self, request_id: str, sender: str | None) -> None:
+        self.id = request_id
+        self.sender = sender
+        self.state = HandlingState.RUNNING
+        self.handle: Any = None
+        self.consumers: list[Consumer] | None = None
+        self.producer: Producer | None = None
+
+
+class CallbackExport:
+    """A function that was passed to the other side.
+
+    :ivar uses: how often its id was sent, less how often it was released
+    """
+
+    __slots__ = ("function", "handle", "id", "state", "uses")
+
+    def __init__(self, callback_id: str, function: Callable[..., Any]) -> None:
+        self.id = callback_id
+        self.function = function
+        self.state = CallbackState.LIVE
+        self.uses = 0
+        self.handle: Any = None
+
+
+class CallFinished(Struct):
+    """A call has its result or error."""
+
+    call: Call
+
+
+class HandlingCancelled(Struct):
+    """The caller has stopped waiting for a request that runs here."""
+
+    handling: Handling
+
+
+class CallbackInvoked(Struct):
+    """The other side calls a function that was passed to it."""
+
+    export: CallbackExport
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+
+class CallbacksReleased(Struct):
+    """The other side will not call these functions again."""
+
+    exports: list[CallbackExport]
+
+
+class StreamItem(Struct):
+    """A stream has a new item."""
+
+    consumer: Consumer
+    value: Any
+
+
+class StreamEnded(Struct):
+    """A stream came to its end."""
+
+    consumer: Consumer
+
+
+class StreamFailed(Struct):
+    """A stream ended with an error of its source, or ``error`` is ``None``: items were lost."""
+
+    consumer: Consumer
+    error: dict[str, Any] | None
+
+
+class StreamPulled(Struct):
+    """The consumer allows more items."""
+
+    producer: Producer
+
+
+class StreamLeft(Struct):
+    """The consumer has left: close the source, then send ``answer``."""
+
+    producer: Producer
+    answer: StreamReply
+
+
+class Answer(Struct):
+    """Nothing for the driver but a record to send."""
+
+    record: Record
+    recipient: str | None
+
+
+class PeerLeft(Struct):
+    """A destroy signal came."""
+
+
+Event: TypeAlias = (
+    CallFinished
+    | HandlingCancelled
+    | CallbackInvoked
+    | CallbacksReleased
+    | StreamItem
+    | StreamEnded
+    | StreamFailed
+    | StreamPulled
+    | StreamLeft
+    | Answer
+    | PeerLeft
+)
+
+
+class Lost(Struct):
+    """What was open when the link went: all of it has been moved to its final state."""
+
+    calls: list[Call]
+    handlings: list[Handling]
+    callbacks: list[CallbackExport]
+    consumers: list[Consumer]
+    producers: list[Producer]
+
+
+class Peer:
+    """The protocol's state at one side.
+
+    :param prefix: text that makes this side's ids unique among all peers
+    :param remote_callback: makes the callable for a callback argument, from its id and its owner
+    """
+
+    def __init__(
+        self, prefix: str, remote_callback: Callable[[str, str | None], Callable[..., Any]]
+    ) -> None:
+        numbers = count(1)
+        self._new_id: Callable[[], str] = lambda: f"{prefix}{next(numbers):x}"
+        self._remote_callback = remote_callback
+        self.calls: dict[str, Call] = {}
+        self.handlings: dict[tuple[str | None, str], Handling] = {}
+        self.callbacks: dict[str, CallbackExport] = {}
+        self._callback_of: dict[Any, CallbackExport] = {}
+        self.consumers: dict[tuple[str | None, str], Consumer] = {}
+        self.producers: dict[str, Producer] = {}
+        self.ignored = 0
+
+    # Calls, at the caller's side
+
+    def call(
+        self,
+        op: Operation,
+        path: list[str],
+        recipient: str | None = None,
+        *,
+        args: Iterable[Any] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        value: Any = UNSET,
+        budget: int | None = None,
+        one_way: bool = False,
+        meta: dict[str, Any] | None = None,
+    ) -> tuple[Call, Request]:
+        """Make a request: its entry in the table (none if ``one_way``) and its record.
+
+        :param budget: milliseconds until the caller gives up
+        """
+        call = Call(self._new_id(), recipient)
+        request = Request(call.id, op, path)
+        if args is not None:
+            request.a = [pack_argument(arg, lambda v: self._export(v, call)) for arg in args]
+        if kwargs:
+            request.k = {
+                name: pack_argument(arg, lambda v: self._export(v, call))
+                for name, arg in kwargs.items()
+            }
+        if value is not UNSET:
+            request.v = pack_result(value, lambda v: self._export(v, call))
+        if budget is not None:
+            request.d = budget
+        if one_way:
+            request.o = True
+        else:
+            self.calls[call.id] = call
+        if meta:
+            request.meta = meta
+        return call, request
+
+    def finish_call(self, call: Call, step: CallInput) -> list[Producer]:
+        """End a call without an answer: ``TIMEOUT``, ``CANCEL`` or ``LOSE``.
+
+        What it had passed to the other side is taken back.
+
+        :return: the streams it passed, whose sources must be closed
+        """
+        call.state = advance(CALL, call.state, step)
+        self.calls.pop(call.id, None)
+        return self._take_back(call)
+
+    def _take_back(self, call: Call) -> list[Producer]:
+        for export in call.callbacks or ():
+            self._release(export)
+        producers = [producer for producer in call.producers or () if producer.open]
+        for producer in producers:
+            producer.lose()
+            self.producers.pop(producer.id, None)
+        return producers
+
+    # Requests, at the serving side
+
+    def handle(self, request: Request, sender: str | None) -> Handling:
+        """Enter a request that is about to be served.
+
+        :raises ProtocolError: if the same request of the same peer is being served already
+        """
+        key = (sender, request.id)
+        if key in self.handlings:
+            raise ProtocolError(f"request {request.id[:80]!r} is being served already")
+        handling = self.handlings[key] = Handling(request.id, sender)
+        return handling
+
+    def unpack(self, request: Request, handling: Handling) -> tuple[list[Any], dict[str, Any]]:
+        """Return the arguments, with callables and `Consumer`s in place of their envelopes."""
+        sender = handling.sender
+
+        def callback(callback_id: str) -> Callable[..., Any]:
+            return self._remote_callback(callback_id, sender)
+
+        def stream(stream_id: str) -> Consumer:
+            consumer = self._consume(stream_id, sender, request.id)
+            if handling.consumers is None:
+                handling.consumers = []
+            handling.consumers.append(consumer)
+            return consumer
+
+        args = [] if request.a is UNSET else request.a
+        kwargs = {} if request.k is UNSET else request.k
+        if args:
+            args = [
+                unpack_argument(item, callback, stream) if item.__class__ is dict else item
+                for item in args
+            ]
+        if kwargs:
+            kwargs = {
+                name: unpack_argument(item, callback, stream) for name, item in kwargs.items()
+            }
+        return args, kwargs
+
+    def unpack_value(self, request: Request, handling: Handling) -> Any:
+        """Return the value of a ``set``."""
+        return unpack_result(
+            request.v, lambda stream_id: self._consume(stream_id, handling.sender, request.id)
+        )
+
+    def reply(self, handling: Handling, value: Any) -> Reply:
+        """Finish a request with a result. A stream result is entered in the table."""
+        self._finish(handling, HandlingInput.FINISH)
+        return Reply(handling.id, pack_result(value, lambda v: self._export_result(v, handling)))
+
+    def reply_error(self, handling: Handling, error: dict[str, Any]) -> Reply:
+        """Finish a request with an error."""
+        self._finish(handling, HandlingInput.FINISH)
+        return Reply(handling.id, e=error)
+
+    def drop(self, handling: Handling) -> None:
+        """Finish a request without a reply."""
+        self._finish(handling, HandlingInput.FINISH)
+
+    def _finish(self, handling: Handling, step: HandlingInput) -> None:
+        handling.state = advance(HANDLING, handling.state, step)
+        self.handlings.pop((handling.sender, handling.id), None)
+
+    # Callbacks
+
+    def callback_call(
+        self, callback_id: str, args: Iterable[Any], kwargs: dict[str, Any] | None
+    ) -> CallbackCall:
+        """Return the record that calls a function of the other side."""
+        refuse: Callable[[Any], None] = _no_export
+        record = CallbackCall(callback_id, [pack_argument(arg, refuse) for arg in args])
+        if kwargs:
+            record.k = {name: pack_argument(arg, refuse) for name, arg in kwargs.items()}
+        return record
+
+    def _export(self, value: Any, call: Call) -> dict[str, Any] | None:
+        if is_stream(value):
+            producer = self._produce(value, call.recipient)
+            if call.producers is None:
+                call.producers = []
+            call.producers.append(producer)
+            return stream_envelope(producer.id)
+        if not is_callback(value):
+            return None
+        export = self._export_callback(value)
+        if call.callbacks is None:
+            call.callbacks = []
+        call.callbacks.append(export)
+        return callback_envelope(export.id)
+
+    def _export_result(self, value: Any, handling: Handling) -> dict[str, Any] | None:
+        if not is_stream(value):
+            return None
+        handling.producer = self._produce(value, handling.sender)
+        return stream_envelope(handling.producer.id)
+
+    def _export_callback(self, function: Callable[..., Any]) -> CallbackExport:
+        key = _identity(function)
+        export = self._callback_of.get(key)
+        if export is None:
+            export = CallbackExport(self._new_id(), function)
+            self.callbacks[export.id] = self._callback_of[key] = export
+        export.state = advance(CALLBACK, export.state, CallbackInput.EXPORT)
+        export.uses += 1
+        return export
+
+    def _release(self, export: CallbackExport) -> bool:
+        if export.state is CallbackState.RELEASED:
+            return False
+        export.uses -= 1
+        last = export.uses <= 0
+        step = CallbackInput.RELEASE_LAST if last else CallbackInput.RELEASE
+        export.state = advance(CALLBACK, export.state, step)
+        if last:
+            del self.callbacks[export.id]
+            del self._callback_of[_identity(export.function)]
+        return last
+
+    # Streams
+
+    def _produce(self, source: Any, consumer: str | None) -> Producer:
+        producer = Producer(self._new_id(), consumer, source, self._new_id)
+        self.producers[producer.id] = producer
+        return producer
+
+    def _consume(self, stream_id: str, producer: str | None, call_id: str) -> Consumer:
+        key = (producer, stream_id)
+        if key in self.consumers:
+            raise ProtocolError(f"stream {stream_id[:80]!r} was passed twice")
+        consumer = self.consumers[key] = Consumer(stream_id, producer, call_id, self._new_id)
+        return consumer
+
+    def leave(self, consumer: Consumer) -> StreamRequest | None:
+        """End a stream early at the reading side; return what tells the producer, if any."""
+        record = consumer.leave()
+        if record is None:
+            self.consumers.pop((consumer.producer, consumer.id), None)
+        return record
+
+    def end_production(self, producer: Producer, error: dict[str, Any] | None) -> StreamReply:
+        """End a stream at the source's side; return the record that says so."""
+        self.producers.pop(producer.id, None)
+        return producer.end() if error is None else producer.fail(error)
+
+    def forget(self, producer: Producer) -> None:
+        """Drop a stream without a record: its consumer has left or is gone."""
+        self.producers.pop(producer.id, None)
+        producer.lose()
+
+    # What comes in
+
+    def receive(self, record: Record, sender: str | None) -> Event | None:
+        """Take a record that is not a request.
+
+        :return: what happened, or ``None`` if the record is out of date and was ignored
+        :raises ProtocolError: if it isn't legal; nothing has changed then
+        """
+        return _RECEIVE[record.__class__](self, record, sender)
+
+    def _receive_reply(self, record: Reply, sender: str | None) -> Event | None:
+        call = self.calls.get(record.id)
+        if call is None or (call.recipient is not None and call.recipient != sender):
+            return self._late_reply(record, sender)
+        if record.e is UNSET:
+            value = record.v
+            if value.__class__ is dict or value is UNSET:
+                value = unpack_result(
+                    value, lambda stream_id: self._consume(stream_id, sender, call.id)
+                )
+            call.value = value
+            call.state = advance(CALL, call.state, CallInput.RESULT)
+        else:
+            call.error = record.e
+            call.state = advance(CALL, call.state, CallInput.ERROR)
+        del self.calls[record.id]
+        return CallFinished(call)
+
+    def _late_reply(self, record: Reply, sender: str | None) -> Event | None:
+        self.ignored += 1
+        late: list[str] = []
+        unpack_result(record.v, late.append)
+        if not late:
+            return None
+        # Nobody will read that stream: its source must not wait for ever.
+        return Answer(StreamRequest(id=self._new_id(), sid=late[0], op="return"), sender)
+
+    def _receive_cancel(self, record: Cancel, sender: str | None) -> Event | None:
+        handling = self.handlings.get((sender, record.id))
+        if handling is None:
+            self.ignored += 1
+            return None
+        handling.state = advance(HANDLING, handling.state, HandlingInput.CANCEL)
+        return HandlingCancelled(handling)
+
+    def _receive_callback(self, record: CallbackCall, sender: str | None) -> Event | None:
+        export = self.callbacks.get(record.id)
+        if export is None:
+            self.ignored += 1
+            return None
+        export.state = advance(CALLBACK, export.state, CallbackInput.CALL)
+
+        def unpack(item: Any) -> Any:
+            return unpack_argument(item, _refuse, _refuse)
+
+        kwargs = {} if record.k is UNSET else {k: unpack(v) for k, v in record.k.items()}
+        return CallbackInvoked(export, [unpack(item) for item in record.a], kwargs)
+
+    def _receive_release(self, record: CallbackRelease, sender: str | None) -> Event | None:
+        released = []
+        for callback_id in record.ids:
+            export = self.callbacks.get(callback_id)
+            if export is None:
+                self.ignored += 1
+            elif self._release(export):
+                released.append(export)
+        return CallbacksReleased(released) if released else None
+
+    def _receive_stream_request(self, record: StreamRequest, sender: str | None) -> Event | None:
+        producer = self.producers.get(record.sid)
+        if producer is None or (producer.consumer is not None and producer.consumer != sender):
+            return self._unknown_stream(record, sender)
+        if record.op == "pull":
+            producer.pull(record.n)
+            producer.consumer = sender
+            return StreamPulled(producer)
+        producer.leave()
+        producer.consumer = sender
+        return StreamLeft(producer, StreamReply(id=record.id, sid=record.sid, d=True))
+
+    def _unknown_stream(self, record: StreamRequest, sender: str | None) -> Event:
+        answer = StreamReply(id=record.id, sid=record.sid)
+        if record.op == "return":
+            answer.d = True
+            answer.v = record.v
+        else:
+            answer.e = {"n": "Error", "m": f"Unknown RPC stream {record.sid[:80]}"}
+        return Answer(answer, sender)
+
+    def _receive_stream_reply(self, record: StreamReply, sender: str | None) -> Event | None:
+        key = (sender, record.sid)
+        consumer = self.consumers.get(key)
+        if consumer is None:
+            self.ignored += 1
+            return None
+        step = consumer.receive(record)
+        if consumer.finished:
+            del self.consumers[key]
+        if step is None:
+            self.ignored += 1
+            return None
+        if step is ConsumerInput.ITEM:
+            value = record.v
+            return StreamItem(consumer, None if value is UNSET else value)
+        if step is ConsumerInput.END:
+            return StreamEnded(consumer)
+        return StreamFailed(consumer, None if record.e is UNSET else record.e)
+
+    def _receive_bye(self, record: Bye, sender: str | None) -> Event:
+        return PeerLeft()
+
+    def _receive_request(self, record: Request, sender: str | None) -> Event | None:
+        raise ProtocolError("a request must be entered with handle()")
+
+    # The end
+
+    def lose(self) -> Lost:
+        """Move everything that is open to its final state, because the link is gone."""
+        lost = Lost(
+            list(self.calls.values()),
+            list(self.handlings.values()),
+            list(self.callbacks.values()),
+            list(self.consumers.values()),
+            list(self.producers.values()),
+        )
+        for call in lost.calls:
+            call.state = advance(CALL, call.state, CallInput.LOSE)
+        for handling in lost.handlings:
+            handling.state = advance(HANDLING, handling.state, HandlingInput.LOSE)
+        for export in lost.callbacks:
+            export.state = advance(CALLBACK, export.state, CallbackInput.LOSE)
+        for consumer in lost.consumers:
+            consumer.lose()
+        for producer in lost.producers:
+            producer.lose()
+        self.calls.clear()
+        self.handlings.clear()
+        self.callbacks.clear()
+        self._callback_of.clear()
+        self.consumers.clear()
+        self.producers.clear()
+        return lost
+
+
+_RECEIVE: dict[type, Callable[[Peer, Any, str | None], Event | None]] = {
+    Reply: Peer._receive_reply,
+    Cancel: Peer._receive_cancel,
+    CallbackCall: Peer._receive_callback,
+    CallbackRelease: Peer._receive_release,
+    StreamRequest: Peer._receive_stream_request,
+    StreamReply: Peer._receive_stream_reply,
+    Bye: Peer._receive_bye,
+    Request: Peer._receive_request,
+}
+
+
+def _identity(function: Callable[..., Any]) -> Any:
+    """Return what tells functions apart: bound methods are equal, though made anew each time."""
+    try:
+        hash(function)
+    except TypeError:
+        return id(function)
+    return function
+
+
+def _no_export(value: Any) -> None:
+    if is_stream(value) or is_callback(value):
+        raise TypeError("a callback takes values, not further callbacks or streams")
+
+
+def _refuse(identifier: str) -> Any:
+    raise ProtocolError("a callback was called with a callback or a stream")

@@ -1,0 +1,128 @@
+"""The records that travel between peers: kkrpc 2's compact messages and this library's additions.
+
+Each is a tagged struct: ``t`` in a message names the class. Members are named as on the wire, so
+that one declaration is schema, validation and codec at once. A member that is absent is ``UNSET``,
+never null: a null where a member is optional makes the record invalid, as in kkrpc.
+
+====  ==================  =====================================================================
+t     class               meaning
+====  ==================  =====================================================================
+q     `Request`           call a function, get or set a property, construct
+r     `Reply`             result (``v``) or error (``e``) of the request with the same ``id``
+cb    `CallbackCall`      call a function that was passed as an argument; has no reply
+cbr   `CallbackRelease`   the functions with these ids will not be called again
+sq    `StreamRequest`     consumer to producer: pull ``n`` items, or end early
+sr    `StreamReply`       producer to consumer: an item, the end or an error
+x     `Cancel`            the caller no longer wants the request ``id`` (ours)
+bye   `Bye`               end your channel: the destroy signal (ours)
+====  ==================  =====================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+from msgspec import UNSET, Struct, UnsetType
+
+__all__ = (
+    "Bye",
+    "CallbackCall",
+    "CallbackRelease",
+    "Cancel",
+    "Record",
+    "Reply",
+    "Request",
+    "StreamReply",
+    "StreamRequest",
+)
+
+
+class Request(Struct, tag_field="t", tag="q", omit_defaults=True):
+    """A request: ``op`` applied to the path ``p``.
+
+    :ivar id: unique for the sender; its reply bears it
+    :ivar op: ``call``, ``get``, ``set``, ``new`` (construct); ``ref`` (kkrpc's remote references)
+        is answered with an error
+    :ivar p: path, a segment for each name; segments are never split at dots
+    :ivar a: positional arguments of ``call`` and ``new``, each bare or in kkrpc's argument envelope
+    :ivar v: the value of ``set``
+    :ivar k: keyword arguments (ours)
+    :ivar d: time budget from sending to reply, in milliseconds (ours)
+    :ivar o: true if the sender wants no reply (ours)
+    :ivar meta: metadata such as ``traceparent``
+    """
+
+    id: str
+    op: Literal["call", "get", "set", "new", "ref"]
+    p: list[str]
+    a: list[Any] | UnsetType = UNSET
+    v: Any = UNSET
+    k: dict[str, Any] | UnsetType = UNSET
+    d: int | float | UnsetType = UNSET
+    o: bool | UnsetType = UNSET
+    meta: dict[str, Any] | UnsetType = UNSET
+
+
+class Reply(Struct, tag_field="t", tag="r", omit_defaults=True):
+    """The reply to a request: a result ``v`` (absent for undefined) or an error ``e``.
+
+    An error has ``n`` (name), ``m`` (message), ``s`` (traceback, if sent) and the exception's own
+    fields beside them.
+    """
+
+    id: str
+    v: Any = UNSET
+    e: dict[str, Any] | UnsetType = UNSET
+
+
+class CallbackCall(Struct, tag_field="t", tag="cb", omit_defaults=True):
+    """Call the callback ``id`` with positional arguments ``a`` and keyword arguments ``k``."""
+
+    id: str
+    a: list[Any]
+    k: dict[str, Any] | UnsetType = UNSET
+
+
+class CallbackRelease(Struct, tag_field="t", tag="cbr"):
+    """The sender dropped the callbacks ``ids``."""
+
+    ids: list[str]
+
+
+class StreamRequest(Struct, tag_field="t", tag="sq", omit_defaults=True):
+    """From a stream's consumer: ``pull`` allows ``n`` more items; ``return``, ``throw`` end it."""
+
+    id: str
+    sid: str
+    op: Literal["pull", "return", "throw"]
+    n: Any = UNSET
+    v: Any = UNSET
+
+
+class StreamReply(Struct, tag_field="t", tag="sr", omit_defaults=True):
+    """From a stream's producer: an item (``d`` false), the end (``d`` true) or an error ``e``.
+
+    :ivar i: index of the item, from 0, so that a lost or doubled one is seen (ours)
+    """
+
+    id: str
+    sid: str
+    d: bool | UnsetType = UNSET
+    v: Any = UNSET
+    e: dict[str, Any] | UnsetType = UNSET
+    i: int | UnsetType = UNSET
+
+
+class Cancel(Struct, tag_field="t", tag="x"):
+    """The sender of request ``id`` has stopped waiting for it."""
+
+    id: str
+
+
+class Bye(Struct, tag_field="t", tag="bye"):
+    """The destroy signal: peers that honor it end their channels."""
+
+
+Record: TypeAlias = (
+    Request | Reply | CallbackCall | CallbackRelease | StreamRequest | StreamReply | Cancel | Bye
+)

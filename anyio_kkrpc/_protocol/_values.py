@@ -1,0 +1,98 @@
+"""Arguments and results on the wire: kkrpc's envelopes for values, callbacks and streams.
+
+A value travels bare. It is wrapped in an envelope only if it is a callback or a stream, or if it is
+a mapping that a receiver would take for an envelope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import UNSET
+
+from ._errors import ProtocolError
+
+ARGUMENT = "__kkrpc_next_arg__"
+STREAM = "__kkrpc_next_stream__"
+_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
+
+Export = Callable[[Any], "dict[str, Any] | None"]
+
+
+def is_stream(value: Any) -> bool:
+    """Whether the value is sent as a stream: any asynchronous iterable."""
+    return hasattr(type(value), "__aiter__")
+
+
+def is_callback(value: Any) -> bool:
+    """Whether the value is sent as a callback: anything callable but a class."""
+    return callable(value) and not isinstance(value, type)
+
+
+def callback_envelope(callback_id: str) -> dict[str, Any]:
+    """The envelope of a callback argument."""
+    return {ARGUMENT: "callback", "id": callback_id}
+
+
+def stream_envelope(stream_id: str) -> dict[str, Any]:
+    """The envelope of a stream, as a result or within a value envelope."""
+    return {STREAM: "async-iterable", "id": stream_id}
+
+
+def pack_argument(value: Any, export: Export) -> Any:
+    """Return what stands for ``value`` in a list of arguments.
+
+    :param export: returns the envelope of a callback or stream, and ``None`` for other values
+    """
+    if value.__class__ in _PLAIN:
+        return value
+    if isinstance(value, dict):
+        return {ARGUMENT: "value", "v": value} if ARGUMENT in value or STREAM in value else value
+    envelope = export(value)
+    if envelope is None:
+        return value
+    return {ARGUMENT: "value", "v": envelope} if STREAM in envelope else envelope
+
+
+def unpack_argument(item: Any, callback: Callable[[str], Any], stream: Callable[[str], Any]) -> Any:
+    """Return the value that ``item`` in a list of arguments stands for.
+
+    :param callback: returns the callable for a callback id
+    :param stream: returns the asynchronous iterator for a stream id
+    :raises ProtocolError: if it is a malformed envelope
+    """
+    if item.__class__ is not dict or ARGUMENT not in item:
+        return item
+    kind = item[ARGUMENT]
+    if kind == "value":
+        value = item.get("v")
+        return unpack_result(value, stream) if value.__class__ is dict else value
+    if kind == "callback":
+        callback_id = item.get("id")
+        if isinstance(callback_id, str):
+            return callback(callback_id)
+        raise ProtocolError("a callback argument without a string id")
+    raise ProtocolError(f"an argument of unknown kind {str(kind)[:40]!r}")
+
+
+def pack_result(value: Any, export: Export) -> Any:
+    """Return what stands for ``value`` as the result of a request or an item of a stream."""
+    if value.__class__ in _PLAIN or isinstance(value, dict):
+        return value
+    envelope = export(value)
+    return value if envelope is None else envelope
+
+
+def unpack_result(value: Any, stream: Callable[[str], Any]) -> Any:
+    """Return the value that a result stands for: itself, or the iterator of a stream.
+
+    A mapping that merely resembles a stream envelope is a plain value.
+    """
+    if value is UNSET:
+        return None
+    if value.__class__ is dict and value.get(STREAM) == "async-iterable" and len(value) == 2:
+        stream_id = value.get("id")
+        if isinstance(stream_id, str):
+            return stream(stream_id)
+    return value

@@ -1,0 +1,227 @@
+"""The remote API as an object: attribute access makes paths, and never does I/O."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import AsyncIterator, Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec import UNSET, Struct
+
+from ._streaming import RemoteStream
+from ._typing import NO_TYPES, TypesOf
+
+if TYPE_CHECKING:
+    from ._channel import RPCChannel
+
+__all__ = ("RemoteAPI", "RemoteCall", "with_call_options")
+
+P = TypeVar("P")
+
+
+class CallOptions(Struct, frozen=True):
+    """How calls through a proxy are made.
+
+    :ivar to: id of the peer that is to serve it, ``None`` for any
+    :ivar timeout: seconds, ``None`` for none; the default is the channel's
+    :ivar reply: whether a reply is wanted
+    :ivar metadata: travels with the request
+    """
+
+    to: str | None = None
+    timeout: Any = UNSET
+    reply: bool = True
+    metadata: dict[str, Any] | None = None
+
+
+class RemoteCall:
+    """A call that is made when it is awaited, iterated over, or entered as a context manager.
+
+    ``await call`` gives the result. ``async for item in call`` and ``async with call as items`` are
+    for results that are streams.
+    """
+
+    __slots__ = ("_args", "_kwargs", "_proxy", "_stream", "_used")
+
+    def __init__(self, proxy: RemoteAPI, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._proxy = proxy
+        self._args = args
+        self._kwargs = kwargs
+        self._stream: RemoteStream[Any] | None = None
+        self._used = False
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._make().__await__()
+
+    async def _make(self) -> Any:
+        if self._used:
+            raise RuntimeError("a call can be made once; call the method again")
+        self._used = True
+        proxy = self._proxy
+        result = await proxy._rpc_channel._request(
+            "call",
+            list(proxy._rpc_path),
+            proxy._rpc_options,
+            args=self._args,
+            kwargs=self._kwargs,
+        )
+        return proxy._rpc_types.convert_result(result, proxy._rpc_path)
+
+    async def _open(self) -> RemoteStream[Any]:
+        result = await self._make()
+        if not isinstance(result, RemoteStream):
+            raise TypeError(
+                f"{'.'.join(self._proxy._rpc_path)}() did not return a stream but "
+                f"{type(result).__name__}"
+            )
+        return result
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return _LazyStream(self)
+
+    async def __aenter__(self) -> RemoteStream[Any]:
+        self._stream = await self._open()
+        return self._stream
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if self._stream is not None:
+            await self._stream.__aexit__(exc_type, exc, tb)
+
+    def __del__(self) -> None:
+        if not self._used:
+            name = ".".join(self._proxy._rpc_path)
+            warnings.warn(
+                f"remote call {name}() was never awaited", RuntimeWarning, stacklevel=2, source=self
+            )
+
+
+class _LazyStream:
+    """``async for item in api.method()``: the call is made when the first item is wanted."""
+
+    __slots__ = ("_call", "_stream")
+
+    def __init__(self, call: RemoteCall) -> None:
+        self._call = call
+        self._stream: RemoteStream[Any] | None = None
+
+    def __aiter__(self) -> _LazyStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._stream is None:
+            self._stream = await self._call._open()
+        return await self._stream.__anext__()
+
+    async def aclose(self) -> None:
+        """End the stream."""
+        if self._stream is not None:
+            await self._stream.aclose()
+
+
+class RemoteAPI:
+    """What the other side exposes.
+
+    ``api.name`` and ``api["any name"]`` go deeper, ``api.name(...)`` makes a call, and
+    ``await api.name`` reads a property.
+    """
+
+    __slots__ = ("__dict__", "_rpc_channel", "_rpc_options", "_rpc_path", "_rpc_types")
+
+    _rpc_channel: RPCChannel
+    _rpc_path: tuple[str, ...]
+    _rpc_options: CallOptions
+    _rpc_types: TypesOf
+
+    def __init__(
+        self,
+        channel: RPCChannel,
+        path: tuple[str, ...],
+        options: CallOptions,
+        types: TypesOf = NO_TYPES,
+    ) -> None:
+        set_slot = object.__setattr__
+        set_slot(self, "_rpc_channel", channel)
+        set_slot(self, "_rpc_path", path)
+        set_slot(self, "_rpc_options", options)
+        set_slot(self, "_rpc_types", types)
+
+    def __getattr__(self, name: str) -> RemoteAPI:
+        if name.startswith("_"):
+            raise AttributeError(f"{name!r} starts with an underscore and can't be remote")
+        child = self[name]
+        self.__dict__[name] = child  # the next access finds it without coming here
+        return child
+
+    def __getitem__(self, name: str) -> RemoteAPI:
+        if not isinstance(name, str):
+            raise TypeError(f"a remote name is a str, not {type(name).__name__}")
+        return RemoteAPI(
+            self._rpc_channel,
+            (*self._rpc_path, name),
+            self._rpc_options,
+            self._rpc_types.child(name),
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("use: await channel.set_property(name, value)")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> RemoteCall:
+        return RemoteCall(self, args, kwargs)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._get().__await__()
+
+    async def _get(self) -> Any:
+        value = await self._rpc_channel._request("get", list(self._rpc_path), self._rpc_options)
+        return self._rpc_types.convert_value(value, self._rpc_path)
+
+    def __repr__(self) -> str:
+        return f"<RemoteAPI {'.'.join(self._rpc_path)}>"
+
+    def _with(self, options: CallOptions) -> RemoteAPI:
+        return RemoteAPI(self._rpc_channel, self._rpc_path, options, self._rpc_types)
+
+
+def with_call_options(
+    api: P,
+    *,
+    timeout: float | Any | None = UNSET,
+    reply: bool = True,
+    metadata: dict[str, Any] | None = None,
+) -> P:
+    """Return a proxy like ``api`` whose calls are made with these options.
+
+    :param timeout: seconds until `RPCTimeoutError`; ``None`` waits for ever
+    :param reply: if false, a call returns ``None`` as soon as the request was accepted for
+        delivery; its result and errors are not reported
+    :param metadata: travels with each request, see `current_call`
+    :raises TypeError: if ``api`` is not a proxy from `RPCChannel.get_api`
+    :raises ValueError: if ``timeout`` is not positive
+    """
+    if not isinstance(api, RemoteAPI):
+        raise TypeError(f"with_call_options: needs a proxy from get_api(), not {api!r:.80}")
+    check_timeout(timeout)
+    old = api._rpc_options
+    options = CallOptions(
+        to=old.to,
+        timeout=old.timeout if timeout is UNSET else timeout,
+        reply=reply,
+        metadata=old.metadata if metadata is None else metadata,
+    )
+    return api._with(options)  # type: ignore[return-value]
+
+
+def check_timeout(timeout: Any) -> None:
+    """Refuse a timeout that is neither positive, ``None`` nor unset."""
+    if timeout is UNSET or timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout: seconds or None, not {timeout!r}")
+    if not timeout > 0:
+        raise ValueError(f"timeout: must be positive, not {timeout!r}")

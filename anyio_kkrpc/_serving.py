@@ -1,0 +1,323 @@
+"""The serving side of a channel: requests are taken, run, and settled.
+
+A set of standing tasks takes requests from the transport, so that a request costs no task and no
+cancel scope of its own. Each task runs in a scope; a request that is cancelled or out of time
+cancels the scope of the task that runs it, and that task then goes on in a new one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from contextvars import Context, copy_context
+from time import perf_counter
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import (
+    CancelScope,
+    EndOfStream,
+    current_effective_deadline,
+    current_time,
+    get_cancelled_exc_class,
+    to_thread,
+)
+from anyio.abc import TaskGroup
+from msgspec import UNSET
+
+from ._context import CallInfo, _current, as_coroutine, run_in_context
+from ._errors_wire import handler_error, library_error
+from ._exceptions import (
+    MethodNotFoundError,
+    ProtocolError,
+    RPCError,
+    RPCValidationError,
+    TransportClosedError,
+    TransportConnectionError,
+)
+from ._exposure import Exposed, Method, Property
+from ._protocol._peer import Handling
+from ._protocol._records import Reply, Request
+from ._protocol._streams import Consumer
+from ._streaming import Inflow, Pump, RemoteStream
+from .abc import Envelope
+
+if TYPE_CHECKING:
+    from ._channel import RPCChannel
+
+logger = logging.getLogger("anyio_kkrpc")
+
+# Idle tasks that are kept for the next burst.
+_MAX_IDLE = 64
+# A synchronous handler that holds the event loop longer than this, in seconds, is warned about.
+SLOW_HANDLER = 0.1
+_MAX_NAME = 200
+_MAX_SEGMENTS = 32
+_REMOTE_REFERENCES = "Remote reference operations require kkrpc/remote-refs"
+_ENDS = (EndOfStream, TransportClosedError, TransportConnectionError)
+
+
+_Operation = Callable[["Server", Request, Handling, Context], Awaitable[Any]]
+
+
+class NoReply(Exception):
+    """The request isn't answered: it is out of time, or another peer of a broadcast may know it."""
+
+
+class Refused(Exception):
+    """The library itself, not a handler, refuses the request with ``error``."""
+
+    def __init__(self, error: RPCError) -> None:
+        self.error = error
+
+
+class Server:
+    """Serves the requests of one channel."""
+
+    def __init__(self, channel: RPCChannel, exposed: Exposed, max_concurrency: int) -> None:
+        self._channel = channel
+        self._exposed = exposed
+        self._peer = channel._peer
+        self._transport = channel._transport
+        self._broadcast = channel._transport.capabilities.broadcast
+        self.limit = max_concurrency
+        self._tasks = 0
+        self._idle = 0
+        self._group: TaskGroup | None = None
+        self.expired = 0
+        self.served = 0
+
+    async def run(self) -> None:
+        """Serve until the transport ends or the scope is cancelled."""
+        async with anyio.create_task_group() as self._group:
+            self._start_task()
+
+    def cancel(self) -> None:
+        """Cancel all handlers and stop serving."""
+        if self._group is not None:
+            self._group.cancel_scope.cancel()
+
+    def _start_task(self) -> None:
+        assert self._group is not None
+        self._tasks += 1
+        self._idle += 1
+        self._group.start_soon(self._work, name="anyio_kkrpc handler")
+
+    async def _work(self) -> None:
+        try:
+            while True:
+                running: list[Envelope] = []
+                with CancelScope() as scope:
+                    if not await self._serve_requests(scope, running):
+                        return
+                # The request was cancelled or ran out of time: nobody waits for a reply.
+                self._idle += 1
+                for envelope in running:
+                    await self._transport.settle(envelope, None)
+        except _ENDS:
+            return
+        finally:
+            self._tasks -= 1
+
+    async def _serve_requests(self, scope: CancelScope, running: list[Envelope]) -> bool:
+        """Serve one request after the other; return false if this task isn't needed any more."""
+        receive, settle = self._transport.receive, self._transport.settle
+        while True:
+            envelope = await receive()
+            running.append(envelope)
+            self._idle -= 1
+            if not self._idle and self._tasks < self.limit:
+                self._start_task()
+            try:
+                reply = await self._answer(envelope, scope)
+            except NoReply:
+                reply = None
+            else:
+                self.served += 1
+            running.clear()
+            if reply is None:
+                await settle(envelope, None)
+            else:
+                await self._settle(envelope, reply)
+            self._idle += 1
+            if self._idle > _MAX_IDLE:
+                self._idle -= 1
+                return False
+
+    async def _settle(self, envelope: Envelope, reply: Reply) -> None:
+        try:
+            await self._transport.settle(envelope, Envelope(reply, recipient=envelope.sender))
+        except _ENDS:
+            raise
+        except Exception as exc:  # a result that can't be sent is the handler's error
+            error = Reply(reply.id, e=handler_error(exc))
+            await self._transport.settle(envelope, Envelope(error, recipient=envelope.sender))
+
+    async def _answer(self, envelope: Envelope, scope: CancelScope) -> Reply | None:
+        request = envelope.record
+        assert isinstance(request, Request)
+        deadline: float | None = None
+        if request.d is not UNSET:
+            now = current_time()
+            deadline = (now if envelope.sent_at is None else envelope.sent_at) + request.d / 1000
+            if deadline <= now:
+                self.expired += 1
+                raise NoReply
+        try:
+            handling = self._peer.handle(request, envelope.sender)
+        except ProtocolError as exc:
+            self._channel._refuse(exc)
+            raise NoReply from None
+        timer = None
+        if deadline is not None:
+            timer = self._channel._timer.at(deadline, scope.cancel)
+        handling.handle = scope
+        try:
+            reply = await self._run(envelope, request, handling, deadline)
+        except BaseException:
+            self._peer.drop(handling)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            for consumer in handling.consumers or ():
+                if consumer.handle is None:  # never opened: the request was refused
+                    self._channel._abandon_stream(consumer)
+        return None if request.o is True else reply
+
+    async def _run(
+        self, envelope: Envelope, request: Request, handling: Handling, deadline: float | None
+    ) -> Reply:
+        info = CallInfo(
+            request.id,
+            ".".join(request.p[:_MAX_SEGMENTS]),
+            envelope.sender,
+            envelope.attempt,
+            deadline,
+            {} if request.meta is UNSET else request.meta,
+        )
+        context = copy_context()
+        context.run(_current.set, info)
+        try:
+            value = await _OPERATIONS[request.op](self, request, handling, context)
+        except Refused as exc:
+            if self._broadcast and envelope.recipient is None and _is_not_found(exc.error):
+                raise NoReply from None
+            return self._peer.reply_error(handling, library_error(exc.error))
+        except get_cancelled_exc_class() as exc:
+            if current_effective_deadline() == float("-inf"):
+                raise
+            return self._peer.reply_error(handling, self._wire_error(exc))
+        except Exception as exc:  # whatever a handler raises goes to its caller
+            return self._peer.reply_error(handling, self._wire_error(exc))
+        reply = self._peer.reply(handling, value)
+        if handling.producer is not None:
+            Pump(self._channel, handling.producer, context)
+        return reply
+
+    def _wire_error(self, exc: BaseException) -> dict[str, Any]:
+        return handler_error(exc, traceback=self._channel._send_tracebacks)
+
+    # Operations
+
+    async def _call(self, request: Request, handling: Handling, context: Context) -> Any:
+        method = self._exposed.methods.get(tuple(request.p))
+        if method is None:
+            raise _not_found(request, "is not a function")
+        return await self._invoke(method, request, handling, context)
+
+    async def _construct(self, request: Request, handling: Handling, context: Context) -> Any:
+        cls = self._exposed.classes.get(tuple(request.p))
+        if cls is None:
+            raise _not_found(request, "is not a constructor")
+        return own_fields(await self._invoke(cls, request, handling, context))
+
+    async def _get(self, request: Request, handling: Handling, context: Context) -> Any:
+        value = context.run(self._property(request).get)
+        if inspect.isawaitable(value):
+            value = await run_in_context(context, as_coroutine(value))
+        return value
+
+    async def _set(self, request: Request, handling: Handling, context: Context) -> Any:
+        entry = self._property(request)
+        if not entry.writable:
+            raise Refused(MethodNotFoundError(f"{entry.name} is not writable"))
+        try:
+            value = entry.convert(self._peer.unpack_value(request, handling))
+        except (ProtocolError, RPCValidationError) as exc:
+            raise Refused(exc) from None
+        context.run(entry.set, value)
+        return True
+
+    async def _reference(self, request: Request, handling: Handling, context: Context) -> Any:
+        raise Refused(ProtocolError(_REMOTE_REFERENCES))
+
+    def _property(self, request: Request) -> Property:
+        entry = self._exposed.properties.get(tuple(request.p))
+        if entry is None:
+            raise _not_found(request, "is not a property")
+        return entry
+
+    async def _invoke(
+        self, method: Method, request: Request, handling: Handling, context: Context
+    ) -> Any:
+        try:
+            args, kwargs = self._peer.unpack(request, handling)
+            if handling.consumers:
+                args = [self._open_stream(value) for value in args]
+                kwargs = {name: self._open_stream(value) for name, value in kwargs.items()}
+            checked, kwargs = method.arguments.convert(args, kwargs)
+        except (ProtocolError, RPCValidationError) as exc:
+            raise Refused(exc) from None
+        if method.in_thread:
+            # A copy, because the context can't be entered twice and the thread may outlive a step.
+            return await to_thread.run_sync(
+                lambda: context.copy().run(method.function, *checked, **kwargs)
+            )
+        started = perf_counter()
+        result = context.run(method.function, *checked, **kwargs)
+        if perf_counter() - started > SLOW_HANDLER:
+            logger.warning(
+                "%s() held the event loop for %.2f s; declare it with @in_thread, or make it async",
+                method.name,
+                perf_counter() - started,
+            )
+        if result.__class__ is CoroutineType:
+            return await run_in_context(context, result)
+        if inspect.isawaitable(result):
+            return await run_in_context(context, as_coroutine(result))
+        return result
+
+    def _open_stream(self, value: Any) -> Any:
+        if isinstance(value, Consumer):
+            return RemoteStream(Inflow(self._channel, value, self._channel._timeout))
+        return value
+
+
+_OPERATIONS: dict[str, _Operation] = {
+    "call": Server._call,
+    "get": Server._get,
+    "set": Server._set,
+    "new": Server._construct,
+    "ref": Server._reference,
+}
+
+
+def _not_found(request: Request, what: str) -> Refused:
+    name = ".".join(request.p[:_MAX_SEGMENTS])
+    more = " ..." if len(request.p) > _MAX_SEGMENTS or len(name) > _MAX_NAME else ""
+    return Refused(MethodNotFoundError(f"{name[:_MAX_NAME]}{more} {what}"))
+
+
+def _is_not_found(error: RPCError) -> bool:
+    return isinstance(error, MethodNotFoundError)
+
+
+def own_fields(instance: object) -> Any:
+    """Return what a constructed instance is by value: its own public fields."""
+    fields = getattr(instance, "__dict__", None)
+    if fields is None:
+        return instance
+    return {name: value for name, value in fields.items() if not name.startswith("_")}

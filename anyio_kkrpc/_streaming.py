@@ -1,0 +1,249 @@
+"""Asynchronous iterators as arguments and results, with credits in both directions."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from contextvars import Context
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from anyio import BusyResourceError, CancelScope, Event, current_time, move_on_after
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from ._context import as_coroutine, run_in_context
+from ._conversion import convert_value
+from ._errors_wire import error_from_wire, handler_error
+from ._exceptions import ProtocolError, RPCTimeoutError
+from ._protocol._records import StreamReply
+from ._protocol._streams import Consumer, Producer
+from ._timer import TimerEntry
+
+if TYPE_CHECKING:
+    from ._channel import RPCChannel
+
+__all__ = ("RemoteStream",)
+
+T = TypeVar("T")
+logger = logging.getLogger("anyio_kkrpc")
+
+# How long the source of a stream that ended early may take to close.
+CLOSE_TIMEOUT = 5.0
+
+
+class RemoteStream(AsyncIterator[T], Generic[T]):
+    """A stream of the other side: an asynchronous iterator that is also a context manager.
+
+    Items are fetched ahead by credits, at most 32 of them. Leaving it early, by ``async with``, by
+    `aclose` or by dropping the iterator, ends the source at the other side. One task at a time may
+    read it.
+    """
+
+    __slots__ = ("_inflow",)
+
+    def __init__(self, inflow: Inflow) -> None:
+        self._inflow = inflow
+
+    def __aiter__(self) -> RemoteStream[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        """Return the next item.
+
+        :raises RemoteError: if the source failed, after the items before it
+        :raises RPCTimeoutError: if no item came within the call's timeout; the stream is ended
+        :raises TransportClosedError: if the channel was closed
+        :raises RPCValidationError: if the item doesn't fit the Protocol of a typed proxy
+        """
+        return await self._inflow.next()  # type: ignore[no-any-return]
+
+    async def aclose(self) -> None:
+        """End the stream; the source at the other side is closed. Harmless if it has ended."""
+        self._inflow.leave()
+        await checkpoint_if_cancelled()
+
+    async def __aenter__(self) -> RemoteStream[T]:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._inflow.leave()
+
+    def __del__(self) -> None:
+        self._inflow.leave()
+
+
+class Inflow:
+    """What a `RemoteStream` reads from. Held by the channel, so that the other can be collected."""
+
+    __slots__ = ("_channel", "_consumer", "_end", "_items", "_reading", "_timeout", "_wake", "kind")
+
+    def __init__(self, channel: RPCChannel, consumer: Consumer, timeout: float | None) -> None:
+        self.kind: Any = Any
+        self._channel = channel
+        self._consumer = consumer
+        self._timeout = timeout
+        self._items: deque[Any] = deque()
+        self._wake: Event | None = None
+        self._end: Exception | None = None
+        self._reading = False
+        consumer.handle = self
+
+    async def next(self) -> Any:
+        """Return the next item, or raise the end."""
+        if self._reading:
+            raise BusyResourceError("reading from")
+        if self._items:
+            await checkpoint_if_cancelled()
+        else:
+            await self._wait()
+        item = self._items.popleft()
+        pull = self._consumer.delivered()
+        if pull is not None:
+            self._channel._post(pull, self._consumer.producer)
+        return convert_value(item, self.kind, "stream", "output")
+
+    async def _wait(self) -> None:
+        self._reading = True
+        entry: TimerEntry | None = None
+        try:
+            while not self._items:
+                if self._end is not None:
+                    end, self._end = self._end, StopAsyncIteration()
+                    raise end
+                pull = self._consumer.start()
+                if pull is not None:
+                    self._channel._post(pull, self._consumer.producer)
+                if entry is None and self._timeout is not None:
+                    entry = self._channel._timer.at(current_time() + self._timeout, self._expire)
+                self._wake = Event()
+                await self._wake.wait()
+        finally:
+            self._reading = False
+            self._wake = None
+            if entry is not None:
+                entry.cancel()
+
+    def add(self, item: Any) -> None:
+        """Take an item that came."""
+        self._items.append(item)
+        self._notify()
+
+    def finish(self, end: Exception) -> None:
+        """Note how it ended; what came before is read first."""
+        if self._end is None:
+            self._end = end
+        self._notify()
+
+    def leave(self) -> None:
+        """End it from this side. May be called from any thread, by the garbage collector."""
+        if self._end is None:
+            self._end = StopAsyncIteration()
+            self._items.clear()
+            self._channel._abandon_stream(self._consumer)
+            self._notify()
+
+    def _expire(self) -> None:
+        self.leave()
+        self._end = RPCTimeoutError(f"no item of the stream came within {self._timeout} s")
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._wake is not None:
+            self._wake.set()
+
+
+class Pump:
+    """Sends the items of a source as the consumer allows; one task does all that touches it."""
+
+    __slots__ = ("_answer", "_channel", "_context", "_producer", "_scope", "_started", "_wake")
+
+    def __init__(self, channel: RPCChannel, producer: Producer, context: Context | None) -> None:
+        self._channel = channel
+        self._producer = producer
+        self._context = context
+        self._wake: Event | None = None
+        self._scope = CancelScope()
+        self._started = False
+        self._answer: StreamReply | None = None
+        producer.handle = self
+
+    def wake(self) -> bool:
+        """Note that credit came; return whether a task must be started that calls `run`."""
+        if self._wake is not None:
+            self._wake.set()
+        started, self._started = self._started, True
+        return not started
+
+    def stop(self, answer: StreamReply | None) -> bool:
+        """Close the source, then send ``answer``; return whether `run` must be started for it."""
+        self._answer = answer
+        self._scope.cancel()
+        started, self._started = self._started, True
+        return not started
+
+    async def run(self) -> None:
+        """Send items until the source ends or the consumer leaves; close the source in any case."""
+        producer = self._producer
+        error: dict[str, Any] | None = None
+        iterator: Any = producer.source
+        try:
+            with self._scope:
+                iterator = type(producer.source).__aiter__(producer.source)
+                await self._send_items(iterator)
+        except Exception as exc:  # whatever the source raises goes to its consumer
+            error = handler_error(exc, traceback=self._channel._send_tracebacks)
+        finally:
+            await self._close_source(iterator)
+        if producer.open and not self._scope.cancel_called:
+            await self._channel._send(
+                self._channel._peer.end_production(producer, error), producer.consumer
+            )
+        else:
+            self._channel._peer.forget(producer)
+            if self._answer is not None:
+                await self._channel._send(self._answer, producer.consumer)
+
+    async def _send_items(self, iterator: Any) -> None:
+        producer = self._producer
+        step = type(iterator).__anext__
+        send = self._channel._send
+        while True:
+            while not producer.credit:
+                self._wake = Event()
+                await self._wake.wait()
+                self._wake = None
+            try:
+                item = await self._in_context(step(iterator))
+            except StopAsyncIteration:
+                return
+            await send(producer.item(item), producer.consumer)
+
+    async def _in_context(self, awaitable: Any) -> Any:
+        if self._context is None:
+            return await awaitable
+        return await run_in_context(self._context, as_coroutine(awaitable))
+
+    async def _close_source(self, iterator: Any) -> None:
+        close = getattr(iterator, "aclose", None)
+        if close is None:
+            return
+        with move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
+            try:
+                await self._in_context(close())
+            except Exception:
+                logger.exception("closing the source of a stream failed")
+        if scope.cancelled_caught:
+            logger.warning("the source of a stream took over %s s to close", CLOSE_TIMEOUT)
+
+
+def stream_error(error: dict[str, Any] | None) -> Exception:
+    """Return the exception for a stream that failed; without ``error``, items were lost."""
+    if error is None:
+        return ProtocolError("items of the stream were lost, or came without being asked for")
+    return error_from_wire(error)

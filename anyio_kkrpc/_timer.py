@@ -1,0 +1,78 @@
+"""One timer for the deadlines of all calls: a heap and one cancel scope, not a scope for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from itertools import count
+
+from anyio import CancelScope, current_time, sleep_forever
+
+# Finished entries stay in the heap until they come up; beyond this many they are swept out.
+_SWEEP_FROM = 1024
+
+
+class TimerEntry:
+    """A deadline in a `Timer`."""
+
+    __slots__ = ("_timer", "action")
+
+    def __init__(self, timer: Timer, action: Callable[[], None]) -> None:
+        self._timer = timer
+        self.action: Callable[[], None] | None = action
+
+    def cancel(self) -> None:
+        """Take it back; harmless when it has fired or was taken back before."""
+        if self.action is not None:
+            self.action = None
+            self._timer._note_cancelled()
+
+
+class Timer:
+    """Calls functions at their deadlines, from one task. Times are AnyIO's clock, in seconds."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, TimerEntry]] = []
+        self._number = count()
+        self._cancelled = 0
+        self._scope: CancelScope | None = None
+
+    def __len__(self) -> int:
+        return len(self._heap) - self._cancelled
+
+    def at(self, deadline: float, action: Callable[[], None]) -> TimerEntry:
+        """Have ``action`` called, without awaiting, at ``deadline``; it must not raise."""
+        entry = TimerEntry(self, action)
+        heappush(self._heap, (deadline, next(self._number), entry))
+        scope = self._scope
+        if scope is not None and deadline < scope.deadline:
+            scope.deadline = deadline
+        return entry
+
+    def _note_cancelled(self) -> None:
+        self._cancelled += 1
+        if self._cancelled > _SWEEP_FROM and self._cancelled * 2 > len(self._heap):
+            self._heap = [item for item in self._heap if item[2].action is not None]
+            heapify(self._heap)
+            self._cancelled = 0
+
+    async def run(self) -> None:
+        """Wait for deadlines until cancelled."""
+        while True:
+            self._fire(current_time())
+            deadline = self._heap[0][0] if self._heap else float("inf")
+            with CancelScope(deadline=deadline) as self._scope:
+                await sleep_forever()
+
+    def _fire(self, now: float) -> None:
+        while self._heap:
+            deadline, _, entry = self._heap[0]
+            action = entry.action
+            if action is not None and deadline > now:
+                return
+            heappop(self._heap)
+            if action is None:
+                self._cancelled -= 1
+            else:
+                entry.action = None
+                action()

@@ -1,0 +1,90 @@
+"""Result types of a typed proxy, read from the `typing.Protocol` that describes the remote API."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Coroutine
+from typing import Any
+
+from ._conversion import annotations_of, checkable, convert_value
+from ._streaming import RemoteStream
+
+_STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator)
+_AWAITABLES = (Awaitable, Coroutine)
+
+
+class TypesOf:
+    """What a Protocol class says about the names below one path, or nothing."""
+
+    __slots__ = ("_children", "_hints", "_item", "_protocol", "_result", "_value")
+
+    def __init__(self, protocol: type | None = None, annotation: Any = None) -> None:
+        self._protocol = protocol
+        self._hints: dict[str, Any] | None = None
+        self._children: dict[str, TypesOf] = {}
+        self._result: Any = Any
+        self._item: Any = Any
+        self._value: Any = Any
+        if annotation is not None:
+            self._value = checkable(_unwrap(annotation, _AWAITABLES))
+
+    @classmethod
+    def _method(cls, function: Any) -> TypesOf:
+        types = cls()
+        result = annotations_of(function).get("return", Any)
+        result = _unwrap(result, _AWAITABLES)
+        if typing.get_origin(result) in _STREAMS:
+            types._item = checkable(typing.get_args(result)[0])
+        elif result is not type(None):
+            types._result = checkable(result)
+        return types
+
+    def child(self, name: str) -> TypesOf:
+        """Return what is known of a name below."""
+        protocol = self._protocol
+        if protocol is None:
+            return NO_TYPES
+        types = self._children.get(name)
+        if types is None:
+            types = self._children[name] = self._resolve(protocol, name)
+        return types
+
+    def _resolve(self, protocol: type, name: str) -> TypesOf:
+        member = getattr(protocol, name, None)
+        if isinstance(member, property):
+            annotation = annotations_of(member.fget).get("return", Any)
+        elif callable(member) and not isinstance(member, type):
+            return self._method(member)
+        else:
+            if self._hints is None:
+                self._hints = annotations_of(protocol)
+            annotation = self._hints.get(name, Any)
+        if isinstance(annotation, type) and getattr(annotation, "_is_protocol", False):
+            return TypesOf(annotation)
+        return TypesOf(None, annotation)
+
+    def convert_result(self, value: Any, path: tuple[str, ...]) -> Any:
+        """Convert what a call returned.
+
+        :raises RPCValidationError: if it doesn't fit the Protocol
+        """
+        if isinstance(value, RemoteStream):
+            value._inflow.kind = self._item
+            return value
+        return convert_value(value, self._result, ".".join(path), "output")
+
+    def convert_value(self, value: Any, path: tuple[str, ...]) -> Any:
+        """Convert the value of a property.
+
+        :raises RPCValidationError: if it doesn't fit the Protocol
+        """
+        return convert_value(value, self._value, ".".join(path), "output")
+
+
+NO_TYPES = TypesOf()
+
+
+def _unwrap(annotation: Any, origins: tuple[Any, ...]) -> Any:
+    if typing.get_origin(annotation) in origins:
+        return typing.get_args(annotation)[-1]
+    return annotation

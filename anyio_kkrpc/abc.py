@@ -1,0 +1,152 @@
+"""What an author of a codec or a transport implements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from anyio.abc import UnreliableObjectStream
+from msgspec import Struct
+
+from ._protocol._records import Record
+
+__all__ = ("Capabilities", "Codec", "Envelope", "Listener", "Transport")
+
+
+class Capabilities(Struct, frozen=True, kw_only=True):
+    """What a transport and its wire can carry. The defaults are those of a link of two peers.
+
+    :ivar broadcast: a request without recipient reaches every peer, and the first answer wins; a
+        peer without the method stays silent
+    :ivar addressing: peers have ids, and a request can be sent to one of them
+    :ivar keyword_arguments: requests can carry keyword arguments
+    :ivar cancellation: a cancelled call can be cancelled at the peer
+    :ivar deadlines: a call's time budget travels with it
+    """
+
+    broadcast: bool = False
+    addressing: bool = False
+    keyword_arguments: bool = True
+    cancellation: bool = True
+    deadlines: bool = True
+
+
+class Envelope(Struct):
+    """A record with where it comes from and goes to.
+
+    :ivar record: the record
+    :ivar sender: id of the peer that sent it, ``None`` where the link has one peer only
+    :ivar recipient: id of the peer it is for, ``None`` for whoever serves the stream
+    :ivar attempt: how often this record has been delivered, this time included
+    :ivar sent_at: when it was sent, or came here if that isn't known, on AnyIO's clock in seconds
+    :ivar error: set on a record of *ours* that comes back because it could not be delivered
+    :ivar token: the transport's own reference for `Transport.settle`
+    """
+
+    record: Record
+    sender: str | None = None
+    recipient: str | None = None
+    attempt: int = 1
+    sent_at: float | None = None
+    error: Exception | None = None
+    token: Any = None
+
+
+class Listener(ABC):
+    """Takes what a transport receives besides requests. Its methods are called from the
+    transport's reader, must not block, and must not raise.
+    """
+
+    @abstractmethod
+    def received(self, envelope: Envelope) -> None:
+        """Take a reply, callback, stream record, cancel or bye, or a record of ours that came back
+        with ``error`` set.
+        """
+
+    @abstractmethod
+    def ended(self, reason: Exception) -> None:
+        """Learn, once, that nothing will be received any more.
+
+        :param reason: `~anyio.EndOfStream` if the peer ended it, `TransportClosedError` if this
+            side did or a destroy signal came, `TransportConnectionError` if it broke
+        """
+
+
+class Codec(ABC):
+    """Turns records into bytes and bytes into validated records. It has no state."""
+
+    name: str
+
+    @abstractmethod
+    def encode(self, record: Record) -> bytes:
+        """Encode a record.
+
+        :raises TypeError: if a value in it can't be encoded; the text names its type
+        """
+
+    @abstractmethod
+    def decode(self, data: bytes | bytearray | memoryview) -> Record:
+        """Decode and validate exactly one record.
+
+        :raises ProtocolError: if the bytes are not one valid record, whatever is wrong with them
+        """
+
+
+class Transport(UnreliableObjectStream[Envelope]):
+    """Carries envelopes between peers.
+
+    Used as an async context manager, which owns every task of it. Receiving ends in
+    `~anyio.EndOfStream` when the peer has ended it, `TransportClosedError` after this side has
+    closed it, and `TransportConnectionError` when it broke.
+
+    A channel that uses the transport registers a listener: see `listen`.
+    """
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this transport can carry."""
+
+    @abstractmethod
+    def listen(self, listener: Listener | None, *, serve: int = 0) -> None:
+        """Hand every received record that is not a request to ``listener`` at once.
+
+        The listener is called without awaiting, from the transport's reader, so replies, callbacks,
+        stream items and cancels never wait behind requests. Requests come from `receive`. What has
+        been received already and is not a request goes to the listener at once; if the transport
+        has ended already, the listener is told at once.
+
+        :param listener: the listener, or ``None`` to take it away
+        :param serve: how many requests may be received and not settled at a time; with 0, requests
+            are not wanted, and a transport needs not fetch them
+        """
+
+    @abstractmethod
+    async def receive(self) -> Envelope:
+        """Return the next request (without a listener: the next record of any kind).
+
+        If it is cancelled, nothing is lost.
+        """
+
+    @abstractmethod
+    async def send(self, item: Envelope) -> None:
+        """Send an envelope.
+
+        Returns when it has been handed to the operating system or is about to be by a write under
+        way, in order. If the transport learns later that a record was not delivered, it comes back
+        to the listener with ``error`` set.
+
+        :raises TypeError: if a value can't be encoded; nothing was sent
+        :raises OverloadedError: if the encoded record exceeds ``max_message_size``, or the
+            transport refuses more; nothing was sent
+        :raises TransportClosedError: after `aclose`
+        :raises TransportConnectionError: if the transport broke
+        """
+
+    async def settle(self, envelope: Envelope, reply: Envelope | None) -> None:
+        """Finish a received request: send its reply, if there is one, and acknowledge it.
+
+        Where the transport keeps requests until they are acknowledged, both happen in one write.
+        """
+        if reply is not None:
+            await self.send(reply)

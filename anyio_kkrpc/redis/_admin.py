@@ -1,0 +1,126 @@
+"""Looking at a stream and trimming it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+from redis.exceptions import ResponseError
+
+from ._connection import Connection
+
+# Entries fetched by one XRANGE.
+PAGE = 500
+
+
+class StreamInfo(Struct, frozen=True):
+    """A stream as it is now.
+
+    :ivar length: number of entries
+    :ivar groups: number of consumer groups
+    :ivar last_entry: the newest entry, ``None`` if there is none
+    """
+
+    length: int
+    groups: int
+    last_entry: StreamEntry | None
+
+
+class StreamEntry(Struct, frozen=True):
+    """An entry of a stream, as it is in Redis.
+
+    :ivar id: its id, such as ``"1795420521577-0"``
+    :ivar fields: its fields as bytes, in their order
+    """
+
+    id: str
+    fields: dict[str, bytes]
+
+
+async def stream_info(connection: Connection, stream: bytes) -> StreamInfo:
+    """Return what XINFO STREAM tells. A stream that doesn't exist is empty."""
+    try:
+        reply = await connection.request(b"XINFO", b"STREAM", stream)
+    except ResponseError as exc:
+        if "no such key" in str(exc):
+            return StreamInfo(0, 0, None)
+        raise
+    info = pairs(reply)
+    last = info[b"last-entry"]
+    return StreamInfo(info[b"length"], info[b"groups"], None if last is None else to_entry(last))
+
+
+async def all_entries(connection: Connection, stream: bytes) -> list[StreamEntry]:
+    """Return the entries from the first to what was the last when this began, page by page."""
+    newest = await connection.request(b"XREVRANGE", stream, b"+", b"-", b"COUNT", b"1")
+    if not newest:
+        return []
+    end = newest[0][0]
+    entries: list[StreamEntry] = []
+    start = b"-"
+    while True:
+        page = await connection.request(b"XRANGE", stream, start, end, b"COUNT", b"%d" % PAGE)
+        entries.extend(to_entry(item) for item in page)
+        if len(page) < PAGE:
+            return entries
+        start = after(page[-1][0])
+
+
+async def trim(connection: Connection, stream: bytes, max_len: int) -> int:
+    """Trim to exactly ``max_len`` entries, whoever has or hasn't read them; return how many went."""
+    removed: int = await connection.request(b"XTRIM", stream, b"MAXLEN", b"%d" % max_len)
+    return removed
+
+
+# Trims to ARGV[1] entries, but never what a consumer group has not read and acknowledged.
+TRIM_ACKNOWLEDGED = b"""
+local stream, wanted = KEYS[1], tonumber(ARGV[1])
+local extra = redis.call('XLEN', stream) - wanted
+if extra <= 0 then return 0 end
+local groups = redis.call('XINFO', 'GROUPS', stream)
+if #groups == 0 then return redis.call('XTRIM', stream, 'MAXLEN', wanted) end
+local function split(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+local function before(a, b)
+  local a_ms, a_seq = split(a)
+  local b_ms, b_seq = split(b)
+  return a_ms < b_ms or (a_ms == b_ms and a_seq < b_seq)
+end
+local range = redis.call('XRANGE', stream, '-', '+', 'COUNT', math.min(extra, 1000) + 1)
+local keep = range[#range][1]
+for _, flat in ipairs(groups) do
+  local group = {}
+  for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
+  local first = group['last-delivered-id']
+  if group['pending'] > 0 then
+    first = redis.call('XPENDING', stream, group['name'])[2]
+  else
+    local ms, seq = split(first)
+    first = string.format('%.0f-%.0f', ms, seq + 1)
+  end
+  if before(first, keep) then keep = first end
+end
+return redis.call('XTRIM', stream, 'MINID', keep)
+"""
+
+
+def pairs(flat: list[Any]) -> dict[bytes, Any]:
+    """Return the mapping that RESP2 sends as a flat list."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def to_entry(item: Any) -> StreamEntry:
+    """Return an entry of an XRANGE reply."""
+    entry_id, fields = item
+    return StreamEntry(
+        entry_id.decode(),
+        {key.decode(errors="backslashreplace"): value for key, value in pairs(fields).items()},
+    )
+
+
+def after(entry_id: bytes) -> bytes:
+    """Return the smallest id that is greater."""
+    ms, _, seq = entry_id.partition(b"-")
+    return b"%s-%d" % (ms, int(seq) + 1)

@@ -1,0 +1,409 @@
+"""RESP on an AnyIO byte stream: commands out, replies matched to them in order.
+
+A connection is used in one of two ways.
+
+*Exclusive*: one task at a time calls `Connection.execute`, which writes and reads in that task with
+nobody between it and the socket. This is for blocking reads. A command that is cancelled or fails
+half-way closes the connection, so that its late reply is never taken for another command's.
+
+*Pipelined*: any number of tasks call `Connection.request`, or `Connection.post` and
+`Connection.flush`, while `Connection.run` hands out the replies. Whoever has something to write
+writes at once, in its own task, unless a write is under way. What comes up meanwhile leaves at once
+with the writer of `run`. So a lone command waits for nobody, many make large writes, and no
+task writes for others for ever. A request that is cancelled is abandoned: its reply is dropped when
+it comes, and the connection stays good.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias, cast
+
+from anyio import (
+    TASK_STATUS_IGNORED,
+    BusyResourceError,
+    Event,
+    aclose_forcefully,
+    create_task_group,
+    move_on_after,
+)
+from anyio.abc import AsyncResource, ByteStream, TaskStatus
+from anyio.lowlevel import checkpoint_if_cancelled
+from hiredis import ProtocolError, Reader, pack_command
+from redis.connection import DefaultParser
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+
+from .._exceptions import TransportClosedError, TransportConnectionError
+from ._address import Address, describe
+
+__all__ = ("Argument", "Connection", "open_connection")
+
+logger = logging.getLogger("anyio_kkrpc")
+
+Argument: TypeAlias = bytes | str | int | float
+OnReply: TypeAlias = Callable[[Any], None]
+
+# Bytes that wait for a write under way before those who add more wait too.
+HIGH_WATER = 1024 * 1024
+# Bytes of one write: what one task writes for others at most, and what the write timeout is for.
+CHUNK = 1024 * 1024
+# Bytes of one read. More does not fit into what the event loops read at a time.
+READ_SIZE = 256 * 1024
+
+_MORE: Any = object()
+_pack = cast(Callable[[tuple[Argument, ...]], bytes], pack_command)
+
+
+class _Pending:
+    """The reply that a request waits for."""
+
+    __slots__ = ("event", "reply")
+
+    def __init__(self) -> None:
+        self.event = Event()
+        self.reply: Any = _MORE
+
+    def settle(self, reply: Any) -> None:
+        self.reply = reply
+        self.event.set()
+
+
+class Connection(AsyncResource):
+    """A connection to a Redis server. `open_connection` makes one.
+
+    :ivar error: why the connection can't be used any more: `TransportClosedError` after `aclose` or
+        a cancelled `execute`, `TransportConnectionError` with its cause if it broke, else ``None``
+    :ivar refused: error replies to commands that nobody waits for; they are logged
+    """
+
+    def __init__(self, stream: ByteStream, address: Address, *, write_timeout: float) -> None:
+        self.address = address
+        self.error: TransportClosedError | TransportConnectionError | None = None
+        self.refused = 0
+        self._stream = stream
+        self._write_timeout = write_timeout
+        reader = Reader(replyError=DefaultParser.parse_error, notEnoughData=_MORE, errors="replace")
+        self._feed, self._gets, self._has_data = reader.feed, reader.gets, reader.has_data
+        self._send, self._receive = stream.send, stream.receive
+        self._executing = False
+        self._running = False
+        self._expected: deque[OnReply] = deque()
+        self._outgoing: deque[bytes | memoryview] = deque()
+        self._outgoing_size = 0
+        self._writing = False
+        self._handed_over = Event()
+        self._room: Event | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it can't be used any more."""
+        return self.error is not None
+
+    # Exclusive use
+
+    async def execute(self, *args: Argument) -> Any:
+        """Send a command and return its reply. If it is cancelled, the connection is closed.
+
+        :raises redis.exceptions.ResponseError: the server's error reply, in redis-py's classes
+        :raises TransportConnectionError: if the connection breaks or is broken
+        :raises TransportClosedError: if it is closed
+        """
+        (reply,) = await self._execute(_pack(args), 1)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def execute_many(self, commands: Iterable[tuple[Argument, ...]]) -> list[Any]:
+        """Send commands in one write and return their replies; error replies are among them.
+
+        If it is cancelled, the connection is closed.
+        """
+        packed = [_pack(args) for args in commands]
+        return await self._execute(b"".join(packed), len(packed))
+
+    async def _execute(self, data: bytes, count: int) -> list[Any]:
+        if self.error is not None:
+            raise self._unusable()
+        if self._executing or self._running:
+            raise BusyResourceError("using")
+        self._executing = True
+        replies: list[Any] = []
+        try:
+            await self._send(data)
+            while len(replies) < count:
+                while (reply := self._gets()) is _MORE:
+                    self._feed(await self._receive(READ_SIZE))
+                replies.append(reply)
+            if self._has_data():
+                raise ProtocolError("a reply that nobody asked for")
+        except BaseException as exc:
+            self._break(exc)
+            await aclose_forcefully(self._stream)
+            if isinstance(exc, Exception):
+                raise self._unusable()
+            raise
+        finally:
+            self._executing = False
+        return replies
+
+    # Pipelined use
+
+    async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Hand out replies until the connection is closed. Needed for pipelined use, once.
+
+        When it ends, whatever the reason, all that is pending has failed, and the socket is closed.
+
+        :raises TransportConnectionError: if the connection breaks; after `aclose` it returns
+        """
+        if self._running or self._executing:
+            raise BusyResourceError("using")
+        self._running = True
+        try:
+            async with create_task_group() as group:
+                group.start_soon(self._go_on_writing, name="anyio_kkrpc redis write")
+                task_status.started()
+                try:
+                    await self._read()
+                except Exception as exc:
+                    self._break(exc)
+                group.cancel_scope.cancel()
+        finally:
+            self._fail(self._closed("its reader was cancelled"))
+            await aclose_forcefully(self._stream)
+        if isinstance(self.error, TransportConnectionError):
+            raise self._unusable()
+
+    async def request(self, *args: Argument) -> Any:
+        """Send a command, along with others, and return its reply.
+
+        If it is cancelled, the command may or may not have been sent, and its reply is dropped.
+
+        :raises redis.exceptions.ResponseError: the server's error reply, in redis-py's classes
+        :raises TransportConnectionError: if the connection breaks or is broken
+        :raises TransportClosedError: if it is closed
+        """
+        pending = _Pending()
+        self.post(_pack(args), 1, pending.settle)
+        await self.flush()
+        if pending.reply is _MORE:
+            await pending.event.wait()
+        else:
+            await checkpoint_if_cancelled()
+        reply = pending.reply
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def post(self, packed: bytes, replies: int = 1, on_reply: OnReply | None = None) -> None:
+        """Append packed commands to what is to be written; `flush` must follow.
+
+        :param replies: how many commands these are
+        :param on_reply: called with each reply or error (redis-py's, or this connection's if it
+            ends first). It must not block. If ``None``, error replies are logged and counted.
+        :raises TransportConnectionError: if the connection is broken
+        :raises TransportClosedError: if it is closed
+        """
+        if self.error is not None:
+            raise self._unusable()
+        if self._executing:
+            raise BusyResourceError("using")
+        if on_reply is None:
+            on_reply = self._ignore
+        if replies == 1:
+            self._expected.append(on_reply)
+        else:
+            self._expected.extend((on_reply,) * replies)
+        self._outgoing.append(packed)
+        self._outgoing_size += len(packed)
+
+    async def flush(self) -> None:
+        """Write what was posted, or leave it to a write under way.
+
+        If more than `HIGH_WATER` bytes wait, wait until they have become less. If it is cancelled,
+        what was posted is written all the same.
+
+        :raises TransportConnectionError: if the connection breaks or is broken
+        :raises TransportClosedError: if it is closed
+        """
+        if not self._writing and self._outgoing:
+            self._writing = True
+            await self._write(shield=True)
+            if self._outgoing:
+                self._handed_over.set()
+            else:
+                self._writing = False
+        while self._outgoing_size > HIGH_WATER:
+            room = self._room = self._room or Event()
+            await room.wait()
+        if self.error is not None:
+            raise self._unusable()
+
+    async def aclose(self) -> None:
+        """Close the connection; all that is pending fails. It is closed even if this is cancelled.
+
+        Data that was written is not waited for.
+        """
+        self._fail(self._closed())
+        await self._stream.aclose()
+
+    # Tasks
+
+    async def _go_on_writing(self) -> None:
+        """Write what came up while some other task wrote."""
+        while True:
+            await self._handed_over.wait()
+            self._handed_over = Event()
+            while self._outgoing:
+                await self._write()
+            self._writing = False
+
+    async def _write(self, *, shield: bool = False) -> None:
+        """Write what waits, at most a chunk of it. If that fails, the connection is broken."""
+        if self._outgoing_size <= CHUNK:
+            data = b"".join(self._outgoing)
+            self._outgoing.clear()
+            self._outgoing_size = 0
+        else:
+            data = self._take_chunk()
+        if self._room is not None and self._outgoing_size <= HIGH_WATER:
+            self._room.set()
+            self._room = None
+        try:
+            # The shield keeps a caller that is cancelled from tearing a command.
+            with move_on_after(self._write_timeout, shield=shield) as scope:
+                await self._send(data)
+            if scope.cancelled_caught:
+                raise TimeoutError(f"it took no data for {self._write_timeout:g} seconds")
+        except BaseException as exc:
+            # How much was written isn't known (asyncio's Task.cancel() passes through shields).
+            self._break(exc)
+            await aclose_forcefully(self._stream)
+            if not isinstance(exc, Exception):
+                raise
+
+    def _take_chunk(self) -> bytes:
+        outgoing, room = self._outgoing, CHUNK
+        parts: list[bytes | memoryview] = []
+        while room:
+            part = outgoing.popleft()
+            if len(part) > room:
+                view = memoryview(part)
+                outgoing.appendleft(view[room:])
+                part = view[:room]
+            parts.append(part)
+            room -= len(part)
+        self._outgoing_size -= CHUNK
+        return b"".join(parts)
+
+    async def _read(self) -> None:
+        feed, gets, receive = self._feed, self._gets, self._receive
+        expected = self._expected
+        while True:
+            feed(await receive(READ_SIZE))
+            while (reply := gets()) is not _MORE:
+                if not expected:
+                    raise ProtocolError("a reply that nobody asked for")
+                self._settle(expected.popleft(), reply)
+
+    # The end
+
+    def _settle(self, on_reply: OnReply, reply: Any) -> None:
+        try:
+            on_reply(reply)
+        except Exception:
+            logger.exception("handling a reply of %s failed", self.address)
+
+    def _ignore(self, reply: Any) -> None:
+        if isinstance(reply, RedisError):
+            self.refused += 1
+            logger.warning("%s refused a command: %s", self.address, reply)
+
+    def _break(self, exc: BaseException) -> None:
+        if isinstance(exc, Exception):
+            error = TransportConnectionError(
+                f"Redis Streams connection error: connection to {self.address} lost "
+                f"({describe(exc)})"
+            )
+            error.__cause__ = exc
+            self._fail(error)
+        else:
+            self._fail(self._closed(" because a command was cancelled half-way"))
+
+    def _closed(self, why: str = "") -> TransportClosedError:
+        return TransportClosedError(f"connection to {self.address} was closed{why}")
+
+    def _fail(self, error: TransportClosedError | TransportConnectionError) -> None:
+        """Record the reason, and hand it to everyone who waits. The first reason counts."""
+        if self.error is not None:
+            return
+        self.error = error
+        self._outgoing.clear()
+        self._outgoing_size = 0
+        if self._room is not None:
+            self._room.set()
+        while self._expected:
+            self._settle(self._expected.popleft(), self._unusable())
+
+    def _unusable(self) -> TransportClosedError | TransportConnectionError:
+        # Each who raises it has one of their own, so that tracebacks don't mix.
+        assert self.error is not None
+        error = type(self.error)(*self.error.args)
+        error.__cause__ = self.error.__cause__
+        return error
+
+
+async def open_connection(
+    address: Address,
+    *,
+    client_name: str | None = None,
+    timeout: float = 5.0,
+    write_timeout: float = 10.0,
+) -> Connection:
+    """Connect and log in.
+
+    :param client_name: shown by CLIENT LIST, if the server allows that; one in the URL has priority
+    :param timeout: seconds for all of it; ``socket_connect_timeout`` in the URL has priority
+    :param write_timeout: seconds that the server may take no data before the connection is broken
+    :raises TransportConnectionError: if it fails; the text says why and what to check
+    """
+    if address.connect_timeout is not None:
+        timeout = address.connect_timeout
+    try:
+        with move_on_after(timeout):
+            credentials = await address.credentials()
+            stream = await address.dial()
+            connection = Connection(stream, address, write_timeout=write_timeout)
+            try:
+                await _log_in(connection, credentials, address.client_name or client_name)
+            except BaseException:
+                await aclose_forcefully(stream)
+                raise
+            return connection
+    except TransportConnectionError as exc:
+        raise address.cannot_connect(exc.__cause__ or exc)
+    except Exception as exc:
+        raise address.cannot_connect(exc)
+    raise address.cannot_connect(TimeoutError(f"no answer within {timeout:g} seconds"))
+
+
+async def _log_in(connection: Connection, credentials: tuple[str, ...], name: str | None) -> None:
+    commands: list[tuple[Argument, ...]] = []
+    if credentials:
+        commands.append((b"AUTH", *credentials))
+    if connection.address.db:
+        commands.append((b"SELECT", connection.address.db))
+    if name is not None:
+        commands.append((b"CLIENT", b"SETNAME", name))
+    # Shows that a server is there which takes commands, also where there is nothing to set.
+    commands.append((b"PING",))
+    for command, reply in zip(commands, await connection.execute_many(commands), strict=True):
+        if not isinstance(reply, Exception):
+            continue
+        if (command[0] == b"CLIENT" and isinstance(reply, ResponseError)) or (
+            command[0] == b"PING" and isinstance(reply, NoPermissionError)
+        ):
+            logger.debug("%s refused %s: %s", connection.address, command[0], reply)
+        else:
+            raise reply

@@ -1,0 +1,139 @@
+"""The options of the Redis Streams transport, checked before any I/O."""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+import string
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from msgspec import Struct
+
+from ..abc import Codec
+from ..codecs import get_codec
+from ._address import Address
+
+if TYPE_CHECKING:
+    from redis.credentials import CredentialProvider
+
+Overflow: TypeAlias = Literal["drop_oldest", "drop_newest", "block"]
+
+_ALPHABET = string.ascii_lowercase + string.digits
+_SESSION_ID_LENGTH = 26
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """Checked options; see `RedisStreamsTransport`."""
+
+    address: Address
+    stream: str
+    consumer_group: str
+    consumer_name: str
+    block_timeout: float
+    max_len: int | None
+    session_id: str
+    max_queue_size: int
+    max_queue_bytes: int
+    use_consumer_group: bool
+    allow_self_messages: bool
+    overflow: Overflow
+    codec: Codec
+    max_message_size: int
+    honor_destroy_signal: bool
+    connect_timeout: float
+    inbox_ttl: float
+
+
+def check_options(
+    url: str,
+    *,
+    stream: str,
+    consumer_group: str,
+    consumer_name: str | None,
+    block_timeout: float,
+    max_len: int | None,
+    session_id: str | None,
+    max_queue_size: int,
+    max_queue_bytes: int,
+    use_consumer_group: bool,
+    allow_self_messages: bool,
+    overflow: Overflow | None,
+    dialect: str,
+    codec: str | Codec,
+    max_message_size: int,
+    honor_destroy_signal: bool,
+    connect_timeout: float,
+    inbox_ttl: float,
+    credential_provider: CredentialProvider | None,
+    ssl_context: ssl.SSLContext | None,
+) -> Options:
+    """Return the options, with what was left out filled in.
+
+    :raises ValueError: if a value is out of range
+    :raises TypeError: if a value has the wrong type; either names the option
+    """
+    session_id = new_session_id() if session_id is None else _text("session_id", session_id)
+    if consumer_name is None:
+        consumer_name = f"consumer-{session_id}"
+    if overflow is None:
+        overflow = "block" if use_consumer_group else "drop_oldest"
+    if overflow not in get_args(Overflow):
+        raise ValueError(f"overflow: one of {', '.join(get_args(Overflow))}, not {overflow!r}")
+    if dialect != "native":
+        raise ValueError(f"dialect: only 'native' is supported, not {dialect!r}")
+    return Options(
+        address=Address.parse(
+            url, credential_provider=credential_provider, ssl_context=ssl_context
+        ),
+        stream=_text("stream", stream),
+        consumer_group=_text("consumer_group", consumer_group),
+        consumer_name=_text("consumer_name", consumer_name),
+        block_timeout=_seconds("block_timeout", block_timeout),
+        max_len=None if max_len is None else _count("max_len", max_len),
+        session_id=session_id,
+        max_queue_size=_count("max_queue_size", max_queue_size),
+        max_queue_bytes=_count("max_queue_bytes", max_queue_bytes),
+        use_consumer_group=_flag("use_consumer_group", use_consumer_group),
+        allow_self_messages=_flag("allow_self_messages", allow_self_messages),
+        overflow=overflow,
+        codec=get_codec(codec),
+        max_message_size=_count("max_message_size", max_message_size),
+        honor_destroy_signal=_flag("honor_destroy_signal", honor_destroy_signal),
+        connect_timeout=_seconds("connect_timeout", connect_timeout),
+        inbox_ttl=_seconds("inbox_ttl", inbox_ttl, least=1.0),
+    )
+
+
+def new_session_id() -> str:
+    """Return 26 random characters."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(_SESSION_ID_LENGTH))
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: needs a str, not {value!r:.80}")
+    if not value or len(value.encode()) > 256:
+        raise ValueError(f"{name}: needs 1 to 256 bytes of text")
+    return value
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: needs an int, not {value!r:.80}")
+    if value < 1:
+        raise ValueError(f"{name}: must be at least 1, not {value}")
+    return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: needs a bool, not {value!r:.80}")
+    return value
+
+
+def _seconds(name: str, value: Any, least: float = 0.001) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: needs seconds, not {value!r:.80}")
+    if not least <= value < 1e7:
+        raise ValueError(f"{name}: needs between {least} and 10,000,000 seconds, not {value}")
+    return float(value)

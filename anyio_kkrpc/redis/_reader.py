@@ -1,0 +1,144 @@
+"""The loops that read streams: what is addressed to this peer, and what anybody may serve."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from .._exceptions import ProtocolError
+from ._connection import Connection
+from .dialects import Dialect, Entry
+
+logger = logging.getLogger("anyio_kkrpc")
+
+# Entries in one reply of Redis. Each may be as large as max_message_size, so this is not a big one.
+COUNT = 100
+
+Handle = Callable[[bytes, bytes, Entry], None]
+
+
+class Decoder:
+    """Decodes entries; what isn't valid is counted, logged and skipped."""
+
+    def __init__(self, dialect: Dialect, max_message_size: int) -> None:
+        self._dialect = dialect
+        self._max_size = max_message_size
+        self.invalid = 0
+
+    def decode(self, stream: bytes, entry_id: bytes, fields: list[bytes] | None) -> Entry | None:
+        """Return the entry, or ``None`` if it isn't valid or was deleted meanwhile."""
+        if fields is None:
+            return None
+        try:
+            if not self._dialect.matches(fields):
+                raise ProtocolError("an entry of no known dialect")
+            size = len(fields[3])
+            if size > self._max_size:
+                raise ProtocolError(f"an entry of {size} bytes exceeds max_message_size")
+            return self._dialect.decode(fields)
+        except ProtocolError as exc:
+            self.invalid += 1
+            logger.warning(
+                "skipped entry %s of %s: %s", entry_id.decode(), stream.decode(), exc
+            )
+            return None
+
+
+class Reader:
+    """Reads streams by XREAD from given ids on, on a connection of its own.
+
+    :param positions: for each stream the id of the last entry that isn't wanted
+    """
+
+    def __init__(
+        self, positions: dict[bytes, bytes], decoder: Decoder, block_timeout: float
+    ) -> None:
+        self.positions = positions
+        self._decoder = decoder
+        self._head = (b"XREAD", b"COUNT", b"%d" % COUNT, b"BLOCK", block_ms(block_timeout))
+
+    async def read(self, connection: Connection, handle: Handle) -> int:
+        """Wait for entries once, and hand each that is valid to ``handle``; return how many came.
+
+        Nothing is awaited between the reply and the last ``handle``, so a position is never ahead
+        of what was handled.
+        """
+        positions, decode = self.positions, self._decoder.decode
+        reply = await connection.execute(
+            *self._head, b"STREAMS", *positions.keys(), *positions.values()
+        )
+        count = 0
+        for stream, entries in reply or ():
+            for entry_id, fields in entries:
+                count += 1
+                positions[stream] = entry_id
+                entry = decode(stream, entry_id, fields)
+                if entry is not None:
+                    handle(stream, entry_id, entry)
+        return count
+
+
+class GroupReader:
+    """Takes entries for one consumer of a group by XREADGROUP, on a connection of its own."""
+
+    def __init__(
+        self,
+        stream: bytes,
+        group: bytes,
+        consumer: bytes,
+        decoder: Decoder,
+        block_timeout: float,
+    ) -> None:
+        self._stream = stream
+        self._decoder = decoder
+        self._head = (b"XREADGROUP", b"GROUP", group, consumer, b"BLOCK", block_ms(block_timeout))
+
+    async def read(self, connection: Connection, count: int, handle: Handle) -> list[bytes]:
+        """Wait for at most ``count`` entries, and hand each that is valid to ``handle``.
+
+        :return: the ids of those that aren't valid; they are to be acknowledged
+        """
+        decode, stream = self._decoder.decode, self._stream
+        reply = await connection.execute(
+            *self._head, b"COUNT", b"%d" % count, b"STREAMS", stream, b">"
+        )
+        invalid = []
+        for _, entries in reply or ():
+            for entry_id, fields in entries:
+                entry = decode(stream, entry_id, fields)
+                if entry is None:
+                    invalid.append(entry_id)
+                else:
+                    handle(stream, entry_id, entry)
+        return invalid
+
+
+async def create_group(connection: Connection, stream: bytes, group: bytes) -> None:
+    """Create a consumer group that starts with what is in the stream already."""
+    try:
+        await connection.request(b"XGROUP", b"CREATE", stream, group, b"0", b"MKSTREAM")
+    except ResponseError as exc:
+        if not str(exc).startswith("BUSYGROUP"):
+            raise
+
+
+def block_ms(seconds: float) -> bytes:
+    """Return what BLOCK takes. 0 would block for ever, and is never sent."""
+    return b"%d" % max(round(seconds * 1000), 1)
+
+
+def last_id(reply: Any) -> bytes:
+    """Return the last id of a stream from a reply to XINFO STREAM; of none, the least."""
+    if isinstance(reply, ResponseError):
+        if "no such key" in str(reply):
+            return b"0-0"
+        raise reply
+    if isinstance(reply, Exception):
+        raise reply
+    for name, value in zip(reply[::2], reply[1::2], strict=True):
+        if name == b"last-generated-id":
+            return bytes(value)
+    raise ProtocolError("XINFO STREAM did not tell last-generated-id")

@@ -1,0 +1,110 @@
+"""A pair of transports in one process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from anyio import AsyncContextManagerMixin, EndOfStream
+from anyio.lowlevel import checkpoint
+
+from .._errors_wire import library_error
+from .._exceptions import OverloadedError, TransportClosedError
+from .._inbound import Inbound
+from .._protocol._records import Reply, Request
+from .._queue import BoundedQueue, Overflow, QueueStatistics
+from ..abc import Capabilities, Codec, Envelope, Listener, Transport
+from ..codecs import get_codec
+
+if sys.version_info >= (3, 11):
+    from typing import Self
+else:
+    from typing_extensions import Self
+
+__all__ = ("MemoryTransport",)
+
+
+class MemoryTransport(AsyncContextManagerMixin, Transport):
+    """One side of a pair in one process; made by `pair`."""
+
+    def __init__(
+        self,
+        codec: str | Codec | None = None,
+        max_queue_size: int = 1000,
+        max_queue_bytes: int = 64 * 1024 * 1024,
+        overflow: Overflow = "drop_newest",
+    ) -> None:
+        self._codec = None if codec is None else get_codec(codec)
+        self._queue: BoundedQueue[Envelope] = BoundedQueue(
+            max_queue_size, max_queue_bytes, overflow, on_drop=self._refuse
+        )
+        self._inbound = Inbound(self._queue)
+        self._peer: MemoryTransport | None = None
+
+    @classmethod
+    def pair(
+        cls,
+        *,
+        codec: str | Codec | None = None,
+        max_queue_size: int = 1000,
+        max_queue_bytes: int = 64 * 1024 * 1024,
+        overflow: Overflow = "drop_newest",
+    ) -> tuple[Self, Self]:
+        """Return two connected transports, each to be entered.
+
+        :param codec: ``"json"`` or ``"cbor"`` to encode and decode each record as on a wire; with
+            ``None`` records are passed as they are
+        """
+        a = cls(codec, max_queue_size, max_queue_bytes, overflow)
+        b = cls(codec, max_queue_size, max_queue_bytes, overflow)
+        a._peer, b._peer = b, a
+        return a, b
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities()
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
+        try:
+            yield self
+        finally:
+            self._close()
+
+    async def aclose(self) -> None:
+        self._close()
+        await checkpoint()
+
+    def _close(self) -> None:
+        self._inbound.end(TransportClosedError("the transport has been closed"))
+        if self._peer is not None:
+            self._peer._inbound.end(EndOfStream())
+
+    def listen(self, listener: Listener | None, *, serve: int = 0) -> None:
+        self._inbound.listen(listener, serve=serve)
+
+    async def receive(self) -> Envelope:
+        return await self._inbound.receive()
+
+    async def send(self, item: Envelope) -> None:
+        await checkpoint()
+        if self._inbound.ended_reason is not None:
+            raise TransportClosedError("the transport has been closed")
+        peer, record, size = self._peer, item.record, 0
+        assert peer is not None
+        if self._codec is not None:
+            data = self._codec.encode(record)
+            record, size = self._codec.decode(data), len(data)
+        while not peer._inbound.deliver(Envelope(record), size):
+            await peer._queue.wait_room()
+
+    def _refuse(self, envelope: Envelope) -> None:
+        record = envelope.record
+        if isinstance(record, Request) and record.o is not True and self._peer is not None:
+            error = OverloadedError("the queue of requests is full; the request did not run")
+            self._peer._inbound.deliver(Envelope(Reply(record.id, e=library_error(error))))
+
+    def statistics(self) -> QueueStatistics:
+        """Return what the queue of requests holds and has seen."""
+        return self._queue.statistics()

@@ -1,0 +1,469 @@
+"""The peer without I/O: two of them joined by hand, and one against arbitrary records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import UNSET
+
+from anyio_kkrpc import ProtocolError
+from anyio_kkrpc._protocol import _peer as p
+from anyio_kkrpc._protocol._records import (
+    Bye,
+    CallbackCall,
+    CallbackRelease,
+    Cancel,
+    Reply,
+    Request,
+    StreamReply,
+    StreamRequest,
+)
+from anyio_kkrpc._protocol._state import CallInput, CallState, HandlingState
+from anyio_kkrpc._protocol._streams import FIRST_CREDIT, NEXT_CREDIT, Consumer
+
+
+class Source:
+    """Looks like a stream to the core, which never touches it."""
+
+    def __aiter__(self) -> Any:
+        raise AssertionError("the core must not run user code")
+
+
+def make_pair() -> tuple[p.Peer, p.Peer]:
+    """Two peers; remote callbacks are (id, owner) tuples wrapped in a function."""
+
+    def remote(callback_id: str, owner: str | None) -> Any:
+        return ("callback", callback_id, owner)
+
+    return p.Peer("a-", remote), p.Peer("b-", remote)
+
+
+def open_stream() -> tuple[p.Peer, p.Peer, Consumer, Any]:
+    """A call answered with a stream: caller, server, consumer, producer."""
+    caller, server = make_pair()
+    call, request = caller.call("call", ["count"], args=[])
+    handling = server.handle(request, "caller")
+    reply = server.reply(handling, Source())
+    event = caller.receive(reply, "server")
+    assert isinstance(event, p.CallFinished)
+    consumer = call.value
+    assert isinstance(consumer, Consumer)
+    return caller, server, consumer, handling.producer
+
+
+def test_call_and_reply() -> None:
+    """A request gets its result, and both tables are empty afterwards."""
+    caller, server = make_pair()
+    call, request = caller.call("call", ["add"], args=[1, 2], kwargs={"z": 3}, budget=500)
+    assert (request.op, request.p, request.a, request.k, request.d) == (
+        "call",
+        ["add"],
+        [1, 2],
+        {"z": 3},
+        500,
+    )
+    handling = server.handle(request, "caller")
+    assert server.unpack(request, handling) == ([1, 2], {"z": 3})
+    event = caller.receive(server.reply(handling, 6), "server")
+    assert isinstance(event, p.CallFinished)
+    assert event.call is call
+    assert (call.state, call.value) == (CallState.ANSWERED, 6)
+    assert not caller.calls
+    assert not server.handlings
+
+
+def test_error_reply() -> None:
+    """An error arrives as it was sent."""
+    caller, server = make_pair()
+    call, request = caller.call("get", ["x"])
+    handling = server.handle(request, None)
+    caller.receive(server.reply_error(handling, {"n": "E", "m": "no"}), None)
+    assert (call.state, call.error) == (CallState.FAILED, {"n": "E", "m": "no"})
+
+
+def test_first_answer_wins() -> None:
+    """A second reply to the same call is ignored and counted."""
+    caller, _ = make_pair()
+    call, request = caller.call("call", ["f"], args=[])
+    caller.receive(Reply(request.id, 1), "one")
+    assert caller.receive(Reply(request.id, 2), "two") is None
+    assert (call.value, caller.ignored) == (1, 1)
+
+
+def test_reply_from_another_peer_than_addressed_is_ignored() -> None:
+    """A call to one peer isn't answered by another."""
+    caller, _ = make_pair()
+    call, request = caller.call("call", ["f"], "b", args=[])
+    assert caller.receive(Reply(request.id, 1), "c") is None
+    assert call.state is CallState.WAITING
+    caller.receive(Reply(request.id, 2), "b")
+    assert call.value == 2
+
+
+def test_late_stream_is_sent_back() -> None:
+    """A stream that answers a call nobody waits for is told to end."""
+    caller, server = make_pair()
+    call, request = caller.call("call", ["f"], args=[])
+    caller.finish_call(call, CallInput.CANCEL)
+    reply = server.reply(server.handle(request, "caller"), Source())
+    event = caller.receive(reply, "server")
+    assert isinstance(event, p.Answer)
+    assert isinstance(event.record, StreamRequest)
+    assert (event.record.op, event.recipient) == ("return", "server")
+    left = server.receive(event.record, "caller")
+    assert isinstance(left, p.StreamLeft)
+
+
+def test_the_same_request_is_not_served_twice_at_once() -> None:
+    """A request that is being served already is refused; afterwards it may come again."""
+    _, server = make_pair()
+    request = Request("1", "call", ["f"])
+    handling = server.handle(request, "a")
+    with pytest.raises(ProtocolError, match="being served"):
+        server.handle(request, "a")
+    server.handle(request, "b")
+    server.drop(handling)
+    server.handle(request, "a")
+
+
+def test_cancel_reaches_the_handling_of_its_sender_only() -> None:
+    """A cancel is for the sender's own request."""
+    _, server = make_pair()
+    handling = server.handle(Request("1", "call", ["f"]), "a")
+    assert server.receive(Cancel("1"), "b") is None
+    event = server.receive(Cancel("1"), "a")
+    assert isinstance(event, p.HandlingCancelled)
+    assert handling.state is HandlingState.CANCELLING
+    assert isinstance(server.receive(Cancel("1"), "a"), p.HandlingCancelled)
+    server.drop(handling)
+    assert server.receive(Cancel("1"), "a") is None
+
+
+def test_values_that_look_like_envelopes_stay_values() -> None:
+    """A dict with kkrpc's own keys arrives as the dict it was."""
+    caller, server = make_pair()
+    odd = [{"__kkrpc_next_arg__": "callback", "id": "x"}, {"__kkrpc_next_stream__": 1}]
+    _, request = caller.call("call", ["f"], args=odd)
+    assert server.unpack(request, server.handle(request, None))[0] == odd
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"__kkrpc_next_arg__": "callback"}, {"__kkrpc_next_arg__": "callback", "id": 1},
+     {"__kkrpc_next_arg__": "other"}, {"__kkrpc_next_arg__": None}],
+)  # fmt: skip
+def test_malformed_argument_envelopes(bad: dict[str, Any]) -> None:
+    """An envelope of no known kind, or without an id, is a protocol error."""
+    _, server = make_pair()
+    request = Request("1", "call", ["f"], a=[bad])
+    with pytest.raises(ProtocolError):
+        server.unpack(request, server.handle(request, None))
+
+
+def test_callback_keeps_its_id_and_counts_its_uses() -> None:
+    """The same function has one id; it is dropped when each of its uses was released."""
+    caller, server = make_pair()
+
+    def function() -> None: ...
+
+    _, first = caller.call("call", ["f"], args=[function, 1, function])
+    _, second = caller.call("call", ["f"], args=[function])
+    (one, plain, two), _ = server.unpack(first, server.handle(first, "caller"))
+    (three,), _ = server.unpack(second, server.handle(second, "caller"))
+    assert one == two == three
+    assert plain == 1
+    callback_id = one[1]
+    event = caller.receive(server.callback_call(callback_id, [5], {"k": 6}), "server")
+    assert isinstance(event, p.CallbackInvoked)
+    assert (event.export.function, event.args, event.kwargs) == (function, [5], {"k": 6})
+    assert caller.receive(CallbackRelease([callback_id, callback_id]), "server") is None
+    released = caller.receive(CallbackRelease([callback_id, "unknown"]), "server")
+    assert isinstance(released, p.CallbacksReleased)
+    assert not caller.callbacks
+    assert caller.receive(server.callback_call(callback_id, [], None), "server") is None
+    _, third = caller.call("call", ["f"], args=[function])
+    assert len(caller.callbacks) == 1
+    assert isinstance(third.a, list)
+
+
+def test_callbacks_of_a_call_that_failed_are_taken_back() -> None:
+    """A call that ends without an answer leaves no callback and no stream behind."""
+    caller, _ = make_pair()
+    source = Source()
+    call, _ = caller.call("call", ["f"], args=[print, source])
+    assert (len(caller.callbacks), len(caller.producers)) == (1, 1)
+    (producer,) = caller.finish_call(call, CallInput.TIMEOUT)
+    assert producer.source is source
+    assert not producer.open
+    assert not caller.callbacks
+    assert not caller.producers
+
+
+def test_bound_methods_and_unhashable_functions_are_callbacks() -> None:
+    """A bound method is one callback, however often it is looked up; hash isn't needed."""
+
+    class Odd:
+        __hash__ = None  # type: ignore[assignment]
+
+        def method(self) -> None: ...
+
+        def __call__(self) -> None: ...
+
+    caller, _ = make_pair()
+    items: list[int] = []
+    odd = Odd()
+    caller.call("call", ["f"], args=[items.append, items.append, odd, odd])
+    assert len(caller.callbacks) == 2
+
+
+def test_callbacks_take_values_only() -> None:
+    """Neither side accepts a callback or stream as an argument of a callback."""
+    caller, server = make_pair()
+    with pytest.raises(TypeError, match="takes values"):
+        server.callback_call("1", [print], None)
+    with pytest.raises(TypeError, match="takes values"):
+        server.callback_call("1", [], {"k": Source()})
+    caller.call("call", ["f"], args=[print])
+    (callback_id,) = caller.callbacks
+    with pytest.raises(ProtocolError):
+        caller.receive(
+            CallbackCall(callback_id, [{"__kkrpc_next_arg__": "callback", "id": "9"}]), None
+        )
+
+
+def test_stream_from_start_to_end() -> None:
+    """Credits are 32, then 16 after each 16 delivered; items keep order; the end empties tables."""
+    caller, server, consumer, producer = open_stream()
+    pull = consumer.start()
+    assert pull is not None
+    assert pull.n == FIRST_CREDIT
+    assert consumer.start() is None
+    assert isinstance(server.receive(pull, "caller"), p.StreamPulled)
+    got, pulls = [], 0
+    for n in range(100):
+        assert producer.credit > 0
+        event = caller.receive(producer.item(n), "server")
+        assert isinstance(event, p.StreamItem)
+        got.append(event.value)
+        more = consumer.delivered()
+        if more is not None:
+            assert more.n == NEXT_CREDIT
+            server.receive(more, "caller")
+            pulls += 1
+    assert got == list(range(100))
+    assert pulls == 100 // NEXT_CREDIT
+    event = caller.receive(server.end_production(producer, None), "server")
+    assert isinstance(event, p.StreamEnded)
+    assert not caller.consumers
+    assert not server.producers
+
+
+def test_stream_without_credit_sends_nothing() -> None:
+    """A producer that has used its credit can't make an item."""
+    _, server, consumer, producer = open_stream()
+    with pytest.raises(ProtocolError):
+        producer.item(0)
+    server.receive(consumer.start() or pytest.fail("no pull"), "caller")
+    for n in range(FIRST_CREDIT):
+        producer.item(n)
+    with pytest.raises(ProtocolError):
+        producer.item(FIRST_CREDIT)
+
+
+def test_stream_error() -> None:
+    """A failing source ends the stream with its error."""
+    caller, server, consumer, producer = open_stream()
+    consumer.start()
+    event = caller.receive(server.end_production(producer, {"n": "E", "m": "m"}), "server")
+    assert isinstance(event, p.StreamFailed)
+    assert event.error == {"n": "E", "m": "m"}
+
+
+def test_stream_left_early() -> None:
+    """Leaving tells the producer; what was under way is ignored; the answer ends it."""
+    caller, server, consumer, producer = open_stream()
+    server.receive(consumer.start() or pytest.fail("no pull"), "caller")
+    item = producer.item(1)
+    record = caller.leave(consumer)
+    assert record is not None
+    assert caller.leave(consumer) is None
+    assert caller.receive(item, "server") is None
+    event = server.receive(record, "caller")
+    assert isinstance(event, p.StreamLeft)
+    assert event.answer.id == record.id
+    server.forget(producer)
+    assert caller.receive(event.answer, "server") is None
+    assert not server.producers
+    assert caller.ignored >= 1
+
+
+def test_lost_doubled_and_unasked_items() -> None:
+    """A doubled item is ignored; a gap, and an item without credit, fail the stream."""
+    caller, server, consumer, producer = open_stream()
+    server.receive(consumer.start() or pytest.fail("no pull"), "caller")
+    first = producer.item("a")
+    assert isinstance(caller.receive(first, "server"), p.StreamItem)
+    assert caller.receive(first, "server") is None
+    producer.item("lost")
+    event = caller.receive(producer.item("c"), "server")
+    assert isinstance(event, p.StreamFailed)
+    assert event.error is None
+    assert not caller.consumers
+
+    caller, server, consumer, producer = open_stream()
+    with pytest.raises(ProtocolError):
+        caller.receive(StreamReply(id="1", sid=consumer.id, d=False, v=1), "server")
+    consumer.start()
+    for n in range(FIRST_CREDIT):
+        caller.receive(StreamReply(id="1", sid=consumer.id, d=False, v=n), "server")
+    event = caller.receive(StreamReply(id="1", sid=consumer.id, d=False, v=0), "server")
+    assert isinstance(event, p.StreamFailed)
+
+
+def test_lost_last_items_are_noticed_at_the_end() -> None:
+    """The end tells how many items there were."""
+    caller, server, consumer, producer = open_stream()
+    server.receive(consumer.start() or pytest.fail("no pull"), "caller")
+    producer.item("lost")
+    assert isinstance(caller.receive(server.end_production(producer, None), "server"), p.StreamFailed)
+
+
+def test_streams_of_other_peers_are_out_of_reach() -> None:
+    """Another peer can neither pull from, nor end, nor feed a stream that isn't its own."""
+    caller, server, consumer, producer = open_stream()
+    for op in ("pull", "throw", "return"):
+        event = server.receive(StreamRequest(id="1", sid=producer.id, op=op), "thief")  # type: ignore[arg-type]
+        assert isinstance(event, p.Answer)
+        assert event.recipient == "thief"
+    assert producer.open
+    assert producer.credit == 0
+    consumer.start()
+    assert caller.receive(StreamReply(id="1", sid=consumer.id, d=True), "thief") is None
+    assert consumer.readable
+
+
+@pytest.mark.parametrize(("n", "credit"), [(5, 5), (UNSET, 1), (-3, 1), ("x", 1), (1 << 60, 1 << 31), (True, 1)])  # fmt: skip
+def test_odd_credits(n: Any, credit: int) -> None:
+    """A missing or odd number is one credit, and a huge one is bounded."""
+    _, server, _, producer = open_stream()
+    server.receive(StreamRequest(id="1", sid=producer.id, op="pull", n=n), "caller")
+    assert producer.credit == credit
+
+
+def test_unknown_streams_are_answered_as_kkrpc_does() -> None:
+    """A pull from an unknown stream is an error, leaving one is acknowledged."""
+    _, server = make_pair()
+    event = server.receive(StreamRequest(id="7", sid="s", op="pull", n=1), "c")
+    assert isinstance(event, p.Answer)
+    assert isinstance(event.record, StreamReply)
+    assert event.record.e == {"n": "Error", "m": "Unknown RPC stream s"}
+    event = server.receive(StreamRequest(id="8", sid="s", op="return", v=3), "c")
+    assert isinstance(event, p.Answer)
+    assert isinstance(event.record, StreamReply)
+    assert (event.record.id, event.record.d, event.record.v) == ("8", True, 3)
+
+
+def test_lose_settles_everything_once() -> None:
+    """When the link goes, every table is emptied and every entry is in a final state."""
+    caller, server, consumer, producer = open_stream()
+    call, _ = caller.call("call", ["f"], args=[print])
+    handling = server.handle(Request("9", "call", ["f"]), "caller")
+    lost = caller.lose()
+    assert lost.calls == [call]
+    assert call.state is CallState.LOST
+    assert lost.consumers == [consumer]
+    assert len(lost.callbacks) == 1
+    lost = server.lose()
+    assert lost.handlings == [handling]
+    assert lost.producers == [producer]
+    assert not producer.open
+    again = server.lose()
+    assert not (again.calls or again.handlings or again.producers)
+
+
+def test_bye_and_misplaced_requests() -> None:
+    """A destroy signal is an event; a request has a way in of its own."""
+    caller, _ = make_pair()
+    assert isinstance(caller.receive(Bye(), "x"), p.PeerLeft)
+    with pytest.raises(ProtocolError):
+        caller.receive(Request("1", "call", []), "x")
+
+
+_ids = st.sampled_from(["a-1", "a-2", "a-3", "a-4", "s1", "1"])
+_senders = st.sampled_from([None, "x", "y"])
+_values = st.one_of(
+    st.none(),
+    st.integers(),
+    st.builds(lambda i: {"__kkrpc_next_stream__": "async-iterable", "id": i}, _ids),
+    st.builds(lambda i: {"__kkrpc_next_arg__": "callback", "id": i}, _ids),
+)
+_records = st.one_of(
+    st.builds(Reply, _ids, _values),
+    st.builds(Reply, _ids, e=st.dictionaries(st.sampled_from("nm"), st.text())),
+    st.builds(CallbackCall, _ids, st.lists(_values, max_size=2)),
+    st.builds(CallbackRelease, st.lists(_ids, max_size=3)),
+    st.builds(Cancel, _ids),
+    st.builds(
+        StreamRequest,
+        id=_ids,
+        sid=_ids,
+        op=st.sampled_from(["pull", "return", "throw"]),
+        n=st.one_of(st.just(UNSET), st.integers(), st.text()),
+    ),
+    st.builds(
+        StreamReply,
+        id=_ids,
+        sid=_ids,
+        d=st.booleans(),
+        i=st.one_of(st.just(UNSET), st.integers(-1, 3)),
+    ),
+    st.just(Bye()),
+)
+_own = st.sampled_from(["call", "stream", "callback", "handle", "reply", "stream reply", "leave", "finish"])  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(st.lists(st.one_of(_own, st.tuples(_records, _senders)), max_size=30))
+def test_arbitrary_records_are_events_or_protocol_errors(steps: list[Any]) -> None:
+    """Whatever comes, in whatever state, is an event, ignored, or a protocol error."""
+    peer, _ = make_pair()
+    handlings: list[p.Handling] = []
+    calls: list[p.Call] = []
+    consumers: list[Consumer] = []
+    for number, step in enumerate(steps):
+        if step == "call":
+            calls.append(peer.call("call", ["f"], args=[])[0])
+        elif step == "stream":
+            calls.append(peer.call("call", ["f"], args=[Source()])[0])
+        elif step == "callback":
+            calls.append(peer.call("call", ["f"], args=[print])[0])
+        elif step == "handle":
+            handlings.append(peer.handle(Request(str(number), "call", ["f"]), "x"))
+        elif step == "reply" and handlings:
+            peer.reply(handlings.pop(), 1)
+        elif step == "stream reply" and handlings:
+            peer.reply(handlings.pop(), Source())
+        elif step == "leave" and consumers:
+            peer.leave(consumers.pop())
+        elif step == "finish" and calls:
+            call = calls.pop()
+            if call.state is CallState.WAITING:
+                peer.finish_call(call, CallInput.TIMEOUT)
+        elif isinstance(step, tuple):
+            record, sender = step
+            before = msgspec.structs.replace(record)
+            try:
+                event = peer.receive(record, sender)
+            except ProtocolError:
+                event = None
+            assert record == before
+            if isinstance(event, p.CallFinished) and isinstance(event.call.value, Consumer):
+                consumers.append(event.call.value)
+                event.call.value.start()
+    lost = peer.lose()
+    assert not any((peer.calls, peer.handlings, peer.callbacks, peer.consumers, peer.producers))
+    assert all(call.state is not CallState.WAITING for call in lost.calls)
