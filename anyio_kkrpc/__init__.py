@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
 
 from ._callbacks import RemoteCallback as RemoteCallback
 from ._channel import ChannelStatistics as ChannelStatistics
@@ -28,3 +29,19 @@ from ._queue import BoundedQueue as BoundedQueue
 from ._queue import QueueStatistics as QueueStatistics
 from ._streaming import RemoteStream as RemoteStream
 from .transports.memory import MemoryTransport as MemoryTransport
+
+if TYPE_CHECKING:
+    from .redis import RedisStreamsTransport as RedisStreamsTransport
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs an extra on first use."""
+    if name != "RedisStreamsTransport":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from .redis import RedisStreamsTransport
+    except ImportError as exc:
+        raise ImportError(
+            f"RedisStreamsTransport needs {exc.name}: pip install 'anyio_kkrpc[redis]'"
+        ) from exc
+    return RedisStreamsTransport

@@ -172,7 +172,9 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
                     self._group.start_soon(self._send_outbox, name="anyio_kkrpc outbox")
                     if self._server is not None:
                         self._group.start_soon(self._server.run, name="anyio_kkrpc server")
-                    self._transport.listen(self, serve=0 if self._server is None else self._server.limit)
+                    self._transport.listen(
+                        self, serve=0 if self._server is None else self._server.limit
+                    )
                     yield self
                 finally:
                     await self._say_goodbye()

@@ -135,7 +135,9 @@ class ArgumentConverter:
         variadic = next(
             (p.name for p in self._signature.parameters.values() if p.kind is p.VAR_KEYWORD), ""
         )
-        args = [one(name, value, kind) for name, value, kind in zip(names, args, types_, strict=False)]
+        args = [
+            one(name, value, kind) for name, value, kind in zip(names, args, types_, strict=False)
+        ]
         kwargs = {
             name: one(name, value, self._keywords.get(name, self._keywords.get(variadic, Any)))
             for name, value in kwargs.items()

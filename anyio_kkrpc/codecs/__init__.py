@@ -22,8 +22,6 @@ def get_codec(codec: str | Codec) -> Codec:
         try:
             from .cbor import CBORCodec
         except ImportError as exc:
-            raise ImportError(
-                "codec 'cbor' needs cbor2: pip install 'anyio_kkrpc[cbor]'"
-            ) from exc
+            raise ImportError("codec 'cbor' needs cbor2: pip install 'anyio_kkrpc[cbor]'") from exc
         return CBORCodec()
     raise ValueError(f"codec: 'json', 'cbor' or a Codec, not {codec!r:.80}")

@@ -41,9 +41,7 @@ class Decoder:
             return self._dialect.decode(fields)
         except ProtocolError as exc:
             self.invalid += 1
-            logger.warning(
-                "skipped entry %s of %s: %s", entry_id.decode(), stream.decode(), exc
-            )
+            logger.warning("skipped entry %s of %s: %s", entry_id.decode(), stream.decode(), exc)
             return None
 
 

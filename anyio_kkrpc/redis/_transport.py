@@ -15,6 +15,7 @@ from anyio import (
     AsyncContextManagerMixin,
     CancelScope,
     Event,
+    aclose_forcefully,
     current_time,
     move_on_after,
 )
@@ -187,12 +188,11 @@ class RedisStreamsTransport(AsyncContextManagerMixin, Transport):
             on_drop=self._on_drop,
         )
         self._inbound = Inbound(self._queue)
-        self._capabilities = Capabilities(
-            broadcast=not options.use_consumer_group, addressing=True
-        )
+        self._capabilities = Capabilities(broadcast=not options.use_consumer_group, addressing=True)
         self._group: TaskGroup | None = None
         self._connection: Connection | None = None
         self._writer: Writer | None = None
+        self._writer_scope = CancelScope(shield=True)
         self._inbox_scope = CancelScope()
         self._request_scope = CancelScope()
         self._reading_requests = False
@@ -259,6 +259,7 @@ class RedisStreamsTransport(AsyncContextManagerMixin, Transport):
                     yield self
                 finally:
                     await self.destroy()
+                    self._writer_scope.cancel()
                     self._group.cancel_scope.cancel()
 
     async def _start(self, group: TaskGroup) -> None:
@@ -300,10 +301,12 @@ class RedisStreamsTransport(AsyncContextManagerMixin, Transport):
     async def _run_writer(
         self, connection: Connection, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED
     ) -> None:
-        try:
-            await connection.run(task_status=task_status)
-        except (RPCError, RedisError) as exc:
-            self._broken(exc)
+        # Not cancelled with the rest: what says goodbye still has to be written. `destroy` bounds it.
+        with self._writer_scope:
+            try:
+                await connection.run(task_status=task_status)
+            except (RPCError, RedisError) as exc:
+                self._broken(exc)
 
     async def _dial(self, what: str) -> Connection:
         return await open_connection(
@@ -354,8 +357,7 @@ class RedisStreamsTransport(AsyncContextManagerMixin, Transport):
             return
         with move_on_after(CLOSE_TIMEOUT, shield=True):
             await self._remove_traces(connection)
-            await connection.aclose()
-        connection.abort()
+        await aclose_forcefully(connection)
 
     async def aclose(self) -> None:
         """The same as `destroy`."""
@@ -468,7 +470,7 @@ class RedisStreamsTransport(AsyncContextManagerMixin, Transport):
             except (RPCError, RedisError) as exc:
                 self._broken(exc)
             finally:
-                connection.abort()
+                await aclose_forcefully(connection)
 
     def _handle_addressed(self, stream: bytes, entry_id: bytes, entry: Entry) -> None:
         record, sender = entry.record, entry.sender
@@ -521,7 +523,7 @@ class RedisStreamsTransport(AsyncContextManagerMixin, Transport):
                 try:
                     await read(connection)
                 finally:
-                    connection.abort()
+                    await aclose_forcefully(connection)
             except (RPCError, RedisError) as exc:
                 self._broken(exc)
             finally:
@@ -650,9 +652,7 @@ class RedisStreamsTransport(AsyncContextManagerMixin, Transport):
             return
         length = b"%d" % self._options.max_len
         try:
-            await connection.request(
-                b"EVAL", TRIM_ACKNOWLEDGED, b"1", self._keys.stream, length
-            )
+            await connection.request(b"EVAL", TRIM_ACKNOWLEDGED, b"1", self._keys.stream, length)
         except ResponseError as exc:
             logger.warning("max_len: the stream could not be trimmed: %s", exc)
 

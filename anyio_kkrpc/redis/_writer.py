@@ -85,6 +85,8 @@ class Writer:
             raise refusal(exc) from exc
         if reply is None:
             raise _gone(envelope)
+        if key is self._keys.control:
+            await self._connection.request(b"PEXPIRE", key, _CONTROL_TTL_MS)
 
     def settle(self, entry_id: bytes, reply: Envelope | None) -> None:
         """Queue the acknowledgement of an entry of the group behind its reply, for one write."""
@@ -98,9 +100,7 @@ class Writer:
         """Write what is queued."""
         await self._connection.flush()
 
-    def _command(
-        self, envelope: Envelope
-    ) -> tuple[bytes, int, Callable[[object], None] | None]:
+    def _command(self, envelope: Envelope) -> tuple[bytes, int, Callable[[object], None] | None]:
         key, fields = self._entry(envelope)
         command = pack_command((*self._add(key, envelope), *fields))
         self.sent += 1

@@ -329,7 +329,9 @@ def test_lost_last_items_are_noticed_at_the_end() -> None:
     caller, server, consumer, producer = open_stream()
     server.receive(consumer.start() or pytest.fail("no pull"), "caller")
     producer.item("lost")
-    assert isinstance(caller.receive(server.end_production(producer, None), "server"), p.StreamFailed)
+    assert isinstance(
+        caller.receive(server.end_production(producer, None), "server"), p.StreamFailed
+    )
 
 
 def test_streams_of_other_peers_are_out_of_reach() -> None:
