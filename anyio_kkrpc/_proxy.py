@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Coroutine, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,14 +35,15 @@ class CallOptions(Struct, frozen=True):
     metadata: dict[str, Any] | None = None
 
 
-class RemoteCall:
+class RemoteCall(Coroutine[Any, Any, Any]):
     """A call that is made when it is awaited, iterated over, or entered as a context manager.
 
     ``await call`` gives the result. ``async for item in call`` and ``async with call as items`` are
-    for results that are streams.
+    for results that are streams. It is a coroutine too, so that ``group.start_soon(api.method, 1)``
+    works.
     """
 
-    __slots__ = ("_args", "_kwargs", "_proxy", "_stream", "_used")
+    __slots__ = ("_args", "_coroutine", "_kwargs", "_proxy", "_stream", "_used")
 
     def __init__(self, proxy: RemoteAPI, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._proxy = proxy
@@ -50,13 +51,31 @@ class RemoteCall:
         self._kwargs = kwargs
         self._stream: RemoteStream[Any] | None = None
         self._used = False
+        self._coroutine: Coroutine[Any, Any, Any] | None = None
+
+    def send(self, value: Any) -> Any:
+        """Step it as a coroutine."""
+        if self._coroutine is None:
+            self._coroutine = self._make()
+        return self._coroutine.send(value)
+
+    def throw(self, *exc: Any) -> Any:
+        """Raise an exception in it as a coroutine."""
+        if self._coroutine is None:
+            self._coroutine = self._make()
+        return self._coroutine.throw(*exc)
+
+    def close(self) -> None:
+        """Give it up; a call that was not made yet isn't made."""
+        self._used = True
+        if self._coroutine is not None:
+            self._coroutine.close()
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self._make().__await__()
 
     async def _make(self) -> Any:
-        if self._used:
-            raise RuntimeError("a call can be made once; call the method again")
+        self._check_unused()
         self._used = True
         proxy = self._proxy
         result = await proxy._rpc_channel._request(
@@ -68,6 +87,10 @@ class RemoteCall:
         )
         return proxy._rpc_types.convert_result(result, proxy._rpc_path)
 
+    def _check_unused(self) -> None:
+        if self._used:
+            raise RuntimeError("a call can be made once; call the method again")
+
     async def _open(self) -> RemoteStream[Any]:
         result = await self._make()
         if not isinstance(result, RemoteStream):
@@ -78,6 +101,7 @@ class RemoteCall:
         return result
 
     def __aiter__(self) -> AsyncIterator[Any]:
+        self._check_unused()
         return _LazyStream(self)
 
     async def __aenter__(self) -> RemoteStream[Any]:

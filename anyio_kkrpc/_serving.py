@@ -177,7 +177,8 @@ class Server:
         try:
             reply = await self._run(envelope, request, handling, deadline)
         except BaseException:
-            self._peer.drop(handling)
+            if handling.open:
+                self._peer.drop(handling)
             raise
         finally:
             if timer is not None:
@@ -200,18 +201,25 @@ class Server:
         )
         context = copy_context()
         context.run(_current.set, info)
+        error: dict[str, Any] | None = None
+        value: Any = None
         try:
             value = await _OPERATIONS[request.op](self, request, handling, context)
         except Refused as exc:
             if self._broadcast and envelope.recipient is None and _is_not_found(exc.error):
                 raise NoReply from None
-            return self._peer.reply_error(handling, library_error(exc.error))
+            error = library_error(exc.error)
         except get_cancelled_exc_class() as exc:
+            # One that the handler itself raised is an error like others.
             if current_effective_deadline() == float("-inf"):
                 raise
-            return self._peer.reply_error(handling, self._wire_error(exc))
-        except Exception as exc:  # whatever a handler raises goes to its caller
-            return self._peer.reply_error(handling, self._wire_error(exc))
+            error = self._wire_error(exc)
+        except Exception as exc:
+            error = self._wire_error(exc)
+        if not handling.open:
+            raise NoReply
+        if error is not None:
+            return self._peer.reply_error(handling, error)
         reply = self._peer.reply(handling, value)
         if handling.producer is not None:
             Pump(self._channel, handling.producer, context)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ["tests.servers"]
+
 BACKENDS: list[Any] = [
     pytest.param(("asyncio", {"debug": True}), id="asyncio"),
     pytest.param(("trio", {}), id="trio"),

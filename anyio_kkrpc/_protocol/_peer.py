@@ -92,6 +92,11 @@ class Handling:
         self.consumers: list[Consumer] | None = None
         self.producer: Producer | None = None
 
+    @property
+    def open(self) -> bool:
+        """Whether it can still be replied to: it can't once the link is gone."""
+        return self.state is not HandlingState.DONE
+
 
 class CallbackExport:
     """A function that was passed to the other side.

@@ -49,8 +49,8 @@ OnReply: TypeAlias = Callable[[Any], None]
 HIGH_WATER = 1024 * 1024
 # Bytes of one write: what one task writes for others at most, and what the write timeout is for.
 CHUNK = 1024 * 1024
-# Bytes of one read. More does not fit into what the event loops read at a time.
-READ_SIZE = 256 * 1024
+# Bytes of one read. More is no faster for replies of megabytes (measured with 5 MB).
+READ_SIZE = 64 * 1024
 
 _MORE: Any = object()
 _pack = cast(Callable[[tuple[Argument, ...]], bytes], pack_command)

@@ -1,0 +1,156 @@
+"""The links that each case runs over: every transport with every codec."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, NamedTuple
+
+import anyio
+import pytest
+
+from anyio_kkrpc import (
+    MemoryTransport,
+    RedisStreamsTransport,
+    RPCChannel,
+    expose,
+)
+from anyio_kkrpc.abc import Transport
+
+from .api import Api
+
+WRITABLE = ("settings.theme", "settings.size", "limits.plain")
+
+
+class Link(NamedTuple):
+    """Two channels that talk to each other."""
+
+    client: RPCChannel
+    server: RPCChannel
+    api: Any
+    served: Api
+    transports: tuple[Any, Any]
+
+
+Connect = Callable[..., AbstractAsyncContextManager[tuple[Transport, Transport]]]
+Open = Callable[..., AbstractAsyncContextManager[Link]]
+
+LINKS = ["memory", "memory-json", "memory-cbor", "tcp-json", "tcp-cbor"]
+REDIS_LINKS = ["broadcast-json", "broadcast-cbor", "group-json", "group-cbor"]
+
+
+@asynccontextmanager
+async def _memory(codec: str | None) -> AsyncIterator[tuple[Transport, Transport]]:
+    a, b = MemoryTransport.pair(codec=codec)
+    async with a, b:
+        yield a, b
+
+
+@asynccontextmanager
+async def _tcp(codec: str) -> AsyncIterator[tuple[Transport, Transport]]:
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        accepted: list[Any] = []
+
+        async def accept() -> None:
+            accepted.append(await listener.listeners[0].accept())  # type: ignore[attr-defined]
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(accept)
+            stream = await anyio.connect_tcp("127.0.0.1", port)
+        from anyio_kkrpc.transports.bytestream import ByteStreamTransport
+
+        async with (
+            ByteStreamTransport(stream, codec=codec) as client,
+            ByteStreamTransport(accepted[0], codec=codec) as server,
+        ):
+            yield client, server
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a case that takes ``open_link`` over each link, the Redis ones on each server."""
+    if "connect" in metafunc.fixturenames:
+        from tests.servers import SERVERS
+
+        links: list[Any] = [pytest.param((name, None), id=name) for name in LINKS]
+        links += [
+            pytest.param((name, server), id=f"{server}-{name}", marks=pytest.mark.server)
+            for server in SERVERS
+            for name in REDIS_LINKS
+        ]
+        metafunc.parametrize("connect", links, indirect=True)
+
+
+@pytest.fixture
+def connect(request: pytest.FixtureRequest, stream_name: str) -> Connect:
+    """Return what opens two connected transports; options go to Redis' only."""
+    name, server = request.param
+    kind, _, codec = name.partition("-")
+    if kind == "memory":
+        return lambda **_: _memory(codec or None)
+    if kind == "tcp":
+        return lambda **_: _tcp(codec)
+    url = request.getfixturevalue("servers")[server].url
+
+    @asynccontextmanager
+    async def redis(**options: Any) -> AsyncIterator[tuple[Transport, Transport]]:
+        options = {"stream": stream_name, "codec": codec, **options}
+        async with (
+            RedisStreamsTransport(url, **options, use_consumer_group=kind == "group") as server,
+            RedisStreamsTransport(url, **options, use_consumer_group=kind == "group") as client,
+        ):
+            yield client, server
+
+    return redis
+
+
+@pytest.fixture
+def open_link(connect: Connect) -> Open:
+    """Return what opens two channels, the second of which serves `Api`."""
+
+    @asynccontextmanager
+    async def open_(
+        *,
+        serve_client: bool = False,
+        server_options: dict[str, Any] | None = None,
+        transport_options: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Link]:
+        served = Api()
+        options.setdefault("timeout", 20)
+        async with AsyncExitStack() as stack:
+            a, b = await stack.enter_async_context(connect(**(transport_options or {})))
+            server = await stack.enter_async_context(
+                RPCChannel(b, expose=expose(served, writable=WRITABLE), **(server_options or {}))
+            )
+            served._channel = server
+            own = None
+            if serve_client:
+                own = Api()
+            client = await stack.enter_async_context(RPCChannel(a, expose=own, **options))
+            if own is not None:
+                own._channel = client
+            to = getattr(b, "session_id", None)
+            yield Link(
+                client, server, client.get_api(to=to if serve_client else None), served, (a, b)
+            )
+
+    return open_
+
+
+@pytest.fixture
+def is_broadcast(request: pytest.FixtureRequest) -> bool:
+    """Whether the link is a broadcast, where unknown names are met with silence."""
+    return "broadcast" in request.node.callspec.id
+
+
+@pytest.fixture
+def is_cbor(request: pytest.FixtureRequest) -> bool:
+    """Whether the link carries rich types without annotations."""
+    return "cbor" in request.node.callspec.id
+
+
+@pytest.fixture
+def carries_objects(request: pytest.FixtureRequest) -> bool:
+    """Whether the link passes objects as they are, because it has no codec."""
+    return bool(request.node.callspec.params["connect"][0] == "memory")

