@@ -28,6 +28,7 @@ from ._proxy import with_call_options as with_call_options
 from ._queue import BoundedQueue as BoundedQueue
 from ._queue import QueueStatistics as QueueStatistics
 from ._streaming import RemoteStream as RemoteStream
+from .transports.bytestream import ByteStreamTransport as ByteStreamTransport
 from .transports.memory import MemoryTransport as MemoryTransport
 
 if TYPE_CHECKING:

@@ -54,13 +54,13 @@ def run_in_context(context: Context, coroutine: Coroutine[Any, Any, T]) -> Gener
     step, argument = coroutine.send, None
     while True:
         try:
-            awaited = context.run(step, argument)  # type: ignore[arg-type]
+            awaited = context.run(step, argument)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
         try:
             argument = yield awaited
         except BaseException as exc:  # whatever comes goes to the coroutine
-            step, argument = coroutine.throw, exc  # type: ignore[assignment]
+            step, argument = coroutine.throw, exc
         else:
             step = coroutine.send
 

@@ -67,7 +67,7 @@ async def all_entries(connection: Connection, stream: bytes) -> list[StreamEntry
 
 
 async def trim(connection: Connection, stream: bytes, max_len: int) -> int:
-    """Trim to exactly ``max_len`` entries, whoever has or hasn't read them; return how many went."""
+    """Trim to exactly ``max_len`` entries, read by all or not; return how many went."""
     removed: int = await connection.request(b"XTRIM", stream, b"MAXLEN", b"%d" % max_len)
     return removed
 

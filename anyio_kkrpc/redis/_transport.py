@@ -20,7 +20,6 @@ from anyio import (
     move_on_after,
 )
 from anyio.abc import TaskGroup, TaskStatus
-from hiredis import pack_command
 from msgspec import Struct
 from redis.exceptions import RedisError, ResponseError
 
@@ -45,6 +44,7 @@ from ._admin import (
     trim,
 )
 from ._connection import Connection, open_connection
+from ._connection import _pack as pack_command
 from ._keys import Keys
 from ._options import Overflow, check_options
 from ._reader import COUNT, Decoder, GroupReader, Reader, create_group, last_id
@@ -97,7 +97,9 @@ class RedisStatistics(Struct, frozen=True):
     outstanding: int
 
 
-class RedisStreamsTransport(AsyncContextManagerMixin, Transport):
+class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit__
+    AsyncContextManagerMixin, Transport
+):
     """Carries envelopes over Redis Streams.
 
     It is an async context manager that owns its connections and tasks; `destroy` ends it early.
@@ -301,7 +303,7 @@ class RedisStreamsTransport(AsyncContextManagerMixin, Transport):
     async def _run_writer(
         self, connection: Connection, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED
     ) -> None:
-        # Not cancelled with the rest: what says goodbye still has to be written. `destroy` bounds it.
+        # Not cancelled with the rest: the goodbye still has to be written. `destroy` bounds it.
         with self._writer_scope:
             try:
                 await connection.run(task_status=task_status)
@@ -316,7 +318,7 @@ class RedisStreamsTransport(AsyncContextManagerMixin, Transport):
         )
 
     async def _look_at_server(self, connection: Connection) -> tuple[tuple[int, ...], str]:
-        """Return the version and the eviction policy; of a server that hides them, modern guesses."""
+        """Return version and eviction policy; of a server that hides them, modern guesses."""
         try:
             text = await connection.request(b"INFO")
         except ResponseError:
@@ -437,7 +439,7 @@ class RedisStreamsTransport(AsyncContextManagerMixin, Transport):
         """Write an envelope; see `Transport.send`."""
         writer = self._open_writer()
         record = item.record
-        if record.__class__ is Request:
+        if isinstance(record, Request):
             if self._options.max_len is not None and item.recipient is None:
                 self._count_for_trim(self._options.max_len)
             if record.o is True:

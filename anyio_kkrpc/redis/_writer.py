@@ -7,13 +7,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from hiredis import pack_command
 from redis.exceptions import RedisError
 
 from .._exceptions import DeliveryError, OverloadedError
 from .._protocol._records import Bye, Cancel, Record
 from ..abc import Envelope
 from ._connection import Connection
+from ._connection import _pack as pack_command
 from ._keys import Keys
 from .dialects import Dialect
 

@@ -135,13 +135,13 @@ class TestOpening:
     async def test_tls_to_plain_port(self, redis_server: RedisServer) -> None:
         """TLS to a port without it fails, and the text says what to check."""
         url = redis_server.url.replace("redis://", "rediss://")
-        error = await refused(Address.parse(url), timeout=2.0)
+        error = await refused(Address.parse(url), timeout=0.5)
         assert "begins with redis://" in str(error)
 
     async def test_plain_to_tls_port(self, tls_server: RedisServer) -> None:
         """A connection without TLS to a port with it fails, and the text says what to check."""
         url = tls_server.tls_url.partition("?")[0].replace("rediss://", "redis://")
-        error = await refused(Address.parse(url), timeout=2.0)
+        error = await refused(Address.parse(url), timeout=0.5)
         assert "begins with rediss://" in str(error)
 
     @pytest.mark.parametrize("login", [":s3cret", "default:s3cret", "alice:al1ce!"])
@@ -562,7 +562,7 @@ class TestPieces:
             async with anyio.create_task_group() as group:
                 for number in range(len(expected)):
                     group.start_soon(ask, number)
-                await wait_all_tasks_blocked()
+                await settled(lambda: len(asked(stream)) == len(expected))
                 order = asked(stream)
                 stream.feed(*pieces(b"".join(encode(expected[n]) for n in order), rng))
         assert got == dict(enumerate(expected))
@@ -826,70 +826,69 @@ class TestFlush:
                 await connection.request("PING")
             failed.append(caught.value.__cause__)
 
-        with anyio.fail_after(LIMIT), pytest.raises(TransportConnectionError):
-            async with running(connection):
+        with anyio.fail_after(LIMIT):
+            async with anyio.create_task_group() as group:
+                group.start_soon(suppressed_run, connection)
                 stream.stall()
-                async with anyio.create_task_group() as group:
+                group.start_soon(ask)
+                if by_writer:
+                    await stream.sending.wait()
                     group.start_soon(ask)
-                    if by_writer:
-                        await stream.sending.wait()
-                        group.start_soon(ask)
-                        await checkpoint()
-                        first, stream.gate = stream.gate, anyio.Event()
-                        first.set()
+                    await settled(lambda: len(connection._expected) == 2)
+                    first, stream.gate = stream.gate, anyio.Event()
+                    first.set()
         assert len(failed) == 1 + by_writer
         assert all(isinstance(cause, TimeoutError) for cause in failed)
         assert stream.closed
 
     async def test_never_reads_tcp(self) -> None:
         """The same with a real socket, whose buffers fill up first."""
-        done = anyio.Event()
+        failed: list[BaseException | None] = []
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            address = Address(host="127.0.0.1", port=listener.getsockname()[1])
+            connection = Connection(await address.dial(), address, write_timeout=0.2)
 
-        async def handler(stream: SocketStream) -> None:
-            await done.wait()
+            async def ask() -> None:
+                with pytest.raises(TransportConnectionError) as caught:
+                    await connection.request("ECHO", b"x" * 30_000_000)
+                failed.append(caught.value.__cause__)
 
-        async with fake_peer(handler) as address:
-            stream = await address.dial()
-            connection = Connection(stream, address, write_timeout=0.2)
-            connection.post(b"x" * 50_000_000, 1)
-            with anyio.fail_after(LIMIT), pytest.raises(TransportConnectionError) as caught:
+            with anyio.fail_after(LIMIT):
                 async with anyio.create_task_group() as group:
                     group.start_soon(suppressed_run, connection)
-                    await connection.flush()
-                    await connection.request("PING")
-            done.set()
-        assert isinstance(caught.value.__cause__, TimeoutError)
+                    group.start_soon(ask)
+                    group.start_soon(ask)
+        assert [type(cause) for cause in failed] == [TimeoutError] * 2
 
     async def test_cancelled_write_is_whole(self) -> None:
         """Requests cancelled while the peer reads nothing leave whole commands behind."""
-        read, all_read = anyio.Event(), anyio.Event()
         commands: list[Any] = []
 
-        async def handler(stream: SocketStream) -> None:
-            await read.wait()
+        def read_all(peer: socket.socket) -> None:
             parser = hiredis.Reader()
             while not commands or commands[-1][0] != b"END":
-                parser.feed(await stream.receive())
+                parser.feed(peer.recv(1 << 20))
                 while (command := parser.gets()) is not False:
                     commands.append(command)
-            all_read.set()
-            await stream.receive()
 
-        with anyio.fail_after(LIMIT):
-            async with fake_peer(handler) as address:
-                connection = Connection(await address.dial(), address, write_timeout=10)
-                async with running(connection):
-                    async with anyio.create_task_group() as group:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            address = Address(host="127.0.0.1", port=listener.getsockname()[1])
+            connection = Connection(await address.dial(), address, write_timeout=10)
+            with listener.accept()[0] as peer, anyio.fail_after(LIMIT):
+                peer.settimeout(LIMIT)
+                async with running(connection), anyio.create_task_group() as group:
+                    async with anyio.create_task_group() as victims:
                         for number in range(40):
                             value = b"%d" % (number % 10) * 300_000
-                            group.start_soon(connection.request, "SET", number, value)
+                            victims.start_soon(connection.request, "SET", number, value)
                         await wait_all_tasks_blocked()
-                        group.cancel_scope.cancel()
-                        read.set()
+                        victims.cancel_scope.cancel()
+                        # The one who writes can't leave before the peer reads.
+                        group.start_soon(anyio.to_thread.run_sync, read_all, peer)
                     connection.post(hiredis.pack_command(("END",)))
                     await connection.flush()
-                    await all_read.wait()
                     assert not connection.closed
+                assert len(commands) > 1
         assert commands.pop() == [b"END"]
         assert {int(key) for _, key, _ in commands} <= set(range(40))
         assert all(value == b"%d" % (int(key) % 10) * 300_000 for _, key, value in commands)
@@ -982,11 +981,12 @@ class TestEnd:
             async with anyio.create_task_group() as group:
                 group.start_soon(run)
                 group.start_soon(ask, "BLPOP", stream_name, "0")
-                for _ in range(99):
-                    group.start_soon(ask, "PING")
                 await settled(
                     lambda: any("blpop" in c["cmd"] for c in clients(witness, stream_name))
                 )
+                for _ in range(99):
+                    group.start_soon(ask, "PING")
+                await settled(lambda: len(connection._expected) == 100)
                 (client,) = clients(witness, stream_name)
                 witness.client_kill_filter(_id=client["id"])
         assert len(failed) == 100
