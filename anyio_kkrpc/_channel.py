@@ -187,10 +187,11 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
     @overload
     def get_api(self, protocol: None = None, *, to: str | None = None) -> Any: ...
 
+    # Not type[P]: mypy refuses a Protocol class there, since it is abstract.
     @overload
-    def get_api(self, protocol: type[P], *, to: str | None = None) -> P: ...
+    def get_api(self, protocol: Callable[..., P], *, to: str | None = None) -> P: ...
 
-    def get_api(self, protocol: type[Any] | None = None, *, to: str | None = None) -> Any:
+    def get_api(self, protocol: Any = None, *, to: str | None = None) -> Any:
         """Return a proxy of what the other side exposes. It does no I/O.
 
         :param protocol: a `typing.Protocol` class that describes it: type checkers see its methods,

@@ -1,32 +1,43 @@
-"""What a transport has received: requests wait in a queue, the rest goes to the listener at once."""
+"""What a transport has received: requests wait in a queue, the rest goes to a listener at once."""
 
 from __future__ import annotations
 
-import copy
 import logging
+from typing import final
 
 from anyio import EndOfStream, WouldBlock, current_time
 from msgspec import UNSET
 
 from ._protocol._records import Request
-from ._queue import BoundedQueue
+from ._queue import BoundedQueue, fresh_copy
 from .abc import Envelope, Listener
 
 logger = logging.getLogger("anyio_kkrpc")
 
 
+@final
 class Inbound:
     """Implements `Transport.listen` and `Transport.receive` for a transport that has a reader.
 
-    :param queue: for requests; its owner decides what becomes of those that are dropped
+    :param queue: for requests (without a listener: for everything); its owner decides what becomes
+        of those that are dropped
+    :ivar unserved: requests thrown away because the listener serves none
+    :ivar listener_errors: exceptions that listeners raised; they are logged and go no further
     """
 
     def __init__(self, queue: BoundedQueue[Envelope]) -> None:
         self._queue = queue
         self._listener: Listener | None = None
+        self._told: Listener | None = None
         self._serving = True
         self._reason: Exception | None = None
         self.unserved = 0
+        self.listener_errors = 0
+
+    @property
+    def serving(self) -> bool:
+        """Whether requests are wanted: without a listener, or with one that serves them."""
+        return self._serving
 
     @property
     def ended_reason(self) -> Exception | None:
@@ -39,19 +50,24 @@ class Inbound:
         self._serving = listener is None or serve > 0
         if listener is None:
             return
-        for envelope in self._queue.extract(lambda item: not self._is_request(item)):
+        for envelope in self._queue.extract(lambda item: not _is_request(item)):
             self._tell(listener, envelope)
         if not self._serving:
-            self.unserved += len(self._queue.extract(self._is_request))
+            self.unserved += len(self._queue.extract(_is_request))
         if self._reason is not None:
-            listener.ended(self._reason)
+            self._tell_ended(listener, self._reason)
 
     def deliver(self, envelope: Envelope, size: int = 0) -> bool:
-        """Take a received envelope; return false if it found no room and the policy is to block."""
+        """Take a received envelope; what comes after the end is thrown away.
+
+        :param size: its bytes
+        :return: false if the queue's policy is ``block`` and there is no room: the reader waits in
+            ``queue.wait_room(size)`` and delivers it again
+        """
         if self._reason is not None:
             return True
         listener = self._listener
-        if listener is not None and not self._is_request(envelope):
+        if listener is not None and not _is_request(envelope):
             self._tell(listener, envelope)
             return True
         if not self._serving:
@@ -73,21 +89,34 @@ class Inbound:
     def end(self, reason: Exception) -> None:
         """Note that nothing more will come; only the first reason counts.
 
-        After a clean end, what is queued is still received.
+        After a clean end, `~anyio.EndOfStream`, what is queued is still received. Otherwise it is
+        thrown away, and those who wait fail at once.
         """
         if self._reason is not None:
             return
         self._reason = reason
         self._queue.close(reason, discard=not isinstance(reason, EndOfStream))
         if self._listener is not None:
-            self._listener.ended(copy.copy(reason))
-
-    @staticmethod
-    def _is_request(envelope: Envelope) -> bool:
-        return envelope.record.__class__ is Request and envelope.error is None
+            self._tell_ended(self._listener, reason)
 
     def _tell(self, listener: Listener, envelope: Envelope) -> None:
         try:
             listener.received(envelope)
         except Exception:
+            self.listener_errors += 1
             logger.exception("a listener failed at %s", type(envelope.record).__name__)
+
+    def _tell_ended(self, listener: Listener, reason: Exception) -> None:
+        if listener is self._told:
+            return
+        self._told = listener
+        try:
+            listener.ended(fresh_copy(reason))
+        except Exception:
+            self.listener_errors += 1
+            logger.exception("a listener failed at the end of its transport")
+
+
+def _is_request(envelope: Envelope) -> bool:
+    """Whether somebody asks this side, and it isn't a request of ours that came back."""
+    return envelope.record.__class__ is Request and envelope.error is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import ssl
 import sys
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -194,9 +195,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._group: TaskGroup | None = None
         self._connection: Connection | None = None
         self._writer: Writer | None = None
-        self._writer_scope = CancelScope(shield=True)
-        self._inbox_scope = CancelScope()
-        self._request_scope = CancelScope()
+        self._writer_scope: CancelScope | None = None
+        self._inbox_scope: CancelScope | None = None
+        self._request_scope: CancelScope | None = None
         self._reading_requests = False
         self._start_id = b"0-0"
         self._limit = 0
@@ -205,6 +206,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._clock_offset = 0.0
         self._consumed: list[bytes] = []
         self._overloaded: list[Envelope] = []
+        self._waiting: deque[tuple[Envelope, int]] = deque()
         self._received = 0
         self._sent_since_trim = 0
         self._trim_wanted: Event | None = None
@@ -254,6 +256,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
         if self._group is not None:
             raise RuntimeError("a transport can be entered once; make a new one")
+        self._writer_scope = CancelScope(shield=True)
+        self._inbox_scope = CancelScope()
         with lone_error():
             async with anyio.create_task_group() as self._group:
                 try:
@@ -304,6 +308,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self, connection: Connection, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED
     ) -> None:
         # Not cancelled with the rest: the goodbye still has to be written. `destroy` bounds it.
+        assert self._writer_scope is not None
         with self._writer_scope:
             try:
                 await connection.run(task_status=task_status)
@@ -394,8 +399,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         """Settle everyone, without awaiting."""
         self._inbound.end(reason)
         self._notify_room()
-        self._inbox_scope.cancel()
-        self._request_scope.cancel()
+        for scope in (self._inbox_scope, self._request_scope):
+            if scope is not None:
+                scope.cancel()
 
     def _broken(self, exc: Exception) -> None:
         if isinstance(exc, TransportConnectionError):
@@ -427,7 +433,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             return
         if serve:
             self._start_requests()
-        else:
+        elif self._request_scope is not None:
             self._request_scope.cancel()
 
     async def receive(self) -> Envelope:
@@ -464,6 +470,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def _read_inbox(self, connection: Connection, positions: dict[bytes, bytes]) -> None:
         reader = Reader(positions, self._decoder, self._options.block_timeout)
+        assert self._inbox_scope is not None
         with self._inbox_scope:
             try:
                 while True:
@@ -519,6 +526,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def _read_requests(self) -> None:
         read = self._read_group if self._options.use_consumer_group else self._read_broadcast
+        assert self._request_scope is not None
         with self._request_scope:
             try:
                 connection = await self._dial("requests")
@@ -544,10 +552,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 self._deliver(entry, entry_id, None, None)
 
         while True:
-            if options.overflow == "block":
-                await self._queue.wait_room()
             await reader.read(connection, handle)
             await self._after_reading()
+            await self._wait_for_queue()
 
     async def _read_group(self, connection: Connection) -> None:
         options, stream = self._options, self._keys.stream
@@ -559,17 +566,23 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             options.block_timeout,
         )
 
+        misplaced: list[bytes] = []
+
         def handle(key: bytes, entry_id: bytes, entry: Entry) -> None:
             self._received += 1
             self._outstanding += 1
             self._writer_of(entry)
-            self._deliver(entry, entry_id, None, entry_id)
+            if not self._deliver(entry, entry_id, None, entry_id):
+                self._outstanding -= 1
+                misplaced.append(entry_id)
 
         while True:
             invalid = await reader.read(connection, await self._wait_room(), handle)
-            for entry_id in invalid:
+            for entry_id in (*invalid, *misplaced):
                 self._open_writer().settle(entry_id, None)
+            misplaced.clear()
             await self._after_reading()
+            await self._wait_for_queue()
 
     async def _wait_room(self) -> int:
         """Return how many entries may be taken now, once that is at least one."""
@@ -595,18 +608,31 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     def _deliver(
         self, entry: Entry, entry_id: bytes, recipient: str | None, token: bytes | None
-    ) -> None:
+    ) -> bool:
+        """Hand on what an entry holds; return false if it has no business where it was."""
         record = entry.record
         envelope = Envelope(record, entry.sender, recipient, token=token)
         if record.__class__ is Request:
             envelope.sent_at = int(entry_id.partition(b"-")[0]) / 1000 + self._clock_offset
             if not self._inbound.deliver(envelope, entry.size):
-                self._on_drop(envelope)
-        elif recipient is None:
-            self._decoder.invalid += 1
-            logger.warning("skipped a %s among the requests", type(record).__name__)
-        else:
+                if recipient is None:
+                    self._waiting.append((envelope, entry.size))
+                else:
+                    self._on_drop(envelope)  # what follows in the inbox must not wait
+            return True
+        if recipient is not None:
             self._inbound.deliver(envelope, entry.size)
+            return True
+        self._decoder.invalid += 1
+        logger.warning("skipped a %s among the requests", type(record).__name__)
+        return False
+
+    async def _wait_for_queue(self) -> None:
+        """Wait until what the policy ``block`` kept out of the queue is in it."""
+        while self._waiting:
+            envelope, size = self._waiting[0]
+            await self._queue.put(envelope, size)
+            self._waiting.popleft()
 
     def _on_drop(self, envelope: Envelope) -> None:
         """A request found no room: its caller is told. One of a group stays with Redis instead."""
@@ -621,7 +647,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def _keep_house(self) -> None:
         """Keep the inbox alive, and the clock offset right."""
         connection = self._connection
-        assert connection is not None
+        if connection is None:
+            return
         try:
             while True:
                 with move_on_after(self._options.inbox_ttl / 3):

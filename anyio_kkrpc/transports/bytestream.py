@@ -118,7 +118,7 @@ class ByteStreamTransport(AsyncContextManagerMixin, Transport):
         )
         self._inbound = Inbound(self._queue)
         self._group: TaskGroup | None = None
-        self._writer_scope = CancelScope(shield=True)
+        self._writer_scope: CancelScope | None = None
         self._outgoing: list[bytes] = []
         self._outgoing_size = 0
         self._writing = False
@@ -149,6 +149,7 @@ class ByteStreamTransport(AsyncContextManagerMixin, Transport):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
         if self._group is not None:
             raise RuntimeError("a transport can be entered once; make a new one")
+        self._writer_scope = CancelScope(shield=True)
         with lone_error():
             async with anyio.create_task_group() as self._group:
                 self._group.start_soon(self._read, name="anyio_kkrpc byte stream reader")
@@ -169,7 +170,8 @@ class ByteStreamTransport(AsyncContextManagerMixin, Transport):
                     self._room = Event()
                     await self._room.wait()
                 await self._stream.aclose()
-        self._writer_scope.cancel()
+        if self._writer_scope is not None:
+            self._writer_scope.cancel()
         await aclose_forcefully(self._stream)
 
     def _end(self, reason: Exception) -> None:
@@ -300,6 +302,7 @@ class ByteStreamTransport(AsyncContextManagerMixin, Transport):
 
     async def _go_on_writing(self) -> None:
         """Write what came up while another task wrote. Goes on while the transport is closed."""
+        assert self._writer_scope is not None
         with self._writer_scope:
             while True:
                 await self._handed_over.wait()

@@ -1,0 +1,109 @@
+"""The options of the Redis transport: defaults, and what is refused before any I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from anyio_kkrpc import RedisStreamsTransport
+from anyio_kkrpc.codecs import get_codec
+from anyio_kkrpc.redis._keys import Keys
+
+
+def test_defaults() -> None:
+    """The defaults are those of kkrpc's adapter."""
+    transport = RedisStreamsTransport()
+    other = RedisStreamsTransport()
+    assert transport.stream == "kkrpc-stream"
+    assert transport.consumer_group == "kkrpc-group"
+    assert len(transport.session_id) == 26
+    assert transport.session_id != other.session_id
+    assert transport.consumer_name == f"consumer-{transport.session_id}"
+    statistics = transport.statistics()
+    assert statistics.queue.max_items == 1000
+    assert statistics.queue.max_bytes == 64 * 1024 * 1024
+    assert (statistics.sent, statistics.received, statistics.invalid) == (0, 0, 0)
+    assert transport.capabilities.broadcast
+    assert transport.capabilities.addressing
+    options = transport._options
+    assert (options.block_timeout, options.max_len, options.overflow) == (5.0, None, "drop_oldest")
+    grouped = RedisStreamsTransport(use_consumer_group=True)
+    assert grouped._options.overflow == "block"
+    assert not grouped.capabilities.broadcast
+
+
+def test_accessors() -> None:
+    """What was given is what is told."""
+    transport = RedisStreamsTransport(
+        stream="s", consumer_group="g", consumer_name="c", session_id="id", codec=get_codec("cbor")
+    )
+    assert (transport.stream, transport.consumer_group) == ("s", "g")
+    assert (transport.consumer_name, transport.session_id) == ("c", "id")
+    assert transport._options.codec.name == "cbor"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("stream", "", ValueError),
+        ("stream", b"s", TypeError),
+        ("stream", "s" * 257, ValueError),
+        ("consumer_group", 1, TypeError),
+        ("consumer_name", "", ValueError),
+        ("session_id", "", ValueError),
+        ("block_timeout", 0, ValueError),
+        ("block_timeout", -1, ValueError),
+        ("block_timeout", float("nan"), ValueError),
+        ("block_timeout", "5", TypeError),
+        ("max_len", 0, ValueError),
+        ("max_len", 1.5, TypeError),
+        ("max_len", True, TypeError),
+        ("max_queue_size", 0, ValueError),
+        ("max_queue_bytes", 0, ValueError),
+        ("use_consumer_group", 1, TypeError),
+        ("allow_self_messages", "no", TypeError),
+        ("overflow", "explode", ValueError),
+        ("dialect", "kkrpc-9", ValueError),
+        ("codec", "pickle", ValueError),
+        ("max_message_size", 0, ValueError),
+        ("honor_destroy_signal", None, TypeError),
+        ("connect_timeout", 0, ValueError),
+        ("inbox_ttl", 0.5, ValueError),
+        ("url", "http://localhost", ValueError),
+        ("url", "redis://localhost:port", ValueError),
+        ("url", 5, TypeError),
+        ("credential_provider", object(), TypeError),
+        ("ssl_context", object(), TypeError),
+    ],
+)
+def test_wrong_options(option: str, value: Any, error: type[Exception]) -> None:
+    """A wrong option fails in the constructor, and the error names it."""
+    with pytest.raises(error, match=option):
+        RedisStreamsTransport(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("stream", "base"),
+    [
+        ("s", b"{s}"),
+        ("a:{tag}:b", b"a:{tag}:b"),
+        ("{tag}", b"{tag}"),
+        ("a{}b", b"{a{}b}"),
+        ("a}b{", b"{a}b{}"),
+    ],
+)
+def test_keys_are_in_the_slot_of_the_stream(stream: str, base: bytes) -> None:
+    """All keys hash as the stream does, by Redis' rule for hash tags."""
+
+    def tag(key: bytes) -> bytes:
+        start = key.find(b"{")
+        end = key.find(b"}", start + 1) if start >= 0 else -1
+        return key[start + 1 : end] if end > start + 1 else key
+
+    keys = Keys.of(stream)
+    assert keys.control == base + b":control"
+    if stream != "a{}b" and stream != "a}b{":
+        assert {tag(key) for key in (keys.control, keys.dead, keys.inbox("x"))} == {
+            tag(keys.stream)
+        }
