@@ -68,7 +68,9 @@ def _text(exc: BaseException) -> str:
     if type(exc) is KeyError and len(exc.args) == 1 and isinstance(exc.args[0], str):
         return exc.args[0]  # str() of it would show the repr of the key
     try:
-        return str(exc)
+        text = str(exc)
+        # A lone surrogate has no bytes on the wire.
+        return text if text.isascii() else text.encode(errors="backslashreplace").decode()
     except Exception:  # a broken __str__ must not hide the error itself
         return f"<{type(exc).__name__} whose text can't be made>"
 

@@ -15,15 +15,24 @@ _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 
 
 class JSONCodec(Codec):
-    """Encodes records as JSON, one line without a newline."""
+    """Encodes records as JSON, one line without a newline.
+
+    Types that JSON lacks become text or lists, and are themselves again where an annotation says
+    so: ``bytes`` (base64), datetimes, UUIDs, decimals, enums, sets, tuples, dataclasses, Structs.
+    NaN and the infinities become null; CBOR carries them. Nesting is bounded by Python's recursion
+    limit, about 1,000 levels.
+    """
 
     name = "json"
 
     def encode(self, record: Record) -> bytes:
-        return _encoder.encode(record)
+        try:
+            return _encoder.encode(record)
+        except (RecursionError, UnicodeEncodeError) as exc:
+            raise TypeError(f"can't be encoded as JSON: {exc}") from exc
 
     def decode(self, data: bytes | bytearray | memoryview) -> Record:
         try:
             return _decoder.decode(data)
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
+        except (msgspec.MsgspecError, RecursionError, UnicodeError) as exc:
             raise ProtocolError(f"not a valid record: {str(exc)[:200]}") from exc
