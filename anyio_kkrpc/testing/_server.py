@@ -327,25 +327,30 @@ class RedisServer:
     def _ready(self) -> bool:
         """Whether this very process takes commands."""
         try:
-            with socket.create_connection((_HOST, self.port), timeout=1.0) as peer:
+            with socket.create_connection((_HOST, self.port), timeout=0.25) as peer:
                 if self._password is not None:
                     password = self._password.encode()
                     peer.sendall(b"*2\r\n$4\r\nAUTH\r\n$%d\r\n%s\r\n" % (len(password), password))
                     peer.recv(1024)
-                peer.sendall(b"INFO server\r\n")
+                # INFO is answered while data are being loaded, PING isn't.
+                peer.sendall(b"PING\r\nINFO server\r\n")
                 reply = b""
-                while not reply.startswith(b"-") and b"process_id:" not in reply:
+                while b"process_id:" not in reply and not re.search(rb"\n-.*\n", reply):
                     data = peer.recv(65536)
                     if not data:
                         return False
                     reply += data
         except OSError:
             return False
-        if reply.startswith(b"-"):
-            # It answers, but `args` don't allow this look.
-            return reply.startswith((b"-NOAUTH", b"-NOPERM"))
+        if reply.startswith((b"-NOAUTH", b"-NOPERM")):
+            # It takes commands, but `args` don't allow these.
+            return True
         found = re.search(rb"process_id:(\d+)\r", reply)
-        return found is not None and int(found[1]) == self._started().pid
+        return (
+            reply.startswith(b"+PONG")
+            and found is not None
+            and int(found[1]) == self._started().pid
+        )
 
     def _end(self, number: signal.Signals) -> None:
         process, self._process = self._process, None
@@ -370,8 +375,8 @@ def _reap(process: subprocess.Popen[bytes], grace: float = 0.0) -> None:
 
 def free_port() -> int:
     """Return a loopback port that was free a moment ago."""
-    # First those below what systems give to outgoing connections: while the server is down, a client
-    # that tries again and again could otherwise be given the very port as its own, and keep it.
+    # First those below what systems give to outgoing connections: while the server is down, a
+    # client that tries again and again could otherwise get the very port as its own, and keep it.
     for port in (*random.sample(range(16384, 32768), 20), 0):
         with socket.socket() as listener:
             try:
