@@ -342,15 +342,13 @@ class RedisServer:
                     reply += data
         except OSError:
             return False
-        if reply.startswith((b"-NOAUTH", b"-NOPERM")):
+        if reply.startswith(b"-LOADING"):
+            return False
+        if re.search(rb"(?m)^-(NOAUTH|NOPERM)", reply):
             # It takes commands, but `args` don't allow these.
             return True
         found = re.search(rb"process_id:(\d+)\r", reply)
-        return (
-            reply.startswith(b"+PONG")
-            and found is not None
-            and int(found[1]) == self._started().pid
-        )
+        return found is not None and int(found[1]) == self._started().pid
 
     def _end(self, number: signal.Signals) -> None:
         process, self._process = self._process, None

@@ -91,9 +91,7 @@ async def peers(
         yield channels
 
 
-async def test_broadcast_reaches_everyone(
-    redis_server: RedisServer, stream_name: str
-) -> None:
+async def test_broadcast_reaches_everyone(redis_server: RedisServer, stream_name: str) -> None:
     """Each peer that serves gets each request; the first answer wins; others are silent."""
     one, two = Worker("one"), Worker("two")
     async with peers(redis_server.url, stream_name, one, two, None) as (_, _, client):
@@ -125,9 +123,10 @@ async def test_nothing_is_missed_between_blocking_reads(
 ) -> None:
     """With reads that last a millisecond, every request of many is received, in order."""
     worker = Worker()
-    async with peers(
-        redis_server.url, stream_name, worker, None, block_timeout=0.001
-    ) as (_, client):
+    async with peers(redis_server.url, stream_name, worker, None, block_timeout=0.001) as (
+        _,
+        client,
+    ):
         api = with_call_options(client.get_api(), reply=False)
         for number in range(300):
             await api.note(number)
@@ -159,9 +158,9 @@ async def test_requests_since_connect_are_not_missed(
 async def test_self_messages(redis_server: RedisServer, stream_name: str, allow: bool) -> None:
     """A peer gets its own requests only if that is allowed."""
     worker = Worker()
-    async with peers(
-        redis_server.url, stream_name, worker, allow_self_messages=allow
-    ) as (channel,):
+    async with peers(redis_server.url, stream_name, worker, allow_self_messages=allow) as (
+        channel,
+    ):
         if allow:
             assert await channel.get_api().who() == "worker"
         else:
@@ -278,9 +277,10 @@ async def test_acknowledged_after_the_handler(
 ) -> None:
     """A request is pending while its handler runs, and acknowledged when its reply is there."""
     worker = Worker()
-    async with peers(
-        redis_server.url, stream_name, worker, None, use_consumer_group=True
-    ) as (_, client):
+    async with peers(redis_server.url, stream_name, worker, None, use_consumer_group=True) as (
+        _,
+        client,
+    ):
         async with anyio.create_task_group() as group:
             group.start_soon(client.get_api().gated, 1)
             with anyio.fail_after(10):
@@ -299,9 +299,7 @@ async def test_worker_takes_no_more_than_it_has_room_for(
         channels = []
         for worker in (slow, quick):
             transport = await stack.enter_async_context(
-                RedisStreamsTransport(
-                    redis_server.url, stream=stream_name, use_consumer_group=True
-                )
+                RedisStreamsTransport(redis_server.url, stream=stream_name, use_consumer_group=True)
             )
             channels.append(
                 await stack.enter_async_context(
@@ -481,9 +479,7 @@ async def test_invalid_entries_are_skipped(
             assert await client.get_api().who() == "worker"
             await until(lambda: transport.statistics().invalid == 2 * len(rubbish) - 1)
             if grouped:
-                await until(
-                    lambda: witness.xpending(stream_name, "kkrpc-group")["pending"] == 0
-                )
+                await until(lambda: witness.xpending(stream_name, "kkrpc-group")["pending"] == 0)
         assert worker._calls == []
         witness.delete(stream_name)
     assert "skipped entry" in caplog.text
@@ -757,7 +753,10 @@ async def test_wrong_kind_of_key(
 async def test_password_and_database(server_executable: str, stream_name: str) -> None:
     """User, password and database of the URL are used."""
     with RedisServer(server_executable, password="pass word/@:") as server:
-        async with peers(server.url.rstrip("/0") + "/3", stream_name, Worker(), None) as (_, client):
+        async with peers(server.url.rstrip("/0") + "/3", stream_name, Worker(), None) as (
+            _,
+            client,
+        ):
             assert await client.get_api().who() == "worker"
         witness = redis.Redis.from_url(server.url.rstrip("/0") + "/3")
         assert witness.exists(stream_name)

@@ -10,6 +10,8 @@ from ...abc import Codec
 from ...codecs import get_codec
 from ._base import Dialect, Entry
 
+__all__ = ("NativeDialect",)
+
 _MAX_PEER_ID = 256
 
 

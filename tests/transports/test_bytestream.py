@@ -1,0 +1,300 @@
+"""The byte stream transport, with peers that misbehave."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+from anyio.abc import ByteStream, SocketAttribute, SocketStream
+
+from anyio_kkrpc import (
+    ByteStreamTransport,
+    OverloadedError,
+    RPCChannel,
+    TransportClosedError,
+    TransportConnectionError,
+)
+from anyio_kkrpc._protocol._records import Reply, Request
+from anyio_kkrpc.abc import Envelope
+from anyio_kkrpc.transports._framing import LengthFraming
+
+pytestmark = pytest.mark.anyio
+
+
+async def sockets() -> tuple[SocketStream, SocketStream]:
+    """Two connected TCP streams."""
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+        port = listener.extra(SocketAttribute.local_port)
+        accepted: list[SocketStream] = []
+
+        async def accept() -> None:
+            accepted.append(await listener.listeners[0].accept())  # type: ignore[attr-defined]
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(accept)
+            stream = await anyio.connect_tcp("127.0.0.1", port)
+        return stream, accepted[0]
+
+
+async def receive_all(stream: ByteStream, wanted: int) -> bytes:
+    """Read until so many newlines have come."""
+    data = b""
+    with anyio.fail_after(10):
+        while data.count(b"\n") < wanted:
+            data += await stream.receive()
+    return data
+
+
+def request(n: int, size: int = 0) -> Envelope:
+    return Envelope(Request(str(n), "call", ["f"], a=["x" * size]))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("codec", "xml", ValueError),
+        ("max_message_size", 0, ValueError),
+        ("max_message_size", 1 << 32, ValueError),
+        ("max_message_size", "1", TypeError),
+        ("max_queue_size", 0, ValueError),
+        ("max_queue_bytes", -1, ValueError),
+        ("overflow", "block", ValueError),
+        ("overflow", "no", ValueError),
+        ("write_timeout", 0, ValueError),
+        ("write_timeout", "1", TypeError),
+    ],
+)
+def test_wrong_options(option: str, value: Any, error: type[Exception]) -> None:
+    """A wrong option fails in the constructor, and the error names it (or what it becomes)."""
+    names = {"max_queue_size": "max_items", "max_queue_bytes": "max_bytes"}
+    with pytest.raises(error, match=names.get(option, option)):
+        ByteStreamTransport(None, **{option: value})  # type: ignore[arg-type]
+
+
+async def test_lines_are_those_of_kkrpc() -> None:
+    """JSON goes as bare messages, one a line; what comes is read so too, cut at any place."""
+    stream, peer = await sockets()
+    async with peer, ByteStreamTransport(stream) as transport:
+        await transport.send(Envelope(Request("7", "call", ["math", "add"], a=[1, 2])))
+        assert await receive_all(peer, 1) == (
+            b'{"t":"q","id":"7","op":"call","p":["math","add"],"a":[1,2]}\n'
+        )
+        line = b'{"t":"q","id":"8","op":"get","p":["x"]}\r\n'
+        async with anyio.create_task_group() as group:
+
+            async def send() -> None:
+                for byte in line:
+                    await peer.send(bytes([byte]))
+
+            group.start_soon(send)
+            with anyio.fail_after(10):
+                assert (await transport.receive()).record == Request("8", "get", ["x"])
+        statistics = transport.statistics()
+        assert (statistics.sent, statistics.received) == (1, 1)
+
+
+async def test_bad_frames_are_skipped(caplog: pytest.LogCaptureFixture) -> None:
+    """Rubbish and frames that are too large are counted and logged; the next one is read."""
+    stream, peer = await sockets()
+    async with peer, ByteStreamTransport(stream, max_message_size=1000) as transport:
+        await peer.send(b"rubbish\n" + b'{"t":"zap"}\n' + b"\xff\xfe\n" + b"x" * 5000 + b"\n")
+        await peer.send(b'{"t":"q","id":"1","op":"get","p":[]}\n')
+        with anyio.fail_after(10):
+            assert (await transport.receive()).record == Request("1", "get", [])
+        statistics = transport.statistics()
+        assert (statistics.invalid, statistics.oversized, statistics.received) == (3, 1, 1)
+    assert "larger than max_message_size (1000 bytes)" in caplog.text
+
+
+async def test_too_large_to_send() -> None:
+    """A message above the limit fails at its sender, by name and size, and nothing is written."""
+    stream, peer = await sockets()
+    async with peer, ByteStreamTransport(stream, max_message_size=1000) as transport:
+        with pytest.raises(OverloadedError, match=r"exceeds max_message_size \(1000 bytes\)"):
+            await transport.send(request(1, size=1000))
+        await transport.send(request(2))
+        assert (await receive_all(peer, 1)).startswith(b'{"t":"q","id":"2"')
+
+
+async def test_default_limit_is_16_mebibytes() -> None:
+    """The limit applies to the encoded record, and its default is 16 MiB."""
+    stream, peer = await sockets()
+    async with peer, ByteStreamTransport(stream, codec="cbor") as transport:
+        with pytest.raises(OverloadedError, match="16777216"):
+            await transport.send(Envelope(Reply("1", bytes(16 * 1024 * 1024))))
+
+
+async def test_cbor_frames() -> None:
+    """CBOR goes with a length before it."""
+    stream, peer = await sockets()
+    async with peer, ByteStreamTransport(stream, codec="cbor") as transport:
+        await transport.send(Envelope(Reply("1", b"\n\x00")))
+        with anyio.fail_after(10):
+            (frame,) = LengthFraming(100).feed(await peer.receive())
+        import cbor2
+
+        assert cbor2.loads(frame) == {"t": "r", "id": "1", "v": b"\n\x00"}
+
+
+async def test_peer_that_closes() -> None:
+    """The end of the stream, also in the middle of a frame, is the end; calls fail at once."""
+    for last in (b"", b'{"t":"q","id"'):
+        stream, peer = await sockets()
+        async with ByteStreamTransport(stream) as transport, RPCChannel(transport) as channel:
+            async with anyio.create_task_group() as group:
+
+                async def call() -> None:
+                    with pytest.raises(TransportClosedError, match="other side has closed"):
+                        await channel.get_api().f()
+
+                group.start_soon(call)
+                await receive_all(peer, 1)
+                if last:
+                    await peer.send(last)
+                await peer.aclose()
+            with anyio.fail_after(5):
+                await channel.serve_forever()
+            with pytest.raises(TransportClosedError):
+                await transport.send(request(1))
+
+
+async def test_connection_that_breaks() -> None:
+    """A reset is a connection error with its cause, for whoever waits and whoever comes later."""
+    stream, peer = await sockets()
+    async with ByteStreamTransport(stream) as transport:
+        raw = peer.extra(SocketAttribute.raw_socket)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        async with anyio.create_task_group() as group:
+
+            async def receive() -> None:
+                with pytest.raises(TransportConnectionError) as caught:
+                    await transport.receive()
+                assert caught.value.__cause__ is not None
+
+            group.start_soon(receive)
+            await anyio.wait_all_tasks_blocked()
+            await peer.aclose()
+        with pytest.raises(TransportConnectionError):
+            await transport.send(request(1))
+
+
+async def test_slow_reader_pushes_back_and_tears_nothing() -> None:
+    """While the peer doesn't read, senders wait; cancelled ones leave whole frames; then all that
+    was sent arrives in order of sending."""
+    stream, peer = await sockets()
+    async with peer, ByteStreamTransport(stream, write_timeout=30) as transport:
+        done = 0
+
+        async def send(n: int) -> None:
+            nonlocal done
+            await transport.send(request(n, size=100_000))
+            done += 1
+
+        async with anyio.create_task_group() as group:
+            for n in range(200):
+                group.start_soon(send, n)
+            for _ in range(50):
+                await anyio.lowlevel.checkpoint()
+            assert done < 200
+
+            async def read() -> None:
+                data = await receive_all(peer, 200)
+                lines = data.splitlines()
+                ids = [msgspec.json.decode(line)["id"] for line in lines]
+                assert sorted(ids, key=int) == [str(n) for n in range(200)]
+
+            group.start_soon(read)
+        assert done == 200
+
+
+async def test_cancelled_senders_tear_nothing() -> None:
+    """Senders that are cancelled while the peer reads slowly leave whole frames only."""
+    stream, peer = await sockets()
+    async with peer, ByteStreamTransport(stream, write_timeout=30) as transport:
+        data = b""
+
+        async def read() -> None:
+            nonlocal data
+            while b'"id":"last"' not in data or not data.endswith(b"\n"):
+                data += await peer.receive(1000)
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as outer:
+                for n in range(30):
+                    async with anyio.create_task_group() as group:
+                        for _ in range(3):
+                            group.start_soon(transport.send, request(n, size=300_000))
+                        await anyio.lowlevel.checkpoint()
+                        group.cancel_scope.cancel()
+                        if n == 0:
+                            outer.start_soon(read)
+                await transport.send(Envelope(Request("last", "get", [])))
+        for line in data.splitlines():
+            msgspec.json.decode(line)
+
+
+async def test_peer_that_never_reads() -> None:
+    """After the write timeout the transport is broken, and says so."""
+    stream, peer = await sockets()
+    async with peer, ByteStreamTransport(stream, write_timeout=0.2) as transport:
+        with anyio.fail_after(20), pytest.raises(TransportConnectionError, match="lost"):
+            while True:
+                await transport.send(request(1, size=1_000_000))
+
+
+async def test_full_queue_answers_overloaded(caplog: pytest.LogCaptureFixture) -> None:
+    """A request that finds no room is answered, and replies behind it are read."""
+    stream, other = await sockets()
+    started, gate = anyio.Event(), anyio.Event()
+
+    class Slow:
+        async def slow(self, n: int) -> int:
+            started.set()
+            await gate.wait()
+            return n
+
+    with caplog.at_level(logging.WARNING):
+        async with (
+            ByteStreamTransport(stream, max_queue_size=2) as mine,
+            ByteStreamTransport(other) as theirs,
+            RPCChannel(mine, expose=Slow(), max_concurrency=1),
+            RPCChannel(theirs, timeout=10) as client,
+        ):
+            results: dict[int, Any] = {}
+
+            async def call(n: int) -> None:
+                try:
+                    results[n] = await client.get_api().slow(n)
+                except OverloadedError as exc:
+                    results[n] = exc
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(call, 0)
+                await started.wait()
+                for n in range(1, 6):
+                    group.start_soon(call, n)
+                    with anyio.fail_after(10):
+                        while mine.statistics().received < n + 1:
+                            await anyio.sleep(0.001)
+                gate.set()
+        assert [results[n] for n in range(3)] == [0, 1, 2]
+        assert all(isinstance(results[n], OverloadedError) for n in (3, 4, 5))
+    assert "Message queue full (2 messages), dropping newest message" in caplog.text
+
+
+async def test_used_wrongly() -> None:
+    """Not entered yet: sending says what to do."""
+    stream, peer = await sockets()
+    async with peer:
+        transport = ByteStreamTransport(stream)
+        with pytest.raises(RuntimeError, match="async with"):
+            await transport.send(request(1))
+        async with transport:
+            pass
+        with pytest.raises(RuntimeError, match="once"):
+            async with transport:
+                pytest.fail("entered again")
