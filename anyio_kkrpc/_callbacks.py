@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from anyio import Event
 
@@ -74,6 +74,7 @@ class CallbackRunner:
             await self._idle.wait()
 
 
+@final
 class RemoteCallback:
     """A function of the other side, got as an argument. Calling it returns when the call was sent.
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import copy_context
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, final, overload
 
 import anyio
 from anyio import (
@@ -106,6 +106,7 @@ class ChannelStatistics(Struct, frozen=True):
     undelivered: int
 
 
+@final
 class RPCChannel(AsyncContextManagerMixin, Listener):
     """Calls what the other side exposes, and serves what this side exposes, over one transport.
 

@@ -14,7 +14,7 @@ import sys
 import types
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 import msgspec
 
@@ -97,6 +97,7 @@ class Property:
             setattr(self._owner, self._key, value)
 
 
+@final
 class Exposed:
     """The table of what a peer may reach. Made by `expose`."""
 

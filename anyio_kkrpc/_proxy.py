@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncIterator, Coroutine, Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from msgspec import UNSET, Struct
 
@@ -35,6 +35,7 @@ class CallOptions(Struct, frozen=True):
     metadata: dict[str, Any] | None = None
 
 
+@final
 class RemoteCall(Coroutine[Any, Any, Any]):
     """A call that is made when it is awaited, iterated over, or entered as a context manager.
 
@@ -148,6 +149,7 @@ class _LazyStream:
             await self._stream.aclose()
 
 
+@final
 class RemoteAPI:
     """What the other side exposes.
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextvars import Context
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from anyio import BusyResourceError, CancelScope, Event, current_time, move_on_after
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -32,6 +32,7 @@ logger = logging.getLogger("anyio_kkrpc")
 CLOSE_TIMEOUT = 5.0
 
 
+@final
 class RemoteStream(AsyncIterator[T], Generic[T]):
     """A stream of the other side: an asynchronous iterator that is also a context manager.
 

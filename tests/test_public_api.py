@@ -57,22 +57,6 @@ OPEN = {
     "anyio_kkrpc.redis.dialects._base.Dialect",
 }
 
-# To be marked `typing.final`, and then taken from here.
-NOT_YET_FINAL = {
-    "anyio_kkrpc._callbacks.RemoteCallback",
-    "anyio_kkrpc._channel.RPCChannel",
-    "anyio_kkrpc._exposure.Exposed",
-    "anyio_kkrpc._proxy.RemoteAPI",
-    "anyio_kkrpc._proxy.RemoteCall",
-    "anyio_kkrpc._streaming.RemoteStream",
-    "anyio_kkrpc.codecs.cbor.CBORCodec",
-    "anyio_kkrpc.codecs.json.JSONCodec",
-    "anyio_kkrpc.redis._transport.RedisStreamsTransport",
-    "anyio_kkrpc.redis.dialects.native.NativeDialect",
-    "anyio_kkrpc.transports.bytestream.ByteStreamTransport",
-    "anyio_kkrpc.transports.memory.MemoryTransport",
-}
-
 
 def _public_modules() -> list[str]:
     below = pkgutil.walk_packages(anyio_kkrpc.__path__, "anyio_kkrpc.")
@@ -192,9 +176,8 @@ def test_final_or_abstract(name: str) -> None:
         return
     assert not inspect.isabstract(cls)
     is_final = getattr(cls, "__final__", False)
-    assert not (is_final and name in NOT_YET_FINAL), f"{name} is final: take it from NOT_YET_FINAL"
     is_data = issubclass(cls, (msgspec.Struct, Enum)) or hasattr(cls, "_fields")
-    is_open = is_data or issubclass(cls, BaseException) or name in NOT_YET_FINAL
+    is_open = is_data or issubclass(cls, BaseException)
     assert is_open or is_final, f"{name} is neither final nor abstract"
 
 

@@ -7,7 +7,7 @@ import decimal
 import uuid
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any, get_args
+from typing import Any, final, get_args
 
 import cbor2
 import msgspec
@@ -46,6 +46,7 @@ def _refuse_unknown(*args: Any) -> Any:
     raise ValueError("a tag that is not accepted")
 
 
+@final
 class CBORCodec(Codec):
     """Encodes records as CBOR.
 
@@ -77,4 +78,5 @@ class CBORCodec(Codec):
             # By its class, not by the union of all: msgspec keeps what it learns of classes only.
             return msgspec.convert(value, _CLASSES[value["t"]], builtin_types=_NATIVE)
         except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are
-            raise ProtocolError(f"not a valid record: {type(exc).__name__}: {str(exc)[:200]}") from exc
+            text = f"not a valid record: {type(exc).__name__}: {str(exc)[:200]}"
+            raise ProtocolError(text) from exc

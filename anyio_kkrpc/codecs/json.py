@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import msgspec
 
 from .._exceptions import ProtocolError
@@ -14,6 +16,7 @@ _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 
 
+@final
 class JSONCodec(Codec):
     """Encodes records as JSON, one line without a newline.
 

@@ -8,7 +8,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import anyio
 from anyio import (
@@ -98,6 +98,7 @@ class RedisStatistics(Struct, frozen=True):
     outstanding: int
 
 
+@final
 class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit__
     AsyncContextManagerMixin, Transport
 ):

@@ -155,11 +155,13 @@ async def _receive_that_is_cancelled_loses_nothing(one: Transport, two: Transpor
 
 
 async def _concurrent_senders_do_not_mix(one: Transport, two: Transport) -> None:
+    got = []
     async with create_task_group() as group:
         for number in range(50):
             group.start_soon(one.send, Envelope(_request(number, size=10_000)))
         with fail_after(BOUND):
-            got = [(await two.receive()).record for _ in range(50)]
+            while len(got) < 50:
+                got.append((await two.receive()).record)
     assert {r.id for r in got if isinstance(r, Request)} == {f"r{n}" for n in range(50)}
     assert all(r == _request(int(r.id[1:]), size=10_000) for r in got if isinstance(r, Request))
 
@@ -274,4 +276,3 @@ async def _the_other_side_sees_the_end(one: Transport, two: Transport) -> None:
             raise AssertionError("something was received after the end")
     await listener.until(lambda: bool(listener.reasons))
     assert isinstance(listener.reasons[0], EndOfStream)
-

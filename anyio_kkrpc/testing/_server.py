@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, final
 from urllib.parse import quote
 
 if sys.version_info >= (3, 11):
@@ -83,6 +83,7 @@ def server_version(executable: str) -> str:
     return f"{found[1]} {found[2]}"
 
 
+@final
 class RedisServer:
     """A server that listens on the loopback interface only and keeps nothing after `stop`.
 

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import final
 
 import anyio
 from anyio import (
@@ -67,7 +68,10 @@ class ByteStreamStatistics(Struct, frozen=True):
     oversized: int
 
 
-class ByteStreamTransport(AsyncContextManagerMixin, Transport):
+@final
+class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
+    AsyncContextManagerMixin, Transport
+):
     """Carries records over a byte stream: JSON in lines, as kkrpc's stdio, or CBOR with lengths.
 
     It is an async context manager that owns the stream. Reading goes on while requests wait, so
@@ -164,15 +168,20 @@ class ByteStreamTransport(AsyncContextManagerMixin, Transport):
         """Write what waits, as far as that is quick, and close the stream. Idempotent."""
         first = self._inbound.ended_reason is None
         self._inbound.end(TransportClosedError("the transport has been closed"))
-        if first:
-            with move_on_after(CLOSE_TIMEOUT, shield=True):
-                while self._writing:
-                    self._room = Event()
-                    await self._room.wait()
-                await self._stream.aclose()
-        if self._writer_scope is not None:
-            self._writer_scope.cancel()
-        await aclose_forcefully(self._stream)
+        try:
+            if first:
+                with move_on_after(CLOSE_TIMEOUT, shield=True):
+                    while self._writing:
+                        self._room = Event()
+                        await self._room.wait()
+                    await self._stream.aclose()
+        except Exception as exc:
+            # TLS says so when the other side is gone without a farewell: it is closed all the same.
+            logger.debug("the stream was closed with an error: %r", exc)
+        finally:
+            if self._writer_scope is not None:
+                self._writer_scope.cancel()
+            await aclose_forcefully(self._stream)
 
     def _end(self, reason: Exception) -> None:
         self._inbound.end(reason)
@@ -210,7 +219,7 @@ class ByteStreamTransport(AsyncContextManagerMixin, Transport):
     async def _read(self) -> None:
         try:
             while True:
-                data = await self._stream.receive(READ_SIZE)
+                data = await self._stream.receive(READ_SIZE)  # type: ignore[call-arg]
                 before = self._framing.oversized
                 for payload in self._framing.feed(data):
                     self._take(payload)
@@ -284,21 +293,31 @@ class ByteStreamTransport(AsyncContextManagerMixin, Transport):
         self._outgoing_size += len(frame)
 
     async def _write(self) -> None:
-        data = b"".join(self._outgoing)
-        self._outgoing.clear()
-        self._outgoing_size = 0
-        self._notify_room()
+        data = self._next_batch()
         try:
             with move_on_after(self._write_timeout, shield=True) as scope:
                 await self._stream.send(data)
             if scope.cancelled_caught:
                 raise TimeoutError(f"it took no data for {self._write_timeout:g} seconds")
+            self._outgoing_size -= len(data)
+            self._notify_room()
         except BaseException as exc:
             # How much was written isn't known, so nothing can follow it.
             self._broken(exc)
             await aclose_forcefully(self._stream)
             if not isinstance(exc, Exception):
                 raise
+
+    def _next_batch(self) -> bytes:
+        size = count = 0
+        for frame in self._outgoing:
+            size += len(frame)
+            count += 1
+            if size >= HIGH_WATER:
+                break
+        data = b"".join(self._outgoing[:count])
+        del self._outgoing[:count]
+        return data
 
     async def _go_on_writing(self) -> None:
         """Write what came up while another task wrote. Goes on while the transport is closed."""

@@ -114,9 +114,10 @@ async def open_process(
 
 
 async def _end_process(process: Process) -> None:
-    for stop in (lambda: None, process.terminate, process.kill):
+    for stop in (None, process.terminate, process.kill):
         try:
-            stop()
+            if stop is not None:
+                stop()
         except ProcessLookupError:
             pass
         with move_on_after(EXIT_TIMEOUT, shield=True) as scope:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import final
 
 from anyio import AsyncContextManagerMixin, EndOfStream
 from anyio.lowlevel import checkpoint
@@ -25,7 +26,10 @@ else:
 __all__ = ("MemoryTransport",)
 
 
-class MemoryTransport(AsyncContextManagerMixin, Transport):
+@final
+class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
+    AsyncContextManagerMixin, Transport
+):
     """One side of a pair in one process; made by `pair`."""
 
     def __init__(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ def test_any_split(kind: type[Framing], payloads: list[bytes], cuts: list[int]) 
     framing = kind(LIMIT)
     edges = sorted({0, len(wire), *(cut for cut in cuts if cut < len(wire))})
     got = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         got += list(framing.feed(wire[start:end]))
         assert framing.buffered <= LIMIT + 4
     assert got == [payload for payload in payloads if len(payload) <= LIMIT]

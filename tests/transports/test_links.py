@@ -120,9 +120,7 @@ async def test_tls() -> None:
             async with connect_tcp("localhost", port, ssl_context=client_context) as transport:
                 await use(transport)
             with pytest.raises(ssl.SSLError):
-                async with connect_tcp(
-                    "localhost", port, ssl_context=ssl.create_default_context()
-                ):
+                async with connect_tcp("localhost", port, ssl_context=ssl.create_default_context()):
                     pytest.fail("the certificate isn't trusted")
             group.cancel_scope.cancel()
 
@@ -192,7 +190,7 @@ async def test_child_process_that_dies(tmp_path: Path, anyio_backend: Any) -> No
 
 async def test_child_process_that_ignores_the_end() -> None:
     """A child that goes on after its stdin was closed is told to end."""
-    program = "import time; print('{\"t\":\"bye\"}', flush=True); time.sleep(1000)"
+    program = 'import time; print(\'{"t":"bye"}\', flush=True); time.sleep(1000)'
     from anyio_kkrpc.transports import links
 
     with pytest.MonkeyPatch.context() as patch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, final
 
 from ..._exceptions import ProtocolError
 from ..._protocol._records import Record
@@ -15,6 +15,7 @@ __all__ = ("NativeDialect",)
 _MAX_PEER_ID = 256
 
 
+@final
 class NativeDialect(Dialect):
     """Entries of this library.
 
