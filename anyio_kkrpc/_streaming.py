@@ -201,14 +201,15 @@ class Pump:
             error = handler_error(exc, traceback=self._channel._send_tracebacks)
         finally:
             await self._close_source(iterator)
-        if producer.open and not self._scope.cancel_called:
-            await self._channel._send(
-                self._channel._peer.end_production(producer, error), producer.consumer
-            )
-        else:
-            self._channel._peer.forget(producer)
-            if self._answer is not None:
-                await self._channel._send(self._answer, producer.consumer)
+        channel = self._channel
+        try:
+            if producer.open and not self._scope.cancel_called:
+                end = channel._peer.end_production(producer, error)
+                await channel._send(end, producer.consumer)
+            elif self._answer is not None:
+                await channel._send(self._answer, producer.consumer)
+        finally:
+            channel._peer.forget(producer)
 
     async def _send_items(self, iterator: Any) -> None:
         producer = self._producer

@@ -431,12 +431,15 @@ class Peer:
         return record
 
     def end_production(self, producer: Producer, error: dict[str, Any] | None) -> StreamReply:
-        """End a stream at the source's side; return the record that says so."""
-        self.producers.pop(producer.id, None)
+        """End a stream at the source's side; return the record that says so.
+
+        It stays in the table until `forget`, to be called once the record is on its way: a pull
+        that comes before is late, and must not be answered as one of an unknown stream.
+        """
         return producer.end() if error is None else producer.fail(error)
 
     def forget(self, producer: Producer) -> None:
-        """Drop a stream without a record: its consumer has left or is gone."""
+        """Drop a stream: its end was sent, or its consumer has left or is gone."""
         self.producers.pop(producer.id, None)
         producer.lose()
 
@@ -512,6 +515,9 @@ class Peer:
         producer = self.producers.get(record.sid)
         if producer is None or (producer.consumer is not None and producer.consumer != sender):
             return self._unknown_stream(record, sender)
+        if producer.done:
+            self.ignored += 1
+            return None
         if record.op == "pull":
             producer.pull(record.n)
             producer.consumer = sender

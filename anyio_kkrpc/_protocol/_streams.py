@@ -191,3 +191,8 @@ class Producer:
     def open(self) -> bool:
         """Whether items or the end may still be sent."""
         return self.state is ProducerState.PAUSED or self.state is ProducerState.READY
+
+    @property
+    def done(self) -> bool:
+        """Whether its end is on its way to the consumer, or needs not be."""
+        return self.state is ProducerState.DONE

@@ -491,11 +491,11 @@ class TestReceiving:
             group.start_soon(other)
             for n in range(320):
                 await queue.put(n)
-            # Of 320 operations 10 yield. The first yield starts the task; the last may still wait.
-            assert turns >= 8
+            # Of 320 operations 10 yield; a turn or two of the other task may be before or after.
+            assert turns >= 6
             for _ in range(320):
                 await queue.get()
-            assert turns >= 18
+            assert turns >= 14
             group.cancel_scope.cancel()
 
     async def test_an_item_taken_during_the_yield(self) -> None:
