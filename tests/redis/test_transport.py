@@ -753,12 +753,12 @@ async def test_wrong_kind_of_key(
 async def test_password_and_database(server_executable: str, stream_name: str) -> None:
     """User, password and database of the URL are used."""
     with RedisServer(server_executable, password="pass word/@:") as server:
-        async with peers(server.url.rstrip("/0") + "/3", stream_name, Worker(), None) as (
+        async with peers(server.url.removesuffix("/0") + "/3", stream_name, Worker(), None) as (
             _,
             client,
         ):
             assert await client.get_api().who() == "worker"
-        witness = redis.Redis.from_url(server.url.rstrip("/0") + "/3")
+        witness = redis.Redis.from_url(server.url.removesuffix("/0") + "/3")
         assert witness.exists(stream_name)
         witness.close()
         wrong = f"redis://:wrong@127.0.0.1:{server.port}"
