@@ -19,8 +19,10 @@ import nox
 ROOT = Path(__file__).parent
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 DEFAULT = "3.11"
-DATA = ROOT / ".nox" / "coverage"
+DATA = ROOT / ".nox" / "coverage-data"
 PACKAGE = "anyio_kkrpc"
+# Tests mostly wait for servers and processes, so more of them than cores go on at once.
+WORKERS = "4"
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 
 # Codes of flake8-async that are not for this library.
@@ -101,7 +103,7 @@ def _pytest(session: nox.Session, *args: str, measure: bool = False) -> None:
     if measure:
         command += ["coverage", "run", "-m"]
     session.run(
-        *command, "pytest", *args, *session.posargs, env={"COVERAGE_FILE": str(DATA / "data")}
+        *command, "pytest", "-n", WORKERS, *args, *session.posargs, env={"COVERAGE_FILE": str(DATA / "data")}
     )
 
 

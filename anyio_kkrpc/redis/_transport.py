@@ -383,6 +383,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if self._writer is None or connection.closed:
             return
         try:
+            await connection.request(b"DEL", self._inbox)
             if options.use_consumer_group:
                 await connection.request(
                     b"EVAL",
@@ -392,7 +393,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                     options.consumer_group.encode(),
                     options.consumer_name.encode(),
                 )
-            await connection.request(b"DEL", self._inbox)
         except (RPCError, RedisError) as exc:
             logger.info("leaving %s: %s", options.address, exc)
 
@@ -713,6 +713,14 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         :raises TransportClosedError: after `destroy`
         """
         return await all_entries(self._open_connection(), self._keys.stream)
+
+    async def delete_stream(self) -> None:
+        """Delete the stream with its groups, destroy signals and dead letters. Inboxes stay.
+
+        :raises TransportClosedError: after `destroy`
+        """
+        keys = self._keys
+        await self._open_connection().request(b"DEL", keys.stream, keys.control, keys.dead)
 
     def _open_connection(self) -> Connection:
         self._open_writer()

@@ -155,7 +155,7 @@ async def _receive_that_is_cancelled_loses_nothing(one: Transport, two: Transpor
 
 
 async def _concurrent_senders_do_not_mix(one: Transport, two: Transport) -> None:
-    got = []
+    got: list[Record] = []
     async with create_task_group() as group:
         for number in range(50):
             group.start_soon(one.send, Envelope(_request(number, size=10_000)))

@@ -261,7 +261,9 @@ def test_stream_from_start_to_end() -> None:
     assert not caller.consumers
     # A pull that crosses the end on its way is late, not one of an unknown stream.
     ignored = server.ignored
-    assert server.receive(p.StreamRequest(id="9", sid=producer.id, op="pull", n=1), "caller") is None
+    assert (
+        server.receive(p.StreamRequest(id="9", sid=producer.id, op="pull", n=1), "caller") is None
+    )
     assert server.ignored == ignored + 1
     server.forget(producer)
     assert not server.producers

@@ -1,0 +1,89 @@
+"""The command line and the demo, as processes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import psutil
+import pytest
+import redis
+
+from anyio_kkrpc.testing import RedisServer
+
+
+def cli(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "anyio_kkrpc._cli", *args],
+        capture_output=True,
+        text=True,
+        timeout=45,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_demo(redis_server: RedisServer, backend: str) -> None:
+    """It shows all it promises, both workers answer, and nothing is left."""
+    done = cli("demo", "--url", redis_server.url, "--backend", backend)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    answered = [int(n) for n in re.findall(r"worker-[12] │ (\d+)", done.stdout)]
+    assert len(answered) == 2
+    assert min(answered) > 0
+    for text in ("-> 15", "division by zero", "100%", "subscriber heard: the demo works", "Done"):
+        assert text in done.stdout
+    with redis.Redis.from_url(redis_server.url) as client:
+        assert client.keys("*kkrpc-demo*") == []
+    assert not [
+        process.pid for process in psutil.process_iter() if "anyio_kkrpc._demo" in _line(process)
+    ]
+
+
+def _line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_demo_with_a_server_of_its_own() -> None:
+    """Without a URL it starts one."""
+    done = cli("demo")
+    assert done.returncode == 0, done.stderr
+    assert "started at redis://127.0.0.1:" in done.stdout
+
+
+def test_errors_are_one_line() -> None:
+    """No traceback, no password."""
+    done = cli("demo", "--url", "redis://:secret@127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("anyio-kkrpc: Redis Streams connection error")
+    assert "secret" not in done.stderr
+    done = cli("demo", "--url", "http://x")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "anyio-kkrpc: url: needs to begin with redis://, rediss:// or unix://\n",
+    )
+
+
+def test_help() -> None:
+    """It says what there is."""
+    done = cli("--help")
+    assert done.returncode == 0
+    assert "demo" in done.stdout
+    assert cli().returncode == 2
+
+
+def test_missing_extra() -> None:
+    """Without rich, the line says what to install."""
+    code = "import sys; sys.modules['rich'] = None; sys.modules['rich.console'] = None\n"
+    code += "from anyio_kkrpc._cli import main; sys.exit(main(['demo']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 1
+    assert 'pip install "anyio_kkrpc[demo]"' in done.stderr
+    assert "Traceback" not in done.stderr
