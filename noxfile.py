@@ -103,7 +103,13 @@ def _pytest(session: nox.Session, *args: str, measure: bool = False) -> None:
     if measure:
         command += ["coverage", "run", "-m"]
     session.run(
-        *command, "pytest", "-n", WORKERS, *args, *session.posargs, env={"COVERAGE_FILE": str(DATA / "data")}
+        *command,
+        "pytest",
+        "-n",
+        WORKERS,
+        *args,
+        *session.posargs,
+        env={"COVERAGE_FILE": str(DATA / "data")},
     )
 
 

@@ -174,8 +174,10 @@ class Server:
         if deadline is not None:
             timer = self._channel._timer.at(deadline, scope.cancel)
         handling.handle = scope
+        finished = False
         try:
             reply = await self._run(envelope, request, handling, deadline)
+            finished = True
         except BaseException:
             if handling.open:
                 self._peer.drop(handling)
@@ -184,7 +186,8 @@ class Server:
             if timer is not None:
                 timer.cancel()
             for consumer in handling.consumers or ():
-                if consumer.handle is None:  # never opened: the request was refused
+                # Never opened, because the request was refused, or its caller has given up.
+                if consumer.handle is None or not finished:
                     self._channel._abandon_stream(consumer)
         return None if request.o is True else reply
 

@@ -37,7 +37,9 @@ def test_demo(redis_server: RedisServer, backend: str) -> None:
     with redis.Redis.from_url(redis_server.url) as client:
         assert client.keys("*kkrpc-demo*") == []
     assert not [
-        process.pid for process in psutil.process_iter() if "anyio_kkrpc._demo" in _line(process)
+        line
+        for line in map(_line, psutil.process_iter())
+        if "anyio_kkrpc._demo" in line and redis_server.url in line
     ]
 
 

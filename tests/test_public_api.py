@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import pkgutil
 import subprocess
 import sys
@@ -200,6 +201,8 @@ def _run(program: str) -> str:
         text=True,
         timeout=30,
         check=False,
+        # Without coverage, which imports things of its own.
+        env={name: value for name, value in os.environ.items() if "COV" not in name},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

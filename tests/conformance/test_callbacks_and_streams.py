@@ -166,7 +166,7 @@ async def test_failing_stream(open_link: Open) -> None:
         got = []
         with pytest.raises(RemoteError) as caught:
             async for item in link.api.count_then_fail(40):
-                got.append(item)  # noqa: PERF401
+                got.append(item)
         assert got == list(range(40))
         assert (caught.value.name, caught.value.data["code"]) == ("CustomError", 7)
 

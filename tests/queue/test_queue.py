@@ -954,7 +954,7 @@ class TestIteration:
 
         async def consume() -> None:
             async for item in queue:
-                received.append(item)  # noqa: PERF401 (what has come so far is looked at)
+                received.append(item)
 
         with anyio.fail_after(5):
             async with create_task_group() as group:
@@ -976,7 +976,7 @@ class TestIteration:
         received: list[int] = []
         with pytest.raises(type(reason), match="broken"):
             async for item in queue:
-                received.append(item)  # noqa: PERF401 (the loop raises)
+                received.append(item)
         assert received == [1]
 
     async def test_raises_a_subclass_of_closed(self) -> None:

@@ -588,7 +588,7 @@ COMMON = {
 OFTEN: dict[str, set[str]] = {
     "drop_oldest": {"in a burst", "burst drained to half", "several evicted for one"},
     "drop_newest": {"in a burst", "burst drained to half"},
-    "block": {"full, 2 or more putters", "small putter behind a large one"},
+    "block": {"full, 2 or more putters", "turn passed on"},
 }
 
 

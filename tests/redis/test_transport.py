@@ -180,7 +180,7 @@ async def test_group_shares_requests(
 
         async def call(channel: RPCChannel, start: int) -> None:
             for number in range(start, start + 50):
-                results.append(await channel.get_api().note(number))  # noqa: PERF401
+                results.append(await channel.get_api().note(number))
 
         async with anyio.create_task_group() as group:
             for n in range(6):

@@ -1,0 +1,40 @@
+"""Channels on a memory transport."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+from anyio_kkrpc import MemoryTransport, RPCChannel
+
+
+class Pair(NamedTuple):
+    """A client and a server that exposes something."""
+
+    client: RPCChannel
+    server: RPCChannel
+    api: Any
+    transports: tuple[MemoryTransport, MemoryTransport]
+
+
+@asynccontextmanager
+async def pair(
+    api: object, *, codec: str | None = "json", server: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[Pair]:
+    """Open two channels; ``options`` are the client's."""
+    a, b = MemoryTransport.pair(codec=codec)
+    options.setdefault("timeout", 10)
+    async with a, b, RPCChannel(b, expose=api, **(server or {})) as serving:
+        async with RPCChannel(a, **options) as client:
+            yield Pair(client, serving, client.get_api(), (a, b))
+
+
+@pytest.fixture
+def no_blocking_calls() -> Iterator[None]:
+    """On asyncio, a call that blocks the event loop raises `blockbuster.BlockingError`."""
+    with blockbuster_ctx():
+        yield

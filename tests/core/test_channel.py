@@ -1,0 +1,275 @@
+"""The channel itself: misuse, lone errors, threads, and its end."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+import warnings
+from typing import Any
+
+import anyio
+import pytest
+from blockbuster import BlockingError
+
+from anyio_kkrpc import (
+    MemoryTransport,
+    RemoteError,
+    RPCChannel,
+    TransportClosedError,
+    in_thread,
+    with_call_options,
+)
+
+from .conftest import pair
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_blocking_calls")]
+
+
+class Api:
+    def __init__(self) -> None:
+        self.threads: list[int] = []
+        self.gate = anyio.Event()
+        self.fields: Any = None
+
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+    def blocks(self) -> None:
+        time.sleep(0.001)
+
+    @in_thread
+    def in_a_thread(self) -> str:
+        time.sleep(0.001)
+        self.threads.append(threading.get_ident())
+        return threading.current_thread().name
+
+    async def wait(self) -> str:
+        await self.gate.wait()
+        return "open"
+
+    def fail(self) -> None:
+        raise KeyError("missing")
+
+    def not_a_stream(self) -> int:
+        return 5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"timeout": 0}, ValueError, "timeout: must be positive"),
+        ({"timeout": -1}, ValueError, "timeout"),
+        ({"timeout": "5"}, TypeError, "timeout: seconds"),
+        ({"timeout": True}, TypeError, "timeout"),
+        ({"timeout": float("nan")}, ValueError, "timeout"),
+        ({"max_concurrency": 0}, ValueError, "max_concurrency: must be at least 1"),
+        ({"max_concurrency": 1.5}, TypeError, "max_concurrency"),
+        ({"max_concurrency": True}, TypeError, "max_concurrency"),
+        ({"expose": Api}, TypeError, "expose"),
+    ],
+)
+async def test_wrong_options(options: dict[str, Any], error: type[Exception], text: str) -> None:
+    """They are refused when the channel is made, and named."""
+    a, _ = MemoryTransport.pair()
+    with pytest.raises(error, match=text):
+        RPCChannel(a, **options)
+
+
+async def test_wrong_transport() -> None:
+    """Something else than a transport is refused."""
+    with pytest.raises(TypeError, match="transport: needs a Transport"):
+        RPCChannel("redis://localhost")  # type: ignore[arg-type]
+
+
+async def test_used_outside_its_block() -> None:
+    """Before and after, a call says what is wrong."""
+    a, b = MemoryTransport.pair()
+    channel = RPCChannel(a)
+    with pytest.raises(RuntimeError, match="use 'async with'"):
+        await channel.get_api().add(1, 2)
+    async with a, b:
+        async with channel:
+            pass
+        with pytest.raises(TransportClosedError, match="has been closed"):
+            await channel.get_api().add(1, 2)
+        with pytest.raises(RuntimeError, match="entered once"):
+            async with channel:
+                pass
+        assert channel.statistics().calls == 0
+        await channel.serve_forever()
+
+
+async def test_lone_error_arrives_as_itself() -> None:
+    """One error that leaves the body isn't wrapped; the link's tasks don't add to it."""
+    error = ValueError("mine")
+    with pytest.raises(ValueError, match="mine") as caught:
+        async with pair(Api()):
+            raise error
+    assert caught.value is error
+
+
+async def test_group_of_the_body_arrives_as_it_is() -> None:
+    """A group that the body raises stays a group."""
+
+    async def fail(text: str) -> None:
+        raise ValueError(text)
+
+    with pytest.raises(BaseException) as caught:
+        async with pair(Api()), anyio.create_task_group() as group:
+            group.start_soon(fail, "one")
+            group.start_soon(fail, "two")
+    flat: list[BaseException] = [caught.value]
+    while any(hasattr(exc, "exceptions") for exc in flat):
+        flat = [inner for exc in flat for inner in getattr(exc, "exceptions", [exc])]
+    assert sorted(map(str, flat)) == ["one", "two"]
+
+
+async def test_blocking_handler_is_found(anyio_backend_name: str) -> None:
+    """Blockbuster is at work: a handler that sleeps on the event loop fails on asyncio."""
+    async with pair(Api()) as link:
+        if anyio_backend_name == "asyncio":
+            with pytest.raises(RemoteError, match="Blocking call to time.sleep"):
+                await link.api.blocks()
+            with pytest.raises(BlockingError):
+                time.sleep(0.001)
+        else:
+            await link.api.blocks()
+
+
+async def test_handler_in_a_thread() -> None:
+    """One that is declared so runs in a worker thread."""
+    api = Api()
+    async with pair(api) as link:
+        await link.api.in_a_thread()
+    assert api.threads != [threading.get_ident()]
+
+
+async def test_slow_synchronous_handler_is_warned_about(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its name and what to do."""
+    monkeypatch.setattr("anyio_kkrpc._serving.SLOW_HANDLER", -1.0)
+    async with pair(Api()) as link:
+        assert await link.api.add(1, 2) == 3
+    assert "add() held the event loop for" in caplog.text
+    assert "@in_thread" in caplog.text
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["own", "other"])
+async def test_closed_transport_fails_all_at_once(side: int) -> None:
+    """Whoever waits is told, whichever side closes; `serve_forever` returns at both."""
+    api = Api()
+    failed = 0
+
+    async def call(link: Any) -> None:
+        nonlocal failed
+        with pytest.raises(TransportClosedError):
+            await link.api.wait()
+        failed += 1
+
+    async with pair(api) as link:
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as group:
+                for _ in range(50):
+                    group.start_soon(call, link)
+                await anyio.wait_all_tasks_blocked()
+                await link.transports[side].aclose()
+            await link.client.serve_forever()
+            await link.server.serve_forever()
+        assert failed == 50
+        await anyio.wait_all_tasks_blocked()
+        assert link.server.statistics().handlers == 0
+
+
+async def test_calls_are_made_once() -> None:
+    """A call object is for one use; one that is thrown away says so."""
+    async with pair(Api()) as link:
+        call = link.api.add(1, 2)
+        assert await call == 3
+        with pytest.raises(RuntimeError, match="made once"):
+            await call
+        with pytest.warns(RuntimeWarning, match=r"add\(\) was never awaited"):
+            link.api.add(1, 2)
+            gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            link.api.add(1, 2).close()
+            gc.collect()
+        with pytest.raises(TypeError, match="did not return a stream but int"):
+            async with link.api.not_a_stream():
+                pass
+
+
+async def test_proxy_misuse() -> None:
+    """Each wrong use of a proxy names the right one."""
+    async with pair(Api()) as link:
+        with pytest.raises(AttributeError, match="underscore"):
+            link.api._private
+        with pytest.raises(AttributeError, match="set_property"):
+            link.api.name = 1
+        with pytest.raises(TypeError, match="is a str"):
+            link.api[1]
+        assert repr(link.api.a["b.c"]) == "<RemoteAPI a.b.c>"
+        with pytest.raises(ValueError, match="one peer only"):
+            link.client.get_api(to="somebody")
+        with pytest.raises(TypeError, match="with_call_options"):
+            with_call_options(object())
+        with pytest.raises(ValueError, match="timeout"):
+            with_call_options(link.api, timeout=0)
+        for name in ("", "a..b", [], ["a", ""], [1]):
+            with pytest.raises(ValueError, match="name:"):
+                await link.client.set_property(name, 1)  # type: ignore[arg-type]
+
+
+async def test_key_error_shows_its_key() -> None:
+    """The message is the key, not its repr."""
+    async with pair(Api()) as link:
+        with pytest.raises(RemoteError) as caught:
+            await link.api.fail()
+    assert (caught.value.name, caught.value.message) == ("KeyError", "missing")
+
+
+async def test_failing_callback_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """It ends neither the call nor the channel."""
+
+    class Calls:
+        async def call(self, function: Any) -> str:
+            await function(1)
+            return "done"
+
+    def broken(number: int) -> None:
+        raise ValueError("broken callback")
+
+    with caplog.at_level(logging.ERROR):
+        async with pair(Calls()) as link:
+            assert await link.api.call(broken) == "done"
+            assert await link.api.call(broken) == "done"
+    assert caplog.text.count("ValueError: broken callback") == 2
+    caplog.clear()
+
+
+async def test_callback_floods_are_bounded(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A callback that is slower than its caller loses its oldest invocations, with a warning."""
+    monkeypatch.setattr("anyio_kkrpc._callbacks.MAX_WAITING", 5)
+    gate = anyio.Event()
+    seen: list[int] = []
+
+    class Calls:
+        async def call(self, function: Any) -> None:
+            for number in range(20):
+                await function(number)
+
+    async def slow(number: int) -> None:
+        await gate.wait()
+        seen.append(number)
+
+    async with pair(Calls()) as link, anyio.create_task_group() as group:
+        group.start_soon(link.api.call, slow)
+        await anyio.wait_all_tasks_blocked()
+        gate.set()
+    assert seen == [0, 15, 16, 17, 18, 19]
+    assert "slower than its caller" in caplog.text

@@ -1,0 +1,158 @@
+"""Deadlines in virtual time: hours pass in no time, on trio's clock that jumps when all wait."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+import trio
+from trio.testing import MockClock
+
+from anyio_kkrpc import RPCChannel, RPCTimeoutError, current_call, with_call_options
+
+from .conftest import pair
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+
+class Api:
+    def __init__(self) -> None:
+        self.ended: list[float] = []
+        self.budgets: list[float | None] = []
+        self.channel: RPCChannel | None = None
+
+    async def sleep(self, seconds: float) -> float:
+        try:
+            await anyio.sleep(seconds)
+        finally:
+            self.ended.append(anyio.current_time())
+        return seconds
+
+    async def items(self, pause: float, count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            await anyio.sleep(pause)
+            yield number
+
+    async def budget(self) -> float | None:
+        deadline = current_call().deadline
+        return None if deadline is None else deadline - anyio.current_time()
+
+    async def relay(self, seconds: float) -> None:
+        assert self.channel is not None
+        await with_call_options(self.channel.get_api(), timeout=None).sleep(seconds)
+
+
+async def test_an_hour() -> None:
+    """A call fails when its hour is over, and its handler ends then."""
+    api = Api()
+    async with pair(api, timeout=3600) as link:
+        started = trio.current_time()
+        with pytest.raises(RPCTimeoutError, match="3600"):
+            await link.api.sleep(10_000)
+        assert trio.current_time() - started == pytest.approx(3600, abs=0.01)
+        await anyio.wait_all_tasks_blocked()
+        assert api.ended == [pytest.approx(started + 3600, abs=0.01)]
+        assert link.server.statistics().handlers == 0
+        assert await link.api.sleep(3599) == 3599
+
+
+async def test_default_is_thirty_seconds() -> None:
+    """As the docs say."""
+    from anyio_kkrpc import MemoryTransport
+
+    a, b = MemoryTransport.pair()
+    async with a, b, RPCChannel(b, expose=Api()), RPCChannel(a) as client:
+        started = trio.current_time()
+        with pytest.raises(RPCTimeoutError):
+            await client.get_api().sleep(31)
+        assert trio.current_time() - started == pytest.approx(30, abs=0.01)
+
+
+async def test_no_timeout() -> None:
+    """None waits for a year if need be."""
+    async with pair(Api(), timeout=1) as link:
+        year = 365 * 24 * 3600
+        assert await with_call_options(link.api, timeout=None).sleep(year) == year
+
+
+async def test_many_deadlines() -> None:
+    """Each of a thousand calls ends at its own deadline, whatever the order they began in."""
+    api = Api()
+    ended: dict[int, float] = {}
+    async with pair(api, server={"max_concurrency": 2000}) as link:
+        start = trio.current_time()
+
+        async def call(seconds: int) -> None:
+            with pytest.raises(RPCTimeoutError):
+                await with_call_options(link.api, timeout=seconds).sleep(1e6)
+            ended[seconds] = trio.current_time() - start
+
+        async with anyio.create_task_group() as group:
+            for number in range(1000):
+                group.start_soon(call, (number * 617) % 1000 + 1)
+        assert len(ended) == 1000
+        for seconds, when in ended.items():
+            assert when == pytest.approx(seconds, abs=0.01)
+        assert link.client.statistics().calls == 0
+
+
+async def test_stream_that_pauses() -> None:
+    """The timeout is for each item, not for the stream."""
+    async with pair(Api(), timeout=10) as link:
+        started = trio.current_time()
+        assert [n async for n in link.api.items(9, 20)] == list(range(20))
+        assert trio.current_time() - started == pytest.approx(180, abs=1)
+        got = []
+        with pytest.raises(RPCTimeoutError, match="no item"):
+            async for n in link.api.items(11, 3):
+                got.append(n)
+        assert got == []
+        await anyio.wait_all_tasks_blocked()
+        assert link.server.statistics().outgoing_streams == 0
+
+
+async def test_budget_travels() -> None:
+    """A handler knows what is left."""
+    async with pair(Api(), timeout=60) as link:
+        assert await link.api.budget() == pytest.approx(60, abs=0.01)
+        assert await with_call_options(link.api, timeout=None).budget() is None
+
+
+async def test_nested_call_inherits_the_deadline() -> None:
+    """A call that a handler makes ends with the handler's own caller, though it has no timeout."""
+    front, back = Api(), Api()
+    async with pair(back, timeout=None) as behind:
+        front.channel = behind.client
+        async with pair(front, timeout=100) as link:
+            started = trio.current_time()
+            with pytest.raises(RPCTimeoutError):
+                await link.api.relay(5000)
+            assert trio.current_time() - started == pytest.approx(100, abs=0.01)
+            await anyio.wait_all_tasks_blocked()
+            assert back.ended == [pytest.approx(started + 100, abs=0.1)]
+
+
+async def test_request_that_waited_too_long_is_not_started() -> None:
+    """A request whose time ran out in the queue never runs."""
+    api = Api()
+    async with pair(api, server={"max_concurrency": 1}) as link:
+
+        async def busy() -> None:
+            await with_call_options(link.api, timeout=None).sleep(100)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(busy)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(RPCTimeoutError):
+                await with_call_options(link.api, timeout=5).sleep(0)
+        await anyio.wait_all_tasks_blocked()
+        assert len(api.ended) == 1
+        statistics = link.server.statistics()
+        assert statistics.served == 1
