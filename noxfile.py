@@ -40,8 +40,6 @@ ASYNC_EXCEPTIONS = {
     # What is caught is not swallowed: it is thrown into a coroutine or raised to whoever waits.
     "ASYNC103": ("_context", "_serving", "redis/_connection", "transports/bytestream"),
     "ASYNC104": ("redis/_connection",),
-    # task_status is passed on to the function that calls it.
-    "ASYNC128": ("redis/_transport",),
 }
 
 

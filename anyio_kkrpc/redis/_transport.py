@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, final
 
 import anyio
 from anyio import (
-    TASK_STATUS_IGNORED,
     AsyncContextManagerMixin,
     CancelScope,
     Event,
@@ -20,7 +19,7 @@ from anyio import (
     current_time,
     move_on_after,
 )
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskGroup
 from msgspec import Struct
 from redis.exceptions import RedisError, ResponseError
 
@@ -272,7 +271,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def _start(self, group: TaskGroup) -> None:
         options, keys = self._options, self._keys
         self._connection = connection = await self._dial("writer")
-        await group.start(self._run_writer, connection, name="anyio_kkrpc redis writer")
+        # Not group.start(): if that is cancelled, it waits for the task, which is shielded.
+        group.start_soon(self._run_writer, connection, name="anyio_kkrpc redis writer")
         version, policy = await self._look_at_server(connection)
         if policy not in ("noeviction", ""):
             logger.warning(
@@ -305,14 +305,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if not options.use_consumer_group:
             self._start_requests()
 
-    async def _run_writer(
-        self, connection: Connection, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED
-    ) -> None:
+    async def _run_writer(self, connection: Connection) -> None:
         # Not cancelled with the rest: the goodbye still has to be written. `destroy` bounds it.
         assert self._writer_scope is not None
         with self._writer_scope:
             try:
-                await connection.run(task_status=task_status)
+                await connection.run()
             except (RPCError, RedisError) as exc:
                 self._broken(exc)
 
