@@ -19,7 +19,6 @@ from anyio import (
     Event,
     current_time,
     move_on_after,
-    move_on_at,
 )
 from anyio.abc import TaskGroup
 from msgspec import UNSET, Struct
@@ -154,7 +153,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         self._thread: int | None = None
         self._reason: Exception | None = None
         self._ended = Event()
-        self._outbox: deque[tuple[Record, str | None]] = deque()
+        self._outbox: deque[Envelope] = deque()
         self._outbox_filled: Event | None = None
         self._released: deque[tuple[str, str | None]] = deque()
         self._abandoned: deque[Consumer] = deque()
@@ -293,7 +292,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         )
         for producer in call.producers or ():
             Pump(self, producer, copy_context())
-        envelope = Envelope(request, None, options.to)
+        envelope = call.sent = Envelope(request, None, options.to, deadline=deadline)
         if not options.reply:
             await self._transport.send(envelope)
             return None
@@ -344,11 +343,13 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
 
     def _post_cancel(self, call: Call) -> None:
         if self._transport.capabilities.cancellation:
-            self._post(Cancel(call.id), call.recipient)
+            token = None if call.sent is None else call.sent.token
+            self._outbox.append(Envelope(Cancel(call.id), None, call.recipient, token=token))
+            self._wake_outbox()
 
     async def _wait_for_callbacks(self, call: Call, deadline: float | None) -> None:
         """Let the invocations that came before the reply finish before the caller goes on."""
-        with move_on_at(float("inf") if deadline is None else deadline):
+        with move_on_after(None if deadline is None else deadline - current_time()):
             for export in call.callbacks or ():
                 if export.handle is not None:
                     await export.handle.idle()
@@ -395,7 +396,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
 
     def _post(self, record: Record, recipient: str | None) -> None:
         """Send without waiting: the outbox task does it."""
-        self._outbox.append((record, recipient))
+        self._outbox.append(Envelope(record, None, recipient))
         self._wake_outbox()
 
     def _wake_outbox(self) -> None:
@@ -408,12 +409,13 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             self._outbox_filled = Event()
             self._collect()
             while self._outbox:
-                record, recipient = self._outbox.popleft()
+                envelope = self._outbox.popleft()
                 try:
-                    await self._transport.send(Envelope(record, None, recipient))
+                    await self._transport.send(envelope)
                 except (TypeError, RPCError) as exc:
                     if self._reason is None:
-                        logger.warning("a %s was not sent: %s", type(record).__name__, exc)
+                        what = type(envelope.record).__name__
+                        logger.warning("a %s was not sent: %s", what, exc)
             if not (self._released or self._abandoned):
                 await self._outbox_filled.wait()
 
@@ -423,13 +425,13 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             consumer = self._abandoned.popleft()
             record = self._peer.leave(consumer)
             if record is not None:
-                self._outbox.append((record, consumer.producer))
+                self._outbox.append(Envelope(record, None, consumer.producer))
         by_owner: dict[str | None, list[str]] = {}
         while self._released:
             callback_id, owner = self._released.popleft()
             by_owner.setdefault(owner, []).append(callback_id)
         for owner, ids in by_owner.items():
-            self._outbox.append((CallbackRelease(ids), owner))
+            self._outbox.append(Envelope(CallbackRelease(ids), None, owner))
 
     # Receiving
 
@@ -556,7 +558,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         for consumer in list(peer.consumers.values()):
             record = peer.leave(consumer)
             if record is not None:
-                self._outbox.append((record, consumer.producer))
+                self._outbox.append(Envelope(record, None, consumer.producer))
         for call in list(peer.calls.values()):
             self._post_cancel(call)
         self._collect()
@@ -565,8 +567,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         with move_on_after(CLOSE_TIMEOUT, shield=True):
             try:
                 while self._outbox:
-                    record_, recipient = self._outbox.popleft()
-                    await self._transport.send(Envelope(record_, None, recipient))
+                    await self._transport.send(self._outbox.popleft())
             except (RPCError, TypeError):
                 return
 

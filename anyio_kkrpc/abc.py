@@ -39,8 +39,10 @@ class Envelope(Struct):
     :ivar recipient: id of the peer it is for, ``None`` for whoever serves the stream
     :ivar attempt: how often this record has been delivered, this time included
     :ivar sent_at: when it was sent, or came here if that isn't known, on AnyIO's clock in seconds
+    :ivar deadline: when the caller of this request of ours gives up, on AnyIO's clock
     :ivar error: set on a record of *ours* that comes back because it could not be delivered
-    :ivar token: the transport's own reference for `Transport.settle`
+    :ivar token: the transport's own reference: for `Transport.settle`, and, on a request of ours
+        that was sent, for the cancel that may follow
     """
 
     record: Record
@@ -50,6 +52,7 @@ class Envelope(Struct):
     sent_at: float | None = None
     error: Exception | None = None
     token: Any = None
+    deadline: float | None = None
 
 
 class Listener(ABC):
@@ -119,6 +122,12 @@ class Transport(UnreliableObjectStream[Envelope]):
         :param listener: the listener, or ``None`` to take it away
         :param serve: how many requests may be received and not settled at a time; with 0, requests
             are not wanted, and a transport needs not fetch them
+        """
+
+    def serve_more(self, change: int) -> None:
+        """Change the number given to `listen` as ``serve``, for instance while a handler waits.
+
+        A transport that doesn't hold requests back needs not do anything.
         """
 
     @abstractmethod

@@ -59,9 +59,20 @@ class Call:
     :ivar value: the result, once ``state`` is ``ANSWERED``; a `Consumer` for a stream
     :ivar error: the error as it came, once ``state`` is ``FAILED``
     :ivar handle: the driver's object for it
+    :ivar sent: the driver's object for its request
     """
 
-    __slots__ = ("callbacks", "error", "handle", "id", "producers", "recipient", "state", "value")
+    __slots__ = (
+        "callbacks",
+        "error",
+        "handle",
+        "id",
+        "producers",
+        "recipient",
+        "sent",
+        "state",
+        "value",
+    )
 
     def __init__(self, call_id: str, recipient: str | None) -> None:
         self.id = call_id
@@ -70,6 +81,7 @@ class Call:
         self.value: Any = None
         self.error: dict[str, Any] | None = None
         self.handle: Any = None
+        self.sent: Any = None
         self.callbacks: list[CallbackExport] | None = None
         self.producers: list[Producer] | None = None
 
