@@ -27,6 +27,7 @@ from ._proxy import RemoteCall as RemoteCall
 from ._proxy import with_call_options as with_call_options
 from ._queue import BoundedQueue as BoundedQueue
 from ._queue import QueueStatistics as QueueStatistics
+from ._signals import serve_until_signalled as serve_until_signalled
 from ._streaming import RemoteStream as RemoteStream
 from .transports.bytestream import ByteStreamTransport as ByteStreamTransport
 from .transports.memory import MemoryTransport as MemoryTransport

@@ -122,6 +122,8 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
     :param max_concurrency: how many requests of other peers run at once; more of them wait in the
         transport's queue
     :param send_tracebacks: whether errors carry the handler's traceback to the caller
+    :param grace_period: seconds that handlers have to finish when the channel is left or cancelled,
+        before they are cancelled; no further requests are taken meanwhile
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         timeout: float | None = DEFAULT_TIMEOUT,
         max_concurrency: int = DEFAULT_CONCURRENCY,
         send_tracebacks: bool = False,
+        grace_period: float = 0.0,
     ) -> None:
         if not isinstance(transport, Transport):
             raise TypeError(f"transport: needs a Transport, not {transport!r:.80}")
@@ -140,7 +143,12 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             raise TypeError(f"max_concurrency: needs an int, not {max_concurrency!r}")
         if max_concurrency < 1:
             raise ValueError(f"max_concurrency: must be at least 1, not {max_concurrency}")
+        if isinstance(grace_period, bool) or not isinstance(grace_period, (int, float)):
+            raise TypeError(f"grace_period: needs seconds, not {grace_period!r}")
+        if not 0 <= grace_period < 1e7:
+            raise ValueError(f"grace_period: must not be negative, not {grace_period}")
         self._transport = transport
+        self._grace = grace_period
         self._timeout = timeout
         self._send_tracebacks = send_tracebacks
         self._peer = Peer(secrets.token_hex(8) + "-", self._make_callback)
@@ -177,6 +185,8 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
                     )
                     yield self
                 finally:
+                    if self._server is not None and self._grace and self._reason is None:
+                        await self._server.drain(self._grace)
                     await self._say_goodbye()
                     self._end(TransportClosedError("the RPC channel has been closed"))
                     self._transport.listen(None)
@@ -300,6 +310,9 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         timer = None
         if deadline is not None:
             timer = self._timer.at(deadline, lambda: self._expire(call))
+        lent = serving is not None and self._server is not None
+        if lent:
+            self._server.lend()  # type: ignore[union-attr]
         try:
             await self._transport.send(envelope)
             await answered.wait()
@@ -307,6 +320,8 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             self._give_up(call, not isinstance(exc, (TypeError, RPCError)))
             raise
         finally:
+            if lent:
+                self._server.take_back()  # type: ignore[union-attr]
             if timer is not None:
                 timer.cancel()
         if call.state is CallState.ANSWERED:

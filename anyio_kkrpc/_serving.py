@@ -19,9 +19,11 @@ import anyio
 from anyio import (
     CancelScope,
     EndOfStream,
+    Event,
     current_effective_deadline,
     current_time,
     get_cancelled_exc_class,
+    move_on_after,
     to_thread,
 )
 from anyio.abc import TaskGroup
@@ -86,6 +88,7 @@ class Server:
         self._tasks = 0
         self._idle = 0
         self._group: TaskGroup | None = None
+        self._finished: Event | None = None
         self.expired = 0
         self.served = 0
 
@@ -93,6 +96,29 @@ class Server:
         """Serve until the transport ends or the scope is cancelled."""
         async with anyio.create_task_group() as self._group:
             self._start_task()
+
+    def lend(self) -> None:
+        """Note that a handler waits for a call of its own: another one may run meanwhile.
+
+        Otherwise peers that call each other from inside their handlers could wait for each other.
+        """
+        self.limit += 1
+        self._transport.serve_more(1)
+        if not self._idle and self._group is not None:
+            self._start_task()
+
+    def take_back(self) -> None:
+        """Note that the handler goes on."""
+        self.limit -= 1
+        self._transport.serve_more(-1)
+
+    async def drain(self, grace: float) -> None:
+        """Take no more requests, and wait at most ``grace`` seconds for those that run."""
+        self._transport.listen(self._channel, serve=0)
+        with move_on_after(grace, shield=True):
+            while self._peer.handlings and self._channel._reason is None:
+                self._finished = Event()
+                await self._finished.wait()
 
     def cancel(self) -> None:
         """Cancel all handlers and stop serving."""
@@ -116,6 +142,8 @@ class Server:
                 self._idle += 1
                 for envelope in running:
                     await self._transport.settle(envelope, None)
+                if self._finished is not None:
+                    self._finished.set()
         except _ENDS:
             return
         finally:
@@ -141,8 +169,10 @@ class Server:
                 await settle(envelope, None)
             else:
                 await self._settle(envelope, reply)
+            if self._finished is not None:
+                self._finished.set()
             self._idle += 1
-            if self._idle > _MAX_IDLE:
+            if self._idle > _MAX_IDLE or (self._idle > 1 and self._tasks > self.limit):
                 self._idle -= 1
                 return False
 
@@ -158,6 +188,8 @@ class Server:
     async def _answer(self, envelope: Envelope, scope: CancelScope) -> Reply | None:
         request = envelope.record
         assert isinstance(request, Request)
+        if self._peer.was_cancelled(request, envelope.sender):
+            raise NoReply
         deadline: float | None = None
         if request.d is not UNSET:
             now = current_time()

@@ -7,6 +7,7 @@ calls user code.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any, Literal, TypeAlias
@@ -49,6 +50,9 @@ from ._values import (
     unpack_argument,
     unpack_result,
 )
+
+# Cancels remembered for requests that may still come.
+MAX_CANCELLED = 10_000
 
 Operation: TypeAlias = Literal["call", "get", "set", "new"]
 
@@ -240,6 +244,7 @@ class Peer:
         self._callback_of: dict[Any, CallbackExport] = {}
         self.consumers: dict[tuple[str | None, str], Consumer] = {}
         self.producers: dict[str, Producer] = {}
+        self._cancelled: OrderedDict[tuple[str | None, str], None] = OrderedDict()
         self.ignored = 0
 
     # Calls, at the caller's side
@@ -303,6 +308,12 @@ class Peer:
         return producers
 
     # Requests, at the serving side
+
+    def was_cancelled(self, request: Request, sender: str | None) -> bool:
+        """Whether the cancel of a request came before the request was served."""
+        if not self._cancelled:
+            return False
+        return self._cancelled.pop((sender, request.id), self) is None
 
     def handle(self, request: Request, sender: str | None) -> Handling:
         """Enter a request that is about to be served.
@@ -493,9 +504,14 @@ class Peer:
         return Answer(StreamRequest(id=self._new_id(), sid=late[0], op="return"), sender)
 
     def _receive_cancel(self, record: Cancel, sender: str | None) -> Event | None:
-        handling = self.handlings.get((sender, record.id))
+        key = (sender, record.id)
+        handling = self.handlings.get(key)
         if handling is None:
+            # The request may still wait somewhere, or come here from a worker that is gone.
             self.ignored += 1
+            self._cancelled[key] = None
+            if len(self._cancelled) > MAX_CANCELLED:
+                self._cancelled.popitem(last=False)
             return None
         handling.state = advance(HANDLING, handling.state, HandlingInput.CANCEL)
         return HandlingCancelled(handling)

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Struct
 from redis.exceptions import ResponseError
 
-from ._connection import Connection
+from ._link import Link
 
 # Entries fetched by one XRANGE.
 PAGE = 500
@@ -37,10 +37,10 @@ class StreamEntry(Struct, frozen=True):
     fields: dict[str, bytes]
 
 
-async def stream_info(connection: Connection, stream: bytes) -> StreamInfo:
+async def stream_info(link: Link, stream: bytes) -> StreamInfo:
     """Return what XINFO STREAM tells. A stream that doesn't exist is empty."""
     try:
-        reply = await connection.request(b"XINFO", b"STREAM", stream)
+        reply = await link.request(b"XINFO", b"STREAM", stream)
     except ResponseError as exc:
         if "no such key" in str(exc):
             return StreamInfo(0, 0, None)
@@ -50,25 +50,25 @@ async def stream_info(connection: Connection, stream: bytes) -> StreamInfo:
     return StreamInfo(info[b"length"], info[b"groups"], None if last is None else to_entry(last))
 
 
-async def all_entries(connection: Connection, stream: bytes) -> list[StreamEntry]:
+async def all_entries(link: Link, stream: bytes) -> list[StreamEntry]:
     """Return the entries from the first to what was the last when this began, page by page."""
-    newest = await connection.request(b"XREVRANGE", stream, b"+", b"-", b"COUNT", b"1")
+    newest = await link.request(b"XREVRANGE", stream, b"+", b"-", b"COUNT", b"1")
     if not newest:
         return []
     end = newest[0][0]
     entries: list[StreamEntry] = []
     start = b"-"
     while True:
-        page = await connection.request(b"XRANGE", stream, start, end, b"COUNT", b"%d" % PAGE)
+        page = await link.request(b"XRANGE", stream, start, end, b"COUNT", b"%d" % PAGE)
         entries.extend(to_entry(item) for item in page)
         if len(page) < PAGE:
             return entries
         start = after(page[-1][0])
 
 
-async def trim(connection: Connection, stream: bytes, max_len: int) -> int:
+async def trim(link: Link, stream: bytes, max_len: int) -> int:
     """Trim to exactly ``max_len`` entries, read by all or not; return how many went."""
-    removed: int = await connection.request(b"XTRIM", stream, b"MAXLEN", b"%d" % max_len)
+    removed: int = await link.request(b"XTRIM", stream, b"MAXLEN", b"%d" % max_len)
     return removed
 
 

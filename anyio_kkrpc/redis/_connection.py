@@ -24,6 +24,7 @@ from typing import Any, TypeAlias, cast
 from anyio import (
     TASK_STATUS_IGNORED,
     BusyResourceError,
+    CancelScope,
     Event,
     aclose_forcefully,
     create_task_group,
@@ -95,6 +96,7 @@ class Connection(AsyncResource):
         self._writing = False
         self._handed_over = Event()
         self._room: Event | None = None
+        self._broken_off = Event()
 
     @property
     def closed(self) -> bool:
@@ -163,11 +165,9 @@ class Connection(AsyncResource):
         try:
             async with create_task_group() as group:
                 group.start_soon(self._go_on_writing, name="anyio_kkrpc redis write")
+                group.start_soon(self._read_on, group.cancel_scope, name="anyio_kkrpc redis read")
                 task_status.started()
-                try:
-                    await self._read()
-                except Exception as exc:
-                    self._break(exc)
+                await self._broken_off.wait()
                 group.cancel_scope.cancel()
         finally:
             self._fail(self._closed("its reader was cancelled"))
@@ -297,6 +297,13 @@ class Connection(AsyncResource):
         self._outgoing_size -= CHUNK
         return b"".join(parts)
 
+    async def _read_on(self, scope: CancelScope) -> None:
+        try:
+            await self._read()
+        except Exception as exc:
+            self._break(exc)
+        scope.cancel()
+
     async def _read(self) -> None:
         feed, gets, receive = self._feed, self._gets, self._receive
         expected = self._expected
@@ -306,8 +313,15 @@ class Connection(AsyncResource):
                 if not expected:
                     raise ProtocolError("a reply that nobody asked for")
                 self._settle(expected.popleft(), reply)
+            if self.error is not None:
+                raise self._unusable()
 
     # The end
+
+    def break_off(self, exc: Exception) -> None:
+        """Give the connection up as broken, because of ``exc``; `run` ends. Doesn't wait."""
+        self._break(exc)
+        self._broken_off.set()
 
     def _settle(self, on_reply: OnReply, reply: Any) -> None:
         try:

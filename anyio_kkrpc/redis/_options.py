@@ -42,6 +42,11 @@ class Options(Struct, frozen=True, kw_only=True):
     honor_destroy_signal: bool
     connect_timeout: float
     inbox_ttl: float
+    claim_idle: float
+    max_deliveries: int
+    max_backlog: int | None
+    reconnect_timeout: float | None
+    health_check_interval: float
 
 
 def check_options(
@@ -64,6 +69,11 @@ def check_options(
     honor_destroy_signal: bool,
     connect_timeout: float,
     inbox_ttl: float,
+    claim_idle: float,
+    max_deliveries: int,
+    max_backlog: int | None,
+    reconnect_timeout: float | None,
+    health_check_interval: float,
     credential_provider: CredentialProvider | None,
     ssl_context: ssl.SSLContext | None,
 ) -> Options:
@@ -101,6 +111,13 @@ def check_options(
         honor_destroy_signal=_flag("honor_destroy_signal", honor_destroy_signal),
         connect_timeout=_seconds("connect_timeout", connect_timeout),
         inbox_ttl=_seconds("inbox_ttl", inbox_ttl, least=1.0),
+        claim_idle=_seconds("claim_idle", claim_idle, least=0.05),
+        max_deliveries=_count("max_deliveries", max_deliveries),
+        max_backlog=None if max_backlog is None else _count("max_backlog", max_backlog),
+        reconnect_timeout=None
+        if reconnect_timeout is None
+        else _seconds("reconnect_timeout", reconnect_timeout),
+        health_check_interval=_seconds("health_check_interval", health_check_interval, least=0.05),
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from anyio import current_time
 from redis.exceptions import ResponseError
 
 from .._exceptions import ProtocolError
@@ -21,11 +22,20 @@ Handle = Callable[[bytes, bytes, Entry], None]
 
 
 class Decoder:
-    """Decodes entries; what isn't valid is counted, logged and skipped."""
+    """Decodes entries; what isn't valid is counted, logged and skipped.
 
-    def __init__(self, dialect: Dialect, max_message_size: int) -> None:
+    :param on_hint: told of entries that hold no record but a word for the transport
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        max_message_size: int,
+        on_hint: Callable[[bytes], object],
+    ) -> None:
         self._dialect = dialect
         self._max_size = max_message_size
+        self._on_hint = on_hint
         self.invalid = 0
 
     def decode(self, stream: bytes, entry_id: bytes, fields: list[bytes] | None) -> Entry | None:
@@ -34,6 +44,9 @@ class Decoder:
             return None
         try:
             if not self._dialect.matches(fields):
+                if len(fields) == 2 and fields[0] == b"hint":
+                    self._on_hint(fields[1])
+                    return None
                 raise ProtocolError("an entry of no known dialect")
             size = len(fields[3])
             if size > self._max_size:
@@ -49,12 +62,14 @@ class Reader:
     """Reads streams by XREAD from given ids on, on a connection of its own.
 
     :param positions: for each stream the id of the last entry that isn't wanted
+    :ivar since: when the read that goes on began, on AnyIO's clock
     """
 
     def __init__(
         self, positions: dict[bytes, bytes], decoder: Decoder, block_timeout: float
     ) -> None:
         self.positions = positions
+        self.since: float | None = None
         self._decoder = decoder
         self._head = (b"XREAD", b"COUNT", b"%d" % COUNT, b"BLOCK", block_ms(block_timeout))
 
@@ -65,6 +80,7 @@ class Reader:
         of what was handled.
         """
         positions, decode = self.positions, self._decoder.decode
+        self.since = current_time()
         reply = await connection.execute(
             *self._head, b"STREAMS", *positions.keys(), *positions.values()
         )
@@ -80,7 +96,10 @@ class Reader:
 
 
 class GroupReader:
-    """Takes entries for one consumer of a group by XREADGROUP, on a connection of its own."""
+    """Takes entries for one consumer of a group by XREADGROUP, on a connection of its own.
+
+    :ivar since: when the read that goes on began, on AnyIO's clock; ``None`` between two reads
+    """
 
     def __init__(
         self,
@@ -91,6 +110,7 @@ class GroupReader:
         block_timeout: float,
     ) -> None:
         self._stream = stream
+        self.since: float | None = None
         self._decoder = decoder
         self._head = (b"XREADGROUP", b"GROUP", group, consumer, b"BLOCK", block_ms(block_timeout))
 
@@ -100,6 +120,7 @@ class GroupReader:
         :return: the ids of those that aren't valid; they are to be acknowledged
         """
         decode, stream = self._decoder.decode, self._stream
+        self.since = current_time()
         reply = await connection.execute(
             *self._head, b"COUNT", b"%d" % count, b"STREAMS", stream, b">"
         )
@@ -114,13 +135,18 @@ class GroupReader:
         return invalid
 
 
-async def create_group(connection: Connection, stream: bytes, group: bytes) -> None:
-    """Create a consumer group that starts with what is in the stream already."""
+async def create_group(execute: Callable[..., Awaitable[Any]], stream: bytes, group: bytes) -> bool:
+    """Create a consumer group that starts with what is in the stream; return false if it is there.
+
+    :param execute: sends a command
+    """
     try:
-        await connection.request(b"XGROUP", b"CREATE", stream, group, b"0", b"MKSTREAM")
+        await execute(b"XGROUP", b"CREATE", stream, group, b"0", b"MKSTREAM")
     except ResponseError as exc:
         if not str(exc).startswith("BUSYGROUP"):
             raise
+        return False
+    return True
 
 
 def block_ms(seconds: float) -> bytes:

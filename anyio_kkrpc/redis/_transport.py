@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import ssl
 import sys
-from collections import deque
-from collections.abc import AsyncGenerator
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, final
 
@@ -16,8 +16,10 @@ from anyio import (
     CancelScope,
     Event,
     aclose_forcefully,
+    create_task_group,
     current_time,
     move_on_after,
+    sleep,
 )
 from anyio.abc import TaskGroup
 from msgspec import Struct
@@ -25,6 +27,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from .._errors_wire import library_error
 from .._exceptions import (
+    DeliveryError,
     OverloadedError,
     RPCError,
     TransportClosedError,
@@ -44,8 +47,16 @@ from ._admin import (
     trim,
 )
 from ._connection import Connection, open_connection
-from ._connection import _pack as pack_command
+from ._group import (
+    Claims,
+    DeadLetter,
+    Groups,
+    dead_letters,
+    purge_dead_letters,
+    retry_dead_letter,
+)
 from ._keys import Keys
+from ._link import Link, is_gone, is_passing, redial
 from ._options import Overflow, check_options
 from ._reader import COUNT, Decoder, GroupReader, Reader, create_group, last_id
 from ._writer import Writer
@@ -70,12 +81,13 @@ CLOSE_TIMEOUT = 2.0
 _DELETE_BATCH = 128
 # Requests sent between two trims, where max_len is larger.
 _TRIM_AT_MOST = 1000
-
-# Removes a consumer only if it holds nothing, decided in one step by Redis.
-_REMOVE_CONSUMER = b"""
-if #redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2]) > 0 then return -1 end
-return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
-"""
+# Seconds that a blocking read may last longer than it should before its connection is doubted.
+_MARGIN = 2.0
+# Peers whose last number is remembered, to recognize what they wrote twice.
+_PEERS = 4096
+# A consumer that holds nothing is removed after so many times claim_idle, or seconds at least.
+_SWEEP_FACTOR = 10
+_SWEEP_LEAST = 300.0
 
 
 class RedisStatistics(Struct, frozen=True):
@@ -87,6 +99,11 @@ class RedisStatistics(Struct, frozen=True):
     :ivar invalid: entries that could not be read, and were skipped
     :ivar undeliverable: records that Redis refused, or whose recipient was gone
     :ivar outstanding: entries of the group that were taken and not yet acknowledged
+    :ivar claimed: entries taken over from workers that are gone
+    :ivar dead_lettered: entries that became dead letters here
+    :ivar handed_back: entries given back to the group
+    :ivar repeated: records that came twice because of a reconnect, and were dropped
+    :ivar reconnects: how often a connection was made again
     """
 
     queue: QueueStatistics
@@ -95,6 +112,18 @@ class RedisStatistics(Struct, frozen=True):
     invalid: int
     undeliverable: int
     outstanding: int
+    claimed: int
+    dead_lettered: int
+    handed_back: int
+    repeated: int
+    reconnects: int
+
+
+class _Held(Struct):
+    """An entry of the group that was taken and not yet acknowledged."""
+
+    attempt: int
+    started: bool = False
 
 
 @final
@@ -128,6 +157,14 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :param honor_destroy_signal: whether another peer's `signal_destroy` ends this one
     :param connect_timeout: seconds to connect within
     :param inbox_ttl: seconds after which the inbox of a peer that vanished is gone
+    :param claim_idle: seconds after which an entry that a worker has taken and not kept alive is
+        taken over by another one
+    :param max_deliveries: how often an entry is delivered before it becomes a dead letter
+    :param max_backlog: requests that may wait for the group before further ones are refused with
+        `OverloadedError`; ``None`` for any number
+    :param reconnect_timeout: seconds to go on connecting again after a connection was lost;
+        ``None`` for ever
+    :param health_check_interval: seconds between two looks whether the server answers
     :param credential_provider: redis-py's, in place of a password in the URL
     :param ssl_context: for ``rediss://``
     :raises ValueError: if an option is out of range; the text names it. Nothing was connected.
@@ -155,6 +192,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         honor_destroy_signal: bool = True,
         connect_timeout: float = 5.0,
         inbox_ttl: float = 60.0,
+        claim_idle: float = 30.0,
+        max_deliveries: int = 5,
+        max_backlog: int | None = None,
+        reconnect_timeout: float | None = None,
+        health_check_interval: float = 5.0,
         credential_provider: CredentialProvider | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
@@ -177,13 +219,18 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             honor_destroy_signal=honor_destroy_signal,
             connect_timeout=connect_timeout,
             inbox_ttl=inbox_ttl,
+            claim_idle=claim_idle,
+            max_deliveries=max_deliveries,
+            max_backlog=max_backlog,
+            reconnect_timeout=reconnect_timeout,
+            health_check_interval=health_check_interval,
             credential_provider=credential_provider,
             ssl_context=ssl_context,
         )
-        self._keys = Keys.of(options.stream)
-        self._inbox = self._keys.inbox(options.session_id)
+        keys = self._keys = Keys.of(options.stream)
+        self._inbox = keys.inbox(options.session_id)
         self._dialect = NativeDialect(options.session_id, options.codec)
-        self._decoder = Decoder(self._dialect, options.max_message_size)
+        self._decoder = Decoder(self._dialect, options.max_message_size, self._on_hint)
         self._queue: BoundedQueue[Envelope] = BoundedQueue(
             options.max_queue_size,
             options.max_queue_bytes,
@@ -192,22 +239,56 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         )
         self._inbound = Inbound(self._queue)
         self._capabilities = Capabilities(broadcast=not options.use_consumer_group, addressing=True)
+        group_name = options.consumer_group.encode()
+        self._writer = Writer(
+            keys,
+            self._dialect,
+            group=group_name if options.use_consumer_group else None,
+            max_message_size=options.max_message_size,
+            max_backlog=options.max_backlog,
+            returned=self._inbound.deliver,
+        )
+        self._link = Link(
+            lambda: self._dial("writer"),
+            self._prepare,
+            self._writer.detach,
+            options.reconnect_timeout,
+        )
+        self._groups = Groups(
+            self._link,
+            keys.stream,
+            keys.dead,
+            group_name,
+            options.consumer_name.encode(),
+            claim_idle=options.claim_idle,
+            max_deliveries=options.max_deliveries,
+        )
         self._group: TaskGroup | None = None
-        self._connection: Connection | None = None
-        self._writer: Writer | None = None
+        self._entered = False
+        self._started = False
         self._writer_scope: CancelScope | None = None
         self._inbox_scope: CancelScope | None = None
         self._request_scope: CancelScope | None = None
         self._reading_requests = False
+        self._reading: dict[str, tuple[Reader | GroupReader, Connection]] = {}
         self._start_id = b"0-0"
         self._limit = 0
-        self._outstanding = 0
+        self._held: dict[bytes, _Held] = {}
+        self._counted = True
         self._room: Event | None = None
+        self._claim_now: Event | None = None
         self._clock_offset = 0.0
         self._consumed: list[bytes] = []
         self._overloaded: list[Envelope] = []
+        self._dropped: list[tuple[bytes, int]] = []
         self._waiting: deque[tuple[Envelope, int]] = deque()
+        self._numbers: OrderedDict[tuple[bytes, str], tuple[bytes, int]] = OrderedDict()
         self._received = 0
+        self._claimed = 0
+        self._dead_lettered = 0
+        self._handed_back = 0
+        self._repeated = 0
+        self._reconnects = 0
         self._sent_since_trim = 0
         self._trim_wanted: Event | None = None
 
@@ -240,79 +321,97 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     def statistics(self) -> RedisStatistics:
         """Return what it has done and holds."""
-        writer = self._writer
         return RedisStatistics(
             queue=self._queue.statistics(),
-            sent=0 if writer is None else writer.sent,
+            sent=self._writer.sent,
             received=self._received,
             invalid=self._decoder.invalid,
-            undeliverable=0 if writer is None else writer.undeliverable,
-            outstanding=self._outstanding,
+            undeliverable=self._writer.undeliverable,
+            outstanding=len(self._held),
+            claimed=self._claimed,
+            dead_lettered=self._dead_lettered,
+            handed_back=self._handed_back,
+            repeated=self._repeated,
+            reconnects=self._reconnects + self._link.reconnects,
         )
 
     # Lifecycle
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
-        if self._group is not None:
+        if self._entered:
             raise RuntimeError("a transport can be entered once; make a new one")
+        self._entered = True
         self._writer_scope = CancelScope(shield=True)
         self._inbox_scope = CancelScope()
         with lone_error():
-            async with anyio.create_task_group() as self._group:
+            async with anyio.create_task_group() as group:
                 try:
-                    await self._start(self._group)
+                    await self._start(group)
                     yield self
                 finally:
                     await self.destroy()
-                    self._writer_scope.cancel()
-                    self._group.cancel_scope.cancel()
+                    group.cancel_scope.cancel()
 
     async def _start(self, group: TaskGroup) -> None:
         options, keys = self._options, self._keys
-        self._connection = connection = await self._dial("writer")
+        connection = await self._dial("writer")
         # Not group.start(): if that is cancelled, it waits for the task, which is shielded.
-        group.start_soon(self._run_writer, connection, name="anyio_kkrpc redis writer")
-        version, policy = await self._look_at_server(connection)
+        group.start_soon(self._run_link, connection, name="anyio_kkrpc redis writer")
+        version, policy = await self._look_at_server()
         if policy not in ("noeviction", ""):
             logger.warning(
                 "maxmemory-policy of Redis is %s: it may evict streams and inboxes; set noeviction",
                 policy,
             )
-        modern = version >= (6, 2)
+        self._writer.no_mkstream = modern = version >= (6, 2)
         if options.use_consumer_group and not modern:
             raise TransportConnectionError(
                 f"Redis Streams connection error: consumer groups need Redis 6.2 or later, "
                 f"{options.address} is {version[0]}.{version[1]}"
             )
-        self._writer = Writer(
-            connection,
-            keys,
-            self._dialect,
-            group=(keys.stream, options.consumer_group.encode())
-            if options.use_consumer_group
-            else None,
-            max_message_size=options.max_message_size,
-            no_mkstream=modern,
-            returned=self._inbound.deliver,
-        )
-        positions = await self._find_positions(connection)
+        positions = await self._find_positions()
         if options.use_consumer_group:
-            await create_group(connection, keys.stream, options.consumer_group.encode())
+            await create_group(self._link.request, keys.stream, options.consumer_group.encode())
         reading = await self._dial("inbox")
-        group.start_soon(self._read_inbox, reading, positions, name="anyio_kkrpc redis inbox")
+        self._group = group
+        self._started = True
+        reader = Reader(positions, self._decoder, options.block_timeout)
+        group.start_soon(self._read_inbox, reader, reading, name="anyio_kkrpc redis inbox")
         group.start_soon(self._keep_house, name="anyio_kkrpc redis housekeeping")
-        if not options.use_consumer_group:
+        if options.max_len is not None:
+            group.start_soon(self._keep_short, options.max_len, name="anyio_kkrpc redis trim")
+        if options.use_consumer_group:
+            group.start_soon(self._keep_held, name="anyio_kkrpc redis touch")
+        else:
             self._start_requests()
 
-    async def _run_writer(self, connection: Connection) -> None:
+    async def _run_link(self, connection: Connection) -> None:
         # Not cancelled with the rest: the goodbye still has to be written. `destroy` bounds it.
         assert self._writer_scope is not None
         with self._writer_scope:
             try:
-                await connection.run()
+                await self._link.run(connection)
             except (RPCError, RedisError) as exc:
                 self._broken(exc)
+
+    async def _prepare(self, connection: Connection) -> None:
+        """Make a new connection of the link ready, before anybody else uses it."""
+        await self._read_clock(connection.execute)
+        if self._started:
+            await self._restore(connection.execute)
+        await self._writer.attach(connection, self._clock_offset)
+
+    async def _restore(self, execute: Callable[..., Awaitable[Any]]) -> None:
+        """Make again what this peer needs, should the server have lost it."""
+        if not await execute(b"PEXPIRE", self._inbox, self._ttl):
+            logger.warning("the inbox was gone from Redis, and was made again")
+            await self._make_inbox(execute)
+        options = self._options
+        if options.use_consumer_group and await create_group(
+            execute, self._keys.stream, options.consumer_group.encode()
+        ):
+            logger.warning("the consumer group was gone from Redis, and was made again")
 
     async def _dial(self, what: str) -> Connection:
         return await open_connection(
@@ -321,10 +420,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             timeout=self._options.connect_timeout,
         )
 
-    async def _look_at_server(self, connection: Connection) -> tuple[tuple[int, ...], str]:
+    async def _look_at_server(self) -> tuple[tuple[int, ...], str]:
         """Return version and eviction policy; of a server that hides them, modern guesses."""
         try:
-            text = await connection.request(b"INFO")
+            text = await self._link.request(b"INFO")
         except ResponseError:
             return (6, 2), ""
         facts = dict(
@@ -333,37 +432,45 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         version = tuple(int(part) for part in facts.get("redis_version", "6.2").split(".")[:2])
         return version, facts.get("maxmemory_policy", "")
 
-    async def _find_positions(self, connection: Connection) -> dict[bytes, bytes]:
+    async def _find_positions(self) -> dict[bytes, bytes]:
         """Make the inbox; note where to read on, so that nothing from now on is missed."""
         keys = self._keys
-        await self._read_clock(connection)
-        inbox_id = await connection.request(
-            b"XADD", self._inbox, b"MAXLEN", b"0", b"*", b"hello", b"1"
-        )
-        await connection.request(b"PEXPIRE", self._inbox, self._ttl)
+        inbox_id = await self._make_inbox(self._link.request)
         ids = []
         for key in (keys.control, keys.stream):
             try:
-                reply: Any = await connection.request(b"XINFO", b"STREAM", key)
+                reply: Any = await self._link.request(b"XINFO", b"STREAM", key)
             except ResponseError as exc:
                 reply = exc
             ids.append(last_id(reply))
         self._start_id = ids[1]
         return {keys.control: ids[0], self._inbox: inbox_id}
 
+    async def _make_inbox(self, execute: Callable[..., Awaitable[Any]]) -> bytes:
+        made = await execute(b"XADD", self._inbox, b"MAXLEN", b"0", b"*", b"hint", b"hello")
+        await execute(b"PEXPIRE", self._inbox, self._ttl)
+        return bytes(made)
+
     @property
     def _ttl(self) -> bytes:
         return b"%d" % round(self._options.inbox_ttl * 1000)
 
     async def destroy(self) -> None:
-        """End it: readers stop, this peer's keys are removed, and later calls fail. Idempotent."""
+        """End it: readers stop, this peer's keys are removed, and later calls fail. Idempotent.
+
+        What this worker has taken and not finished goes back to the group, where another one takes
+        it at once.
+        """
         self._end(TransportClosedError(DESTROYED))
-        connection, self._connection = self._connection, None
-        if connection is None:
+        if self._writer_scope is None or self._writer_scope.cancel_called:
             return
-        with move_on_after(CLOSE_TIMEOUT, shield=True):
-            await self._remove_traces(connection)
-        await aclose_forcefully(connection)
+        try:
+            with move_on_after(CLOSE_TIMEOUT, shield=True):
+                if self._link.connection is not None:
+                    await self._remove_traces()
+        finally:
+            self._link.end(TransportClosedError(DESTROYED))
+            self._writer_scope.cancel()
 
     async def aclose(self) -> None:
         """The same as `destroy`."""
@@ -376,27 +483,25 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         """
         await self._open_writer().send_and_confirm(Envelope(Bye()))
 
-    async def _remove_traces(self, connection: Connection) -> None:
-        options = self._options
-        if self._writer is None or connection.closed:
-            return
+    async def _remove_traces(self) -> None:
+        options, keys, request = self._options, self._keys, self._link.request
         try:
-            await connection.request(b"DEL", self._inbox)
-            if options.use_consumer_group:
-                await connection.request(
-                    b"EVAL",
-                    _REMOVE_CONSUMER,
-                    b"1",
-                    self._keys.stream,
-                    options.consumer_group.encode(),
-                    options.consumer_name.encode(),
-                )
+            await request(b"DEL", self._inbox)
+            if not options.use_consumer_group or not self._started:
+                return
+            if self._held or self._dropped:
+                await self._hand_back()
+                hint = (b"MAXLEN", b"~", b"1000", b"*", b"hint", b"claim")
+                await request(b"XADD", keys.control, *hint)
+                await request(b"PEXPIRE", keys.control, b"3600000")
+            await self._groups.remove_consumer()
         except (RPCError, RedisError) as exc:
             logger.info("leaving %s: %s", options.address, exc)
 
     def _end(self, reason: Exception) -> None:
         """Settle everyone, without awaiting."""
         self._inbound.end(reason)
+        self._writer.end(reason)
         self._notify_room()
         for scope in (self._inbox_scope, self._request_scope):
             if scope is not None:
@@ -418,7 +523,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             error = type(reason)(*reason.args)
             error.__cause__ = reason.__cause__
             raise error
-        if self._writer is None:
+        if not self._entered:
             raise RuntimeError("the transport has not been entered: use 'async with'")
         return self._writer
 
@@ -430,15 +535,26 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._limit = serve
         if listener is None:
             return
+        self._notify_room()
         if serve:
             self._start_requests()
         elif self._request_scope is not None:
             self._request_scope.cancel()
 
+    def serve_more(self, change: int) -> None:
+        """Take more requests, or fewer; see `Transport.serve_more`."""
+        self._limit += change
+        self._notify_room()
+
     async def receive(self) -> Envelope:
         """Return the next request; without a listener, the next record of any kind."""
         self._start_requests()
-        return await self._inbound.receive()
+        envelope = await self._inbound.receive()
+        if envelope.token is not None:
+            held = self._held.get(envelope.token)
+            if held is not None:
+                held.started = True
+        return envelope
 
     async def send(self, item: Envelope) -> None:
         """Write an envelope; see `Transport.send`."""
@@ -460,28 +576,60 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 await writer.send(reply)
             return
         writer.settle(envelope.token, reply)
+        self._held.pop(envelope.token, None)
         envelope.token = None
-        self._outstanding -= 1
         self._notify_room()
         await writer.flush()
 
     # What is addressed to this peer
 
-    async def _read_inbox(self, connection: Connection, positions: dict[bytes, bytes]) -> None:
-        reader = Reader(positions, self._decoder, self._options.block_timeout)
+    async def _keep_reading(
+        self,
+        what: str,
+        read: Callable[[Connection], Awaitable[None]],
+        connection: Connection | None = None,
+    ) -> None:
+        """Read on one connection after the other, until that is of no use any more."""
+        try:
+            while True:
+                try:
+                    if connection is None:
+                        connection = await redial(
+                            lambda: self._dial(what), self._options.reconnect_timeout
+                        )
+                    await read(connection)
+                except (RPCError, RedisError) as exc:
+                    if not is_passing(exc):
+                        raise
+                    logger.warning("%s; reading %s again", exc, what)
+                    if is_gone(exc):
+                        await sleep(0.05)
+                finally:
+                    self._reading.pop(what, None)
+                    if connection is not None:
+                        await aclose_forcefully(connection)
+                        connection = None
+                self._reconnects += 1
+        except (RPCError, RedisError) as exc:
+            self._broken(exc)
+
+    async def _read_inbox(self, reader: Reader, connection: Connection) -> None:
+        async def read(connection: Connection) -> None:
+            self._reading["inbox"] = (reader, connection)
+            while True:
+                await reader.read(connection, self._handle_addressed)
+                await self._after_reading()
+
         assert self._inbox_scope is not None
         with self._inbox_scope:
-            try:
-                while True:
-                    await reader.read(connection, self._handle_addressed)
-                    await self._after_reading()
-            except (RPCError, RedisError) as exc:
-                self._broken(exc)
-            finally:
-                await aclose_forcefully(connection)
+            await self._keep_reading("inbox", read, connection)
 
     def _handle_addressed(self, stream: bytes, entry_id: bytes, entry: Entry) -> None:
         record, sender = entry.record, entry.sender
+        if entry.number is not None and self._came_before(stream, sender, entry.number):
+            if stream == self._inbox:
+                self._consumed.append(entry_id)
+            return
         self._received += 1
         if stream == self._inbox:
             self._consumed.append(entry_id)
@@ -499,6 +647,21 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._decoder.invalid += 1
             logger.warning("skipped a %s on the control stream", type(record).__name__)
 
+    def _came_before(self, stream: bytes, sender: str, number: bytes) -> bool:
+        """Whether its sender wrote it a second time, because of a lost connection."""
+        epoch, _, text = number.partition(b".")
+        if not text.isdigit() or len(text) > 18:
+            return False
+        count, key, numbers = int(text), (stream, sender), self._numbers
+        last = numbers.get(key)
+        if last is not None and last[0] == epoch and count <= last[1]:
+            self._repeated += 1
+            return True
+        if last is None and len(numbers) >= _PEERS:
+            numbers.popitem(last=False)
+        numbers[key] = (epoch, count)
+        return False
+
     async def _after_reading(self) -> None:
         """Send what handling entries called for, and drop what was consumed."""
         overloaded, self._overloaded = self._overloaded, []
@@ -506,13 +669,13 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             await self.send(envelope)
         if len(self._consumed) >= _DELETE_BATCH:
             await self._delete_consumed()
+        if self._dropped:
+            await self._hand_back()
 
     async def _delete_consumed(self) -> None:
-        connection = self._connection
-        if self._consumed and connection is not None:
+        if self._consumed:
             consumed, self._consumed = self._consumed, []
-            connection.post(pack_command((b"XDEL", self._inbox, *consumed)))
-            await connection.flush()
+            await self._link.request(b"XDEL", self._inbox, *consumed)
 
     # Requests
 
@@ -524,17 +687,16 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._group.start_soon(self._read_requests, name="anyio_kkrpc redis requests")
 
     async def _read_requests(self) -> None:
-        read = self._read_group if self._options.use_consumer_group else self._read_broadcast
         assert self._request_scope is not None
         with self._request_scope:
             try:
-                connection = await self._dial("requests")
-                try:
-                    await read(connection)
-                finally:
-                    await aclose_forcefully(connection)
-            except (RPCError, RedisError) as exc:
-                self._broken(exc)
+                if self._options.use_consumer_group:
+                    async with create_task_group() as group:
+                        group.start_soon(self._keep_claiming, name="anyio_kkrpc redis claims")
+                        await self._keep_reading("requests", self._read_group)
+                        group.cancel_scope.cancel()
+                else:
+                    await self._keep_reading("requests", self._read_broadcast)
             finally:
                 self._reading_requests = False
 
@@ -542,9 +704,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         stream = self._keys.stream
         options = self._options
         reader = Reader({stream: self._start_id}, self._decoder, options.block_timeout)
+        self._reading["requests"] = (reader, connection)
 
         def handle(key: bytes, entry_id: bytes, entry: Entry) -> None:
-            self._start_id = entry_id
             if entry.sender != options.session_id or options.allow_self_messages:
                 self._received += 1
                 self._writer_of(entry)
@@ -552,43 +714,139 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
         while True:
             await reader.read(connection, handle)
+            self._start_id = reader.positions[stream]
             await self._after_reading()
             await self._wait_for_queue()
 
     async def _read_group(self, connection: Connection) -> None:
         options, stream = self._options, self._keys.stream
+        name = options.consumer_group.encode()
+        if await create_group(connection.execute, stream, name):
+            logger.warning("the consumer group was gone from Redis, and was made again")
         reader = GroupReader(
-            stream,
-            options.consumer_group.encode(),
-            options.consumer_name.encode(),
-            self._decoder,
-            options.block_timeout,
+            stream, name, options.consumer_name.encode(), self._decoder, options.block_timeout
         )
-
-        misplaced: list[bytes] = []
+        # A read that was cut may have been served; a process that died may have had this name.
+        counted, self._counted = self._counted, False
+        await self._take_over(
+            await self._groups.recover(self._redis_time(), self._held, counted=counted)
+        )
+        self._reading["requests"] = (reader, connection)
 
         def handle(key: bytes, entry_id: bytes, entry: Entry) -> None:
-            self._received += 1
-            self._outstanding += 1
-            self._writer_of(entry)
-            if not self._deliver(entry, entry_id, None, entry_id):
-                self._outstanding -= 1
-                misplaced.append(entry_id)
+            self._take(entry_id, entry, 1)
 
         while True:
-            invalid = await reader.read(connection, await self._wait_room(), handle)
-            for entry_id in (*invalid, *misplaced):
+            reader.since = None
+            room = await self._wait_room()
+            for entry_id in await reader.read(connection, room, handle):
                 self._open_writer().settle(entry_id, None)
-            misplaced.clear()
+                await self._writer.flush()
             await self._after_reading()
             await self._wait_for_queue()
+
+    def _take(self, entry_id: bytes, entry: Entry, attempt: int) -> None:
+        """Take an entry of the group."""
+        self._received += 1
+        self._held[entry_id] = _Held(attempt)
+        self._writer_of(entry)
+        if not self._deliver(entry, entry_id, None, entry_id, attempt):
+            del self._held[entry_id]
+            self._open_writer().settle(entry_id, None)
+
+    async def _take_over(self, claims: Claims) -> None:
+        """Serve what was taken over; tell the callers of what was given up."""
+        stream = self._keys.stream
+        for item in claims.taken:
+            if item.id in self._held:
+                continue
+            entry = self._decoder.decode(stream, item.id, item.fields)
+            if entry is None:
+                self._open_writer().settle(item.id, None)
+                continue
+            self._claimed += 1
+            logger.info("took over entry %s, attempt %d", item.id.decode(), item.attempt)
+            self._take(item.id, entry, item.attempt)
+        for item in claims.dead:
+            self._dead_lettered += 1
+            logger.error("entry %s became a dead letter", item.id.decode())
+            entry = self._decoder.decode(stream, item.id, item.fields)
+            if entry is None or not isinstance(entry.record, Request) or entry.record.o is True:
+                continue
+            error = DeliveryError(
+                f"the request was delivered {item.attempt} times without being finished; "
+                "it is a dead letter now"
+            )
+            self._writer_of(entry)
+            reply = Reply(entry.record.id, e=library_error(error))
+            await self._writer.send(Envelope(reply, None, entry.sender))
+        if claims.taken:
+            await self._writer.flush()
+            await self._wait_for_queue()
+
+    async def _keep_claiming(self) -> None:
+        """Take over the entries of workers that are gone, when they are due."""
+        idle = self._options.claim_idle
+        sweep_idle = max(idle * _SWEEP_FACTOR, _SWEEP_LEAST)
+        sweep_at = current_time() + idle
+        while True:
+            room = await self._wait_room()
+            self._claim_now = Event()
+            try:
+                claims = await self._groups.claim(room, self._redis_time())
+                await self._take_over(claims)
+                if current_time() > sweep_at:
+                    sweep_at = current_time() + sweep_idle
+                    await self._groups.sweep(sweep_idle)
+            except ResponseError as exc:
+                if not is_gone(exc):
+                    raise
+                claims = Claims([], [], None)  # the reader makes the group again
+            if len(claims.taken) >= room:
+                continue
+            # What is not half due yet comes up before it is due.
+            pause = idle / 2 if claims.oldest is None else idle - claims.oldest
+            with move_on_after(max(pause, 0.005)):
+                await self._claim_now.wait()
+
+    def _on_hint(self, kind: bytes) -> None:
+        """Another worker has handed something back."""
+        if kind == b"claim" and self._claim_now is not None:
+            self._claim_now.set()
+
+    async def _keep_held(self) -> None:
+        """Tell Redis, often enough, that what this worker holds is not to be taken over."""
+        while True:
+            await sleep(self._options.claim_idle / 3)
+            try:
+                lost = await self._groups.touch(list(self._held)) if self._held else []
+            except ResponseError as exc:
+                if is_gone(exc):
+                    continue
+                self._broken(exc)
+                return
+            except (TransportClosedError, TransportConnectionError):
+                return
+            lost = [entry_id for entry_id in lost if entry_id in self._held]
+            if lost:
+                logger.warning("%d entries were taken over by other workers meanwhile", len(lost))
+
+    async def _hand_back(self) -> None:
+        """Give what isn't wanted here, or at the end everything, to the other workers."""
+        entries, self._dropped = self._dropped, []
+        if self._inbound.ended_reason is not None:
+            # One that was not started here doesn't count as delivered.
+            for entry_id, held in self._held.items():
+                entries.append((entry_id, held.attempt if held.started else held.attempt - 1))
+            self._held.clear()
+        self._handed_back += await self._groups.hand_back(entries)
 
     async def _wait_room(self) -> int:
         """Return how many entries may be taken now, once that is at least one."""
         while True:
             room = min(COUNT, self._options.max_queue_size - len(self._queue))
             if self._limit:
-                room = min(room, self._limit - self._outstanding)
+                room = min(room, self._limit - len(self._held))
             if room > 0:
                 return room
             self._room = Event()
@@ -602,15 +860,20 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     # Delivery
 
     def _writer_of(self, entry: Entry) -> None:
-        if entry.flavor is not self._options.codec and self._writer is not None:
+        if entry.flavor is not self._options.codec:
             self._writer.remember(entry.sender, entry.flavor)
 
     def _deliver(
-        self, entry: Entry, entry_id: bytes, recipient: str | None, token: bytes | None
+        self,
+        entry: Entry,
+        entry_id: bytes,
+        recipient: str | None,
+        token: bytes | None,
+        attempt: int = 1,
     ) -> bool:
         """Hand on what an entry holds; return false if it has no business where it was."""
         record = entry.record
-        envelope = Envelope(record, entry.sender, recipient, token=token)
+        envelope = Envelope(record, entry.sender, recipient, attempt, token=token)
         if record.__class__ is Request:
             envelope.sent_at = int(entry_id.partition(b"-")[0]) / 1000 + self._clock_offset
             if not self._inbound.deliver(envelope, entry.size):
@@ -634,9 +897,13 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._waiting.popleft()
 
     def _on_drop(self, envelope: Envelope) -> None:
-        """A request found no room: its caller is told. One of a group stays with Redis instead."""
+        """A request found no room: its caller is told. One of a group goes back to the group."""
         record = envelope.record
-        if envelope.token is None and isinstance(record, Request) and record.o is not True:
+        if envelope.token is not None:
+            held = self._held.pop(envelope.token, None)
+            if held is not None:
+                self._dropped.append((envelope.token, held.attempt - 1))
+        elif isinstance(record, Request) and record.o is not True:
             error = OverloadedError("the queue of requests is full; the request did not run")
             reply = Reply(record.id, e=library_error(error))
             self._overloaded.append(Envelope(reply, None, envelope.sender))
@@ -644,28 +911,37 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     # Housekeeping
 
     async def _keep_house(self) -> None:
-        """Keep the inbox alive, and the clock offset right."""
-        connection = self._connection
-        if connection is None:
-            return
+        """Keep the inbox alive and the clock offset right, and look whether connections answer."""
+        interval = min(self._options.health_check_interval, self._options.inbox_ttl / 3)
         try:
             while True:
-                with move_on_after(self._options.inbox_ttl / 3):
-                    self._trim_wanted = Event()
-                    await self._trim_wanted.wait()
-                    await self._trim_requests()
+                await sleep(interval)
+                with move_on_after(self._options.health_check_interval) as scope:
+                    await self._restore(self._link.request)
+                    await self._read_clock(self._link.request)
+                    await self._delete_consumed()
+                if scope.cancelled_caught:
+                    self._link.break_off("the server does not answer")
                     continue
-                await self._delete_consumed()
-                connection.post(pack_command((b"PEXPIRE", self._inbox, self._ttl)))
-                await self._read_clock(connection)
-        except (RPCError, RedisError) as exc:
+                latest = current_time() - self._options.block_timeout - _MARGIN
+                for what, (reader, connection) in list(self._reading.items()):
+                    # The server answers here, so that connection is dead, or was paused for long.
+                    if reader.since is not None and reader.since < latest:
+                        logger.warning("the connection that reads %s does not answer", what)
+                        await aclose_forcefully(connection)
+        except (TransportClosedError, TransportConnectionError):
+            return
+        except RedisError as exc:
             self._broken(exc)
 
-    async def _read_clock(self, connection: Connection) -> None:
+    async def _read_clock(self, execute: Callable[..., Awaitable[Any]]) -> None:
         before = current_time()
-        seconds, micros = await connection.request(b"TIME")
+        seconds, micros = await execute(b"TIME")
         redis_time = int(seconds) + int(micros) / 1e6
         self._clock_offset = (before + current_time()) / 2 - redis_time
+
+    def _redis_time(self) -> float:
+        return current_time() - self._clock_offset
 
     def _count_for_trim(self, max_len: int) -> None:
         self._sent_since_trim += 1
@@ -674,15 +950,20 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             if self._trim_wanted is not None:
                 self._trim_wanted.set()
 
-    async def _trim_requests(self) -> None:
-        connection = self._connection
-        if connection is None or self._options.max_len is None:
-            return
-        length = b"%d" % self._options.max_len
-        try:
-            await connection.request(b"EVAL", TRIM_ACKNOWLEDGED, b"1", self._keys.stream, length)
-        except ResponseError as exc:
-            logger.warning("max_len: the stream could not be trimmed: %s", exc)
+    async def _keep_short(self, max_len: int) -> None:
+        """Trim the stream when enough has been written."""
+        length = b"%d" % max_len
+        while True:
+            self._trim_wanted = Event()
+            await self._trim_wanted.wait()
+            try:
+                await self._link.request(
+                    b"EVAL", TRIM_ACKNOWLEDGED, b"1", self._keys.stream, length
+                )
+            except ResponseError as exc:
+                logger.warning("max_len: the stream could not be trimmed: %s", exc)
+            except (TransportClosedError, TransportConnectionError):
+                return
 
     # Admin
 
@@ -691,7 +972,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
         :raises TransportClosedError: after `destroy`
         """
-        return await stream_info(self._open_connection(), self._keys.stream)
+        return await stream_info(self._open_link(), self._keys.stream)
 
     async def trim_stream(self, max_len: int) -> int:
         """Trim the stream to exactly ``max_len`` entries, read or not; return how many went.
@@ -703,14 +984,14 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             raise TypeError(f"max_len: needs an int, not {max_len!r:.80}")
         if max_len < 0:
             raise ValueError(f"max_len: must not be negative, not {max_len}")
-        return await trim(self._open_connection(), self._keys.stream, max_len)
+        return await trim(self._open_link(), self._keys.stream, max_len)
 
     async def get_all_entries(self) -> list[StreamEntry]:
         """Return all entries of the stream, read page by page.
 
         :raises TransportClosedError: after `destroy`
         """
-        return await all_entries(self._open_connection(), self._keys.stream)
+        return await all_entries(self._open_link(), self._keys.stream)
 
     async def delete_stream(self) -> None:
         """Delete the stream with its groups, destroy signals and dead letters. Inboxes stay.
@@ -718,9 +999,35 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         :raises TransportClosedError: after `destroy`
         """
         keys = self._keys
-        await self._open_connection().request(b"DEL", keys.stream, keys.control, keys.dead)
+        await self._open_link().request(b"DEL", keys.stream, keys.control, keys.dead)
 
-    def _open_connection(self) -> Connection:
+    async def dead_letters(self, count: int = 1000) -> list[DeadLetter]:
+        """Return the oldest dead letters: requests given up after ``max_deliveries``.
+
+        :param count: how many at most
+        :raises TransportClosedError: after `destroy`
+        """
+        return await dead_letters(self._open_link(), self._keys.dead, count)
+
+    async def retry_dead_letter(self, letter_id: str) -> str:
+        """Put a dead letter back into the stream, as a new request; return its new id.
+
+        :raises LookupError: if there is no dead letter with this id
+        :raises TransportClosedError: after `destroy`
+        """
+        keys = self._keys
+        new = await retry_dead_letter(self._open_link(), keys.stream, keys.dead, letter_id)
+        if new is None:
+            raise LookupError(f"there is no dead letter {letter_id!r}")
+        return new
+
+    async def purge_dead_letters(self) -> int:
+        """Remove all dead letters; return how many there were.
+
+        :raises TransportClosedError: after `destroy`
+        """
+        return await purge_dead_letters(self._open_link(), self._keys.dead)
+
+    def _open_link(self) -> Link:
         self._open_writer()
-        assert self._connection is not None
-        return self._connection
+        return self._link

@@ -1,20 +1,38 @@
-"""What a transport writes: requests, replies with acknowledgements, controls."""
+"""What a transport writes: requests, replies with acknowledgements, controls.
+
+Each write is kept until Redis has answered it. When the connection is lost in between, nobody knows
+which of them arrived. On the next connection a request to the stream is looked up before it is
+written again; what goes to an inbox or the control stream has a number, by which its reader
+recognizes what it has read already; and an acknowledgement may be repeated.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+import secrets
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
+from anyio import Event, current_time
+from msgspec import UNSET
 from redis.exceptions import RedisError
 
-from .._exceptions import DeliveryError, OverloadedError
-from .._protocol._records import Bye, Cancel, Record
+from .._exceptions import (
+    DeliveryError,
+    OverloadedError,
+    ProtocolError,
+    RPCTimeoutError,
+    TransportClosedError,
+    TransportConnectionError,
+)
+from .._protocol._records import Bye, Cancel, Record, Request
 from ..abc import Envelope
 from ._connection import Connection
 from ._connection import _pack as pack_command
 from ._keys import Keys
+from ._link import PASSING
 from .dialects import Dialect
 
 logger = logging.getLogger("anyio_kkrpc")
@@ -24,41 +42,135 @@ _CONTROL_LENGTH = b"1000"
 _CONTROL_TTL_MS = b"3600000"
 # Peers whose key and codec are remembered.
 _PEERS = 4096
+# Bytes that wait for a connection before those who add more wait too.
+HIGH_WATER = 16 * 1024 * 1024
+# How far, in seconds, a lookup goes back behind the moment of writing: clocks aren't exact.
+_MARGIN = 2.0
+_PAGE = b"500"
+
+# Removes a request that no group has taken yet; one that was taken is cancelled by the record.
+_CANCEL = b"""
+if redis.replicate_commands then redis.replicate_commands() end
+local function split(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+local ms, seq = split(ARGV[1])
+local taken = redis.call('EXISTS', KEYS[1]) == 0
+if not taken then
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+    for i = 1, #group, 2 do
+      if group[i] == 'last-delivered-id' then
+        local last_ms, last_seq = split(group[i + 1])
+        if last_ms > ms or (last_ms == ms and last_seq >= seq) then taken = true end
+      end
+    end
+  end
+end
+if not taken then return redis.call('XDEL', KEYS[1], ARGV[1]) end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', unpack(ARGV, 4))
+return redis.call('PEXPIRE', KEYS[2], ARGV[3])
+"""
+
+# Adds a request unless the group has too much to do already; returns its id, or the backlog.
+_ADD_BOUNDED = b"""
+if redis.replicate_commands then redis.replicate_commands() end
+local limit = tonumber(ARGV[2])
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+    local group = {}
+    for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
+    if group['name'] == ARGV[1] then
+      local waiting = group['lag']
+      if not waiting then
+        local ms, seq = string.match(group['last-delivered-id'], '^(%d+)-(%d+)$')
+        local start = string.format('%s-%.0f', ms, tonumber(seq) + 1)
+        waiting = #redis.call('XRANGE', KEYS[1], start, '+', 'COUNT', limit + 1)
+      end
+      if waiting + group['pending'] >= limit then return waiting + group['pending'] end
+    end
+  end
+end
+return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 3))
+"""
+
+
+class Post:
+    """Something written, or to be written, whose outcome isn't known yet.
+
+    :ivar replies: how many of Redis' replies to it are outstanding
+    :ivar result: the first of them
+    :ivar event: set once the outcome is known, if somebody waits for that
+    :ivar written_at: when it was first written, on AnyIO's clock; ``None`` if it wasn't yet
+    """
+
+    __slots__ = (
+        "envelope",
+        "event",
+        "packed",
+        "replies",
+        "result",
+        "to_stream",
+        "total",
+        "written_at",
+    )
+
+    def __init__(
+        self, envelope: Envelope | None, packed: bytes, replies: int, to_stream: bool
+    ) -> None:
+        self.envelope = envelope
+        self.packed = packed
+        self.replies = self.total = replies
+        self.to_stream = to_stream
+        self.result: Any = None
+        self.event: Event | None = None
+        self.written_at: float | None = None
 
 
 class Writer:
-    """Writes to one connection.
+    """Writes to the connection that it is attached to.
 
     :param returned: told of envelopes that could not be delivered
+    :ivar undeliverable: records that Redis refused, or whose recipient was gone
+    :ivar repeated: writes of unknown outcome that were written again
+    :ivar unacknowledged: acknowledgements of entries that others had taken over meanwhile
     """
 
     def __init__(
         self,
-        connection: Connection,
         keys: Keys,
         dialect: Dialect,
         *,
-        group: tuple[bytes, bytes] | None,
+        group: bytes | None,
         max_message_size: int,
-        no_mkstream: bool,
+        max_backlog: int | None,
         returned: Callable[[Envelope], object],
     ) -> None:
-        self._connection = connection
         self._keys = keys
         self._dialect = dialect
         self._max_size = max_message_size
         self._returned = returned
-        self._no_mkstream = (b"NOMKSTREAM",) if no_mkstream else ()
+        self._group = group
+        self._backlog = None if max_backlog is None else b"%d" % max_backlog
         self._inboxes: OrderedDict[str, bytes] = OrderedDict()
         self._flavors: OrderedDict[str, Any] = OrderedDict()
-        self._acknowledge: bytes | None = None
+        self._connection: Connection | None = None
+        self._ledger: deque[Post] = deque()
+        self._waiting_bytes = 0
+        self._room: Event | None = None
+        self._reason: Exception | None = None
+        self._epoch = secrets.token_hex(4)
+        self._numbers = count(1)
+        self.no_mkstream = True
+        self._acknowledge = b""
         if group is not None:
-            stream, name = group
             # The id is appended to the constant head of the command.
-            whole = pack_command((b"XACK", stream, name, b"0"))
+            whole = pack_command((b"XACK", keys.stream, group, b"0"))
             self._acknowledge = whole[: -len(b"$1\r\n0\r\n")]
         self.sent = 0
         self.undeliverable = 0
+        self.repeated = 0
+        self.unacknowledged = 0
 
     def remember(self, peer: str, flavor: Any) -> None:
         """Note how answers to a peer are to be encoded."""
@@ -67,69 +179,103 @@ class Writer:
             flavors.popitem(last=False)
         flavors[peer] = flavor
 
+    # Writing
+
     async def send(self, envelope: Envelope) -> None:
         """Write a record that isn't a reply to an entry of a group."""
-        connection = self._connection
-        connection.post(*self._command(envelope))
-        await connection.flush()
+        self._post(self._make(envelope))
+        await self.flush()
 
     async def send_and_confirm(self, envelope: Envelope) -> None:
         """Write a record, and wait until Redis has it.
 
         :raises DeliveryError: if it doesn't take it, or the recipient isn't there
         """
-        key, fields = self._entry(envelope)
-        try:
-            reply = await self._connection.request(*self._add(key, envelope), *fields)
-        except Exception as exc:
-            raise refusal(exc) from exc
-        if reply is None:
-            raise _gone(envelope)
-        if key is self._keys.control:
-            await self._connection.request(b"PEXPIRE", key, _CONTROL_TTL_MS)
+        post = self._make(envelope)
+        post.event = Event()
+        self._post(post)
+        await self.flush()
+        await post.event.wait()
+        error = self._error(post)
+        if error is not None:
+            raise error
 
     def settle(self, entry_id: bytes, reply: Envelope | None) -> None:
         """Queue the acknowledgement of an entry of the group behind its reply, for one write."""
-        assert self._acknowledge is not None
-        if reply is not None:
-            self._connection.post(*self._command(reply))
         acknowledge = b"%s$%d\r\n%s\r\n" % (self._acknowledge, len(entry_id), entry_id)
-        self._connection.post(acknowledge)
+        if reply is None:
+            self._post(Post(None, acknowledge, 1, False))
+            return
+        post = self._make(reply)
+        post.packed += acknowledge
+        post.replies = post.total = post.replies + 1
+        self._post(post)
 
     async def flush(self) -> None:
-        """Write what is queued."""
-        await self._connection.flush()
+        """Write what is queued. While there is no connection, wait only if much is queued."""
+        connection = self._connection
+        if connection is not None:
+            try:
+                await connection.flush()
+            except (TransportConnectionError, TransportClosedError):
+                pass  # it is kept, and written to the next connection
+        while self._connection is None and self._waiting_bytes > HIGH_WATER:
+            room = self._room = self._room or Event()
+            await room.wait()
+        if self._reason is not None:
+            raise type(self._reason)(*self._reason.args)
 
-    def _command(self, envelope: Envelope) -> tuple[bytes, int, Callable[[object], None] | None]:
-        key, fields = self._entry(envelope)
-        command = pack_command((*self._add(key, envelope), *fields))
-        self.sent += 1
+    def _post(self, post: Post) -> None:
+        self._ledger.append(post)
+        connection = self._connection
+        if connection is not None and connection.error is None:
+            self._write(connection, post)
+        else:
+            self._waiting_bytes += len(post.packed)
 
-        def on_reply(reply: object) -> None:
-            if reply is None:
-                self._give_back(envelope, _gone(envelope))
-            elif isinstance(reply, Exception):
-                self._give_back(envelope, refusal(reply))
+    def _write(self, connection: Connection, post: Post) -> None:
+        if post.written_at is None:
+            post.written_at = current_time()
+        connection.post(post.packed, post.replies, lambda reply: self._take(post, reply))
 
-        if key is self._keys.control:
-            command += pack_command((b"PEXPIRE", key, _CONTROL_TTL_MS))
-            return command, 2, None
-        return command, 1, on_reply
+    # Commands
 
-    def _entry(self, envelope: Envelope) -> tuple[bytes, tuple[bytes, ...]]:
+    def _make(self, envelope: Envelope) -> Post:
         record, recipient = envelope.record, envelope.recipient
         flavor = None if recipient is None else self._flavors.get(recipient)
         fields = self._dialect.encode(record, flavor)
-        size = len(fields[-1])
+        size = len(fields[3])
         if size > self._max_size:
             raise OverloadedError(
                 f"a message of {size} bytes exceeds max_message_size ({self._max_size} bytes)"
             )
-        return self._key(record, recipient), fields
+        self.sent += 1
+        keys = self._keys
+        if recipient is None and not isinstance(record, (Cancel, Bye)):
+            return Post(envelope, self._add_to_stream(fields), 1, True)
+        number = b"%s.%d" % (self._epoch.encode(), next(self._numbers))
+        fields = (*fields, b"n", number)
+        if recipient is not None:
+            # A peer that has gone has no inbox, and must not get one back.
+            options = (b"NOMKSTREAM",) if self.no_mkstream else ()
+            key = self._inbox(recipient)
+            return Post(envelope, pack_command((b"XADD", key, *options, b"*", *fields)), 1, False)
+        bounds = (_CONTROL_LENGTH, _CONTROL_TTL_MS)
+        if isinstance(record, Cancel) and envelope.token is not None and self._group is not None:
+            command = (b"EVAL", _CANCEL, b"2", keys.stream, keys.control, envelope.token, *bounds)
+            return Post(envelope, pack_command((*command, *fields)), 1, False)
+        add = (b"XADD", keys.control, b"MAXLEN", b"~", _CONTROL_LENGTH, b"*", *fields)
+        expire = (b"PEXPIRE", keys.control, _CONTROL_TTL_MS)
+        return Post(envelope, pack_command(add) + pack_command(expire), 2, False)
 
-    def _key(self, record: Record, recipient: str | None) -> bytes:
-        if recipient is None:
-            return self._keys.control if isinstance(record, (Cancel, Bye)) else self._keys.stream
+    def _add_to_stream(self, fields: tuple[bytes, ...]) -> bytes:
+        stream = self._keys.stream
+        if self._backlog is None or self._group is None:
+            return pack_command((b"XADD", stream, b"*", *fields))
+        command = (b"EVAL", _ADD_BOUNDED, b"1", stream, self._group, self._backlog)
+        return pack_command((*command, *fields))
+
+    def _inbox(self, recipient: str) -> bytes:
         inboxes = self._inboxes
         key = inboxes.get(recipient)
         if key is None:
@@ -138,17 +284,149 @@ class Writer:
             key = inboxes[recipient] = self._keys.inbox(recipient)
         return key
 
-    def _add(self, key: bytes, envelope: Envelope) -> tuple[bytes, ...]:
-        if key is self._keys.control:
-            return (b"XADD", key, b"MAXLEN", b"~", _CONTROL_LENGTH, b"*")
-        if envelope.recipient is not None:
-            # A peer that has gone has no inbox, and must not get one back.
-            return (b"XADD", key, *self._no_mkstream, b"*")
-        return (b"XADD", key, b"*")
+    # Outcomes
+
+    def _take(self, post: Post, reply: Any) -> None:
+        """Take one of Redis' replies to a write. They come in the order of writing."""
+        if isinstance(reply, (TransportConnectionError, TransportClosedError)):
+            return  # the outcome isn't known; it stays in the ledger
+        if isinstance(reply, PASSING):
+            if self._connection is not None:
+                self._connection.break_off(reply)
+            return
+        if post.replies == post.total:
+            post.result = reply
+        elif reply == 0 and post.envelope is not None and not _is_control(post.envelope.record):
+            self.unacknowledged += 1
+        post.replies -= 1
+        if not post.replies:
+            self._ledger.popleft()
+            self._finish(post)
+
+    def _finish(self, post: Post) -> None:
+        envelope = post.envelope
+        if post.event is not None:
+            post.event.set()
+            return
+        if envelope is None or _is_control(envelope.record):
+            if isinstance(post.result, Exception):
+                logger.warning("Redis refused an acknowledgement or a control: %s", post.result)
+            return
+        error = self._error(post)
+        if error is not None:
+            self._give_back(envelope, error)
+        elif post.to_stream:
+            envelope.token = post.result
+
+    def _error(self, post: Post) -> Exception | None:
+        result, envelope = post.result, post.envelope
+        if isinstance(result, Exception):
+            return refusal(result)
+        if result is None and envelope is not None:
+            return DeliveryError(f"peer {envelope.recipient!r} is not there: it has no inbox")
+        if post.to_stream and isinstance(result, int):
+            return OverloadedError(f"max_backlog is reached: {result} requests wait for the group")
+        return None
 
     def _give_back(self, envelope: Envelope, error: Exception) -> None:
         self.undeliverable += 1
         self._returned(Envelope(envelope.record, None, envelope.recipient, error=error))
+
+    # Connections
+
+    def detach(self) -> None:
+        """Note that the connection was lost: what comes now waits for the next one."""
+        self._connection = None
+        self._waiting_bytes = sum(len(post.packed) for post in self._ledger)
+
+    async def attach(self, connection: Connection, clock_offset: float) -> None:
+        """Write to this connection from now on; first what is still open from the last one.
+
+        :param clock_offset: AnyIO's clock less Redis', in seconds
+        """
+        await self._look_up(connection, clock_offset)
+        now = current_time()
+        for post in tuple(self._ledger):
+            if post.to_stream and self._is_too_late(post, now):
+                self._drop(post, RPCTimeoutError("the request's time ran out before it was sent"))
+                continue
+            post.replies, post.result = post.total, None
+            if post.written_at is not None:
+                self.repeated += 1
+            self._write(connection, post)
+        self._connection = connection
+        self._waiting_bytes = 0
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+        await connection.flush()
+
+    def end(self, reason: Exception) -> None:
+        """Fail what is open: there will be no connection any more."""
+        self._reason = reason
+        if self._room is not None:
+            self._room.set()
+        while self._ledger:
+            post = self._ledger.popleft()
+            if post.event is not None:
+                post.result = reason
+                post.event.set()
+
+    async def _look_up(self, connection: Connection, clock_offset: float) -> None:
+        """Take from the ledger the requests that are in the stream already."""
+        unknown: dict[str, Post] = {}
+        for post in self._ledger:
+            if post.to_stream and post.written_at is not None and post.envelope is not None:
+                record = post.envelope.record
+                if isinstance(record, Request):
+                    unknown[record.id] = post
+        if not unknown:
+            return
+        first = min(post.written_at or 0.0 for post in unknown.values())
+        start = b"%d" % max(int((first - clock_offset - _MARGIN) * 1000), 0)
+        sender = self._dialect.sender
+        while unknown:
+            entries: Any = await connection.execute(
+                b"XRANGE", self._keys.stream, start, b"+", b"COUNT", _PAGE
+            )
+            for entry_id, fields in entries:
+                start = b"(" + entry_id
+                # Another peer's entry isn't decoded, nor one that isn't valid.
+                if sender not in fields or not self._dialect.matches(fields):
+                    continue
+                try:
+                    record = self._dialect.decode(fields).record
+                except ProtocolError:
+                    continue
+                if isinstance(record, Request) and record.id in unknown:
+                    post = unknown.pop(record.id)
+                    self._ledger.remove(post)
+                    post.result = entry_id
+                    self._finish(post)
+            if len(entries) < int(_PAGE):
+                return
+
+    def _is_too_late(self, post: Post, now: float) -> bool:
+        """Whether a request that waited ran out of time; if not, its budget is made right."""
+        envelope = post.envelope
+        if envelope is None or not isinstance(envelope.record, Request):
+            return False
+        if envelope.deadline is None or envelope.record.d is UNSET:
+            return False
+        left = int((envelope.deadline - now) * 1000)
+        if left <= 0:
+            return True
+        envelope.record.d = left
+        post.packed = self._add_to_stream(self._dialect.encode(envelope.record, None))
+        return False
+
+    def _drop(self, post: Post, error: Exception) -> None:
+        self._ledger.remove(post)
+        post.result = error
+        if post.event is not None:
+            post.event.set()
+        elif post.envelope is not None:
+            self._give_back(post.envelope, error)
 
 
 def refusal(exc: Exception) -> Exception:
@@ -160,5 +438,5 @@ def refusal(exc: Exception) -> Exception:
     return error
 
 
-def _gone(envelope: Envelope) -> DeliveryError:
-    return DeliveryError(f"peer {envelope.recipient!r} is not there: it has no inbox")
+def _is_control(record: Record) -> bool:
+    return isinstance(record, (Cancel, Bye))

@@ -429,7 +429,7 @@ async def test_entries(
         assert list(fields) == [b"from", codec.encode()]
         assert fields[b"from"].decode() == transport.session_id
         (entry,) = witness.xrange(f"{{{stream_name}}}:inbox:{transport.session_id}")
-        assert list(entry[1]) == [b"from", codec.encode()]
+        assert list(entry[1]) == [b"from", codec.encode(), b"n"]
         if codec == "json":
             record = json.loads(fields[b"json"])
             assert record.pop("id")
@@ -718,9 +718,11 @@ async def test_no_server() -> None:
     assert "Check" in text
 
 
-async def test_lost_connection(own_server: RedisServer, stream_name: str) -> None:
-    """When the server dies, all that waits fails at once with a connection error and its cause."""
-    async with peers(own_server.url, stream_name, Worker(), None) as (server, client):
+async def test_server_that_stays_away(own_server: RedisServer, stream_name: str) -> None:
+    """After `reconnect_timeout` all that waits fails with a connection error and its cause."""
+    async with peers(
+        own_server.url, stream_name, Worker(), None, reconnect_timeout=0.2, connect_timeout=1.0
+    ) as (server, client):
         async with anyio.create_task_group() as group:
 
             async def wait(channel: RPCChannel) -> None:

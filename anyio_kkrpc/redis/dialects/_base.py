@@ -16,6 +16,7 @@ class Entry(Struct):
     :ivar record: the record
     :ivar sender: id of the peer that wrote it
     :ivar size: bytes of the encoded record
+    :ivar number: the writer's own count of what it wrote, by which a repetition is recognized
     :ivar flavor: what an answer must be encoded with to be understood there; see `Dialect.encode`
     """
 
@@ -23,10 +24,16 @@ class Entry(Struct):
     sender: str
     size: int
     flavor: Any
+    number: bytes | None = None
 
 
 class Dialect(ABC):
-    """Turns records into the fields of a stream entry and back. It does no I/O."""
+    """Turns records into the fields of a stream entry and back. It does no I/O.
+
+    :ivar sender: this peer's id, as it stands in the fields
+    """
+
+    sender: bytes
 
     @abstractmethod
     def encode(self, record: Record, flavor: Any = None) -> tuple[bytes, ...]:

@@ -1,4 +1,8 @@
-"""The native dialect: fields ``from`` (the sender's id), then ``json`` or ``cbor`` (the record)."""
+"""The native dialect: fields ``from`` (the sender's id), then ``json`` or ``cbor`` (the record).
+
+What isn't a request to the stream has a third field ``n``: ``epoch.count``, where the count grows
+with each entry that the sender writes, and the epoch changes when the sender starts anew.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ class NativeDialect(Dialect):
     """
 
     def __init__(self, session_id: str, codec: Codec) -> None:
-        self._sender = session_id.encode()
+        self.sender = session_id.encode()
         self._own = codec
         self._codecs: dict[bytes, Codec | None] = {codec.name.encode(): codec}
         for name in ("json", "cbor"):
@@ -36,7 +40,7 @@ class NativeDialect(Dialect):
 
     def encode(self, record: Record, flavor: Any = None) -> tuple[bytes, ...]:
         codec: Codec = self._own if flavor is None else flavor
-        return (b"from", self._sender, codec.name.encode(), codec.encode(record))
+        return (b"from", self.sender, codec.name.encode(), codec.encode(record))
 
     def matches(self, fields: list[bytes]) -> bool:
         return len(fields) >= 4 and fields[0] == b"from" and fields[2] in self._codecs
@@ -52,4 +56,5 @@ class NativeDialect(Dialect):
             name = sender.decode()
         except UnicodeDecodeError:
             raise ProtocolError("an entry with a sender that isn't text") from None
-        return Entry(codec.decode(fields[3]), name, len(fields[3]), codec)
+        number = fields[5] if len(fields) > 5 and fields[4] == b"n" else None
+        return Entry(codec.decode(fields[3]), name, len(fields[3]), codec, number)

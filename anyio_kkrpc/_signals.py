@@ -1,0 +1,40 @@
+"""A worker's body that ends in good order on SIGTERM and SIGINT."""
+
+from __future__ import annotations
+
+import signal
+
+from anyio import create_task_group, open_signal_receiver
+
+from ._channel import RPCChannel
+
+__all__ = ("serve_until_signalled",)
+
+
+async def serve_until_signalled(
+    channel: RPCChannel, *signals: signal.Signals
+) -> signal.Signals | None:
+    """Wait until the channel ends, or the process is told to.
+
+    Leave the channel's block then: with a ``grace_period`` its handlers finish, and what was not
+    begun goes back to the consumer group. Needs the main thread.
+
+    :param signals: those to wait for; SIGTERM and SIGINT if none are given
+    :return: the signal, or ``None`` if the channel ended
+    :raises TransportConnectionError: if the transport broke
+    """
+    received: signal.Signals | None = None
+    async with create_task_group() as group:
+
+        async def watch() -> None:
+            nonlocal received
+            with open_signal_receiver(*(signals or (signal.SIGTERM, signal.SIGINT))) as caught:
+                async for number in caught:
+                    received = number
+                    group.cancel_scope.cancel()
+                    return
+
+        group.start_soon(watch, name="anyio_kkrpc signals")
+        await channel.serve_forever()
+        group.cancel_scope.cancel()
+    return received
