@@ -15,6 +15,7 @@ from anyio import (
     AsyncContextManagerMixin,
     CancelScope,
     Event,
+    Lock,
     aclose_forcefully,
     create_task_group,
     current_time,
@@ -275,6 +276,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._limit = 0
         self._held: dict[bytes, _Held] = {}
         self._counted = True
+        # What is being taken over isn't known here yet, and must not be taken over again.
+        self._taking = Lock()
         self._room: Event | None = None
         self._claim_now: Event | None = None
         self._clock_offset = 0.0
@@ -728,9 +731,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         )
         # A read that was cut may have been served; a process that died may have had this name.
         counted, self._counted = self._counted, False
-        await self._take_over(
-            await self._groups.recover(self._redis_time(), self._held, counted=counted)
-        )
+        async with self._taking:
+            await self._take_over(
+                await self._groups.recover(self._redis_time(), self._held, counted=counted)
+            )
         self._reading["requests"] = (reader, connection)
 
         def handle(key: bytes, entry_id: bytes, entry: Entry) -> None:
@@ -793,8 +797,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             room = await self._wait_room()
             self._claim_now = Event()
             try:
-                claims = await self._groups.claim(room, self._redis_time())
-                await self._take_over(claims)
+                async with self._taking:
+                    claims = await self._groups.claim(room, self._redis_time())
+                    await self._take_over(claims)
                 if current_time() > sweep_at:
                     sweep_at = current_time() + sweep_idle
                     await self._groups.sweep(sweep_idle)

@@ -299,7 +299,7 @@ class Writer:
         elif reply == 0 and post.envelope is not None and not _is_control(post.envelope.record):
             self.unacknowledged += 1
         post.replies -= 1
-        if not post.replies:
+        if not post.replies and self._reason is None:
             self._ledger.popleft()
             self._finish(post)
 

@@ -1,0 +1,297 @@
+"""Connections that are killed, cut or frozen, and servers that restart, lose data or say no."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import redis
+
+from anyio_kkrpc import (
+    RedisStreamsTransport,
+    RPCChannel,
+    RPCTimeoutError,
+    TransportConnectionError,
+    with_call_options,
+)
+from anyio_kkrpc.testing import RedisServer
+
+from .proxy import proxy
+
+pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
+
+MODES = pytest.mark.parametrize("grouped", [False, True], ids=["broadcast", "group"])
+QUICK: dict[str, Any] = {
+    "block_timeout": 0.2,
+    "health_check_interval": 0.3,
+    "connect_timeout": 1.0,
+}
+
+
+class Api:
+    def __init__(self) -> None:
+        self.ran: list[Any] = []
+
+    async def work(self, key: Any, seconds: float = 0.0) -> Any:
+        self.ran.append(key)
+        if seconds:
+            await anyio.sleep(seconds)
+        return key
+
+    async def items(self, count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            await anyio.sleep(0.005)
+            yield number
+
+    async def call_back(self, count: int, function: Any) -> int:
+        for number in range(count):
+            await function(number)
+            await anyio.sleep(0.005)
+        return count
+
+
+@asynccontextmanager
+async def link(
+    served_url: str, used_url: str, stream: str, grouped: bool, **options: Any
+) -> AsyncIterator[tuple[Api, Any, RedisStreamsTransport, RedisStreamsTransport]]:
+    api = Api()
+    options = {"stream": stream, "use_consumer_group": grouped, **QUICK, **options}
+    async with (
+        RedisStreamsTransport(served_url, **options) as serving,
+        RedisStreamsTransport(used_url, **options) as using,
+        RPCChannel(serving, expose=api),
+        RPCChannel(using, timeout=20) as channel,
+    ):
+        yield api, channel.get_api(), serving, using
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    with anyio.fail_after(15):
+        while not condition():
+            await anyio.sleep(0.01)
+
+
+async def busy(api: Any, disturb: Callable[[], Any], count: int = 60) -> list[Any]:
+    """Make calls, one every few milliseconds, and disturb in the middle; return the results."""
+    results: list[Any] = []
+
+    async def call(n: int) -> None:
+        results.append(await api.work(n, 0.02))
+
+    async with anyio.create_task_group() as group:
+        for n in range(count):
+            group.start_soon(call, n)
+            await anyio.sleep(0.005)
+            if n == count // 2:
+                await disturb()
+    return results
+
+
+@MODES
+async def test_killed_connections(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis, grouped: bool
+) -> None:
+    """CLIENT KILL of each connection, again and again: every call is answered and runs once."""
+    url = redis_server.url
+    async with link(url, url, stream_name, grouped) as (api, remote, serving, using):
+        sessions = (serving.session_id, using.session_id)
+
+        async def kill() -> None:
+            for client in witness.client_list():
+                if client["name"].endswith(sessions):
+                    witness.client_kill_filter(_id=client["id"])
+
+        for _ in range(3):
+            api.ran.clear()
+            results = await busy(remote, kill)
+            assert sorted(results) == list(range(60))
+            assert sorted(api.ran) == list(range(60))
+        assert serving.statistics().reconnects >= 3
+        assert using.statistics().reconnects >= 3
+        if grouped:
+            await until(lambda: witness.xpending(stream_name, "kkrpc-group")["pending"] == 0)
+
+
+@MODES
+@pytest.mark.parametrize("frozen", ["both", "up", "down"])
+async def test_frozen_network(
+    redis_server: RedisServer, stream_name: str, grouped: bool, frozen: str
+) -> None:
+    """No packet arrives and nobody is told (in one direction or both): it is noticed in time."""
+    async with proxy(redis_server.url) as middle:
+        async with link(redis_server.url, middle.url, stream_name, grouped, block_timeout=0.1) as (
+            api,
+            remote,
+            _,
+            using,
+        ):
+
+            async def freeze() -> None:
+                middle.freeze(up=frozen != "down", down=frozen != "up")
+                await until(lambda: using.statistics().reconnects == 0)
+                await anyio.sleep(1.0)  # longer than two health checks
+                await middle.cut()
+                middle.thaw()
+
+            results = await busy(remote, freeze)
+            assert sorted(results) == list(range(60))
+            assert sorted(api.ran) == list(range(60))
+            assert using.statistics().reconnects > 0
+
+
+async def test_frozen_connections_are_replaced(redis_server: RedisServer, stream_name: str) -> None:
+    """Connections that fell silent are given up for new ones, though nobody closes them."""
+    async with proxy(redis_server.url) as middle:
+        async with link(redis_server.url, middle.url, stream_name, True) as (_, remote, _, using):
+            assert await remote.work(1) == 1
+            middle.freeze()
+            await until(lambda: using._link.connection is None)
+            middle.thaw()
+            assert await remote.work(2) == 2
+            assert using.statistics().reconnects > 0
+
+
+@MODES
+async def test_requests_of_unknown_outcome_run_once(
+    redis_server: RedisServer, stream_name: str, grouped: bool
+) -> None:
+    """The connection is lost after the server got a request and before it answered: it is looked
+    up, and not written again."""
+    async with proxy(redis_server.url) as middle:
+        async with link(redis_server.url, middle.url, stream_name, grouped) as (
+            api,
+            remote,
+            _,
+            using,
+        ):
+            for n in range(5):
+                middle.swallow_reply_to(lambda data: b"XADD" in data and b'"work"' in data)
+                assert await remote.work(n) == n
+                with anyio.fail_after(10):
+                    await middle.swallowed.wait()
+            assert api.ran == list(range(5))
+            await until(lambda: using.statistics().reconnects >= 5)
+
+
+async def test_replies_of_unknown_outcome_come_once(
+    redis_server: RedisServer, stream_name: str
+) -> None:
+    """The same at the worker's side: callbacks and stream items are neither lost nor doubled."""
+    async with proxy(redis_server.url) as middle:
+        async with link(middle.url, redis_server.url, stream_name, True) as (
+            _,
+            remote,
+            serving,
+            using,
+        ):
+            seen: list[int] = []
+            for _ in range(3):
+                middle.swallow_reply_to(lambda data: b"XADD" in data and b'"cb"' in data)
+                assert await remote.call_back(20, seen.append) == 20
+                assert seen == list(range(20))
+                seen.clear()
+                middle.swallow_reply_to(lambda data: b"XADD" in data and b'"sr"' in data)
+                assert [n async for n in remote.items(50)] == list(range(50))
+            await until(lambda: serving.statistics().reconnects >= 3)
+            assert using.statistics().repeated > 0
+
+
+@MODES
+@pytest.mark.parametrize("durable", [True, False], ids=["aof", "empty"])
+async def test_restarted_server(
+    server_executable: str, stream_name: str, tmp_path: Path, grouped: bool, durable: bool
+) -> None:
+    """The server dies and comes back, with its data or without: calls go on."""
+    args = ["--dir", str(tmp_path)]
+    if durable:
+        args += ["--appendonly", "yes", "--appendfsync", "always"]
+    with RedisServer(server_executable, args=args) as server:
+        async with link(server.url, server.url, stream_name, grouped) as (
+            api,
+            remote,
+            serving,
+            using,
+        ):
+
+            async def restart() -> None:
+                server.kill()
+                await anyio.to_thread.run_sync(server.start)
+
+            if durable:
+                results = await busy(remote, restart)
+                assert sorted(results) == list(range(60))
+                assert sorted(api.ran) == list(range(60))
+            else:
+                assert await remote.work("before") == "before"
+                await restart()
+            assert await remote.work("after") == "after"
+            assert api.ran.count("after") == 1
+            assert serving.statistics().reconnects > 0
+            assert using.statistics().reconnects > 0
+
+
+@MODES
+async def test_flushed(
+    own_server: RedisServer,
+    stream_name: str,
+    grouped: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """FLUSHALL: stream, group and inboxes are made again, with a warning."""
+    async with link(own_server.url, own_server.url, stream_name, grouped) as (_, remote, _, _):
+        assert await remote.work(1) == 1
+        with redis.Redis.from_url(own_server.url) as witness:
+            witness.flushall()
+            await until(lambda: len(witness.keys("*inbox*")) == 2)
+            if grouped:
+                await until(lambda: witness.exists(stream_name))
+        assert await remote.work(2) == 2
+    assert "was made again" in caplog.text
+
+
+async def test_replica(own_server: RedisServer, stream_name: str) -> None:
+    """The server becomes a replica and refuses writes for a while: calls wait."""
+    async with link(own_server.url, own_server.url, stream_name, True) as (api, remote, _, using):
+        assert await remote.work(1) == 1
+        with redis.Redis.from_url(own_server.url) as witness:
+            witness.replicaof("127.0.0.1", 1)
+            results: list[Any] = []
+
+            async def call() -> None:
+                results.append(await remote.work(2))
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(call)
+                await until(lambda: using.statistics().reconnects > 0)
+                assert results == []
+                witness.replicaof("NO", "ONE")
+        assert results == [2]
+        assert api.ran == [1, 2]
+
+
+async def test_new_password(own_server: RedisServer, stream_name: str) -> None:
+    """A server that won't let this peer in again ends it, with an error that says so."""
+    with pytest.raises(TransportConnectionError, match="user and password"):
+        async with RedisStreamsTransport(own_server.url, stream=stream_name, **QUICK) as transport:
+            async with RPCChannel(transport) as channel:
+                with redis.Redis.from_url(own_server.url) as witness:
+                    witness.config_set("requirepass", "new")
+                    witness.client_kill_filter(_type="normal", skipme=True)
+                    with anyio.fail_after(10):
+                        await channel.serve_forever()
+
+
+async def test_deadline_while_the_server_is_away(own_server: RedisServer, stream_name: str) -> None:
+    """A call ends in time though nothing can be sent, and isn't sent afterwards."""
+    async with link(own_server.url, own_server.url, stream_name, True) as (api, remote, _, using):
+        own_server.kill()
+        await until(lambda: using._link.connection is None)
+        with anyio.fail_after(10), pytest.raises(RPCTimeoutError):
+            await with_call_options(remote, timeout=0.3).work("late")
+        await anyio.to_thread.run_sync(own_server.start)
+        assert await remote.work("fine") == "fine"
+        assert api.ran == ["fine"]
