@@ -77,8 +77,9 @@ class Proxy:
                 group.start_soon(self._forward, server, client, False, group.cancel_scope, cut)
         finally:
             self._open -= {client, server}
-            await anyio.aclose_forcefully(client)
-            await anyio.aclose_forcefully(server)
+            with anyio.CancelScope(shield=True):
+                await anyio.aclose_forcefully(client)
+                await anyio.aclose_forcefully(server)
 
     async def _forward(
         self,
