@@ -15,6 +15,7 @@ from typing import Any
 from msgspec import Struct
 
 from ._link import Link
+from ._signing import Signer
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -143,12 +144,8 @@ return removed
 
 _RETRY_DEAD = b"""
 if redis.replicate_commands then redis.replicate_commands() end
-local entry = redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1])
-if #entry == 0 then return false end
-local fields, original = entry[1][2], {}
-for i = 13, #fields do original[#original + 1] = fields[i] end
-redis.call('XDEL', KEYS[2], ARGV[1])
-return redis.call('XADD', KEYS[1], '*', unpack(original))
+if redis.call('XDEL', KEYS[2], ARGV[1]) == 0 then return false end
+return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
 """
 
 
@@ -319,9 +316,17 @@ async def dead_letters(link: Link, dead: bytes, count: int) -> list[DeadLetter]:
     return letters
 
 
-async def retry_dead_letter(link: Link, stream: bytes, dead: bytes, letter_id: str) -> str | None:
+async def retry_dead_letter(
+    link: Link, stream: bytes, dead: bytes, letter_id: str, signer: Signer | None
+) -> str | None:
     """Put a dead letter back into the stream; return its new id, ``None`` if there is none such."""
-    new = await link.request(b"EVAL", _RETRY_DEAD, b"2", stream, dead, letter_id)
+    entries = await link.request(b"XRANGE", dead, letter_id, letter_id)
+    if not entries:
+        return None
+    fields = tuple(entries[0][1][12:])
+    if signer is not None:
+        fields = signer.sign(stream, fields[:-2])
+    new = await link.request(b"EVAL", _RETRY_DEAD, b"2", stream, dead, letter_id, *fields)
     return None if new is None else new.decode()
 
 

@@ -47,6 +47,7 @@ class Options(Struct, frozen=True, kw_only=True):
     max_backlog: int | None
     reconnect_timeout: float | None
     health_check_interval: float
+    signing_key: bytes | None
 
 
 def check_options(
@@ -74,6 +75,7 @@ def check_options(
     max_backlog: int | None,
     reconnect_timeout: float | None,
     health_check_interval: float,
+    signing_key: bytes | None,
     credential_provider: CredentialProvider | None,
     ssl_context: ssl.SSLContext | None,
 ) -> Options:
@@ -118,6 +120,7 @@ def check_options(
         if reconnect_timeout is None
         else _seconds("reconnect_timeout", reconnect_timeout),
         health_check_interval=_seconds("health_check_interval", health_check_interval, least=0.05),
+        signing_key=None if signing_key is None else _key("signing_key", signing_key),
     )
 
 
@@ -131,6 +134,14 @@ def _text(name: str, value: Any) -> str:
         raise TypeError(f"{name}: needs a str, not {value!r:.80}")
     if not value or len(value.encode()) > 256:
         raise ValueError(f"{name}: needs 1 to 256 bytes of text")
+    return value
+
+
+def _key(name: str, value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        raise TypeError(f"{name}: needs bytes")
+    if len(value) < 16:
+        raise ValueError(f"{name}: needs at least 16 bytes")
     return value
 
 

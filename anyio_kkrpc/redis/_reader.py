@@ -11,6 +11,7 @@ from redis.exceptions import ResponseError
 
 from .._exceptions import ProtocolError
 from ._connection import Connection
+from ._signing import Signer
 from .dialects import Dialect, Entry
 
 logger = logging.getLogger("anyio_kkrpc")
@@ -32,10 +33,12 @@ class Decoder:
         dialect: Dialect,
         max_message_size: int,
         on_hint: Callable[[bytes], object],
+        signer: Signer | None,
     ) -> None:
         self._dialect = dialect
         self._max_size = max_message_size
         self._on_hint = on_hint
+        self._signer = signer
         self.invalid = 0
 
     def decode(self, stream: bytes, entry_id: bytes, fields: list[bytes] | None) -> Entry | None:
@@ -51,6 +54,8 @@ class Decoder:
             size = len(fields[3])
             if size > self._max_size:
                 raise ProtocolError(f"an entry of {size} bytes exceeds max_message_size")
+            if self._signer is not None:
+                self._signer.check(stream, entry_id, fields)
             return self._dialect.decode(fields)
         except ProtocolError as exc:
             self.invalid += 1

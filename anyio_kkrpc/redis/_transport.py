@@ -60,6 +60,7 @@ from ._keys import Keys
 from ._link import Link, is_gone, is_passing, redial
 from ._options import Overflow, check_options
 from ._reader import COUNT, Decoder, GroupReader, Reader, create_group, last_id
+from ._signing import Signer
 from ._writer import Writer
 from .dialects import Entry, NativeDialect
 
@@ -166,6 +167,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :param reconnect_timeout: seconds to go on connecting again after a connection was lost;
         ``None`` for ever
     :param health_check_interval: seconds between two looks whether the server answers
+    :param signing_key: secret of at least 16 bytes that all peers share: entries are signed, and
+        those that are not, or were written before, are refused
     :param credential_provider: redis-py's, in place of a password in the URL
     :param ssl_context: for ``rediss://``
     :raises ValueError: if an option is out of range; the text names it. Nothing was connected.
@@ -198,6 +201,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         max_backlog: int | None = None,
         reconnect_timeout: float | None = None,
         health_check_interval: float = 5.0,
+        signing_key: bytes | None = None,
         credential_provider: CredentialProvider | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
@@ -225,13 +229,19 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             max_backlog=max_backlog,
             reconnect_timeout=reconnect_timeout,
             health_check_interval=health_check_interval,
+            signing_key=signing_key,
             credential_provider=credential_provider,
             ssl_context=ssl_context,
         )
         keys = self._keys = Keys.of(options.stream)
         self._inbox = keys.inbox(options.session_id)
         self._dialect = NativeDialect(options.session_id, options.codec)
-        self._decoder = Decoder(self._dialect, options.max_message_size, self._on_hint)
+        self._signer = None
+        if options.signing_key is not None:
+            self._signer = Signer(options.signing_key, self._redis_time)
+        self._decoder = Decoder(
+            self._dialect, options.max_message_size, self._on_hint, self._signer
+        )
         self._queue: BoundedQueue[Envelope] = BoundedQueue(
             options.max_queue_size,
             options.max_queue_bytes,
@@ -247,6 +257,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             group=group_name if options.use_consumer_group else None,
             max_message_size=options.max_message_size,
             max_backlog=options.max_backlog,
+            signer=self._signer,
             returned=self._inbound.deliver,
         )
         self._link = Link(
@@ -787,6 +798,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if claims.taken:
             await self._writer.flush()
             await self._wait_for_queue()
+        if self._dropped:
+            await self._hand_back()
 
     async def _keep_claiming(self) -> None:
         """Take over the entries of workers that are gone, when they are due."""
@@ -1021,7 +1034,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         :raises TransportClosedError: after `destroy`
         """
         keys = self._keys
-        new = await retry_dead_letter(self._open_link(), keys.stream, keys.dead, letter_id)
+        new = await retry_dead_letter(
+            self._open_link(), keys.stream, keys.dead, letter_id, self._signer
+        )
         if new is None:
             raise LookupError(f"there is no dead letter {letter_id!r}")
         return new

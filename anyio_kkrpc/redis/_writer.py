@@ -33,6 +33,7 @@ from ._connection import Connection
 from ._connection import _pack as pack_command
 from ._keys import Keys
 from ._link import PASSING
+from ._signing import Signer
 from .dialects import Dialect
 
 logger = logging.getLogger("anyio_kkrpc")
@@ -144,12 +145,14 @@ class Writer:
         group: bytes | None,
         max_message_size: int,
         max_backlog: int | None,
+        signer: Signer | None,
         returned: Callable[[Envelope], object],
     ) -> None:
         self._keys = keys
         self._dialect = dialect
         self._max_size = max_message_size
         self._returned = returned
+        self._signer = signer
         self._group = group
         self._backlog = None if max_backlog is None else b"%d" % max_backlog
         self._inboxes: OrderedDict[str, bytes] = OrderedDict()
@@ -255,10 +258,12 @@ class Writer:
             return Post(envelope, self._add_to_stream(fields), 1, True)
         number = b"%s.%d" % (self._epoch.encode(), next(self._numbers))
         fields = (*fields, b"n", number)
+        key = keys.control if recipient is None else self._inbox(recipient)
+        if self._signer is not None:
+            fields = self._signer.sign(key, fields)
         if recipient is not None:
             # A peer that has gone has no inbox, and must not get one back.
             options = (b"NOMKSTREAM",) if self.no_mkstream else ()
-            key = self._inbox(recipient)
             return Post(envelope, pack_command((b"XADD", key, *options, b"*", *fields)), 1, False)
         bounds = (_CONTROL_LENGTH, _CONTROL_TTL_MS)
         if isinstance(record, Cancel) and envelope.token is not None and self._group is not None:
@@ -270,6 +275,8 @@ class Writer:
 
     def _add_to_stream(self, fields: tuple[bytes, ...]) -> bytes:
         stream = self._keys.stream
+        if self._signer is not None:
+            fields = self._signer.sign(stream, fields)
         if self._backlog is None or self._group is None:
             return pack_command((b"XADD", stream, b"*", *fields))
         command = (b"EVAL", _ADD_BOUNDED, b"1", stream, self._group, self._backlog)

@@ -1,0 +1,203 @@
+"""Peers that may write to Redis but mean no good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import cbor2
+import pytest
+import redis
+
+from anyio_kkrpc import RedisStreamsTransport, RPCChannel
+from anyio_kkrpc.redis import _signing
+from anyio_kkrpc.testing import RedisServer
+
+pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
+KEY = b"a secret of sixteen bytes"
+
+
+class Api:
+    def __init__(self) -> None:
+        self.ran: list[Any] = []
+
+    def work(self, n: Any) -> Any:
+        self.ran.append(n)
+        return n
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    with anyio.fail_after(15):
+        while not condition():
+            await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["broadcast", "group"])
+async def test_signed_entries(
+    redis_server: RedisServer,
+    stream_name: str,
+    witness: redis.Redis,
+    grouped: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a key, what is forged, moved, changed or repeated is refused; honest calls answer."""
+    options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": grouped}
+    api = Api()
+    async with (
+        RedisStreamsTransport(redis_server.url, signing_key=KEY, **options) as serving,
+        RedisStreamsTransport(redis_server.url, signing_key=KEY, **options) as using,
+        RedisStreamsTransport(redis_server.url, **options) as stranger,
+        RPCChannel(serving, expose=api),
+        RPCChannel(using, timeout=10) as client,
+    ):
+        remote = client.get_api()
+        assert await remote.work(1) == 1
+        (entry,) = witness.xrange(stream_name)
+        fields: dict[Any, Any] = entry[1]
+        forged = [
+            {**fields},  # again
+            {name: value for name, value in fields.items() if name != b"sig"},
+            {**fields, b"json": fields[b"json"].replace(b"[1]", b"[2]")},
+            {**fields, b"from": stranger.session_id.encode()},
+            {**fields, b"sig": b"1.2.3"},
+            {**fields, b"sig": b"x"},
+            {**fields, b"sig": b""},
+        ]
+        for number, bad in enumerate(forged, 1):
+            witness.xadd(stream_name, bad)
+            inbox = f"{{{stream_name}}}:inbox:{serving.session_id}"
+            witness.xadd(inbox, bad)  # right signature, wrong place
+            witness.xadd(f"{{{stream_name}}}:control", bad)
+            await until(lambda n=number: serving.statistics().invalid == 3 * n)
+        assert await remote.work(3) == 3
+        # What was signed long ago is refused though its nonce is new here.
+        monkeypatch.setattr(_signing, "WINDOW", -1.0)
+        witness.xadd(stream_name, fields)
+        await until(lambda: serving.statistics().invalid == 3 * len(forged) + 1)
+        monkeypatch.undo()
+        assert api.ran == [1, 3]
+        if grouped:
+            await until(lambda: witness.xpending(stream_name, "kkrpc-group")["pending"] == 0)
+    assert "signature is wrong" in caplog.text
+
+
+async def test_signed_dead_letters(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """A dead letter that is put back is signed anew."""
+    options: dict[str, Any] = {
+        "stream": stream_name,
+        "use_consumer_group": True,
+        "signing_key": KEY,
+        "claim_idle": 0.1,
+        "max_deliveries": 1,
+    }
+    api = Api()
+    async with RedisStreamsTransport(redis_server.url, **options) as using:
+        async with RPCChannel(using, timeout=10) as client, anyio.create_task_group() as group:
+            failed: list[Exception] = []
+
+            async def call() -> None:
+                try:
+                    await client.get_api().work(1)
+                except Exception as exc:
+                    failed.append(exc)
+
+            group.start_soon(call)
+            await until(lambda: witness.xlen(stream_name))
+            assert witness.xreadgroup("kkrpc-group", "gone", {stream_name: ">"})
+            async with (
+                RedisStreamsTransport(redis_server.url, **options) as serving,
+                RPCChannel(serving, expose=api),
+            ):
+                await until(lambda: failed)
+                (letter,) = await using.dead_letters()
+                await using.retry_dead_letter(letter.id)
+                await until(lambda: api.ran == [1])
+
+
+def _bombs() -> dict[str, dict[str, bytes]]:
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    return {
+        "cyclic": {"cbor": cbor2.dumps({"t": "r", "id": "1", "v": cycle}, value_sharing=True)},
+        "long array": {"cbor": b"\xa1\x61t\x9b\x7f\xff\xff\xff\xff\xff\xff\xff"},
+        "deep cbor": {"cbor": b"\x81" * 1_000_000},
+        "deep json": {"json": b"[" * 1_000_000},
+        "huge": {"json": b'{"t":"q","id":"' + b"x" * (20 << 20) + b'"}'},
+        "big number": {"json": b'{"t":"q","id":"1","op":"call","p":["work"],"d":1e400}'},
+        "endless budget": {"json": b'{"t":"q","id":"1","op":"get","p":["no"],"d":-9e99}'},
+    }
+
+
+@pytest.mark.parametrize("bomb", list(_bombs()))
+@pytest.mark.parametrize("grouped", [False, True], ids=["broadcast", "group"])
+async def test_bombs(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis, grouped: bool, bomb: str
+) -> None:
+    """Records made to exhaust their reader are skipped, wherever they stand; it goes on."""
+    options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": grouped}
+    api = Api()
+    fields: dict[Any, Any] = {"from": b"evil", **_bombs()[bomb]}
+    async with (
+        RedisStreamsTransport(redis_server.url, **options) as serving,
+        RedisStreamsTransport(redis_server.url, **options) as using,
+        RPCChannel(serving, expose=api),
+        RPCChannel(using, timeout=10) as client,
+    ):
+        for key in (
+            stream_name,
+            f"{{{stream_name}}}:control",
+            f"{{{stream_name}}}:inbox:{serving.session_id}",
+            f"{{{stream_name}}}:inbox:{using.session_id}",
+        ):
+            witness.xadd(key, fields)
+        assert await client.get_api().work(1) == 1
+        assert api.ran == [1]
+        if grouped:
+            await until(lambda: witness.xpending(stream_name, "kkrpc-group")["pending"] == 0)
+    witness.delete(stream_name)
+
+
+async def test_flood_of_cancels_and_replies(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """Cancels and replies of calls that never were cost a bounded memory, and no honest call."""
+    api = Api()
+    async with (
+        RedisStreamsTransport(redis_server.url, stream=stream_name) as serving,
+        RedisStreamsTransport(redis_server.url, stream=stream_name) as using,
+        RPCChannel(serving, expose=api) as server,
+        RPCChannel(using, timeout=20) as client,
+    ):
+        pipe = witness.pipeline()
+        inbox = f"{{{stream_name}}}:inbox:{serving.session_id}"
+        for n in range(15_000):
+            pipe.xadd(inbox, {"from": "evil", "json": b'{"t":"x","id":"%d"}' % n})
+            pipe.xadd(inbox, {"from": "evil", "json": b'{"t":"r","id":"%d","v":1}' % n})
+        pipe.execute()
+        assert await client.get_api().work(1) == 1
+        await until(lambda: server.statistics().ignored == 30_000)
+        assert len(server._peer._cancelled) == 10_000
+        await until(lambda: witness.xlen(inbox) < 200)
+
+
+async def test_inbox_of_the_wrong_type(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """A key that should be another peer's inbox but is a string: that reply fails, others don't."""
+    api = Api()
+    async with (
+        RedisStreamsTransport(redis_server.url, stream=stream_name) as serving,
+        RedisStreamsTransport(redis_server.url, stream=stream_name) as using,
+        RPCChannel(serving, expose=api),
+        RPCChannel(using, timeout=10) as client,
+    ):
+        witness.set(f"{{{stream_name}}}:inbox:evil", "not a stream")
+        request = b'{"t":"q","id":"1","op":"call","p":["work"],"a":[7]}'
+        witness.xadd(stream_name, {"from": "evil", "json": request})
+        await until(lambda: serving.statistics().undeliverable == 1)
+        assert await client.get_api().work(1) == 1
+    witness.delete(f"{{{stream_name}}}:inbox:evil")
