@@ -47,6 +47,7 @@ TOP_LEVEL = {
     "current_call",
     "expose",
     "in_thread",
+    "serve_until_signalled",
     "with_call_options",
 }
 

@@ -95,3 +95,17 @@ def test_all_options_are_listed() -> None:
     known = set(inspect.signature(RedisStreamsTransport).parameters)
     text = README.read_text()
     assert {name for name in known if f"`{name}" not in text and name != "dialect"} == set()
+
+
+def test_promises_name_their_tests() -> None:
+    """Each test that the docs name exists."""
+    text = (ROOT / "docs" / "delivery.md").read_text()
+    path = None
+    named = re.findall(r"`(tests/[\w/.]+)(?:::(\w+))?`|`(test_\w+)`", text)
+    assert len(named) > 20
+    for file, test, alone in named:
+        path = ROOT / file if file else path
+        assert path is not None
+        assert path.exists(), path
+        if test or alone:
+            assert f"def {test or alone}(" in path.read_text(), (path, test or alone)

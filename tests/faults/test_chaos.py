@@ -19,8 +19,10 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 def test_short_run(backend: str) -> None:
     """Every call has its outcome, each result was produced by a run, and no run is unexplained."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.chaos", "--seconds", "8", "--restarts", "1"]
-        + ["--backend", backend],
+        [
+            *(sys.executable, "-m", "benchmarks.chaos", "--seconds", "8", "--restarts", "1"),
+            *("--backend", backend),
+        ],
         capture_output=True,
         text=True,
         timeout=110,

@@ -108,7 +108,7 @@ class Model(RuleBasedStateMachine):
     def fall_silent(self, entry: bytes) -> None:
         """The worker that holds it was not heard of for two minutes."""
         if entry in self.held:
-            owner, deliveries = self.held[entry]
+            owner, _ = self.held[entry]
             self.redis.xclaim(STREAM, GROUP, owner, 0, [entry], idle=120_000, justid=True)
             self.stale.add(entry)
 
