@@ -10,6 +10,7 @@ from anyio import current_time
 from redis.exceptions import ResponseError
 
 from .._exceptions import ProtocolError
+from ._admin import pairs
 from ._connection import Connection
 from ._signing import Signer
 from .dialects import Dialect, Entry
@@ -171,3 +172,21 @@ def last_id(reply: Any) -> bytes:
         if name == b"last-generated-id":
             return bytes(value)
     raise ProtocolError("XINFO STREAM did not tell last-generated-id")
+
+
+async def was_trimmed(connection: Connection, stream: bytes, position: bytes) -> bool:
+    """Whether entries behind a position were removed, as far as Redis (7.0 or later) tells."""
+    try:
+        reply = await connection.execute(b"XINFO", b"STREAM", stream)
+    except ResponseError:
+        return False
+    info = pairs(reply)
+    added, length, first = info.get(b"entries-added"), info[b"length"], info[b"first-entry"]
+    if added is None or added == length or first is None:
+        return False
+    return _order(first[0]) > _order(position) > (0, 0)
+
+
+def _order(entry_id: bytes) -> tuple[int, int]:
+    ms, _, seq = entry_id.partition(b"-")
+    return int(ms), int(seq)

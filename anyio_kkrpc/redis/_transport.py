@@ -59,7 +59,15 @@ from ._group import (
 from ._keys import Keys
 from ._link import Link, is_gone, is_passing, redial
 from ._options import Overflow, check_options
-from ._reader import COUNT, Decoder, GroupReader, Reader, create_group, last_id
+from ._reader import (
+    COUNT,
+    Decoder,
+    GroupReader,
+    Reader,
+    create_group,
+    last_id,
+    was_trimmed,
+)
 from ._signing import Signer
 from ._writer import Writer
 from .dialects import Entry, NativeDialect
@@ -718,6 +726,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         stream = self._keys.stream
         options = self._options
         reader = Reader({stream: self._start_id}, self._decoder, options.block_timeout)
+        if await was_trimmed(connection, stream, self._start_id):
+            logger.warning(
+                "%s was trimmed past what this peer had read: it may have missed requests",
+                options.stream,
+            )
         self._reading["requests"] = (reader, connection)
 
         def handle(key: bytes, entry_id: bytes, entry: Entry) -> None:
