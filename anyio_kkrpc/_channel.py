@@ -304,7 +304,10 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             Pump(self, producer, copy_context())
         envelope = call.sent = Envelope(request, None, options.to, deadline=deadline)
         if not options.reply:
-            await self._transport.send(envelope)
+            with move_on_after(None if deadline is None else deadline - current_time()) as scope:
+                await self._transport.send(envelope)
+            if scope.cancelled_caught:
+                raise _timed_out(path, timeout)
             return None
         answered = call.handle = Event()
         timer = None

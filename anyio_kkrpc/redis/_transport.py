@@ -299,6 +299,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._taking = Lock()
         self._room: Event | None = None
         self._claim_now: Event | None = None
+        self._touch_now: Event | None = None
         self._clock_offset = 0.0
         self._consumed: list[bytes] = []
         self._overloaded: list[Envelope] = []
@@ -506,16 +507,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         await self._open_writer().send_and_confirm(Envelope(Bye()))
 
     async def _remove_traces(self) -> None:
-        options, keys, request = self._options, self._keys, self._link.request
+        options = self._options
         try:
-            await request(b"DEL", self._inbox)
+            await self._link.request(b"DEL", self._inbox)
             if not options.use_consumer_group or not self._started:
                 return
-            if self._held or self._dropped:
-                await self._hand_back()
-                hint = (b"MAXLEN", b"~", b"1000", b"*", b"hint", b"claim")
-                await request(b"XADD", keys.control, *hint)
-                await request(b"PEXPIRE", keys.control, b"3600000")
+            await self._hand_back()
             await self._groups.remove_consumer()
         except (RPCError, RedisError) as exc:
             logger.info("leaving %s: %s", options.address, exc)
@@ -552,10 +549,19 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     # Sending and receiving
 
     def listen(self, listener: Listener | None, *, serve: int = 0) -> None:
-        """Hand what isn't a request to ``listener``; see `Transport.listen`."""
+        """Hand what isn't a request to ``listener``; see `Transport.listen`.
+
+        When a worker's listener is taken away, what it holds goes back to the group.
+        """
         self._inbound.listen(listener, serve=serve)
         self._limit = serve
         if listener is None:
+            if self._options.use_consumer_group and self._request_scope is not None:
+                self._request_scope.cancel()
+                self._queue.extract(lambda envelope: envelope.token is not None)
+                self._dropped += self._release_held()
+                if self._touch_now is not None:
+                    self._touch_now.set()
             return
         self._notify_room()
         if serve:
@@ -848,8 +854,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def _keep_held(self) -> None:
         """Tell Redis, often enough, that what this worker holds is not to be taken over."""
         while True:
-            await sleep(self._options.claim_idle / 3)
+            self._touch_now = Event()
+            with move_on_after(self._options.claim_idle / 3):
+                await self._touch_now.wait()
             try:
+                if self._dropped:
+                    await self._hand_back()
                 lost = await self._groups.touch(list(self._held)) if self._held else []
             except ResponseError as exc:
                 if is_gone(exc):
@@ -862,15 +872,27 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             if lost:
                 logger.warning("%d entries were taken over by other workers meanwhile", len(lost))
 
+    def _release_held(self) -> list[tuple[bytes, int]]:
+        """Hold nothing any more; return what is to be handed back."""
+        # One that was not started here doesn't count as delivered.
+        entries = [
+            (entry_id, held.attempt if held.started else held.attempt - 1)
+            for entry_id, held in self._held.items()
+        ]
+        self._held.clear()
+        return entries
+
     async def _hand_back(self) -> None:
         """Give what isn't wanted here, or at the end everything, to the other workers."""
         entries, self._dropped = self._dropped, []
         if self._inbound.ended_reason is not None:
-            # One that was not started here doesn't count as delivered.
-            for entry_id, held in self._held.items():
-                entries.append((entry_id, held.attempt if held.started else held.attempt - 1))
-            self._held.clear()
+            entries += self._release_held()
+        if not entries:
+            return
         self._handed_back += await self._groups.hand_back(entries)
+        hint = (b"MAXLEN", b"~", b"1000", b"*", b"hint", b"claim")
+        await self._link.request(b"XADD", self._keys.control, *hint)
+        await self._link.request(b"PEXPIRE", self._keys.control, b"3600000")
 
     async def _wait_room(self) -> int:
         """Return how many entries may be taken now, once that is at least one."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from anyio import Event, current_time
+from anyio import Event, current_time, move_on_after
 from msgspec import UNSET
 from redis.exceptions import RedisError
 
@@ -187,7 +187,7 @@ class Writer:
     async def send(self, envelope: Envelope) -> None:
         """Write a record that isn't a reply to an entry of a group."""
         self._post(self._make(envelope))
-        await self.flush()
+        await self.flush(envelope.deadline)
 
     async def send_and_confirm(self, envelope: Envelope) -> None:
         """Write a record, and wait until Redis has it.
@@ -214,8 +214,11 @@ class Writer:
         post.replies = post.total = post.replies + 1
         self._post(post)
 
-    async def flush(self) -> None:
-        """Write what is queued. While there is no connection, wait only if much is queued."""
+    async def flush(self, deadline: float | None = None) -> None:
+        """Write what is queued. While there is no connection, wait only if much is queued.
+
+        :param deadline: when to wait no longer, on AnyIO's clock
+        """
         connection = self._connection
         if connection is not None:
             try:
@@ -224,7 +227,10 @@ class Writer:
                 pass  # it is kept, and written to the next connection
         while self._connection is None and self._waiting_bytes > HIGH_WATER:
             room = self._room = self._room or Event()
-            await room.wait()
+            with move_on_after(None if deadline is None else deadline - current_time()) as scope:
+                await room.wait()
+            if scope.cancelled_caught:
+                break
         if self._reason is not None:
             raise type(self._reason)(*self._reason.args)
 

@@ -292,6 +292,36 @@ async def test_deadline_while_the_server_is_away(own_server: RedisServer, stream
         await until(lambda: using._link.connection is None)
         with anyio.fail_after(10), pytest.raises(RPCTimeoutError):
             await with_call_options(remote, timeout=0.3).work("late")
+        with anyio.fail_after(10), pytest.raises(RPCTimeoutError):
+            await with_call_options(remote, timeout=0.3, reply=False).work("late too")
         await anyio.to_thread.run_sync(own_server.start)
         assert await remote.work("fine") == "fine"
         assert api.ran == ["fine"]
+
+
+async def test_much_waits_for_the_server(
+    own_server: RedisServer, stream_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the server is away senders wait when much is queued, no longer than their deadlines."""
+    monkeypatch.setattr("anyio_kkrpc.redis._writer.HIGH_WATER", 10_000)
+    async with link(own_server.url, own_server.url, stream_name, True) as (api, remote, _, using):
+        own_server.kill()
+        await until(lambda: using._link.connection is None)
+        outcomes: list[Any] = []
+
+        async def call(n: int, timeout: float) -> None:
+            try:
+                outcomes.append(await with_call_options(remote, timeout=timeout).work("x" * n))
+            except RPCTimeoutError:
+                outcomes.append("timeout")
+
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(call, 5000, 0.2)
+            await until(lambda: len(outcomes) == 5)
+            for _ in range(5):
+                group.start_soon(call, 6000, 20)
+            await anyio.wait_all_tasks_blocked()
+            await anyio.to_thread.run_sync(own_server.start)
+        assert outcomes == ["timeout"] * 5 + ["x" * 6000] * 5
+        assert api.ran == ["x" * 6000] * 5

@@ -340,3 +340,42 @@ async def test_expired_requests_are_not_started(
                 await until(lambda: serving.statistics().expired == 1)
     assert ran == [2]
     assert witness.xpending(stream_name, "kkrpc-group")["pending"] == 0
+
+
+async def test_channel_that_leaves_its_transport(
+    redis_server: RedisServer, stream_name: str
+) -> None:
+    """A channel that ends hands back what it held, though its transport stays open."""
+
+    class Slow:
+        async def work(self, n: int) -> int:
+            await anyio.sleep_forever()
+            return n
+
+    class Quick:
+        def work(self, n: int) -> int:
+            return n
+
+    results: list[int] = []
+    async with (
+        client(redis_server, stream_name) as used,
+        client(redis_server, stream_name) as kept,
+        client(redis_server, stream_name) as other,
+        RPCChannel(used) as channel,
+    ):
+
+        async def call(n: int) -> None:
+            results.append(await channel.get_api().work(n))
+
+        async with anyio.create_task_group() as group:
+            async with RPCChannel(kept, expose=Slow(), max_concurrency=2):
+                for n in range(5):
+                    group.start_soon(call, n)
+                await until(lambda: kept.statistics().outstanding == 2)
+            async with RPCChannel(other, expose=Quick()):
+                await until(lambda: len(results) == 5)
+        assert kept.statistics().outstanding == 0
+        assert kept.statistics().handed_back == 2
+        # And it can be used again.
+        async with RPCChannel(kept, expose=Quick()):
+            assert await channel.get_api().work(7) == 7
