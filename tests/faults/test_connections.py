@@ -325,3 +325,29 @@ async def test_much_waits_for_the_server(
             await anyio.to_thread.run_sync(own_server.start)
         assert outcomes == ["timeout"] * 5 + ["x" * 6000] * 5
         assert api.ran == ["x" * 6000] * 5
+
+
+async def test_loading(
+    server_executable: str, stream_name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that is still loading its data is asked again until it is ready."""
+    args = ["--dir", str(tmp_path), "--key-load-delay", "3000"]
+    args += ["--loading-process-events-interval-bytes", "1024"]
+    caplog.set_level("DEBUG", "anyio_kkrpc")
+    with RedisServer(server_executable, args=args) as server:
+        async with link(server.url, server.url, stream_name, True) as (_, remote, _, _):
+            assert await remote.work(1) == 1
+            with redis.Redis.from_url(server.url) as witness:
+                witness.mset({f"key-{n}": "x" * 200 for n in range(300)})
+                witness.save()
+            server.kill()
+            results: list[int] = []
+
+            async def call() -> None:
+                results.append(await remote.work(2))
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(call)
+                await anyio.to_thread.run_sync(server.start)
+            assert results == [2]
+    assert "loading" in caplog.text.lower()
