@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 T = TypeVar("T")
 STREAM, DEAD, GROUP = b"model", b"{model}:dead", b"g"
-LIMIT = 3
+LIMIT = 2
 WORKERS = st.sampled_from([b"one", b"two", b"three"])
 
 
@@ -56,6 +57,7 @@ class Model(RuleBasedStateMachine):
 
     url: str
     portal: Any
+    seen: Counter[str]
     entries = Bundle("entries")
 
     def __init__(self) -> None:
@@ -104,13 +106,19 @@ class Model(RuleBasedStateMachine):
             self.stale.discard(entry)
             self.done.add(entry)
 
-    @rule(entry=entries)
-    def fall_silent(self, entry: bytes) -> None:
-        """The worker that holds it was not heard of for two minutes."""
-        if entry in self.held:
-            owner, _ = self.held[entry]
-            self.redis.xclaim(STREAM, GROUP, owner, 0, [entry], idle=120_000, justid=True)
-            self.stale.add(entry)
+    @rule(worker=WORKERS)
+    def fall_silent(self, worker: bytes) -> None:
+        """A worker was not heard of for two minutes."""
+        mine = [entry for entry, (owner, _) in self.held.items() if owner == worker]
+        if mine:
+            self.redis.xclaim(STREAM, GROUP, worker, 0, mine, idle=120_000, justid=True)
+            self.stale.update(mine)
+
+    @rule(first=WORKERS, second=WORKERS)
+    def die_and_be_replaced(self, first: bytes, second: bytes) -> None:
+        """A worker falls silent, and another one claims what it had."""
+        self.fall_silent(first)
+        self.claim(second, 5)
 
     @rule(worker=WORKERS)
     def touch(self, worker: bytes) -> None:
@@ -142,6 +150,10 @@ class Model(RuleBasedStateMachine):
         assert [(item.id, item.attempt) for item in claims.taken] == taken
         assert [item.id for item in claims.dead] == dead
         assert (claims.oldest is not None) == bool(left)
+        self.seen["taken"] += len(taken)
+        self.seen["taken from handed back"] += sum(entry in self.back for entry, _ in taken)
+        self.seen["dead"] += len(dead)
+        self.seen["left"] += len(left)
         for entry, deliveries in taken:
             self.back.pop(entry, None)
             self.stale.discard(entry)
@@ -207,16 +219,20 @@ def _position(entry: bytes) -> tuple[int, ...]:
 @pytest.mark.timeout(120)
 def test_against_the_model(backend: str, redis_server: RedisServer) -> None:
     """Whatever workers do in whatever order, Redis holds what the model says, and loses nothing."""
+    seen: Counter[str] = Counter()
     with start_blocking_portal(backend) as portal:
         machine = type(
-            "GroupMachine", (Model,), {"url": redis_server.url + "?db=9", "portal": portal}
+            "GroupMachine",
+            (Model,),
+            {"url": redis_server.url + "?db=9", "portal": portal, "seen": seen},
         )
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
             machine,
             settings=settings(
-                max_examples=25,
-                stateful_step_count=30,
+                max_examples=40,
+                stateful_step_count=40,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
             ),
         )
+    assert min(seen[name] for name in ("taken", "taken from handed back", "dead", "left")) > 5
