@@ -68,7 +68,7 @@ class Reader:
     """Reads streams by XREAD from given ids on, on a connection of its own.
 
     :param positions: for each stream the id of the last entry that isn't wanted
-    :ivar since: when the read that goes on began, on AnyIO's clock
+    :ivar since: when the read that goes on began, on AnyIO's clock; ``None`` between two reads
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class Reader:
         reply = await connection.execute(
             *self._head, b"STREAMS", *positions.keys(), *positions.values()
         )
+        self.since = None
         count = 0
         for stream, entries in reply or ():
             for entry_id, fields in entries:
@@ -130,6 +131,7 @@ class GroupReader:
         reply = await connection.execute(
             *self._head, b"COUNT", b"%d" % count, b"STREAMS", stream, b">"
         )
+        self.since = None
         invalid = []
         for _, entries in reply or ():
             for entry_id, fields in entries:

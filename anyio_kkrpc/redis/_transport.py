@@ -771,7 +771,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._take(entry_id, entry, 1)
 
         while True:
-            reader.since = None
             room = await self._wait_room()
             for entry_id in await reader.read(connection, room, handle):
                 self._open_writer().settle(entry_id, None)
@@ -902,8 +901,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 room = min(room, self._limit - len(self._held))
             if room > 0:
                 return room
-            self._room = Event()
-            await self._room.wait()
+            freed = self._room = self._room or Event()  # both loops may wait
+            await freed.wait()
 
     def _notify_room(self) -> None:
         if self._room is not None:

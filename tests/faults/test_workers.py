@@ -379,3 +379,41 @@ async def test_channel_that_leaves_its_transport(
         # And it can be used again.
         async with RPCChannel(kept, expose=Quick()):
             assert await channel.get_api().work(7) == 7
+
+
+async def test_claims_and_reads_wait_for_room_together(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """A full worker waits to claim and to read; once it has room it does both."""
+    gate = anyio.Event()
+
+    class Api:
+        async def work(self, n: int) -> int:
+            await gate.wait()
+            return n
+
+    results: list[int] = []
+    async with (
+        client(redis_server, stream_name, claim_idle=0.1) as serving,
+        client(redis_server, stream_name) as used,
+        RPCChannel(used) as channel,
+    ):
+
+        async def call(n: int) -> None:
+            results.append(await channel.get_api().work(n))
+
+        async with anyio.create_task_group() as group:
+            for n in range(3):
+                group.start_soon(call, n)
+            await until(lambda: witness.xlen(stream_name) == 3)
+            # These two are lost by a worker that is gone; the others are there to be read.
+            witness.xreadgroup("kkrpc-group", "gone", {stream_name: ">"}, count=2)
+            async with RPCChannel(serving, expose=Api(), max_concurrency=1):
+                await until(lambda: serving.statistics().outstanding)
+                for n in range(3, 8):
+                    group.start_soon(call, n)
+                await anyio.sleep(0.3)  # longer than a claim needs to become due
+                assert results == []
+                gate.set()
+                await until(lambda: len(results) == 8)
+    assert sorted(results) == list(range(8))
