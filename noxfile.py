@@ -1,8 +1,8 @@
 """Everything that has to pass. Plain ``nox`` runs it all; ``nox -l`` lists the parts.
 
 The whole suite runs under coverage on the default Python. On the other Pythons it runs without
-the tests marked ``slow``: those are about faults and load, which don't depend on the version, and
-the time is better spent on having every version each time.
+the tests marked ``slow``: those are about faults and load, or are repeated on Redis after Valkey,
+which doesn't depend on the version; the time is better spent on having every version each time.
 
 ``nox -s tests-3.12 -- tests/protocol -x`` passes arguments on to pytest.
 """

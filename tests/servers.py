@@ -17,6 +17,11 @@ _KINDS = {"redis7": "redis", "valkey8": "valkey"}
 SERVERS = tuple(_KINDS)
 
 
+def marks_of(kind: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of tests on that server: only one of them runs on each Python."""
+    return [pytest.mark.server] if kind == "valkey8" else [pytest.mark.server, pytest.mark.slow]
+
+
 class Servers:
     """The shared servers by kind, each started when it is first asked for."""
 
@@ -42,7 +47,7 @@ def servers() -> Iterator[Servers]:
 
 
 @pytest.fixture(
-    scope="session", params=[pytest.param(kind, marks=pytest.mark.server) for kind in _KINDS]
+    scope="session", params=[pytest.param(kind, marks=marks_of(kind)) for kind in _KINDS]
 )
 def server_executable(request: pytest.FixtureRequest) -> str:
     """Path of a server program of each kind; skips the kinds that aren't installed."""

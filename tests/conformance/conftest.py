@@ -70,11 +70,11 @@ async def _tcp(codec: str) -> AsyncIterator[tuple[Transport, Transport]]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a case that takes ``open_link`` over each link, the Redis ones on each server."""
     if "connect" in metafunc.fixturenames:
-        from tests.servers import SERVERS
+        from tests.servers import SERVERS, marks_of
 
         links: list[Any] = [pytest.param((name, None), id=name) for name in LINKS]
         links += [
-            pytest.param((name, server), id=f"{server}-{name}", marks=pytest.mark.server)
+            pytest.param((name, server), id=f"{server}-{name}", marks=marks_of(server))
             for server in SERVERS
             for name in REDIS_LINKS
         ]
