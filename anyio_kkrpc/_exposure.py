@@ -14,7 +14,7 @@ import sys
 import types
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar, final
+from typing import Any, Literal, TypeVar, final
 
 import msgspec
 
@@ -101,12 +101,23 @@ class Property:
 class Exposed:
     """The table of what a peer may reach. Made by `expose`."""
 
-    __slots__ = ("classes", "methods", "properties")
+    __slots__ = ("_prefixes", "classes", "methods", "properties")
 
     def __init__(self) -> None:
+        self._prefixes: frozenset[Path] | None = None
         self.methods: dict[Path, Method] = {}
         self.classes: dict[Path, Method] = {}
         self.properties: dict[Path, Property] = {}
+
+    def depth_of(self, path: list[str]) -> int:
+        """Return how many leading segments of a path lead somewhere, less than all of them."""
+        if self._prefixes is None:
+            paths = (*self.methods, *self.classes, *self.properties)
+            self._prefixes = frozenset(p[:n] for p in paths for n in range(1, len(p) + 1))
+        depth = 0
+        while depth < min(len(path) - 1, _MAX_DEPTH) and tuple(path[: depth + 1]) in self._prefixes:
+            depth += 1
+        return depth
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the dotted names of all that can be reached, sorted."""
@@ -118,7 +129,9 @@ class Exposed:
         return f"<Exposed {', '.join(self)}>"
 
 
-def expose(api: object, *, writable: Iterable[str] = ()) -> Exposed:
+def expose(
+    api: object, *, writable: Iterable[str] = (), naming: Literal["python", "camel"] = "python"
+) -> Exposed:
     """Build the table of what peers may reach of ``api``.
 
     Reachable are public functions and methods, public data attributes and properties, the same of
@@ -129,6 +142,8 @@ def expose(api: object, *, writable: Iterable[str] = ()) -> Exposed:
 
     :param api: an object, module or dict of names
     :param writable: dotted names of the properties that peers may set; others are read-only
+    :param naming: with ``"camel"``, each name can also be reached as TypeScript would have it:
+        ``with_progress`` as ``withProgress``. A name of ``api`` itself comes first.
     :raises TypeError: if ``api`` is a class, a function or a plain value
     :raises ValueError: if ``writable`` names something that isn't an exposed property
     """
@@ -143,7 +158,26 @@ def expose(api: object, *, writable: Iterable[str] = ()) -> Exposed:
         if entry is None:
             raise ValueError(f"writable: {name!r} is not an exposed property")
         entry.writable = True
+    if naming == "camel":
+        for table in (exposed.methods, exposed.classes, exposed.properties):
+            _add_camel_names(exposed, table)
+    elif naming != "python":
+        raise ValueError(f"naming: 'python' or 'camel', not {naming!r:.80}")
     return exposed
+
+
+def _add_camel_names(exposed: Exposed, table: dict[Path, Any]) -> None:
+    taken = {**exposed.methods, **exposed.classes, **exposed.properties}
+    for path, entry in list(table.items()):
+        camel = tuple(_camel(name) for name in path)
+        if camel not in taken:
+            table[camel] = entry
+
+
+def _camel(name: str) -> str:
+    """Return ``withProgress`` for ``with_progress``, and a name without underscores as it is."""
+    head, *rest = [part for part in name.split("_") if part]
+    return head + "".join(part[0].upper() + part[1:] for part in rest)
 
 
 def _add_members(exposed: Exposed, owner: object, path: Path, above: list[object]) -> None:

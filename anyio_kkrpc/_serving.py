@@ -75,6 +75,14 @@ class Refused(Exception):
         self.error = error
 
 
+class Unknown(Refused):
+    """The table has no such name; ``at`` is the index of the first segment that it lacks."""
+
+    def __init__(self, error: MethodNotFoundError, at: int) -> None:
+        super().__init__(error)
+        self.at = at
+
+
 class Server:
     """Serves the requests of one channel."""
 
@@ -244,6 +252,8 @@ class Server:
             if self._broadcast and envelope.recipient is None and _is_not_found(exc.error):
                 raise NoReply from None
             error = library_error(exc.error)
+            if isinstance(exc, Unknown):
+                error["at"] = exc.at
         except get_cancelled_exc_class() as exc:
             # One that the handler itself raised is an error like others.
             if current_effective_deadline() == float("-inf"):
@@ -268,13 +278,13 @@ class Server:
     async def _call(self, request: Request, handling: Handling, context: Context) -> Any:
         method = self._exposed.methods.get(tuple(request.p))
         if method is None:
-            raise _not_found(request, "is not a function")
+            raise self._not_found(request, "is not a function")
         return await self._invoke(method, request, handling, context)
 
     async def _construct(self, request: Request, handling: Handling, context: Context) -> Any:
         cls = self._exposed.classes.get(tuple(request.p))
         if cls is None:
-            raise _not_found(request, "is not a constructor")
+            raise self._not_found(request, "is not a constructor")
         return own_fields(await self._invoke(cls, request, handling, context))
 
     async def _get(self, request: Request, handling: Handling, context: Context) -> Any:
@@ -300,7 +310,7 @@ class Server:
     def _property(self, request: Request) -> Property:
         entry = self._exposed.properties.get(tuple(request.p))
         if entry is None:
-            raise _not_found(request, "is not a property")
+            raise self._not_found(request, "is not a property")
         return entry
 
     async def _invoke(
@@ -333,6 +343,12 @@ class Server:
             return await run_in_context(context, as_coroutine(result))
         return result
 
+    def _not_found(self, request: Request, what: str) -> Unknown:
+        name = ".".join(request.p[:_MAX_SEGMENTS])
+        more = " ..." if len(request.p) > _MAX_SEGMENTS or len(name) > _MAX_NAME else ""
+        error = MethodNotFoundError(f"{name[:_MAX_NAME]}{more} {what}")
+        return Unknown(error, self._exposed.depth_of(request.p))
+
     def _open_stream(self, value: Any) -> Any:
         if isinstance(value, Consumer):
             return RemoteStream(Inflow(self._channel, value, self._channel._timeout))
@@ -346,12 +362,6 @@ _OPERATIONS: dict[str, _Operation] = {
     "new": Server._construct,
     "ref": Server._reference,
 }
-
-
-def _not_found(request: Request, what: str) -> Refused:
-    name = ".".join(request.p[:_MAX_SEGMENTS])
-    more = " ..." if len(request.p) > _MAX_SEGMENTS or len(name) > _MAX_NAME else ""
-    return Refused(MethodNotFoundError(f"{name[:_MAX_NAME]}{more} {what}"))
 
 
 def _is_not_found(error: RPCError) -> bool:

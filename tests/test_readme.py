@@ -94,7 +94,7 @@ def test_all_options_are_listed() -> None:
 
     known = set(inspect.signature(RedisStreamsTransport).parameters)
     text = README.read_text()
-    assert {name for name in known if f"`{name}" not in text and name != "dialect"} == set()
+    assert {name for name in known if f"`{name}" not in text} == set()
 
 
 def test_promises_name_their_tests() -> None:

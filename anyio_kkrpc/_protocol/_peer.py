@@ -236,6 +236,7 @@ class Peer:
         self, prefix: str, remote_callback: Callable[[str, str | None], Callable[..., Any]]
     ) -> None:
         numbers = count(1)
+        self._prefix = prefix
         self._new_id: Callable[[], str] = lambda: f"{prefix}{next(numbers):x}"
         self._remote_callback = remote_callback
         self.calls: dict[str, Call] = {}
@@ -496,6 +497,8 @@ class Peer:
 
     def _late_reply(self, record: Reply, sender: str | None) -> Event | None:
         self.ignored += 1
+        if not self._concerns_us(record.id, sender):
+            return None
         late: list[str] = []
         unpack_result(record.v, late.append)
         if not late:
@@ -535,7 +538,12 @@ class Peer:
             export = self.callbacks.get(callback_id)
             if export is None:
                 self.ignored += 1
-            elif self._release(export):
+                continue
+            if record.all is True:
+                # What waits for its reply may have passed it once more meanwhile.
+                open_calls = self.calls.values()
+                export.uses = 1 + sum((call.callbacks or []).count(export) for call in open_calls)
+            if self._release(export):
                 released.append(export)
         return CallbacksReleased(released) if released else None
 
@@ -554,7 +562,14 @@ class Peer:
         producer.consumer = sender
         return StreamLeft(producer, StreamReply(id=record.id, sid=record.sid, d=True))
 
-    def _unknown_stream(self, record: StreamRequest, sender: str | None) -> Event:
+    def _concerns_us(self, identifier: str, sender: str | None) -> bool:
+        """Whether an id that isn't in a table was this side's. On a link of two it always was."""
+        return sender is None or identifier.startswith(self._prefix)
+
+    def _unknown_stream(self, record: StreamRequest, sender: str | None) -> Event | None:
+        if not self._concerns_us(record.sid, sender):
+            self.ignored += 1
+            return None
         answer = StreamReply(id=record.id, sid=record.sid)
         if record.op == "return":
             answer.d = True

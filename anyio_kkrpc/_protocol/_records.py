@@ -83,10 +83,15 @@ class CallbackCall(Struct, tag_field="t", tag="cb", omit_defaults=True):
     k: dict[str, Any] | UnsetType = UNSET
 
 
-class CallbackRelease(Struct, tag_field="t", tag="cbr"):
-    """The sender dropped the callbacks ``ids``."""
+class CallbackRelease(Struct, tag_field="t", tag="cbr", omit_defaults=True):
+    """The sender dropped the callbacks ``ids``.
+
+    :ivar all: true if that is all of them, however often each was passed, as kkrpc means it;
+        otherwise an id counts once for each time that it was passed (ours)
+    """
 
     ids: list[str]
+    all: bool | UnsetType = UNSET
 
 
 class StreamRequest(Struct, tag_field="t", tag="sq", omit_defaults=True):

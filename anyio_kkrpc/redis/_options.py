@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from redis.credentials import CredentialProvider
 
 Overflow: TypeAlias = Literal["drop_oldest", "drop_newest", "block"]
+Dialect: TypeAlias = Literal["native", "kkrpc-2", "kkrpc-0"]
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _SESSION_ID_LENGTH = 26
@@ -37,6 +38,9 @@ class Options(Struct, frozen=True, kw_only=True):
     use_consumer_group: bool
     allow_self_messages: bool
     overflow: Overflow
+    dialect: Dialect
+    remote_peer_id: str | None
+    superjson: bool
     codec: Codec
     max_message_size: int
     honor_destroy_signal: bool
@@ -64,7 +68,9 @@ def check_options(
     use_consumer_group: bool,
     allow_self_messages: bool,
     overflow: Overflow | None,
-    dialect: str,
+    dialect: Dialect,
+    remote_peer_id: str | None,
+    superjson: bool,
     codec: str | Codec,
     max_message_size: int,
     honor_destroy_signal: bool,
@@ -91,8 +97,7 @@ def check_options(
         overflow = "block" if use_consumer_group else "drop_oldest"
     if overflow not in get_args(Overflow):
         raise ValueError(f"overflow: one of {', '.join(get_args(Overflow))}, not {overflow!r}")
-    if dialect != "native":
-        raise ValueError(f"dialect: only 'native' is supported, not {dialect!r}")
+    _check_dialect(dialect, remote_peer_id, signing_key)
     return Options(
         address=Address.parse(
             url, credential_provider=credential_provider, ssl_context=ssl_context
@@ -108,6 +113,9 @@ def check_options(
         use_consumer_group=_flag("use_consumer_group", use_consumer_group),
         allow_self_messages=_flag("allow_self_messages", allow_self_messages),
         overflow=overflow,
+        dialect=dialect,
+        remote_peer_id=None if remote_peer_id is None else _text("remote_peer_id", remote_peer_id),
+        superjson=_flag("superjson", superjson),
         codec=get_codec(codec),
         max_message_size=_count("max_message_size", max_message_size),
         honor_destroy_signal=_flag("honor_destroy_signal", honor_destroy_signal),
@@ -122,6 +130,15 @@ def check_options(
         health_check_interval=_seconds("health_check_interval", health_check_interval, least=0.05),
         signing_key=None if signing_key is None else _key("signing_key", signing_key),
     )
+
+
+def _check_dialect(dialect: Any, remote_peer_id: Any, signing_key: Any) -> None:
+    if dialect not in get_args(Dialect):
+        raise ValueError(f"dialect: one of {', '.join(get_args(Dialect))}, not {dialect!r:.80}")
+    if remote_peer_id is not None and dialect != "kkrpc-2":
+        raise ValueError("remote_peer_id: only dialect 'kkrpc-2' has it; use get_api(to=...)")
+    if signing_key is not None and dialect != "native":
+        raise ValueError(f"signing_key: peers of dialect {dialect!r} can't sign")
 
 
 def new_session_id() -> str:

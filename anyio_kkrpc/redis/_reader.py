@@ -13,7 +13,7 @@ from .._exceptions import ProtocolError
 from ._admin import pairs
 from ._connection import Connection
 from ._signing import Signer
-from .dialects import Dialect, Entry
+from .dialects import Dialects, Entry
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -31,33 +31,31 @@ class Decoder:
 
     def __init__(
         self,
-        dialect: Dialect,
+        dialects: Dialects,
         max_message_size: int,
         on_hint: Callable[[bytes], object],
         signer: Signer | None,
     ) -> None:
-        self._dialect = dialect
+        self._dialects = dialects
         self._max_size = max_message_size
         self._on_hint = on_hint
         self._signer = signer
         self.invalid = 0
 
     def decode(self, stream: bytes, entry_id: bytes, fields: list[bytes] | None) -> Entry | None:
-        """Return the entry, or ``None`` if it isn't valid or was deleted meanwhile."""
+        """Return the entry; ``None`` if it isn't valid, was deleted, or isn't of interest."""
         if fields is None:
             return None
         try:
-            if not self._dialect.matches(fields):
-                if len(fields) == 2 and fields[0] == b"hint":
-                    self._on_hint(fields[1])
-                    return None
-                raise ProtocolError("an entry of no known dialect")
-            size = len(fields[3])
+            if len(fields) == 2 and fields[0] == b"hint":
+                self._on_hint(fields[1])
+                return None
+            size = max(map(len, fields))
             if size > self._max_size:
                 raise ProtocolError(f"an entry of {size} bytes exceeds max_message_size")
             if self._signer is not None:
                 self._signer.check(stream, entry_id, fields)
-            return self._dialect.decode(fields)
+            return self._dialects.decode(fields)
         except ProtocolError as exc:
             self.invalid += 1
             logger.warning("skipped entry %s of %s: %s", entry_id.decode(), stream.decode(), exc)
@@ -186,9 +184,10 @@ async def was_trimmed(connection: Connection, stream: bytes, position: bytes) ->
     added, length, first = info.get(b"entries-added"), info[b"length"], info[b"first-entry"]
     if added is None or added == length or first is None:
         return False
-    return _order(first[0]) > _order(position) > (0, 0)
+    return order(first[0]) > order(position) > (0, 0)
 
 
-def _order(entry_id: bytes) -> tuple[int, int]:
+def order(entry_id: bytes) -> tuple[int, int]:
+    """Return what orders ids of entries."""
     ms, _, seq = entry_id.partition(b"-")
     return int(ms), int(seq)

@@ -23,6 +23,7 @@ from anyio import (
     sleep,
 )
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 from msgspec import Struct
 from redis.exceptions import RedisError, ResponseError
 
@@ -36,9 +37,10 @@ from .._exceptions import (
 )
 from .._groups import lone_error
 from .._inbound import Inbound
-from .._protocol._records import Bye, Cancel, Reply, Request
+from .._protocol._records import Bye, CallbackRelease, Cancel, Record, Reply, Request
 from .._queue import BoundedQueue, QueueStatistics
 from ..abc import Capabilities, Codec, Envelope, Listener, Transport
+from ..typescript._streams import TICK
 from ._admin import (
     TRIM_ACKNOWLEDGED,
     StreamEntry,
@@ -58,7 +60,7 @@ from ._group import (
 )
 from ._keys import Keys
 from ._link import Link, is_gone, is_passing, redial
-from ._options import Overflow, check_options
+from ._options import Dialect, Overflow, check_options
 from ._reader import (
     COUNT,
     Decoder,
@@ -66,11 +68,12 @@ from ._reader import (
     Reader,
     create_group,
     last_id,
+    order,
     was_trimmed,
 )
 from ._signing import Signer
 from ._writer import Writer
-from .dialects import Entry, NativeDialect
+from .dialects import Dialects, Entry, SharedPeer
 
 if sys.version_info >= (3, 11):
     from typing import Self
@@ -160,9 +163,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :param allow_self_messages: whether, in broadcast, this peer also gets its own requests
     :param overflow: what happens when the queue is full: ``"drop_oldest"`` (the default in
         broadcast), ``"drop_newest"``, or ``"block"`` (the default in a group), which reads no more
-    :param dialect: ``"native"``
-    :param codec: ``"json"`` or ``"cbor"`` (or a `Codec`), for what this peer begins; answers are
-        encoded as what they answer
+    :param dialect: how this peer begins: ``"native"``, or as TypeScript peers do: ``"kkrpc-2"``,
+        ``"kkrpc-0"``. Whoever began otherwise is answered in kind.
+    :param remote_peer_id: with ``"kkrpc-2"``, the peer that requests are for; any if not given
+    :param superjson: with ``"kkrpc-0"``, whether this peer writes superjson; if not, JSON
+    :param codec: ``"json"`` or ``"cbor"`` (or a `Codec`), for what this peer begins in the native
+        dialect; answers are encoded as what they answer
     :param max_message_size: bytes of one encoded record, sent or received
     :param honor_destroy_signal: whether another peer's `signal_destroy` ends this one
     :param connect_timeout: seconds to connect within
@@ -198,7 +204,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         use_consumer_group: bool = False,
         allow_self_messages: bool = False,
         overflow: Overflow | None = None,
-        dialect: str = "native",
+        dialect: Dialect = "native",
+        remote_peer_id: str | None = None,
+        superjson: bool = True,
         codec: str | Codec = "json",
         max_message_size: int = 16 * 1024 * 1024,
         honor_destroy_signal: bool = True,
@@ -227,6 +235,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             allow_self_messages=allow_self_messages,
             overflow=overflow,
             dialect=dialect,
+            remote_peer_id=remote_peer_id,
+            superjson=superjson,
             codec=codec,
             max_message_size=max_message_size,
             honor_destroy_signal=honor_destroy_signal,
@@ -243,13 +253,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         )
         keys = self._keys = Keys.of(options.stream)
         self._inbox = keys.inbox(options.session_id)
-        self._dialect = NativeDialect(options.session_id, options.codec)
         self._signer = None
         if options.signing_key is not None:
             self._signer = Signer(options.signing_key, self._redis_time)
-        self._decoder = Decoder(
-            self._dialect, options.max_message_size, self._on_hint, self._signer
-        )
         self._queue: BoundedQueue[Envelope] = BoundedQueue(
             options.max_queue_size,
             options.max_queue_bytes,
@@ -257,16 +263,37 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             on_drop=self._on_drop,
         )
         self._inbound = Inbound(self._queue)
-        self._capabilities = Capabilities(broadcast=not options.use_consumer_group, addressing=True)
+        self._dialects = Dialects(
+            options.dialect,
+            options.session_id,
+            options.codec,
+            superjson=options.superjson,
+            remote_peer_id=options.remote_peer_id,
+            max_queue_size=options.max_queue_size,
+            max_queue_bytes=options.max_queue_bytes,
+            deliver=self._hand_on,
+        )
+        self._decoder = Decoder(
+            self._dialects, options.max_message_size, self._on_hint, self._signer
+        )
+        native = options.dialect == "native"
+        self._capabilities = Capabilities(
+            broadcast=not options.use_consumer_group,
+            addressing=options.dialect != "kkrpc-0",
+            keyword_arguments=native,
+            cancellation=native,
+            deadlines=native,
+        )
         group_name = options.consumer_group.encode()
         self._writer = Writer(
             keys,
-            self._dialect,
+            self._dialects,
             group=group_name if options.use_consumer_group else None,
             max_message_size=options.max_message_size,
             max_backlog=options.max_backlog,
             signer=self._signer,
             returned=self._inbound.deliver,
+            on_stream=self._count_for_trim,
         )
         self._link = Link(
             lambda: self._dial("writer"),
@@ -291,7 +318,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._request_scope: CancelScope | None = None
         self._reading_requests = False
         self._reading: dict[str, tuple[Reader | GroupReader, Connection]] = {}
-        self._start_id = b"0-0"
+        self._start_id = self._connected_id = b"0-0"
+        self._inbox_reader: Reader | None = None
+        self._wake_inbox = False
+        self._skipped = False
+        self._pacing = False
+        self._destroyed_by: str | None = None
         self._limit = 0
         self._held: dict[bytes, _Held] = {}
         self._counted = True
@@ -399,7 +431,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         reading = await self._dial("inbox")
         self._group = group
         self._started = True
-        reader = Reader(positions, self._decoder, options.block_timeout)
+        reader = self._inbox_reader = Reader(positions, self._decoder, options.block_timeout)
         group.start_soon(self._read_inbox, reader, reading, name="anyio_kkrpc redis inbox")
         group.start_soon(self._keep_house, name="anyio_kkrpc redis housekeeping")
         if options.max_len is not None:
@@ -466,8 +498,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             except ResponseError as exc:
                 reply = exc
             ids.append(last_id(reply))
-        self._start_id = ids[1]
-        return {keys.control: ids[0], self._inbox: inbox_id}
+        self._start_id = self._connected_id = ids[1]
+        positions = {keys.control: ids[0], self._inbox: inbox_id}
+        if self._dialects.own.shared:
+            positions[keys.stream] = ids[1]
+        return positions
 
     async def _make_inbox(self, execute: Callable[..., Awaitable[Any]]) -> bytes:
         made = await execute(b"XADD", self._inbox, b"MAXLEN", b"0", b"*", b"hint", b"hello")
@@ -502,9 +537,16 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def signal_destroy(self) -> None:
         """Tell all other peers of the stream to end; those that don't honor it go on.
 
+        Peers of kkrpc 0.x are told if this one speaks their dialect, or has heard from one. kkrpc 2
+        has no such signal.
+
         :raises TransportClosedError: after `destroy`
         """
-        await self._open_writer().send_and_confirm(Envelope(Bye()))
+        writer, dialects = self._open_writer(), self._dialects
+        await writer.send_and_confirm(Envelope(Bye()))
+        if dialects.classic_seen:
+            everyone = SharedPeer.of("", dialects.classic)
+            await writer.send_and_confirm(Envelope(Bye(), None, everyone))
 
     async def _remove_traces(self) -> None:
         options = self._options
@@ -588,26 +630,33 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         """Write an envelope; see `Transport.send`."""
         writer = self._open_writer()
         record = item.record
-        if isinstance(record, Request):
-            if self._options.max_len is not None and item.recipient is None:
-                self._count_for_trim(self._options.max_len)
-            if record.o is True:
-                await writer.send_and_confirm(item)
-                return
+        if isinstance(record, Request) and record.o is True:
+            await writer.send_and_confirm(item)
+            return
         await writer.send(item)
+        if self._dialects.classic.streams.busy:
+            self._start_pacing()
 
     async def settle(self, envelope: Envelope, reply: Envelope | None) -> None:
         """Finish a request; one of the group is acknowledged in one write with its reply."""
         writer = self._open_writer()
+        sender = envelope.sender
+        if reply is not None and isinstance(sender, SharedPeer):
+            request, record = envelope.record, reply.record
+            assert isinstance(request, Request)
+            assert isinstance(record, Reply)
+            reply.record = sender.dialect.answer(request, record)
         if envelope.token is None:
             if reply is not None:
-                await writer.send(reply)
+                await self.send(reply)
             return
         writer.settle(envelope.token, reply)
         self._held.pop(envelope.token, None)
         envelope.token = None
         self._notify_room()
         await writer.flush()
+        if self._dialects.classic.streams.busy:
+            self._start_pacing()
 
     # What is addressed to this peer
 
@@ -654,6 +703,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     def _handle_addressed(self, stream: bytes, entry_id: bytes, entry: Entry) -> None:
         record, sender = entry.record, entry.sender
+        if stream == self._keys.stream:
+            self._handle_shared(entry)
+            return
         if entry.number is not None and self._came_before(stream, sender, entry.number):
             if stream == self._inbox:
                 self._consumed.append(entry_id)
@@ -661,19 +713,90 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._received += 1
         if stream == self._inbox:
             self._consumed.append(entry_id)
-            self._writer_of(entry)
             self._deliver(entry, entry_id, self._options.session_id, None)
         elif sender == self._options.session_id:
             return
         elif isinstance(record, Cancel):
             self._inbound.deliver(Envelope(record, sender))
         elif isinstance(record, Bye):
-            if self._options.honor_destroy_signal:
-                self._inbound.deliver(Envelope(record, sender))
-                self._end(TransportClosedError(f"{DESTROYED} by a destroy signal of {sender}"))
+            self._take_destroy_signal(sender)
         else:
             self._decoder.invalid += 1
             logger.warning("skipped a %s on the control stream", type(record).__name__)
+
+    def _take_destroy_signal(self, sender: str) -> None:
+        if self._options.honor_destroy_signal:
+            self._inbound.deliver(Envelope(Bye(), sender))
+            self._end(TransportClosedError(f"{DESTROYED} by a destroy signal of {sender}"))
+
+    # What is addressed to this peer on the stream itself, as TypeScript peers do
+
+    def _handle_shared(self, entry: Entry) -> None:
+        """Take what isn't a request from the stream. Requests are read elsewhere."""
+        record, sender = entry.record, entry.sender
+        if not isinstance(sender, SharedPeer) or isinstance(record, Request):
+            return
+        if self._is_own(entry):
+            return
+        if isinstance(record, Bye):
+            # Whoever serves the group acknowledges it first, and tells the others.
+            if not (self._options.use_consumer_group and self._reading_requests):
+                self._take_destroy_signal(sender)
+            return
+        if self._is_for_others(entry):
+            return
+        taken = sender.dialect.take(record, sender, entry.size)
+        if taken is not None:
+            self._received += 1
+            self._hand_on(taken, sender)
+
+    def _hand_on(self, record: Record, sender: str | None) -> None:
+        self._inbound.deliver(Envelope(record, sender, self._options.session_id))
+
+    def _is_own(self, entry: Entry) -> bool:
+        """Whether it is of this peer and unwanted. In a group anybody's request is."""
+        options = self._options
+        return (
+            entry.sender == options.session_id
+            and not options.use_consumer_group
+            and not options.allow_self_messages
+        )
+
+    def _is_for_others(self, entry: Entry) -> bool:
+        """Whether an entry of the stream is of no interest here.
+
+        kkrpc 2 addresses all that it writes to one peer; that may be a group of workers.
+        """
+        options, recipient = self._options, entry.recipient
+        if recipient is None:
+            is_ours = entry.sender == options.session_id and isinstance(entry.sender, SharedPeer)
+            return is_ours and self._dialects.classic.streams.was_addressed(entry.record)
+        if recipient == options.session_id:
+            return False
+        return not (options.use_consumer_group and recipient == options.consumer_group)
+
+    def _listen_to_stream(self, after: bytes) -> None:
+        """Read replies and the like from the stream, too, now that a peer there uses it."""
+        reader = self._inbox_reader
+        if reader is None or self._keys.stream in reader.positions:
+            return
+        reader.positions[self._keys.stream] = max(after, self._connected_id, key=order)
+        self._wake_inbox = True
+
+    def _start_pacing(self) -> None:
+        if not self._pacing and self._group is not None:
+            self._pacing = True
+            self._group.start_soon(self._pace, name="anyio_kkrpc redis pacing")
+
+    async def _pace(self) -> None:
+        """Let streams that kkrpc 0.x peers read go on, not faster than these can follow."""
+        streams = self._dialects.classic.streams
+        try:
+            while streams.busy and self._inbound.ended_reason is None:
+                streams.tick()
+                await sleep(TICK)
+        finally:
+            self._pacing = False
 
     def _came_before(self, stream: bytes, sender: str, number: bytes) -> bool:
         """Whether its sender wrote it a second time, because of a lost connection."""
@@ -692,6 +815,20 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def _after_reading(self) -> None:
         """Send what handling entries called for, and drop what was consumed."""
+        if self._inbound.ended_reason is not None:
+            await checkpoint()  # a destroy signal has cancelled this
+        if self._wake_inbox:
+            self._wake_inbox = False
+            await self._link.request(b"XADD", self._inbox, b"*", b"hint", b"wake")
+        cancels = self._dialects.classic.streams.to_send
+        while cancels:
+            record, producer = cancels.popleft()
+            await self._writer.send(Envelope(record, None, producer))
+        if self._destroyed_by is not None:
+            # Only this worker of the group got it.
+            await self._tell_peers(b"destroy " + self._destroyed_by.encode())
+            self._take_destroy_signal(self._destroyed_by)
+            await checkpoint()
         overloaded, self._overloaded = self._overloaded, []
         for envelope in overloaded:
             await self.send(envelope)
@@ -740,9 +877,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._reading["requests"] = (reader, connection)
 
         def handle(key: bytes, entry_id: bytes, entry: Entry) -> None:
-            if entry.sender != options.session_id or options.allow_self_messages:
+            if not self._is_own(entry) and not self._is_for_others(entry):
                 self._received += 1
-                self._writer_of(entry)
                 self._deliver(entry, entry_id, None, None)
 
         while True:
@@ -773,7 +909,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         while True:
             room = await self._wait_room()
             for entry_id in await reader.read(connection, room, handle):
-                self._open_writer().settle(entry_id, None)
+                self._skip(entry_id)
+            if self._skipped:
+                self._skipped = False
                 await self._writer.flush()
             await self._after_reading()
             await self._wait_for_queue()
@@ -782,10 +920,15 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         """Take an entry of the group."""
         self._received += 1
         self._held[entry_id] = _Held(attempt)
-        self._writer_of(entry)
-        if not self._deliver(entry, entry_id, None, entry_id, attempt):
+        wanted = not self._is_for_others(entry)
+        if not wanted or not self._deliver(entry, entry_id, None, entry_id, attempt):
             del self._held[entry_id]
-            self._open_writer().settle(entry_id, None)
+            self._skip(entry_id)
+
+    def _skip(self, entry_id: bytes) -> None:
+        """Acknowledge an entry that isn't for this worker to run. To be flushed."""
+        self._open_writer().settle(entry_id, None)
+        self._skipped = True
 
     async def _take_over(self, claims: Claims) -> None:
         """Serve what was taken over; tell the callers of what was given up."""
@@ -795,7 +938,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 continue
             entry = self._decoder.decode(stream, item.id, item.fields)
             if entry is None:
-                self._open_writer().settle(item.id, None)
+                self._skip(item.id)
                 continue
             self._claimed += 1
             logger.info("took over entry %s, attempt %d", item.id.decode(), item.attempt)
@@ -810,7 +953,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 f"the request was delivered {item.attempt} times without being finished; "
                 "it is a dead letter now"
             )
-            self._writer_of(entry)
             reply = Reply(entry.record.id, e=library_error(error))
             await self._writer.send(Envelope(reply, None, entry.sender))
         if claims.taken:
@@ -846,9 +988,13 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 await self._claim_now.wait()
 
     def _on_hint(self, kind: bytes) -> None:
-        """Another worker has handed something back."""
+        """Another worker has handed something back, or was the one that got a destroy signal."""
         if kind == b"claim" and self._claim_now is not None:
             self._claim_now.set()
+        elif kind.startswith(b"destroy ") and self._signer is None:
+            sender = kind[8:].decode(errors="replace")
+            if sender != self._options.session_id:
+                self._take_destroy_signal(sender)
 
     async def _keep_held(self) -> None:
         """Tell Redis, often enough, that what this worker holds is not to be taken over."""
@@ -889,8 +1035,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if not entries:
             return
         self._handed_back += await self._groups.hand_back(entries)
-        hint = (b"MAXLEN", b"~", b"1000", b"*", b"hint", b"claim")
-        await self._link.request(b"XADD", self._keys.control, *hint)
+        await self._tell_peers(b"claim")
+
+    async def _tell_peers(self, hint: bytes) -> None:
+        """Give all peers of the stream a word that is no record."""
+        entry = (b"MAXLEN", b"~", b"1000", b"*", b"hint", hint)
+        await self._link.request(b"XADD", self._keys.control, *entry)
         await self._link.request(b"PEXPIRE", self._keys.control, b"3600000")
 
     async def _wait_room(self) -> int:
@@ -911,10 +1061,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     # Delivery
 
-    def _writer_of(self, entry: Entry) -> None:
-        if entry.flavor is not self._options.codec:
-            self._writer.remember(entry.sender, entry.flavor)
-
     def _deliver(
         self,
         entry: Entry,
@@ -924,8 +1070,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         attempt: int = 1,
     ) -> bool:
         """Hand on what an entry holds; return false if it has no business where it was."""
-        record = entry.record
-        envelope = Envelope(record, entry.sender, recipient, attempt, token=token)
+        record, sender = entry.record, entry.sender
+        envelope = Envelope(record, sender, recipient, attempt, token=token)
+        if sender.__class__ is SharedPeer and not self._prepare_shared(envelope, entry_id):
+            return False
         if record.__class__ is Request:
             envelope.sent_at = int(entry_id.partition(b"-")[0]) / 1000 + self._clock_offset
             if not self._inbound.deliver(envelope, entry.size):
@@ -940,6 +1088,23 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._decoder.invalid += 1
         logger.warning("skipped a %s among the requests", type(record).__name__)
         return False
+
+    def _prepare_shared(self, envelope: Envelope, entry_id: bytes) -> bool:
+        """Make a request of a TypeScript peer ready; return false if it is none."""
+        sender = envelope.sender
+        assert isinstance(sender, SharedPeer)
+        if not isinstance(envelope.record, Request):
+            if isinstance(envelope.record, Bye) and order(entry_id) > order(self._connected_id):
+                if envelope.token is None:
+                    self._take_destroy_signal(sender)
+                elif self._options.honor_destroy_signal:
+                    self._destroyed_by = sender
+            return False
+        self._listen_to_stream(entry_id)
+        sender.dialect.begin(envelope.record, sender)
+        if sender.dialect.answers_unknown:
+            envelope.recipient = self._options.session_id
+        return True
 
     async def _wait_for_queue(self) -> None:
         """Wait until what the policy ``block`` kept out of the queue is in it."""
@@ -972,6 +1137,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                     await self._restore(self._link.request)
                     await self._read_clock(self._link.request)
                     await self._delete_consumed()
+                    await self._release_callbacks()
                 if scope.cancelled_caught:
                     self._link.break_off("the server does not answer")
                     continue
@@ -986,6 +1152,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         except RedisError as exc:
             self._broken(exc)
 
+    async def _release_callbacks(self) -> None:
+        for peer, ids in self._dialects.compact.releases.due(current_time()).items():
+            await self._writer.send(Envelope(CallbackRelease(ids, all=True), None, peer))
+
     async def _read_clock(self, execute: Callable[..., Awaitable[Any]]) -> None:
         before = current_time()
         seconds, micros = await execute(b"TIME")
@@ -995,7 +1165,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def _redis_time(self) -> float:
         return current_time() - self._clock_offset
 
-    def _count_for_trim(self, max_len: int) -> None:
+    def _count_for_trim(self) -> None:
+        """Note that an entry was added to the stream."""
+        max_len = self._options.max_len
+        if max_len is None:
+            return
         self._sent_since_trim += 1
         if self._sent_since_trim >= min(max(max_len // 10, 1), _TRIM_AT_MOST):
             self._sent_since_trim = 0

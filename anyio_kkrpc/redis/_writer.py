@@ -34,14 +34,14 @@ from ._connection import _pack as pack_command
 from ._keys import Keys
 from ._link import PASSING
 from ._signing import Signer
-from .dialects import Dialect
+from .dialects import Dialects
 
 logger = logging.getLogger("anyio_kkrpc")
 
 # Cancels are of interest for moments; older ones only take up memory.
 _CONTROL_LENGTH = b"1000"
 _CONTROL_TTL_MS = b"3600000"
-# Peers whose key and codec are remembered.
+# Peers whose key is remembered.
 _PEERS = 4096
 # Bytes that wait for a connection before those who add more wait too.
 HIGH_WATER = 16 * 1024 * 1024
@@ -101,11 +101,13 @@ class Post:
 
     :ivar replies: how many of Redis' replies to it are outstanding
     :ivar result: the first of them
+    :ivar data: the value that tells it from other entries of the stream, if it isn't a request
     :ivar event: set once the outcome is known, if somebody waits for that
     :ivar written_at: when it was first written, on AnyIO's clock; ``None`` if it wasn't yet
     """
 
     __slots__ = (
+        "data",
         "envelope",
         "event",
         "packed",
@@ -124,6 +126,7 @@ class Post:
         self.replies = self.total = replies
         self.to_stream = to_stream
         self.result: Any = None
+        self.data: bytes | None = None
         self.event: Event | None = None
         self.written_at: float | None = None
 
@@ -132,6 +135,7 @@ class Writer:
     """Writes to the connection that it is attached to.
 
     :param returned: told of envelopes that could not be delivered
+    :param on_stream: told of each entry that is added to the stream
     :ivar undeliverable: records that Redis refused, or whose recipient was gone
     :ivar repeated: writes of unknown outcome that were written again
     :ivar unacknowledged: acknowledgements of entries that others had taken over meanwhile
@@ -140,23 +144,24 @@ class Writer:
     def __init__(
         self,
         keys: Keys,
-        dialect: Dialect,
+        dialects: Dialects,
         *,
         group: bytes | None,
         max_message_size: int,
         max_backlog: int | None,
         signer: Signer | None,
         returned: Callable[[Envelope], object],
+        on_stream: Callable[[], object],
     ) -> None:
         self._keys = keys
-        self._dialect = dialect
+        self._on_stream = on_stream
+        self._dialects = dialects
         self._max_size = max_message_size
         self._returned = returned
         self._signer = signer
         self._group = group
         self._backlog = None if max_backlog is None else b"%d" % max_backlog
         self._inboxes: OrderedDict[str, bytes] = OrderedDict()
-        self._flavors: OrderedDict[str, Any] = OrderedDict()
         self._connection: Connection | None = None
         self._ledger: deque[Post] = deque()
         self._waiting_bytes = 0
@@ -164,6 +169,7 @@ class Writer:
         self._reason: Exception | None = None
         self._epoch = secrets.token_hex(4)
         self._numbers = count(1)
+        self._last_added = b""
         self.no_mkstream = True
         self._acknowledge = b""
         if group is not None:
@@ -175,19 +181,14 @@ class Writer:
         self.repeated = 0
         self.unacknowledged = 0
 
-    def remember(self, peer: str, flavor: Any) -> None:
-        """Note how answers to a peer are to be encoded."""
-        flavors = self._flavors
-        if peer not in flavors and len(flavors) >= _PEERS:
-            flavors.popitem(last=False)
-        flavors[peer] = flavor
-
     # Writing
 
     async def send(self, envelope: Envelope) -> None:
         """Write a record that isn't a reply to an entry of a group."""
-        self._post(self._make(envelope))
-        await self.flush(envelope.deadline)
+        post = self._make(envelope)
+        if post is not None:
+            self._post(post)
+            await self.flush(envelope.deadline)
 
     async def send_and_confirm(self, envelope: Envelope) -> None:
         """Write a record, and wait until Redis has it.
@@ -195,6 +196,8 @@ class Writer:
         :raises DeliveryError: if it doesn't take it, or the recipient isn't there
         """
         post = self._make(envelope)
+        if post is None:
+            return
         post.event = Event()
         self._post(post)
         await self.flush()
@@ -206,10 +209,10 @@ class Writer:
     def settle(self, entry_id: bytes, reply: Envelope | None) -> None:
         """Queue the acknowledgement of an entry of the group behind its reply, for one write."""
         acknowledge = b"%s$%d\r\n%s\r\n" % (self._acknowledge, len(entry_id), entry_id)
-        if reply is None:
+        post = None if reply is None else self._make(reply)
+        if post is None:
             self._post(Post(None, acknowledge, 1, False))
             return
-        post = self._make(reply)
         post.packed += acknowledge
         post.replies = post.total = post.replies + 1
         self._post(post)
@@ -249,18 +252,27 @@ class Writer:
 
     # Commands
 
-    def _make(self, envelope: Envelope) -> Post:
+    def _make(self, envelope: Envelope) -> Post | None:
+        """Return what is to be written; ``None`` if its recipient knows nothing of the kind."""
         record, recipient = envelope.record, envelope.recipient
-        flavor = None if recipient is None else self._flavors.get(recipient)
-        fields = self._dialect.encode(record, flavor)
-        size = len(fields[3])
+        dialect = self._dialects.of(recipient)
+        if recipient is None and isinstance(record, (Cancel, Bye)):
+            dialect = self._dialects.native  # on the control stream
+        fields = dialect.encode(record, recipient)
+        if fields is None:
+            return None
+        size = max(map(len, fields))
         if size > self._max_size:
             raise OverloadedError(
                 f"a message of {size} bytes exceeds max_message_size ({self._max_size} bytes)"
             )
+        if dialect.shared:
+            self.sent += 1
+            return self._make_shared(envelope, fields)
         self.sent += 1
         keys = self._keys
         if recipient is None and not isinstance(record, (Cancel, Bye)):
+            self._on_stream()
             return Post(envelope, self._add_to_stream(fields), 1, True)
         number = b"%s.%d" % (self._epoch.encode(), next(self._numbers))
         fields = (*fields, b"n", number)
@@ -279,11 +291,18 @@ class Writer:
         expire = (b"PEXPIRE", keys.control, _CONTROL_TTL_MS)
         return Post(envelope, pack_command(add) + pack_command(expire), 2, False)
 
-    def _add_to_stream(self, fields: tuple[bytes, ...]) -> bytes:
+    def _make_shared(self, envelope: Envelope, fields: tuple[bytes, ...]) -> Post:
+        bounded = isinstance(envelope.record, Request)
+        post = Post(envelope, self._add_to_stream(fields, bounded=bounded), 1, True)
+        post.data = fields[1]
+        self._on_stream()
+        return post
+
+    def _add_to_stream(self, fields: tuple[bytes, ...], *, bounded: bool = True) -> bytes:
         stream = self._keys.stream
         if self._signer is not None:
             fields = self._signer.sign(stream, fields)
-        if self._backlog is None or self._group is None:
+        if self._backlog is None or self._group is None or not bounded:
             return pack_command((b"XADD", stream, b"*", *fields))
         command = (b"EVAL", _ADD_BOUNDED, b"1", stream, self._group, self._backlog)
         return pack_command((*command, *fields))
@@ -312,6 +331,8 @@ class Writer:
         elif reply == 0 and post.envelope is not None and not _is_control(post.envelope.record):
             self.unacknowledged += 1
         post.replies -= 1
+        if post.to_stream and isinstance(post.result, bytes):
+            self._last_added = post.result
         if not post.replies and self._reason is None:
             self._ledger.popleft()
             self._finish(post)
@@ -328,7 +349,7 @@ class Writer:
         error = self._error(post)
         if error is not None:
             self._give_back(envelope, error)
-        elif post.to_stream:
+        elif post.to_stream and isinstance(envelope.record, Request):
             envelope.token = post.result
 
     def _error(self, post: Post) -> Exception | None:
@@ -387,37 +408,55 @@ class Writer:
 
     async def _look_up(self, connection: Connection, clock_offset: float) -> None:
         """Take from the ledger the requests that are in the stream already."""
-        unknown: dict[str, Post] = {}
+        requests: dict[str, Post] = {}
+        others: dict[bytes, deque[Post]] = {}
+        first = current_time()
         for post in self._ledger:
-            if post.to_stream and post.written_at is not None and post.envelope is not None:
-                record = post.envelope.record
-                if isinstance(record, Request):
-                    unknown[record.id] = post
-        if not unknown:
-            return
-        first = min(post.written_at or 0.0 for post in unknown.values())
+            if not post.to_stream or post.written_at is None or post.envelope is None:
+                continue
+            first = min(first, post.written_at)
+            record = post.envelope.record
+            if post.data is not None:
+                others.setdefault(post.data, deque()).append(post)
+            elif isinstance(record, Request):
+                requests[record.id] = post
         start = b"%d" % max(int((first - clock_offset - _MARGIN) * 1000), 0)
-        sender = self._dialect.sender
-        while unknown:
+        if others and self._last_added:
+            # An item of a stream may look like the one before, which was answered.
+            start = b"(" + self._last_added
+        while requests or others:
             entries: Any = await connection.execute(
                 b"XRANGE", self._keys.stream, start, b"+", b"COUNT", _PAGE
             )
             for entry_id, fields in entries:
                 start = b"(" + entry_id
-                # Another peer's entry isn't decoded, nor one that isn't valid.
-                if sender not in fields or not self._dialect.matches(fields):
-                    continue
-                try:
-                    record = self._dialect.decode(fields).record
-                except ProtocolError:
-                    continue
-                if isinstance(record, Request) and record.id in unknown:
-                    post = unknown.pop(record.id)
-                    self._ledger.remove(post)
-                    post.result = entry_id
-                    self._finish(post)
+                found = self._find(fields, requests, others)
+                if found is not None:
+                    self._ledger.remove(found)
+                    found.result = entry_id
+                    self._finish(found)
             if len(entries) < int(_PAGE):
                 return
+
+    def _find(
+        self, fields: list[bytes], requests: dict[str, Post], others: dict[bytes, deque[Post]]
+    ) -> Post | None:
+        """Return the write that an entry is of, and take it from those that are looked for."""
+        same = others.get(fields[1]) if len(fields) > 1 else None
+        if same:
+            post = same.popleft()
+            if not same:
+                del others[fields[1]]
+            return post
+        # Another peer's entry isn't decoded, nor one that isn't valid.
+        native = self._dialects.native
+        if not requests or native.sender not in fields or not native.matches(fields):
+            return None
+        try:
+            record = native.decode(fields).record
+        except ProtocolError:
+            return None
+        return requests.pop(record.id, None) if isinstance(record, Request) else None
 
     def _is_too_late(self, post: Post, now: float) -> bool:
         """Whether a request that waited ran out of time; if not, its budget is made right."""
@@ -429,8 +468,10 @@ class Writer:
         left = int((envelope.deadline - now) * 1000)
         if left <= 0:
             return True
-        envelope.record.d = left
-        post.packed = self._add_to_stream(self._dialect.encode(envelope.record, None))
+        if post.data is None:  # other dialects carry no deadline
+            envelope.record.d = left
+            fields = self._dialects.native.encode(envelope.record, envelope.recipient)
+            post.packed = self._add_to_stream(fields)
         return False
 
     def _drop(self, post: Post, error: Exception) -> None:

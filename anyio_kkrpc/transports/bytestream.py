@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import final
+from typing import Literal, final, get_args
 
 import anyio
 from anyio import (
@@ -16,7 +16,9 @@ from anyio import (
     EndOfStream,
     Event,
     aclose_forcefully,
+    current_time,
     move_on_after,
+    sleep,
 )
 from anyio.abc import AnyByteStream, TaskGroup
 from msgspec import Struct
@@ -30,10 +32,13 @@ from .._exceptions import (
 )
 from .._groups import lone_error
 from .._inbound import Inbound
-from .._protocol._records import Reply, Request
+from .._protocol._records import CallbackRelease, Record, Reply, Request
 from .._queue import BoundedQueue, Overflow, QueueStatistics
 from ..abc import Capabilities, Codec, Envelope, Listener, Transport
 from ..codecs import get_codec
+from ..typescript import classic, compact
+from ..typescript._releases import DELAY, Releases
+from ..typescript._streams import TICK, ClassicStreams
 from ._framing import Framing, LengthFraming, LineFraming
 
 if sys.version_info >= (3, 11):
@@ -49,6 +54,11 @@ logger = logging.getLogger("anyio_kkrpc")
 HIGH_WATER = 1024 * 1024
 READ_SIZE = 64 * 1024
 CLOSE_TIMEOUT = 2.0
+# Items that all streams to a kkrpc 0.x peer may send in 20 ms. Here the other side can slow us
+# down, so this is only so that one stream doesn't hold up everything else.
+_ITEMS_PER_TICK = 1000
+
+Dialect = Literal["native", "kkrpc-2", "kkrpc-0"]
 
 
 class ByteStreamStatistics(Struct, frozen=True):
@@ -80,6 +90,9 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
 
     :param stream: any AnyIO byte stream
     :param codec: ``"json"``, ``"cbor"`` or a `Codec`; both sides need the same
+    :param dialect: how this side begins: ``"native"``, or as a TypeScript peer does: ``"kkrpc-2"``,
+        ``"kkrpc-0"``. To a peer of kkrpc 0.x that begins, this side speaks as it does.
+    :param superjson: with ``"kkrpc-0"``, whether this side writes superjson; if not, JSON
     :param max_message_size: bytes of one encoded record, sent or received
     :param max_queue_size: requests that may wait for a handler
     :param max_queue_bytes: their size together, in bytes
@@ -95,6 +108,8 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
         stream: AnyByteStream,
         *,
         codec: str | Codec = "json",
+        dialect: Dialect = "native",
+        superjson: bool = True,
         max_message_size: int = 16 * 1024 * 1024,
         max_queue_size: int = 1000,
         max_queue_bytes: int = 64 * 1024 * 1024,
@@ -111,16 +126,36 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
             raise TypeError(f"write_timeout: needs seconds, not {write_timeout!r:.80}")
         if not write_timeout > 0:
             raise ValueError(f"write_timeout: must be positive, not {write_timeout}")
+        if dialect not in get_args(Dialect):
+            raise ValueError(f"dialect: one of {', '.join(get_args(Dialect))}, not {dialect!r:.80}")
+        if not isinstance(superjson, bool):
+            raise TypeError(f"superjson: needs a bool, not {superjson!r:.80}")
         self._stream = stream
         self._codec = get_codec(codec)
+        if dialect != "native" and self._codec.name != "json":
+            raise ValueError(f"codec: peers of dialect {dialect!r} have JSON only")
+        self._dialect: Dialect = dialect
+        self._reads_lines = self._codec.name == "json"
         self._max_size = max_message_size
         self._write_timeout = write_timeout
-        kind = LineFraming if self._codec.name == "json" else LengthFraming
+        if dialect == "kkrpc-2":
+            self._codec = compact.CompactCodec()
+        self._classic = classic.ClassicCodec(superjson=superjson)
+        kind = LineFraming if self._reads_lines else LengthFraming
         self._framing: Framing = kind(max_message_size)
         self._queue: BoundedQueue[Envelope] = BoundedQueue(
             max_queue_size, max_queue_bytes, overflow, on_drop=self._refuse
         )
         self._inbound = Inbound(self._queue)
+        self._streams = ClassicStreams(
+            lambda record, _: self._inbound.deliver(Envelope(record)),
+            items_per_tick=_ITEMS_PER_TICK,
+            max_items=max_queue_size,
+            max_bytes=max_queue_bytes,
+        )
+        self._pacing = False
+        self._releases = Releases()
+        self._releasing = False
         self._group: TaskGroup | None = None
         self._writer_scope: CancelScope | None = None
         self._outgoing: list[bytes] = []
@@ -134,8 +169,9 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this transport can carry: everything, between two peers."""
-        return Capabilities()
+        """What this transport can carry between its two peers."""
+        native = self._dialect == "native"
+        return Capabilities(keyword_arguments=native, cancellation=native, deadlines=native)
 
     def statistics(self) -> ByteStreamStatistics:
         """Return what it has done and holds."""
@@ -236,23 +272,57 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
 
     def _take(self, payload: bytes) -> None:
         try:
-            record = self._codec.decode(payload)
+            record = self._decode(payload)
         except ProtocolError as exc:
             self._invalid += 1
             logger.warning("skipped a frame of %d bytes: %s", len(payload), exc)
             return
         self._received += 1
-        self._inbound.deliver(Envelope(record), len(payload))
+        if self._dialect == "kkrpc-2" and isinstance(record, Request):
+            self._releases.received(record, None)
+        taken: Record | None = record
+        if self._dialect == "kkrpc-0" and not isinstance(record, Request):
+            taken = self._streams.incoming(record, None, len(payload))
+            while self._streams.to_send:
+                self._queue_unasked(self._streams.to_send.popleft()[0])
+        if taken is not None:
+            self._inbound.deliver(Envelope(taken), len(payload))
+
+    def _decode(self, payload: bytes) -> Record:
+        """Decode a frame, in JSON of any dialect. A kkrpc 0.x peer is recognized by its own."""
+        if not self._reads_lines:
+            return self._codec.decode(payload)
+        if self._dialect != "kkrpc-0":
+            try:
+                return self._codec.decode(payload)
+            except ProtocolError:
+                if b'"type"' not in payload:
+                    raise
+        record = self._classic.decode(payload)
+        rich = payload.startswith(classic.SUPERJSON)
+        if isinstance(record, Request) and (
+            self._dialect != "kkrpc-0" or rich is not self._classic.superjson
+        ):
+            self._dialect = "kkrpc-0"
+            self._classic = classic.ClassicCodec(superjson=rich)
+        return record
 
     def _refuse(self, envelope: Envelope) -> None:
         """A request found no room: its caller is told."""
         record = envelope.record
         if isinstance(record, Request) and record.o is not True:
             error = OverloadedError("the queue of requests is full; the request did not run")
-            self._queue_frame(self._encode(Reply(record.id, e=library_error(error))))
-            if not self._writing:
-                self._writing = True
-                self._handed_over.set()
+            self._queue_unasked(Reply(record.id, e=library_error(error)))
+
+    def _queue_unasked(self, record: Record) -> None:
+        """Write a record from the reader, which must not wait: the writer task does it."""
+        frame = self._encode(record)
+        if frame is None:
+            return
+        self._queue_frame(frame)
+        if not self._writing:
+            self._writing = True
+            self._handed_over.set()
 
     # Sending
 
@@ -263,7 +333,17 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
         takes it along. A frame is never torn: a sender that is cancelled finishes its write first.
         """
         self._check_open()
-        self._queue_frame(self._encode(item.record))
+        record = item.record
+        if isinstance(record, CallbackRelease) and self._is_to_wait(record):
+            self._release_later(record)
+            return
+        frame = self._encode(record)
+        if frame is None:
+            return
+        self._queue_frame(frame)
+        if self._streams.busy and not self._pacing and self._group is not None:
+            self._pacing = True
+            self._group.start_soon(self._pace, name="anyio_kkrpc byte stream pacing")
         if not self._writing:
             self._writing = True
             await self._write()
@@ -278,14 +358,67 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
         if isinstance(self._inbound.ended_reason, TransportConnectionError):
             self._check_open()
 
-    def _encode(self, record: object) -> bytes:
-        payload = self._codec.encode(record)  # type: ignore[arg-type]
+    async def settle(self, envelope: Envelope, reply: Envelope | None) -> None:
+        """Send the reply to a request, if there is one."""
+        if reply is None:
+            return
+        request, record = envelope.record, reply.record
+        if self._dialect != "native" and isinstance(request, Request) and isinstance(record, Reply):
+            answer = compact if self._dialect == "kkrpc-2" else classic
+            reply.record = answer.answer_unknown(request, record)
+        await self.send(reply)
+
+    def _is_to_wait(self, record: CallbackRelease) -> bool:
+        return self._dialect == "kkrpc-2" and record.all is not True
+
+    def _release_later(self, record: CallbackRelease) -> None:
+        self._releases.released(record.ids, None, current_time())
+        if not self._releasing and self._group is not None:
+            self._releasing = True
+            self._group.start_soon(self._send_releases, name="anyio_kkrpc byte stream releases")
+
+    async def _send_releases(self) -> None:
+        try:
+            while self._releases.pending and self._inbound.ended_reason is None:
+                for ids in self._releases.due(current_time()).values():
+                    await self.send(Envelope(CallbackRelease(ids, all=True)))
+                await sleep(DELAY / 10)
+        except (TransportClosedError, TransportConnectionError):
+            return
+        finally:
+            self._releasing = False
+
+    async def _pace(self) -> None:
+        """Let streams that a kkrpc 0.x peer reads go on."""
+        try:
+            while self._streams.busy and self._inbound.ended_reason is None:
+                self._streams.tick()
+                await sleep(TICK)
+        finally:
+            self._pacing = False
+
+    def _encode(self, record: Record) -> bytes | None:
+        """Return the frame of a record; ``None`` if the other side knows nothing of the kind."""
+        if self._dialect == "kkrpc-0":
+            payload = self._encode_classic(record)
+        else:
+            payload = self._codec.encode(record)
+        if not payload:
+            return None
         if len(payload) > self._max_size:
             raise OverloadedError(
                 f"a message of {len(payload)} bytes exceeds max_message_size "
                 f"({self._max_size} bytes)"
             )
         return self._framing.wrap(payload)
+
+    def _encode_classic(self, record: Record) -> bytes:
+        if isinstance(record, Request):
+            payload = self._classic.encode(record)  # first: what can't be sent isn't waited for
+            self._streams.outgoing(record, None)
+            return payload
+        outgoing = self._streams.outgoing(record, None)
+        return b"" if outgoing is None else self._classic.encode(outgoing)
 
     def _queue_frame(self, frame: bytes) -> None:
         self._sent += 1

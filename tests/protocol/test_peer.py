@@ -363,17 +363,44 @@ def test_odd_credits(n: Any, credit: int) -> None:
     assert producer.credit == credit
 
 
-def test_unknown_streams_are_answered_as_kkrpc_does() -> None:
+@pytest.mark.parametrize(("sender", "sid"), [(None, "s"), ("c", "b-99")])
+def test_unknown_streams_are_answered_as_kkrpc_does(sender: str | None, sid: str) -> None:
     """A pull from an unknown stream is an error, leaving one is acknowledged."""
     _, server = make_pair()
-    event = server.receive(StreamRequest(id="7", sid="s", op="pull", n=1), "c")
+    event = server.receive(StreamRequest(id="7", sid=sid, op="pull", n=1), sender)
     assert isinstance(event, p.Answer)
     assert isinstance(event.record, StreamReply)
-    assert event.record.e == {"n": "Error", "m": "Unknown RPC stream s"}
-    event = server.receive(StreamRequest(id="8", sid="s", op="return", v=3), "c")
+    assert event.record.e == {"n": "Error", "m": f"Unknown RPC stream {sid}"}
+    event = server.receive(StreamRequest(id="8", sid=sid, op="return", v=3), sender)
     assert isinstance(event, p.Answer)
     assert isinstance(event.record, StreamReply)
     assert (event.record.id, event.record.d, event.record.v) == ("8", True, 3)
+
+
+def test_streams_of_others_are_left_alone() -> None:
+    """Where many peers read the same stream, what is none of this peer's affair is ignored."""
+    _, server = make_pair()
+    assert server.receive(StreamRequest(id="7", sid="a-1", op="pull", n=1), "c") is None
+    assert server.receive(StreamRequest(id="8", sid="a-1", op="return"), "c") is None
+    late = Reply("a-5", {"__kkrpc_next_stream__": "async-iterable", "id": "x"})
+    assert server.receive(late, "c") is None
+    assert server.ignored == 3
+
+
+def test_release_of_all() -> None:
+    """kkrpc releases a callback as a whole; one that an open call passes stays."""
+    caller, _ = make_pair()
+    for _ in range(2):
+        call, _ = caller.call("call", ["f"], args=[print])
+        caller.receive(Reply(call.id), "b")
+    (callback_id,) = caller.callbacks
+    open_call, _ = caller.call("call", ["f"], args=[print])
+    assert caller.receive(CallbackRelease([callback_id], all=True), "b") is None
+    assert caller.callbacks[callback_id].uses == 1
+    caller.receive(Reply(open_call.id), "b")
+    event = caller.receive(CallbackRelease([callback_id], all=True), "b")
+    assert isinstance(event, p.CallbacksReleased)
+    assert caller.callbacks == {}
 
 
 def test_lose_settles_everything_once() -> None:

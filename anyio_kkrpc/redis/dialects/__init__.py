@@ -1,7 +1,129 @@
-"""How records become the fields of a Redis stream entry, and entries become records."""
+"""How records become the fields of a Redis stream entry, and entries become records.
+
+A peer begins what it has to say in its own dialect, and answers each other peer in the one that
+this used: the fields of an entry tell which it is.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
+
+import msgspec
+from msgspec import Struct
+
+from ..._exceptions import ProtocolError
+from ..._protocol._records import Record
+from ...abc import Codec
 from ._base import Dialect as Dialect
 from ._base import Entry as Entry
-from .native import NativeDialect as NativeDialect
+from ._base import SharedPeer as SharedPeer
+from .kkrpc0 import ClassicDialect
+from .kkrpc2 import MARK, CompactDialect
+from .native import NativeDialect
+
+# Peers of another dialect than this side's own, by their ids as text.
+_PEERS = 4096
+
+
+class _Protocol(Struct):
+    protocol: object = None
+
+
+_probe = msgspec.json.Decoder(_Protocol)
+
+
+class Dialects:
+    """All dialects, for one peer.
+
+    :param deliver: hands a record to the core as if a peer had sent it, see `ClassicDialect.pair`
+    :ivar own: the dialect of what this peer begins
+    :ivar classic: kkrpc 0.x's
+    :ivar compact: kkrpc 2's
+    :ivar classic_seen: whether a kkrpc 0.x peer has written something
+    """
+
+    def __init__(
+        self,
+        dialect: str,
+        session_id: str,
+        codec: Codec,
+        *,
+        superjson: bool,
+        remote_peer_id: str | None,
+        max_queue_size: int,
+        max_queue_bytes: int,
+        deliver: Callable[[Record, str | None], object],
+    ) -> None:
+        self._session_id = session_id
+        self.native = NativeDialect(session_id, codec)
+        self.compact = CompactDialect(session_id, remote_peer_id)
+        plain, rich = ClassicDialect.pair(
+            session_id, deliver, max_items=max_queue_size, max_bytes=max_queue_bytes
+        )
+        self.classic = rich if superjson else plain
+        self.classic_seen = dialect == "kkrpc-0"
+        by_name: dict[str, Dialect] = {
+            "native": self.native,
+            "kkrpc-2": self.compact,
+            "kkrpc-0": self.classic,
+        }
+        self.own = by_name[dialect]
+        self._dialect_of: OrderedDict[str, Dialect] = OrderedDict()
+
+    def of(self, peer: str | None) -> Dialect:
+        """Return the dialect in which a peer is spoken to."""
+        if peer is None:
+            return self.own
+        if isinstance(peer, SharedPeer):
+            return peer.dialect
+        return self._dialect_of.get(peer, self.own)
+
+    def decode(self, fields: list[bytes]) -> Entry | None:
+        """Return what an entry holds; ``None`` if it is none of this peer's affair.
+
+        :raises ProtocolError: if it isn't valid, or of no dialect
+        """
+        native = self.native
+        if native.matches(fields):
+            entry = native.decode(fields)
+            if self._dialect_of or native is not self.own:
+                self._remember(entry.sender, native)
+            return entry
+        data = _field(fields, b"data")
+        if data is None:
+            raise ProtocolError("an entry of no known dialect")
+        if MARK in data and _is_bus(data):
+            shared = self.compact.decode(fields)
+        else:
+            shared = self.classic.decode(fields)
+            self.classic_seen = True
+        if shared is not None:
+            assert isinstance(shared.sender, SharedPeer)
+            self._remember(str(shared.sender), shared.sender.dialect)
+        return shared
+
+    def _remember(self, peer: str, dialect: Dialect) -> None:
+        if peer == self._session_id:
+            return
+        known = self._dialect_of
+        if dialect is self.own:
+            known.pop(peer, None)
+            return
+        if peer not in known and len(known) >= _PEERS:
+            known.popitem(last=False)
+        known[peer] = dialect
+
+
+def _field(fields: list[bytes], name: bytes) -> bytes | None:
+    for index in range(0, len(fields) - 1, 2):
+        if fields[index] == name:
+            return fields[index + 1]
+    return None
+
+
+def _is_bus(data: bytes) -> bool:
+    try:
+        return _probe.decode(data).protocol == "kkrpc.bus.v1"
+    except (msgspec.MsgspecError, RecursionError, UnicodeError):
+        return False

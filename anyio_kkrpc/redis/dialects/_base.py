@@ -3,53 +3,82 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import final
 
 from msgspec import Struct
 
-from ..._protocol._records import Record
+from ..._protocol._records import Record, Reply, Request
 
 
 class Entry(Struct):
     """A decoded stream entry.
 
     :ivar record: the record
-    :ivar sender: id of the peer that wrote it
+    :ivar sender: id of the peer that wrote it; a `SharedPeer` where answers go to the stream
     :ivar size: bytes of the encoded record
     :ivar number: the writer's own count of what it wrote, by which a repetition is recognized
-    :ivar flavor: what an answer must be encoded with to be understood there; see `Dialect.encode`
+    :ivar recipient: id of the peer that it is for, where the entry itself says so
     """
 
     record: Record
     sender: str
     size: int
-    flavor: Any
     number: bytes | None = None
+    recipient: str | None = None
 
 
 class Dialect(ABC):
     """Turns records into the fields of a stream entry and back. It does no I/O.
 
-    :ivar sender: this peer's id, as it stands in the fields
+    :ivar shared: whether everything travels on the one stream, which every peer reads; if not,
+        what is for one peer goes to its inbox
     """
 
-    sender: bytes
+    shared: bool
+    # Whether a broadcast request for an unknown name is answered, too.
+    answers_unknown = False
 
     @abstractmethod
-    def encode(self, record: Record, flavor: Any = None) -> tuple[bytes, ...]:
+    def encode(self, record: Record, recipient: str | None) -> tuple[bytes, ...] | None:
         """Return the fields of an entry: names and values in turn.
 
-        :param flavor: that of the entry which this answers, ``None`` for this side's own choice
-        :raises TypeError: if a value can't be encoded
+        :param recipient: the peer that the record is for, ``None`` for whoever serves the stream
+        :return: ``None`` if the dialect has nothing of the kind, and peers do without
+        :raises TypeError: if the dialect can't carry it
         """
 
     @abstractmethod
-    def matches(self, fields: list[bytes]) -> bool:
-        """Whether an entry with these fields is of this dialect."""
-
-    @abstractmethod
-    def decode(self, fields: list[bytes]) -> Entry:
-        """Return what an entry of this dialect holds.
+    def decode(self, fields: list[bytes]) -> Entry | None:
+        """Return what an entry of this dialect holds; ``None`` if it is none of this peer's affair.
 
         :raises ProtocolError: if it isn't valid
         """
+
+    def begin(self, request: Request, sender: str) -> None:  # noqa: B027 - few have to
+        """Note a request that is about to be served."""
+
+    def take(self, record: Record, sender: str, size: int) -> Record | None:
+        """Return what the core is to get for a record that isn't a request, if anything."""
+        return record
+
+    def answer(self, request: Request, reply: Reply) -> Reply:
+        """Return the reply as peers of this dialect expect it."""
+        return reply
+
+
+@final
+class SharedPeer(str):
+    """Id of a peer that is answered on the stream, in the dialect that it spoke.
+
+    Peers of different dialects may have the same id, and one may speak in two ways, so the dialect
+    belongs to the id as it came.
+    """
+
+    dialect: Dialect
+
+    @classmethod
+    def of(cls, peer: str, dialect: Dialect) -> SharedPeer:
+        """Return the id with its dialect."""
+        shared = cls(peer)
+        shared.dialect = dialect
+        return shared

@@ -6,7 +6,8 @@ with each entry that the sender writes, and the epoch changes when the sender st
 
 from __future__ import annotations
 
-from typing import Any, final
+from collections import OrderedDict
+from typing import final
 
 from ..._exceptions import ProtocolError
 from ..._protocol._records import Record
@@ -17,6 +18,8 @@ from ._base import Dialect, Entry
 __all__ = ("NativeDialect",)
 
 _MAX_PEER_ID = 256
+# Peers whose codec is remembered.
+_PEERS = 4096
 
 
 @final
@@ -25,11 +28,15 @@ class NativeDialect(Dialect):
 
     :param session_id: this peer's id
     :param codec: what requests are encoded with; answers are encoded as what they answer
+    :ivar sender: this peer's id, as it stands in the fields
     """
+
+    shared = False
 
     def __init__(self, session_id: str, codec: Codec) -> None:
         self.sender = session_id.encode()
         self._own = codec
+        self._codec_of: OrderedDict[str, Codec] = OrderedDict()
         self._codecs: dict[bytes, Codec | None] = {codec.name.encode(): codec}
         for name in ("json", "cbor"):
             if name.encode() not in self._codecs:
@@ -38,23 +45,42 @@ class NativeDialect(Dialect):
                 except ImportError:
                     self._codecs[name.encode()] = None
 
-    def encode(self, record: Record, flavor: Any = None) -> tuple[bytes, ...]:
-        codec: Codec = self._own if flavor is None else flavor
+    def encode(self, record: Record, recipient: str | None) -> tuple[bytes, ...]:
+        codec = self._own
+        if recipient is not None:
+            codec = self._codec_of.get(recipient, codec)
         return (b"from", self.sender, codec.name.encode(), codec.encode(record))
 
     def matches(self, fields: list[bytes]) -> bool:
+        """Whether an entry with these fields is of this dialect."""
         return len(fields) >= 4 and fields[0] == b"from" and fields[2] in self._codecs
 
     def decode(self, fields: list[bytes]) -> Entry:
         codec = self._codecs[fields[2]]
         if codec is None:
             raise ProtocolError('an entry in CBOR: pip install "anyio_kkrpc[cbor]" to read it')
-        sender = fields[1]
-        if not 0 < len(sender) <= _MAX_PEER_ID:
-            raise ProtocolError("an entry with a sender that isn't a peer id")
-        try:
-            name = sender.decode()
-        except UnicodeDecodeError:
-            raise ProtocolError("an entry with a sender that isn't text") from None
+        sender = peer_id(fields[1])
         number = fields[5] if len(fields) > 5 and fields[4] == b"n" else None
-        return Entry(codec.decode(fields[3]), name, len(fields[3]), codec, number)
+        record = codec.decode(fields[3])
+        if codec is not self._own or sender in self._codec_of:
+            self._remember(sender, codec)
+        return Entry(record, sender, len(fields[3]), number)
+
+    def _remember(self, peer: str, codec: Codec) -> None:
+        """Note how answers to a peer are to be encoded."""
+        if peer not in self._codec_of and len(self._codec_of) >= _PEERS:
+            self._codec_of.popitem(last=False)
+        self._codec_of[peer] = codec
+
+
+def peer_id(value: bytes) -> str:
+    """Return an id of a peer as text.
+
+    :raises ProtocolError: if it can't be one
+    """
+    if not 0 < len(value) <= _MAX_PEER_ID:
+        raise ProtocolError("an entry with a sender that isn't a peer id")
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise ProtocolError("an entry with a sender that isn't text") from None

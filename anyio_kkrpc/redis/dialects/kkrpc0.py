@@ -1,0 +1,94 @@
+"""kkrpc 0.x: fields ``data``, one message and a newline, and ``sessionId``, the sender's id.
+
+``data`` may also be ``__DESTROY__``, without a newline: the destroy signal. ``sessionId`` may be
+absent. An entry without the newline would swallow the next one at a TypeScript peer; here it is
+read like others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+from ..._exceptions import ProtocolError
+from ..._protocol._records import Bye, Record, Reply, Request
+from ...typescript._streams import ClassicStreams
+from ...typescript.classic import DESTROY, SUPERJSON, ClassicCodec, answer_unknown
+from ._base import Dialect, Entry, SharedPeer
+from .native import peer_id
+
+__all__ = ("ClassicDialect",)
+
+# Items that all sources together send in 20 ms. A TypeScript peer drops the oldest when more than
+# 1,000 messages come between two of its reads.
+_ITEMS_PER_TICK = 50
+
+
+@final
+class ClassicDialect(Dialect):
+    """Entries of kkrpc 0.x in one serialization; see `ClassicDialect.pair`."""
+
+    shared = True
+
+    def __init__(self, session_id: str, streams: ClassicStreams, codec: ClassicCodec) -> None:
+        self._session_id = session_id.encode()
+        self._codec = codec
+        self.streams = streams
+        self._other: ClassicDialect = self
+
+    @classmethod
+    def pair(
+        cls,
+        session_id: str,
+        deliver: Callable[[Record, str | None], object],
+        *,
+        max_items: int,
+        max_bytes: int,
+    ) -> tuple[ClassicDialect, ClassicDialect]:
+        """Return the dialect in JSON and in superjson; either reads both.
+
+        :param deliver: hands a record to the core as if the peer had sent it
+        :param max_items: items of one stream that wait here to be read
+        :param max_bytes: their size together
+        """
+        streams = ClassicStreams(
+            deliver, items_per_tick=_ITEMS_PER_TICK, max_items=max_items, max_bytes=max_bytes
+        )
+        plain = cls(session_id, streams, ClassicCodec(superjson=False))
+        rich = cls(session_id, streams, ClassicCodec(superjson=True))
+        plain._other, rich._other = rich, plain
+        return plain, rich
+
+    def encode(self, record: Record, recipient: str | None) -> tuple[bytes, ...] | None:
+        if isinstance(record, Bye):
+            return (b"data", DESTROY, b"sessionId", self._session_id)
+        if isinstance(record, Request):
+            data = self._codec.encode(record)  # first: a call that can't be sent isn't waited for
+            self.streams.outgoing(record, recipient)
+        else:
+            outgoing = self.streams.outgoing(record, recipient)
+            if outgoing is None:
+                return None
+            data = self._codec.encode(outgoing)
+        return (b"data", data + b"\n", b"sessionId", self._session_id) if data else None
+
+    def decode(self, fields: list[bytes]) -> Entry | None:
+        members = dict(zip(fields[::2], fields[1::2], strict=True))
+        data = members[b"data"]
+        session_id = members.get(b"sessionId")
+        sender = "" if not session_id else peer_id(session_id)
+        if data == DESTROY:
+            return Entry(Bye(), SharedPeer.of(sender, self), len(data))
+        line = data.strip()
+        if b"\n" in line:
+            raise ProtocolError("an entry of more than one line")
+        record = self._codec.decode(line)
+        writes_superjson = line.startswith(SUPERJSON)
+        dialect = self if self._codec.superjson is writes_superjson else self._other
+        return Entry(record, SharedPeer.of(sender, dialect), len(data))
+
+    def take(self, record: Record, sender: str, size: int) -> Record | None:
+        return self.streams.incoming(record, sender, size)
+
+    def answer(self, request: Request, reply: Reply) -> Reply:
+        return answer_unknown(request, reply)

@@ -1,0 +1,117 @@
+"""kkrpc 2: a field ``data``, the JSON envelope ``kkrpc.bus.v1`` around a message.
+
+The envelope has ``protocol``, ``transportId``, ``from``, ``to`` (only if it is for one peer),
+``correlationId`` (the message's id, absent for ``cbr``), ``sentAt`` (milliseconds) and ``message``.
+Members that are optional must be absent, not null. A newline follows: without it, the entry would
+destroy the next message at a kkrpc 0.x peer on the same stream.
+"""
+
+from __future__ import annotations
+
+from time import time
+from typing import Any, Literal, final
+
+import msgspec
+from anyio import current_time
+from msgspec import UNSET, Struct, UnsetType, field
+
+from ..._exceptions import ProtocolError
+from ..._protocol._records import CallbackRelease, Record, Reply, Request
+from ...typescript._plain import check_numbers
+from ...typescript._releases import Releases
+from ...typescript.compact import answer_unknown, plain_record, received
+from ._base import Dialect, Entry, SharedPeer
+from .native import peer_id
+
+__all__ = ("CompactDialect",)
+
+MARK = b'"kkrpc.bus.v1"'
+_NOTHING_EXPOSED = "No API exposed"
+
+
+class BusEnvelope(Struct):
+    """What kkrpc 2 writes around a message; other members are ignored."""
+
+    protocol: Literal["kkrpc.bus.v1"]
+    transport_id: str = field(name="transportId")
+    sender: str = field(name="from")
+    message: Record
+    to: str | UnsetType = UNSET
+    correlation_id: str | UnsetType = field(default=UNSET, name="correlationId")
+    sent_at: int | float | UnsetType = field(default=UNSET, name="sentAt")
+    sequence: int | float | UnsetType = UNSET
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(BusEnvelope)
+
+
+@final
+class CompactDialect(Dialect):
+    """Entries of kkrpc 2.
+
+    :param session_id: this peer's id
+    :param remote_peer_id: the peer that requests are for, unless they are addressed; any if not
+        given
+    :ivar releases: callbacks that were dropped here; what is due goes out marked as ``all``
+    """
+
+    shared = True
+    answers_unknown = True
+
+    def __init__(self, session_id: str, remote_peer_id: str | None) -> None:
+        self._session_id = session_id
+        self._remote_peer_id = remote_peer_id
+        self.releases = Releases()
+
+    def begin(self, request: Request, sender: str) -> None:
+        self.releases.received(request, sender)
+
+    def encode(self, record: Record, recipient: str | None) -> tuple[bytes, ...] | None:
+        if isinstance(record, CallbackRelease) and record.all is not True:
+            self.releases.released(record.ids, recipient, current_time())
+            return None
+        message = plain_record(record)
+        if message is None:
+            return None
+        if recipient is None:
+            recipient = self._remote_peer_id
+        envelope: dict[str, Any] = {
+            "protocol": "kkrpc.bus.v1",
+            "transportId": "redis-streams",
+            "from": self._session_id,
+        }
+        if recipient:
+            envelope["to"] = str(recipient)
+        if not isinstance(message, CallbackRelease):
+            envelope["correlationId"] = message.id  # type: ignore[union-attr]
+        envelope["sentAt"] = int(time() * 1000)
+        envelope["message"] = message
+        try:
+            data = _encoder.encode(envelope)
+        except (RecursionError, UnicodeEncodeError) as exc:
+            raise TypeError(f"can't be encoded as JSON: {exc}") from exc
+        check_numbers(data)
+        return (b"data", data + b"\n")
+
+    def decode(self, fields: list[bytes]) -> Entry | None:
+        data = dict(zip(fields[::2], fields[1::2], strict=True))[b"data"]
+        try:
+            envelope = _decoder.decode(data)
+        except (msgspec.MsgspecError, RecursionError, UnicodeError) as exc:
+            raise ProtocolError(f"not a valid message: {str(exc)[:200]}") from exc
+        record = received(envelope.message)
+        if isinstance(record, Reply) and self._is_of_nobody(record):
+            return None
+        sender = SharedPeer.of(peer_id(envelope.sender.encode(errors="replace")), self)
+        recipient = None if envelope.to is UNSET else envelope.to
+        return Entry(record, sender, len(data), recipient=recipient or None)
+
+    def _is_of_nobody(self, reply: Reply) -> bool:
+        """Whether a peer that exposes nothing answered what was for anybody who does."""
+        if reply.e is UNSET or self._remote_peer_id is not None:
+            return False
+        return bool(reply.e.get("m") == _NOTHING_EXPOSED)
+
+    def answer(self, request: Request, reply: Reply) -> Reply:
+        return answer_unknown(request, reply)

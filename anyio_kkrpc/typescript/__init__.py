@@ -1,0 +1,11 @@
+"""What TypeScript peers write: the messages of kkrpc's two generations, without I/O.
+
+`classic` are those of kkrpc 0.x, as JSON or superjson, `compact` those of kkrpc 2. What superjson
+has and Python lacks are the classes `URL`, `BigInt` and `Map`.
+"""
+
+from __future__ import annotations
+
+from .superjson import URL as URL
+from .superjson import BigInt as BigInt
+from .superjson import Map as Map

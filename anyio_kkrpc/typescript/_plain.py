@@ -1,0 +1,58 @@
+"""What the JSON of both generations has in common: numbers, errors, and names that aren't found."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from .superjson import MAX_SAFE
+
+_LONG_NUMBER = re.compile(rb"[0-9]{16}")
+# What an error says that kkrpc itself raised, in either generation, for a name that it lacks.
+_NOT_FOUND = re.compile(
+    r"Cannot access .+ on undefined|undefined is not a constructor"
+    r"|(Method |Property |Constructor )(path )?.+ not found( at .*)?"
+    r"|(Method )?\S+ is not a (constructor )?function",
+    re.DOTALL,
+)
+# Members of an error that only our own peers know.
+OURS = frozenset({"cause", "rpc_error", "at"})
+NOT_FOUND = "method_not_found"
+
+
+def check_numbers(text: bytes) -> None:
+    """Refuse integers that JavaScript would round.
+
+    :raises TypeError: if there is one
+    """
+    if _LONG_NUMBER.search(text) is None:
+        return
+
+    def visit(value: Any) -> None:
+        if value.__class__ is int:
+            if not -MAX_SAFE <= value <= MAX_SAFE:
+                raise TypeError(
+                    f"{value} is beyond 2**53 - 1, and JSON would round it in JavaScript: "
+                    "send it as text"
+                )
+        elif value.__class__ is list:
+            for item in value:
+                visit(item)
+        elif value.__class__ is dict:
+            for item in value.values():
+                visit(item)
+
+    visit(msgspec.json.decode(text))
+
+
+def is_not_found(text: str) -> bool:
+    """Whether the text of an error says that the other side has no such name."""
+    return _NOT_FOUND.fullmatch(text) is not None
+
+
+def unknown_segment(path: list[str], error: dict[str, Any]) -> int:
+    """Return the index of the first segment of ``path`` that the exposed table lacks."""
+    at = error.get("at", 0)
+    return min(at, len(path) - 1) if isinstance(at, int) else 0

@@ -1,0 +1,171 @@
+"""The messages of kkrpc 2, one JSON object each.
+
+They are this library's own records without its additions; each argument stands in an envelope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, final
+
+import msgspec
+from msgspec import UNSET
+
+from .._exceptions import ProtocolError
+from .._protocol._records import (
+    Bye,
+    CallbackCall,
+    CallbackRelease,
+    Cancel,
+    Record,
+    Reply,
+    Request,
+    StreamReply,
+)
+from .._protocol._values import ARGUMENT
+from ..abc import Codec
+from ._plain import NOT_FOUND, OURS, check_numbers, is_not_found, unknown_segment
+
+__all__ = ("CompactCodec",)
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
+UNKNOWN_STREAM = "Unknown RPC stream "
+NO_CONSTRUCTOR = "undefined is not a constructor"
+
+
+@final
+class CompactCodec(Codec):
+    """Encodes records as kkrpc 2's messages.
+
+    Values travel as in `JSONCodec`: bytes as base64 text, NaN and the infinities as null. Deadlines
+    stay behind; cancels and destroy signals aren't sent at all.
+    """
+
+    name = "kkrpc-2"
+
+    def encode(self, record: Record) -> bytes:
+        """Encode a record as one line, without the newline; what kkrpc 2 lacks becomes nothing.
+
+        :raises TypeError: if kkrpc 2 can't carry it: keyword arguments, large integers
+        """
+        plain = plain_record(record)
+        if plain is None:
+            return b""
+        try:
+            text = _encoder.encode(plain)
+        except (RecursionError, UnicodeEncodeError) as exc:
+            raise TypeError(f"can't be encoded as JSON: {exc}") from exc
+        check_numbers(text)
+        return text
+
+    def decode(self, data: bytes | bytearray | memoryview) -> Record:
+        try:
+            record = _decoder.decode(data)
+        except (msgspec.MsgspecError, RecursionError, UnicodeError) as exc:
+            raise ProtocolError(f"not a valid message: {str(exc)[:200]}") from exc
+        return received(record)
+
+
+def plain_record(record: Record) -> Record | None:
+    """Return the record without what kkrpc 2 lacks; ``None`` if it lacks all of it.
+
+    :raises TypeError: if it has keyword arguments
+    """
+    change = _PLAIN.get(record.__class__)
+    return record if change is None else change(record)
+
+
+def _request(record: Request) -> Request:
+    if record.k is not UNSET and record.k:
+        raise TypeError("a kkrpc peer takes no keyword arguments: pass them by position")
+    plain = Request(record.id, record.op, record.p, v=record.v, meta=record.meta)
+    if record.op in ("call", "new"):
+        plain.a = _arguments([] if record.a is UNSET else record.a)
+    return plain
+
+
+def _arguments(items: list[Any]) -> list[Any]:
+    return [
+        item if item.__class__ is dict and ARGUMENT in item else {ARGUMENT: "value", "v": item}
+        for item in items
+    ]
+
+
+def _callback_call(record: CallbackCall) -> CallbackCall:
+    if record.k is not UNSET and record.k:
+        raise TypeError("a callback of a kkrpc peer takes no keyword arguments")
+    return CallbackCall(record.id, _arguments(record.a))
+
+
+def _reply(record: Reply) -> Reply:
+    if record.e is UNSET:
+        return record
+    error = {key: value for key, value in record.e.items() if key not in OURS}
+    if error.get("n") == "MethodNotFoundError":
+        error["n"] = "Error"
+    return Reply(record.id, e=error)
+
+
+def _stream_reply(record: StreamReply) -> StreamReply:
+    plain = StreamReply(record.id, record.sid, d=record.d, v=record.v)
+    if record.e is not UNSET:
+        name, message = str(record.e.get("n", "Error")), str(record.e.get("m", ""))
+        if not message.startswith(UNKNOWN_STREAM):
+            message = f"{name}: {message}" if message else name
+        plain.e = {"n": "Error", "m": message}
+    return plain
+
+
+_PLAIN: dict[type, Callable[[Any], Record | None]] = {
+    Request: _request,
+    CallbackCall: _callback_call,
+    Reply: _reply,
+    StreamReply: _stream_reply,
+    CallbackRelease: lambda record: CallbackRelease(record.ids),
+    Cancel: lambda record: None,
+    Bye: lambda record: None,
+}
+
+
+def received(record: Record) -> Record:
+    """Return what a message of kkrpc 2 means here.
+
+    :raises ProtocolError: if kkrpc 2 has no such message
+    """
+    if isinstance(record, (Cancel, Bye)):
+        raise ProtocolError("not a message of kkrpc 2")
+    if isinstance(record, Request):
+        record.k = record.d = record.o = UNSET
+    elif isinstance(record, Reply):
+        error = record.e
+        if error is not UNSET:
+            error.pop("rpc_error", None)
+            message = str(error.get("m", ""))
+            of_kkrpc = error.get("n") == "Error" or message == NO_CONSTRUCTOR
+            if of_kkrpc and is_not_found(message):
+                error["rpc_error"] = NOT_FOUND
+    elif isinstance(record, CallbackCall):
+        record.k = UNSET
+    elif isinstance(record, CallbackRelease):
+        record.all = True
+    elif isinstance(record, StreamReply):
+        record.i = UNSET
+    return record
+
+
+def answer_unknown(request: Request, reply: Reply) -> Reply:
+    """Return how kkrpc 2 answers a request for a name that isn't there."""
+    error, path = reply.e, request.p
+    if error is UNSET or error.get("rpc_error") != NOT_FOUND or not path:
+        return reply
+    at = unknown_segment(path, error)
+    if at < len(path) - 1:
+        return Reply(reply.id, e={"n": "Error", "m": f"Cannot access {path[at + 1]} on undefined"})
+    if request.op == "get":
+        return Reply(reply.id)
+    if request.op == "new":
+        return Reply(reply.id, e={"n": "TypeError", "m": NO_CONSTRUCTOR})
+    if request.op == "call":
+        return Reply(reply.id, e={"n": "Error", "m": f"{path[-1]} is not a function"})
+    return Reply(reply.id, e={"n": "Error", "m": str(error.get("m", ""))})
