@@ -459,7 +459,8 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             self._returned(envelope, envelope.error)
             return
         try:
-            event = self._peer.receive(envelope.record, envelope.sender)
+            overheard = envelope.sender is not None and envelope.recipient is None
+            event = self._peer.receive(envelope.record, envelope.sender, overheard=overheard)
         except ProtocolError as exc:
             self._refuse(exc)
             return

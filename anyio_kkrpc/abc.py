@@ -36,7 +36,8 @@ class Envelope(Struct):
 
     :ivar record: the record
     :ivar sender: id of the peer that sent it, ``None`` where the link has one peer only
-    :ivar recipient: id of the peer it is for, ``None`` for whoever serves the stream
+    :ivar recipient: id of the peer it is for, ``None`` for whoever serves the stream, or finds it
+        to be its own
     :ivar attempt: how often this record has been delivered, this time included
     :ivar sent_at: when it was sent, or came here if that isn't known, on AnyIO's clock in seconds
     :ivar deadline: when the caller of this request of ours gives up, on AnyIO's clock

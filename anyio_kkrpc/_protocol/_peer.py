@@ -469,13 +469,25 @@ class Peer:
 
     # What comes in
 
-    def receive(self, record: Record, sender: str | None) -> Event | None:
+    def receive(
+        self, record: Record, sender: str | None, *, overheard: bool = False
+    ) -> Event | None:
         """Take a record that is not a request.
 
+        :param overheard: whether it may be meant for another peer, so that what isn't known here
+            must not be answered
         :return: what happened, or ``None`` if the record is out of date and was ignored
         :raises ProtocolError: if it isn't legal; nothing has changed then
         """
+        if overheard and not self._is_ours(record):
+            self.ignored += 1
+            return None
         return _RECEIVE[record.__class__](self, record, sender)
+
+    def _is_ours(self, record: Record) -> bool:
+        if isinstance(record, Reply):
+            return record.id.startswith(self._prefix)
+        return not isinstance(record, StreamRequest) or record.sid.startswith(self._prefix)
 
     def _receive_reply(self, record: Reply, sender: str | None) -> Event | None:
         call = self.calls.get(record.id)
@@ -497,8 +509,6 @@ class Peer:
 
     def _late_reply(self, record: Reply, sender: str | None) -> Event | None:
         self.ignored += 1
-        if not self._concerns_us(record.id, sender):
-            return None
         late: list[str] = []
         unpack_result(record.v, late.append)
         if not late:
@@ -562,14 +572,7 @@ class Peer:
         producer.consumer = sender
         return StreamLeft(producer, StreamReply(id=record.id, sid=record.sid, d=True))
 
-    def _concerns_us(self, identifier: str, sender: str | None) -> bool:
-        """Whether an id that isn't in a table was this side's. On a link of two it always was."""
-        return sender is None or identifier.startswith(self._prefix)
-
-    def _unknown_stream(self, record: StreamRequest, sender: str | None) -> Event | None:
-        if not self._concerns_us(record.sid, sender):
-            self.ignored += 1
-            return None
+    def _unknown_stream(self, record: StreamRequest, sender: str | None) -> Event:
         answer = StreamReply(id=record.id, sid=record.sid)
         if record.op == "return":
             answer.d = True

@@ -748,10 +748,13 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         taken = sender.dialect.take(record, sender, entry.size)
         if taken is not None:
             self._received += 1
-            self._hand_on(taken, sender)
+            addressed = entry.recipient == self._options.session_id
+            recipient = entry.recipient if addressed else None
+            self._inbound.deliver(Envelope(taken, sender, recipient))
 
     def _hand_on(self, record: Record, sender: str | None) -> None:
-        self._inbound.deliver(Envelope(record, sender, self._options.session_id))
+        """Deliver what kkrpc 0.x doesn't say and the core has to hear."""
+        self._inbound.deliver(Envelope(record, sender))
 
     def _is_own(self, entry: Entry) -> bool:
         """Whether it is of this peer and unwanted. In a group anybody's request is."""

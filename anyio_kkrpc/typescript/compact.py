@@ -31,6 +31,7 @@ __all__ = ("CompactCodec",)
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 UNKNOWN_STREAM = "Unknown RPC stream "
+REMOTE_REFERENCES = "Remote reference operations require kkrpc/remote-refs"
 NO_CONSTRUCTOR = "undefined is not a constructor"
 
 
@@ -102,7 +103,7 @@ def _reply(record: Reply) -> Reply:
     if record.e is UNSET:
         return record
     error = {key: value for key, value in record.e.items() if key not in OURS}
-    if error.get("n") == "MethodNotFoundError":
+    if error.get("n") == "MethodNotFoundError" or error.get("m") == REMOTE_REFERENCES:
         error["n"] = "Error"
     return Reply(record.id, e=error)
 

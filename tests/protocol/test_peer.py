@@ -363,15 +363,17 @@ def test_odd_credits(n: Any, credit: int) -> None:
     assert producer.credit == credit
 
 
-@pytest.mark.parametrize(("sender", "sid"), [(None, "s"), ("c", "b-99")])
-def test_unknown_streams_are_answered_as_kkrpc_does(sender: str | None, sid: str) -> None:
+@pytest.mark.parametrize(("overheard", "sid"), [(False, "s"), (True, "b-99")])
+def test_unknown_streams_are_answered_as_kkrpc_does(overheard: bool, sid: str) -> None:
     """A pull from an unknown stream is an error, leaving one is acknowledged."""
     _, server = make_pair()
-    event = server.receive(StreamRequest(id="7", sid=sid, op="pull", n=1), sender)
+    pull = StreamRequest(id="7", sid=sid, op="pull", n=1)
+    event = server.receive(pull, "c", overheard=overheard)
     assert isinstance(event, p.Answer)
     assert isinstance(event.record, StreamReply)
     assert event.record.e == {"n": "Error", "m": f"Unknown RPC stream {sid}"}
-    event = server.receive(StreamRequest(id="8", sid=sid, op="return", v=3), sender)
+    left = StreamRequest(id="8", sid=sid, op="return", v=3)
+    event = server.receive(left, "c", overheard=overheard)
     assert isinstance(event, p.Answer)
     assert isinstance(event.record, StreamReply)
     assert (event.record.id, event.record.d, event.record.v) == ("8", True, 3)
@@ -380,10 +382,12 @@ def test_unknown_streams_are_answered_as_kkrpc_does(sender: str | None, sid: str
 def test_streams_of_others_are_left_alone() -> None:
     """Where many peers read the same stream, what is none of this peer's affair is ignored."""
     _, server = make_pair()
-    assert server.receive(StreamRequest(id="7", sid="a-1", op="pull", n=1), "c") is None
-    assert server.receive(StreamRequest(id="8", sid="a-1", op="return"), "c") is None
-    late = Reply("a-5", {"__kkrpc_next_stream__": "async-iterable", "id": "x"})
-    assert server.receive(late, "c") is None
+    for record in (
+        StreamRequest(id="7", sid="a-1", op="pull", n=1),
+        StreamRequest(id="8", sid="a-1", op="return"),
+        Reply("a-5", {"__kkrpc_next_stream__": "async-iterable", "id": "x"}),
+    ):
+        assert server.receive(record, "c", overheard=True) is None
     assert server.ignored == 3
 
 
