@@ -341,3 +341,40 @@ def test_in_thread_is_for_synchronous_functions() -> None:
 
     with pytest.raises(TypeError, match="is asynchronous"):
         in_thread(asynchronous)
+
+
+@pytest.mark.anyio
+async def test_names_as_typescript_has_them() -> None:
+    """With naming="camel" each name has a second one; what the API itself has comes first."""
+
+    class Settings:
+        font_size = 10
+
+    class Naming:
+        user_settings = Settings()
+        sameName = "own"
+        same_name = "other"
+
+        def with_progress(self) -> str:
+            return "done"
+
+        def trailing_(self) -> str:
+            return "trailing"
+
+    table = expose(Naming(), writable=["user_settings.font_size"], naming="camel")
+    a, b = MemoryTransport.pair()
+    async with (
+        a,
+        b,
+        RPCChannel(b, expose=table),
+        RPCChannel(a) as channel,
+    ):
+        api = channel.get_api()
+        assert await api.withProgress() == await api.with_progress() == "done"
+        assert await api.trailing() == "trailing"
+        await channel.set_property("userSettings.fontSize", 12)
+        assert await api.user_settings.font_size == 12
+        assert await api.sameName == "own"
+        assert await api.same_name == "other"
+    with pytest.raises(ValueError, match="naming"):
+        expose(Naming(), naming="kebab")  # type: ignore[arg-type]

@@ -65,6 +65,8 @@ def test_accessors() -> None:
         ("allow_self_messages", "no", TypeError),
         ("overflow", "explode", ValueError),
         ("dialect", "kkrpc-9", ValueError),
+        ("remote_peer_id", "server", ValueError),
+        ("superjson", "yes", TypeError),
         ("codec", "pickle", ValueError),
         ("max_message_size", 0, ValueError),
         ("honor_destroy_signal", None, TypeError),
@@ -81,6 +83,32 @@ def test_wrong_options(option: str, value: Any, error: type[Exception]) -> None:
     """A wrong option fails in the constructor, and the error names it."""
     with pytest.raises(error, match=option):
         RedisStreamsTransport(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"dialect": "kkrpc-0", "signing_key": b"0" * 16}, "signing_key"),
+        ({"dialect": "kkrpc-2", "signing_key": b"0" * 16}, "signing_key"),
+        ({"dialect": "kkrpc-0", "remote_peer_id": "server"}, "remote_peer_id"),
+        ({"dialect": "kkrpc-2", "remote_peer_id": ""}, "remote_peer_id"),
+    ],
+)
+def test_options_that_dialects_lack(options: dict[str, Any], option: str) -> None:
+    """What a TypeScript peer could not do is refused at once."""
+    with pytest.raises(ValueError, match=option):
+        RedisStreamsTransport(**options)
+
+
+@pytest.mark.parametrize("dialect", ["native", "kkrpc-2", "kkrpc-0"])
+def test_capabilities_of_dialects(dialect: Any) -> None:
+    """They tell what a dialect can carry."""
+    capabilities = RedisStreamsTransport(dialect=dialect).capabilities
+    native = dialect == "native"
+    assert capabilities.keyword_arguments is native
+    assert capabilities.cancellation is native
+    assert capabilities.deadlines is native
+    assert capabilities.addressing is (dialect != "kkrpc-0")
 
 
 @pytest.mark.parametrize(

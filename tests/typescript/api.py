@@ -63,6 +63,10 @@ class Api:
         finally:
             self._closed += 1
 
+    async def repeat(self, n: int) -> AsyncIterator[str]:
+        for _ in range(n):
+            yield "again"
+
     def closed(self) -> int:
         return self._closed
 
