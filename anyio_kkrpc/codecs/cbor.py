@@ -15,6 +15,7 @@ import msgspec
 from .._exceptions import ProtocolError
 from .._protocol._records import Record
 from ..abc import Codec
+from .json import plain
 
 __all__ = ("CBORCodec",)
 
@@ -59,7 +60,7 @@ class CBORCodec(Codec):
 
     def encode(self, record: Record) -> bytes:
         try:
-            return cbor2.dumps(msgspec.to_builtins(record, builtin_types=_NATIVE))
+            return cbor2.dumps(msgspec.to_builtins(record, builtin_types=_NATIVE, enc_hook=plain))
         except (cbor2.CBOREncodeError, RecursionError, UnicodeEncodeError) as exc:
             raise TypeError(f"can't be encoded as CBOR: {exc}") from exc
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import msgspec
 
@@ -12,7 +12,19 @@ from ..abc import Codec
 
 __all__ = ("JSONCodec",)
 
-_encoder = msgspec.json.Encoder()
+
+def plain(value: Any) -> Any:
+    """Return what stands for a value of a subclass of text or numbers, which msgspec refuses.
+
+    :raises TypeError: for values of other types
+    """
+    for base in (str, int, float):
+        if isinstance(value, base):
+            return base(value)
+    raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=plain)
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 
 

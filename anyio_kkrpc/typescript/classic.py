@@ -44,6 +44,7 @@ from .._protocol._values import (
     stream_envelope,
 )
 from ..abc import Codec
+from ..codecs.json import plain
 from . import superjson
 from ._plain import NOT_FOUND, OURS, check_numbers, is_not_found, unknown_segment
 
@@ -246,10 +247,10 @@ def _plain(value: Any) -> Any:
         return {"type": "Uint8Array", "data": list(bytes(value))}
     if isinstance(value, datetime):
         return superjson.date_text(value)
-    plain = msgspec.to_builtins(
-        value, builtin_types=(bytes, bytearray, datetime, date), str_keys=True
+    result = msgspec.to_builtins(
+        value, builtin_types=(bytes, bytearray, datetime, date), str_keys=True, enc_hook=plain
     )
-    return plain if plain is value or isinstance(value, date) else _plain(plain)
+    return result if result is value or isinstance(value, date) else _plain(result)
 
 
 # Decoding

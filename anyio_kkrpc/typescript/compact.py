@@ -24,11 +24,12 @@ from .._protocol._records import (
 )
 from .._protocol._values import ARGUMENT
 from ..abc import Codec
+from ..codecs.json import plain
 from ._plain import NOT_FOUND, OURS, check_numbers, is_not_found, unknown_segment
 
 __all__ = ("CompactCodec",)
 
-_encoder = msgspec.json.Encoder()
+_encoder = msgspec.json.Encoder(enc_hook=plain)
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 UNKNOWN_STREAM = "Unknown RPC stream "
 REMOTE_REFERENCES = "Remote reference operations require kkrpc/remote-refs"

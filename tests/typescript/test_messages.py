@@ -614,6 +614,18 @@ def test_classic_answers_to_unknown_names(request_: Request, at: int, text: str)
     assert message["args"] == {"error": text}
 
 
+@pytest.mark.parametrize("name", ["json", "cbor", "kkrpc-2", "kkrpc-0"])
+def test_what_was_read_can_be_passed_on(name: str) -> None:
+    """Types that were read from superjson are sent as what they are subclasses of."""
+    codecs = {"kkrpc-2": CompactCodec(), "kkrpc-0": ClassicCodec(superjson=False)}
+    codec = codecs.get(name) or get_codec(name)
+    value = {"big": BigInt(5), "map": Map({"k": BigInt(6)}), "url": URL("http://example.com/")}
+    record = codec.decode(codec.encode(Reply("1", value)))
+    assert record == Reply("1", {"big": 5, "map": {"k": 6}, "url": "http://example.com/"})
+    with pytest.raises(TypeError, match="object"):
+        codec.encode(Reply("1", object()))
+
+
 # Entries
 
 

@@ -17,6 +17,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 
 from ..._exceptions import ProtocolError
 from ..._protocol._records import CallbackRelease, Record, Reply, Request
+from ...codecs.json import plain
 from ...typescript._plain import check_numbers
 from ...typescript._releases import Releases
 from ...typescript.compact import answer_unknown, plain_record, received
@@ -42,7 +43,7 @@ class BusEnvelope(Struct):
     sequence: int | float | UnsetType = UNSET
 
 
-_encoder = msgspec.json.Encoder()
+_encoder = msgspec.json.Encoder(enc_hook=plain)
 _decoder = msgspec.json.Decoder(BusEnvelope)
 
 
