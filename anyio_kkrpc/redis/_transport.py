@@ -334,7 +334,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._touch_now: Event | None = None
         self._clock_offset = 0.0
         self._consumed: list[bytes] = []
-        self._overloaded: list[Envelope] = []
+        self._refusals: list[Envelope] = []
         self._dropped: list[tuple[bytes, int]] = []
         self._waiting: deque[tuple[Envelope, int]] = deque()
         self._numbers: OrderedDict[tuple[bytes, str], tuple[bytes, int]] = OrderedDict()
@@ -832,8 +832,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             await self._tell_peers(b"destroy " + self._destroyed_by.encode())
             self._take_destroy_signal(self._destroyed_by)
             await checkpoint()
-        overloaded, self._overloaded = self._overloaded, []
-        for envelope in overloaded:
+        refusals, self._refusals = self._refusals, []
+        for envelope in refusals:
             await self.send(envelope)
         if len(self._consumed) >= _DELETE_BATCH:
             await self._delete_consumed()
@@ -1103,11 +1103,27 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 elif self._options.honor_destroy_signal:
                     self._destroyed_by = sender
             return False
+        if self._is_history(envelope, entry_id, sender.dialect.stale_after):
+            error = DeliveryError("the request is older than this worker, and was not run")
+            reply = Reply(envelope.record.id, e=library_error(error))
+            self._refusals.append(Envelope(reply, None, sender))
+            logger.warning(
+                "skipped entry %s: asked long before this worker came", entry_id.decode()
+            )
+            return False
         self._listen_to_stream(entry_id)
         sender.dialect.begin(envelope.record, sender)
         if sender.dialect.answers_unknown:
             envelope.recipient = self._options.session_id
         return True
+
+    def _is_history(self, envelope: Envelope, entry_id: bytes, stale_after: float) -> bool:
+        """Whether a new group is only now given what nobody waits for any more."""
+        if envelope.token is None or envelope.attempt > 1:
+            return False
+        written = order(entry_id)
+        age = self._redis_time() - written[0] / 1000
+        return age > stale_after and written <= order(self._connected_id)
 
     async def _wait_for_queue(self) -> None:
         """Wait until what the policy ``block`` kept out of the queue is in it."""
@@ -1126,7 +1142,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         elif isinstance(record, Request) and record.o is not True:
             error = OverloadedError("the queue of requests is full; the request did not run")
             reply = Reply(record.id, e=library_error(error))
-            self._overloaded.append(Envelope(reply, None, envelope.sender))
+            self._refusals.append(Envelope(reply, None, envelope.sender))
 
     # Housekeeping
 

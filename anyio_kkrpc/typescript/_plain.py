@@ -9,7 +9,8 @@ import msgspec
 
 from .superjson import MAX_SAFE
 
-_LONG_NUMBER = re.compile(rb"[0-9]{16}")
+# Not the digits of a fraction or exponent.
+_LONG_INTEGER = re.compile(rb"(?<![0-9.eE+])[0-9]{16,}(?![0-9.eE])")
 # What an error says that kkrpc itself raised, in either generation, for a name that it lacks.
 _NOT_FOUND = re.compile(
     r"Cannot access .+ on undefined|undefined is not a constructor"
@@ -27,7 +28,7 @@ def check_numbers(text: bytes) -> None:
 
     :raises TypeError: if there is one
     """
-    if _LONG_NUMBER.search(text) is None:
+    if _LONG_INTEGER.search(text) is None:
         return
 
     def visit(value: Any) -> None:

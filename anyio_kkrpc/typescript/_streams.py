@@ -49,7 +49,6 @@ class _Inflow(Struct):
     """A stream of a kkrpc 0.x peer that is read here."""
 
     waiting: deque[tuple[StreamReply, int]] = field(default_factory=deque)
-    size: int = 0
     credit: int = 0
     ended: bool = False
 
@@ -60,7 +59,7 @@ class ClassicStreams:
     :param deliver: hands a record, as from a peer, to the core
     :param items_per_tick: items that all sources together may send in `TICK` seconds
     :param max_items: items of one stream that wait here to be read
-    :param max_bytes: their size together, in bytes as received
+    :param max_bytes: size of the items of all streams that wait, in bytes as received
     :ivar to_send: cancels that are to be sent, with their recipients
     """
 
@@ -75,6 +74,7 @@ class ClassicStreams:
         self._sources: OrderedDict[str, _Source] = OrderedDict()
         self._by_request: dict[tuple[str | None, str], _Source] = {}
         self._inflows: dict[tuple[str | None, str], _Inflow] = {}
+        self._waiting_bytes = 0
         self.to_send: deque[tuple[Record, str | None]] = deque()
 
     @property
@@ -129,6 +129,7 @@ class ClassicStreams:
             self._pass_on(key, inflow)
             return None
         del self._inflows[key]
+        self._waiting_bytes -= sum(size for _, size in inflow.waiting)
         self._deliver(StreamReply(record.id, record.sid, d=True), producer)
         return None if inflow.ended else record
 
@@ -168,7 +169,7 @@ class ClassicStreams:
             return
         is_item = record.d is not True and record.e is UNSET
         if is_item and (
-            len(inflow.waiting) >= self._max_items or inflow.size + size > self._max_bytes
+            len(inflow.waiting) >= self._max_items or self._waiting_bytes + size > self._max_bytes
         ):
             self.to_send.append((StreamRequest(record.id, record.sid, "throw"), sender))
             message = (
@@ -179,7 +180,7 @@ class ClassicStreams:
             record, size, is_item = StreamReply(record.id, record.sid, e=error), 0, False
         inflow.ended = not is_item
         inflow.waiting.append((record, size))
-        inflow.size += size
+        self._waiting_bytes += size
         self._pass_on(key, inflow)
 
     def _pass_on(self, key: tuple[str | None, str], inflow: _Inflow) -> None:
@@ -193,7 +194,7 @@ class ClassicStreams:
             else:
                 self._inflows.pop(key, None)
             inflow.waiting.popleft()
-            inflow.size -= size
+            self._waiting_bytes -= size
             self._deliver(record, key[0])
 
     # Pacing

@@ -212,6 +212,26 @@ async def test_a_group_acknowledges_what_is_no_request(
         assert [message["id"] for message in peer.written("server")] == ["last"]
 
 
+async def test_a_new_group_does_not_run_history(
+    redis_server: RedisServer, stream_name: str, peer: Peer
+) -> None:
+    """What kkrpc 2 asked long ago isn't run; what kkrpc 0.x asked is, since it waits for ever."""
+    envelope = {"protocol": "kkrpc.bus.v1", "transportId": "x", "from": "handmade"}
+    old = json.dumps({**envelope, "message": call("old", "closed")})
+    peer.client.xadd(stream_name, {"data": old}, id="1000-1")
+    waiting = {"id": "waiting", "method": "closed", "args": [], "type": "request"}
+    fields = {"data": json.dumps(waiting) + "\n", "sessionId": "handmade"}
+    peer.client.xadd(stream_name, fields, id="1000-2")
+    peer.compact(call("new", "closed"))
+    async with server(redis_server.url, stream_name, use_consumer_group=True):
+        assert (await peer.wait("server", answers("new")))["v"] == 0
+        assert (await peer.wait("server", answers("waiting")))["args"] == {"result": 0}
+        assert (await peer.wait("server", answers("old")))["e"]["n"] == "DeliveryError"
+        with anyio.fail_after(10):
+            while peer.client.xpending(stream_name, "kkrpc-group")["pending"]:
+                await anyio.sleep(0.005)
+
+
 async def test_an_old_destroy_signal_is_none(
     redis_server: RedisServer, stream_name: str, peer: Peer
 ) -> None:

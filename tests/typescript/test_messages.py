@@ -593,6 +593,7 @@ def test_json_of_kkrpc_0() -> None:
     ]
     with pytest.raises(TypeError, match=r"2\*\*53"):
         codec.encode(Reply("1", {"n": [2**53]}))
+    assert codec.encode(Reply("1", [0.30000000000000004, 1e300, -1.2345678901234567e-8]))
     assert codec.encode(Reply("1", "9" * 30))
 
 
@@ -707,6 +708,44 @@ def test_peers_are_answered_in_the_dialect_they_used_last() -> None:
         dialects.decode([b"data", message, b"sessionId", b"%d" % number])
     assert dialects.of("0") is dialects.own
     assert dialects.of("4999").shared
+
+
+RECORDED = [
+    [part.encode() for pair in vector.values[1]["fields"].items() for part in pair]
+    for vector in vectors()
+]
+
+
+@given(
+    st.sampled_from(RECORDED),
+    st.integers(0, 2000),
+    st.integers(0, 2000),
+    st.binary(max_size=3),
+)
+def test_damaged_entries(fields: list[bytes], start: int, length: int, patch: bytes) -> None:
+    """An entry of which bytes are lost or changed is a record or a ProtocolError."""
+    data = fields[1]
+    damaged = data[: start % (len(data) + 1)] + patch + data[start % (len(data) + 1) + length % 9 :]
+    dialects = make_dialects()
+    try:
+        entry = dialects.decode([fields[0], damaged, *fields[2:]])
+    except ProtocolError:
+        return
+    if entry is not None:
+        assert isinstance(entry.sender, SharedPeer)
+        try:
+            dialects.of(entry.sender).encode(entry.record, entry.sender)
+        except TypeError:
+            return
+
+
+@given(st.lists(st.binary(max_size=30), min_size=1, max_size=3).map(lambda parts: parts * 2))
+def test_arbitrary_entries(fields: list[bytes]) -> None:
+    """Whatever is in an entry."""
+    with pytest.raises(ProtocolError):
+        make_dialects().decode(fields)
+    with pytest.raises(ProtocolError):
+        make_dialects().decode([b"data", *fields[1:]])
 
 
 # Streams of kkrpc 0.x

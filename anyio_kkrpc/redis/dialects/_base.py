@@ -37,6 +37,8 @@ class Dialect(ABC):
     shared: bool
     # Whether a broadcast request for an unknown name is answered, too.
     answers_unknown = False
+    # Seconds after which a request that tells no deadline was certainly given up by its caller.
+    stale_after = float("inf")
 
     @abstractmethod
     def encode(self, record: Record, recipient: str | None) -> tuple[bytes, ...] | None:

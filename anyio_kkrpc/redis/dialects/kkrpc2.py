@@ -59,6 +59,7 @@ class CompactDialect(Dialect):
 
     shared = True
     answers_unknown = True
+    stale_after = 60.0  # twice kkrpc 2's default timeout
 
     def __init__(self, session_id: str, remote_peer_id: str | None) -> None:
         self._session_id = session_id
@@ -104,7 +105,7 @@ class CompactDialect(Dialect):
         record = received(envelope.message)
         if isinstance(record, Reply) and self._is_of_nobody(record):
             return None
-        sender = SharedPeer.of(peer_id(envelope.sender.encode(errors="replace")), self)
+        sender = SharedPeer.of(peer_id(envelope.sender.encode()), self)
         recipient = None if envelope.to is UNSET else envelope.to
         return Entry(record, sender, len(data), recipient=recipient or None)
 
