@@ -269,6 +269,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             options.codec,
             superjson=options.superjson,
             remote_peer_id=options.remote_peer_id,
+            skips_own=not (options.use_consumer_group or options.allow_self_messages),
             max_queue_size=options.max_queue_size,
             max_queue_bytes=options.max_queue_bytes,
             deliver=self._hand_on,

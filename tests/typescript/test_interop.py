@@ -34,7 +34,7 @@ from anyio_kkrpc.typescript.superjson import URL, Map
 
 from .api import Api, serve
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(90)]
 
 DIALECTS = ["kkrpc-2", "kkrpc-0-superjson", "kkrpc-0-json"]
 CLASSIC = ["kkrpc-0-superjson", "kkrpc-0-json"]

@@ -60,6 +60,7 @@ def make_dialects(own: str = "native", session_id: str = "server") -> Dialects:
         get_codec("json"),
         superjson=not own.endswith("-json"),
         remote_peer_id=None,
+        skips_own=False,
         max_queue_size=10,
         max_queue_bytes=1000,
         deliver=lambda record, peer: None,
@@ -663,6 +664,19 @@ def test_invalid_entries(fields: list[bytes]) -> None:
     """They are refused, whatever is wrong with them."""
     with pytest.raises(ProtocolError):
         make_dialects().decode(fields)
+
+
+def test_own_entries_are_skipped() -> None:
+    """Where a peer has no interest in what it wrote, it isn't even decoded."""
+    options: dict[str, Any] = {"superjson": True, "max_queue_size": 1, "max_queue_bytes": 1}
+    options.update(remote_peer_id=None, skips_own=True, deliver=lambda record, peer: None)
+    dialects = Dialects("native", "me", get_codec("json"), **options)
+    for dialect in (dialects.compact, dialects.classic):
+        fields = dialect.encode(Request("1", "call", ["f"], []), None)
+        assert fields is not None
+        assert dialects.decode(list(fields)) is None
+        assert make_dialects().decode(list(fields)) is not None
+    assert not dialects.classic_seen
 
 
 @pytest.mark.parametrize("member", ["to", "correlationId", "sequence", "sentAt"])

@@ -36,6 +36,7 @@ _probe = msgspec.json.Decoder(_Protocol)
 class Dialects:
     """All dialects, for one peer.
 
+    :param skips_own: whether this peer has no interest in what it wrote itself to the stream
     :param deliver: hands a record to the core as if a peer had sent it, see `ClassicDialect.pair`
     :ivar own: the dialect of what this peer begins
     :ivar classic: kkrpc 0.x's
@@ -51,15 +52,20 @@ class Dialects:
         *,
         superjson: bool,
         remote_peer_id: str | None,
+        skips_own: bool,
         max_queue_size: int,
         max_queue_bytes: int,
         deliver: Callable[[Record, str | None], object],
     ) -> None:
         self._session_id = session_id
         self.native = NativeDialect(session_id, codec)
-        self.compact = CompactDialect(session_id, remote_peer_id)
+        self.compact = CompactDialect(session_id, remote_peer_id, skips_own=skips_own)
         plain, rich = ClassicDialect.pair(
-            session_id, deliver, max_items=max_queue_size, max_bytes=max_queue_bytes
+            session_id,
+            deliver,
+            max_items=max_queue_size,
+            max_bytes=max_queue_bytes,
+            skips_own=skips_own,
         )
         self.classic = rich if superjson else plain
         self.classic_seen = dialect == "kkrpc-0"
@@ -97,7 +103,7 @@ class Dialects:
             shared = self.compact.decode(fields)
         else:
             shared = self.classic.decode(fields)
-            self.classic_seen = True
+            self.classic_seen = self.classic_seen or shared is not None
         if shared is not None:
             assert isinstance(shared.sender, SharedPeer)
             self._remember(str(shared.sender), shared.sender.dialect)

@@ -30,8 +30,11 @@ class ClassicDialect(Dialect):
 
     shared = True
 
-    def __init__(self, session_id: str, streams: ClassicStreams, codec: ClassicCodec) -> None:
+    def __init__(
+        self, session_id: str, streams: ClassicStreams, codec: ClassicCodec, *, skips_own: bool
+    ) -> None:
         self._session_id = session_id.encode()
+        self._skips_own = skips_own
         self._codec = codec
         self.streams = streams
         self._other: ClassicDialect = self
@@ -44,18 +47,20 @@ class ClassicDialect(Dialect):
         *,
         max_items: int,
         max_bytes: int,
+        skips_own: bool,
     ) -> tuple[ClassicDialect, ClassicDialect]:
         """Return the dialect in JSON and in superjson; either reads both.
 
         :param deliver: hands a record to the core as if the peer had sent it
         :param max_items: items of one stream that wait here to be read
         :param max_bytes: their size together
+        :param skips_own: whether this peer has no interest in what it wrote itself
         """
         streams = ClassicStreams(
             deliver, items_per_tick=_ITEMS_PER_TICK, max_items=max_items, max_bytes=max_bytes
         )
-        plain = cls(session_id, streams, ClassicCodec(superjson=False))
-        rich = cls(session_id, streams, ClassicCodec(superjson=True))
+        plain = cls(session_id, streams, ClassicCodec(superjson=False), skips_own=skips_own)
+        rich = cls(session_id, streams, ClassicCodec(superjson=True), skips_own=skips_own)
         plain._other, rich._other = rich, plain
         return plain, rich
 
@@ -76,6 +81,8 @@ class ClassicDialect(Dialect):
         members = dict(zip(fields[::2], fields[1::2], strict=True))
         data = members[b"data"]
         session_id = members.get(b"sessionId")
+        if self._skips_own and session_id == self._session_id:
+            return None
         sender = "" if not session_id else peer_id(session_id)
         if data == DESTROY:
             return Entry(Bye(), SharedPeer.of(sender, self), len(data))

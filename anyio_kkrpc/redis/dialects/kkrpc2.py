@@ -13,7 +13,7 @@ from typing import Any, Literal, final
 
 import msgspec
 from anyio import current_time
-from msgspec import UNSET, Struct, UnsetType, field
+from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 from ..._exceptions import ProtocolError
 from ..._protocol._records import CallbackRelease, Record, Reply, Request
@@ -36,7 +36,7 @@ class BusEnvelope(Struct):
     protocol: Literal["kkrpc.bus.v1"]
     transport_id: str = field(name="transportId")
     sender: str = field(name="from")
-    message: Record
+    message: Raw
     to: str | UnsetType = UNSET
     correlation_id: str | UnsetType = field(default=UNSET, name="correlationId")
     sent_at: int | float | UnsetType = field(default=UNSET, name="sentAt")
@@ -44,7 +44,8 @@ class BusEnvelope(Struct):
 
 
 _encoder = msgspec.json.Encoder(enc_hook=plain)
-_decoder = msgspec.json.Decoder(BusEnvelope)
+_envelope_decoder = msgspec.json.Decoder(BusEnvelope)
+_message_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 
 
 @final
@@ -54,6 +55,7 @@ class CompactDialect(Dialect):
     :param session_id: this peer's id
     :param remote_peer_id: the peer that requests are for, unless they are addressed; any if not
         given
+    :param skips_own: whether this peer has no interest in what it wrote itself
     :ivar releases: callbacks that were dropped here; what is due goes out marked as ``all``
     """
 
@@ -61,8 +63,9 @@ class CompactDialect(Dialect):
     answers_unknown = True
     stale_after = 60.0  # twice kkrpc 2's default timeout
 
-    def __init__(self, session_id: str, remote_peer_id: str | None) -> None:
+    def __init__(self, session_id: str, remote_peer_id: str | None, *, skips_own: bool) -> None:
         self._session_id = session_id
+        self._skips_own = skips_own
         self._remote_peer_id = remote_peer_id
         self.releases = Releases()
 
@@ -99,10 +102,13 @@ class CompactDialect(Dialect):
     def decode(self, fields: list[bytes]) -> Entry | None:
         data = dict(zip(fields[::2], fields[1::2], strict=True))[b"data"]
         try:
-            envelope = _decoder.decode(data)
+            envelope = _envelope_decoder.decode(data)
+            if self._skips_own and envelope.sender == self._session_id:
+                return None
+            message = _message_decoder.decode(envelope.message)
         except (msgspec.MsgspecError, RecursionError, UnicodeError) as exc:
             raise ProtocolError(f"not a valid message: {str(exc)[:200]}") from exc
-        record = received(envelope.message)
+        record = received(message)
         if isinstance(record, Reply) and self._is_of_nobody(record):
             return None
         sender = SharedPeer.of(peer_id(envelope.sender.encode()), self)
