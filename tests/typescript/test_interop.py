@@ -31,6 +31,7 @@ from anyio_kkrpc import (
 from anyio_kkrpc.testing._server import RedisServer
 from anyio_kkrpc.transports.links import open_process
 from anyio_kkrpc.typescript.superjson import URL, Map
+from tests.servers import Servers
 
 from .api import Api, serve
 
@@ -39,6 +40,12 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(90)]
 DIALECTS = ["kkrpc-2", "kkrpc-0-superjson", "kkrpc-0-json"]
 CLASSIC = ["kkrpc-0-superjson", "kkrpc-0-json"]
 MODES = ["broadcast", "group"]
+
+
+@pytest.fixture
+def redis_server(request: pytest.FixtureRequest, servers: Servers) -> RedisServer:
+    """Return one of the servers for each direction: it doesn't know who speaks."""
+    return servers["redis7" if "calls_python" in request.node.name else "valkey8"]
 
 
 def options_of(dialect: str) -> dict[str, Any]:
@@ -153,7 +160,7 @@ async def test_one_worker_serves_every_dialect_at_once(
             for dialect in CLASSIC:
                 args = (dialect, dialect, "-", "pair", redis_server.url, stream_name)
                 group.start_soon(run_client, javascript, "pair.mjs", *args)
-            for number in range(200):
+            for number in range(50):
                 for client in clients:
                     assert await client.get_api().add(number, 1) == number + 1
         assert transport.statistics().invalid == 0
