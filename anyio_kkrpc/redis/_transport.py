@@ -714,6 +714,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._received += 1
         if stream == self._inbox:
             self._consumed.append(entry_id)
+            if isinstance(sender, SharedPeer) and not self._options.use_consumer_group:
+                return  # forwarded by a worker of a group; this peer has read it from the stream
             self._deliver(entry, entry_id, self._options.session_id, None)
         elif sender == self._options.session_id:
             return
@@ -923,9 +925,16 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def _take(self, entry_id: bytes, entry: Entry, attempt: int) -> None:
         """Take an entry of the group."""
         self._received += 1
+        if self._is_for_others(entry):
+            if entry.recipient is None or entry.fields is None:
+                self._skip(entry_id)
+                return
+            # A Python worker of this group wouldn't see it; TypeScript peers read the stream.
+            self._open_writer().forward(entry_id, entry.recipient, entry.fields)
+            self._skipped = True
+            return
         self._held[entry_id] = _Held(attempt)
-        wanted = not self._is_for_others(entry)
-        if not wanted or not self._deliver(entry, entry_id, None, entry_id, attempt):
+        if not self._deliver(entry, entry_id, None, entry_id, attempt):
             del self._held[entry_id]
             self._skip(entry_id)
 

@@ -217,6 +217,13 @@ class Writer:
         post.replies = post.total = post.replies + 1
         self._post(post)
 
+    def forward(self, entry_id: bytes, recipient: str, fields: list[bytes]) -> None:
+        """Queue an entry of the group for the inbox of the peer that it is for, if there is one."""
+        options = (b"NOMKSTREAM",) if self.no_mkstream else ()
+        add = pack_command((b"XADD", self._inbox(recipient), *options, b"*", *fields))
+        acknowledge = b"%s$%d\r\n%s\r\n" % (self._acknowledge, len(entry_id), entry_id)
+        self._post(Post(None, add + acknowledge, 2, False))
+
     async def flush(self, deadline: float | None = None) -> None:
         """Write what is queued. While there is no connection, wait only if much is queued.
 

@@ -15,12 +15,13 @@ _LONG_INTEGER = re.compile(rb"(?<![0-9.eE+])[0-9]{16,}(?![0-9.eE])")
 _NOT_FOUND = re.compile(
     r"Cannot access .+ on undefined|undefined is not a constructor"
     r"|(Method |Property |Constructor )(path )?.+ not found( at .*)?"
-    r"|(Method )?\S+ is not a (constructor )?function",
+    r"|(Method )?\S* is not (a (constructor )?function|writable)",
     re.DOTALL,
 )
 # Members of an error that only our own peers know.
 OURS = frozenset({"cause", "rpc_error", "at"})
 NOT_FOUND = "method_not_found"
+NO_CONSTRUCTOR = "undefined is not a constructor"
 
 
 def check_numbers(text: bytes) -> None:
@@ -51,6 +52,17 @@ def check_numbers(text: bytes) -> None:
 def is_not_found(text: str) -> bool:
     """Whether the text of an error says that the other side has no such name."""
     return _NOT_FOUND.fullmatch(text) is not None
+
+
+def mark_kind(error: dict[str, Any]) -> None:
+    """Mark an error that came, by its fields, as one of those that have a class of their own."""
+    error.pop("rpc_error", None)
+    message = str(error.get("m", ""))
+    of_kkrpc = error.get("n") == "Error" or message == NO_CONSTRUCTOR
+    if of_kkrpc and is_not_found(message):
+        error["rpc_error"] = NOT_FOUND
+    elif error.get("n") == "RPCValidationError" and isinstance(error.get("issues"), list):
+        error["rpc_error"] = "validation"
 
 
 def unknown_segment(path: list[str], error: dict[str, Any]) -> int:

@@ -46,7 +46,7 @@ from .._protocol._values import (
 from ..abc import Codec
 from ..codecs.json import plain
 from . import superjson
-from ._plain import NOT_FOUND, OURS, check_numbers, is_not_found, unknown_segment
+from ._plain import NOT_FOUND, OURS, check_numbers, is_not_found, mark_kind, unknown_segment
 
 __all__ = ("ClassicCodec",)
 
@@ -339,6 +339,8 @@ def _take_error(error: Any) -> dict[str, Any]:
         taken["m"] = str(error.get("message", ""))
         if isinstance(error.get("stack"), str):
             taken["s"] = error["stack"]
+        if taken["n"] == "RPCValidationError":
+            mark_kind(taken)
         cause = error.get("cause")
     elif isinstance(error, str) and is_not_found(error):
         return {"n": "MethodNotFoundError", "m": error, "rpc_error": NOT_FOUND}

@@ -25,7 +25,7 @@ from .._protocol._records import (
 from .._protocol._values import ARGUMENT
 from ..abc import Codec
 from ..codecs.json import plain
-from ._plain import NOT_FOUND, OURS, check_numbers, is_not_found, unknown_segment
+from ._plain import NO_CONSTRUCTOR, NOT_FOUND, OURS, check_numbers, mark_kind, unknown_segment
 
 __all__ = ("CompactCodec",)
 
@@ -33,7 +33,6 @@ _encoder = msgspec.json.Encoder(enc_hook=plain)
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 UNKNOWN_STREAM = "Unknown RPC stream "
 REMOTE_REFERENCES = "Remote reference operations require kkrpc/remote-refs"
-NO_CONSTRUCTOR = "undefined is not a constructor"
 
 
 @final
@@ -140,13 +139,8 @@ def received(record: Record) -> Record:
     if isinstance(record, Request):
         record.k = record.d = record.o = UNSET
     elif isinstance(record, Reply):
-        error = record.e
-        if error is not UNSET:
-            error.pop("rpc_error", None)
-            message = str(error.get("m", ""))
-            of_kkrpc = error.get("n") == "Error" or message == NO_CONSTRUCTOR
-            if of_kkrpc and is_not_found(message):
-                error["rpc_error"] = NOT_FOUND
+        if record.e is not UNSET:
+            mark_kind(record.e)
     elif isinstance(record, CallbackCall):
         record.k = UNSET
     elif isinstance(record, CallbackRelease):

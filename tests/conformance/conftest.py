@@ -37,6 +37,32 @@ Open = Callable[..., AbstractAsyncContextManager[Link]]
 
 LINKS = ["memory", "memory-json", "memory-cbor", "tcp-json", "tcp-cbor"]
 REDIS_LINKS = ["broadcast-json", "broadcast-cbor", "group-json", "group-cbor"]
+# A client that speaks as a TypeScript peer does, to a native server.
+DIALECT_LINKS = ["broadcast-kkrpc_2", "broadcast-kkrpc_0", "group-kkrpc_2", "group-kkrpc_0"]
+# Cases that are about what a dialect lacks. What becomes of it there, tests/typescript tells.
+BOTH_LACK = {
+    *("test_arguments", "test_construct", "test_wrong_arguments"),  # keyword arguments
+    *("test_callback", "test_failing_callback"),  # keyword arguments of callbacks
+    *("test_callback_after_the_call",),  # a release at once
+    *("test_timeout_cancels_the_handler", "test_budget_travels", "test_cancel_while_it_runs"),
+    *("test_plain_values", "test_unknown_names"),  # large integers, silence or error
+    *("test_contract",),  # records that arrive to the letter
+}
+LACKING = {
+    "kkrpc_2": {
+        *BOTH_LACK,
+        *("test_failing_stream", "test_error_cause_and_traceback"),  # fields, causes
+        *("test_properties_that_cannot_be_written",),  # silence in a broadcast
+    },
+    "kkrpc_0": {
+        *BOTH_LACK,
+        *("test_empty_streams", "test_stream_argument", "test_stream_argument_left_early"),
+        *("test_stream_argument_of_a_call_that_fails", "test_ping_pong", "test_pushback"),
+        *("test_rich_values",),  # microseconds
+        *("test_error_messages",),  # an empty one
+        *("test_metadata", "test_reverse_call_nested_five_deep"),  # addresses
+    },
+}
 
 
 @asynccontextmanager
@@ -78,6 +104,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for server in SERVERS
             for name in REDIS_LINKS
         ]
+        links += [
+            pytest.param((name, "valkey8"), id=f"valkey8-{name}", marks=marks_of("redis7"))
+            for name in DIALECT_LINKS
+            if metafunc.function.__name__ not in LACKING[name.partition("-")[2]]
+        ]
         metafunc.parametrize("connect", links, indirect=True)
 
 
@@ -94,10 +125,13 @@ def connect(request: pytest.FixtureRequest, stream_name: str) -> Connect:
 
     @asynccontextmanager
     async def redis(**options: Any) -> AsyncIterator[tuple[Transport, Transport]]:
-        options = {"stream": stream_name, "codec": codec, **options}
+        options = {"stream": stream_name, "use_consumer_group": kind == "group", **options}
+        own: dict[str, Any] = {"codec": codec}
+        if codec.startswith("kkrpc"):
+            own = {"dialect": codec.replace("_", "-")}
         async with (
-            RedisStreamsTransport(url, **options, use_consumer_group=kind == "group") as server,
-            RedisStreamsTransport(url, **options, use_consumer_group=kind == "group") as client,
+            RedisStreamsTransport(url, **options, **({} if "dialect" in own else own)) as server,
+            RedisStreamsTransport(url, **options, **own) as client,
         ):
             yield client, server
 

@@ -75,7 +75,11 @@ async def test_abandoned_clients(
     api = Api()
     async with (
         RedisStreamsTransport(
-            redis_server.url, stream=stream_name, use_consumer_group=grouped, max_queue_size=20_000
+            redis_server.url,
+            stream=stream_name,
+            session_id="serving",  # a random one might look like a client's
+            use_consumer_group=grouped,
+            max_queue_size=20_000,
         ) as serving,
         RPCChannel(serving, expose=api) as server,
     ):

@@ -212,6 +212,32 @@ async def test_a_group_acknowledges_what_is_no_request(
         assert [message["id"] for message in peer.written("server")] == ["last"]
 
 
+async def test_a_group_passes_on_what_is_for_one_worker(
+    redis_server: RedisServer, stream_name: str, peer: Peer
+) -> None:
+    """Whoever takes it from the group: the worker that it is for answers, and once."""
+    async with (
+        server(redis_server.url, stream_name, "one", use_consumer_group=True),
+        server(redis_server.url, stream_name, "two", use_consumer_group=True),
+        server(redis_server.url, stream_name, "three"),
+    ):
+        for number in range(30):
+            peer.compact(call(f"c{number}", "add", a=[number, 1]), to="two")
+        peer.compact(call("three", "closed"), to="three")
+        peer.compact(call("nobody", "closed"), to="nobody")
+        for number in range(30):
+            assert (await peer.wait("two", answers(f"c{number}")))["v"] == number + 1
+        await peer.wait("three", answers("three"))
+        peer.compact(call("last", "closed"))
+        await peer.wait("three", answers("last"))
+        with anyio.fail_after(10):
+            while peer.client.xpending(stream_name, "kkrpc-group")["pending"]:
+                await anyio.sleep(0.005)
+        assert len(peer.written("two")) <= 31
+        assert [message["id"] for message in peer.written("three")] == ["three", "last"]
+        assert {message["id"] for message in peer.written("one")} <= {"last"}
+
+
 async def test_a_new_group_does_not_run_history(
     redis_server: RedisServer, stream_name: str, peer: Peer
 ) -> None:

@@ -18,6 +18,7 @@ class Entry(Struct):
     :ivar size: bytes of the encoded record
     :ivar number: the writer's own count of what it wrote, by which a repetition is recognized
     :ivar recipient: id of the peer that it is for, where the entry itself says so
+    :ivar fields: the entry as it was, where it has a recipient
     """
 
     record: Record
@@ -25,6 +26,7 @@ class Entry(Struct):
     size: int
     number: bytes | None = None
     recipient: str | None = None
+    fields: list[bytes] | None = None
 
 
 class Dialect(ABC):

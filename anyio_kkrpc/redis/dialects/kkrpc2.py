@@ -112,8 +112,9 @@ class CompactDialect(Dialect):
         if isinstance(record, Reply) and self._is_of_nobody(record):
             return None
         sender = SharedPeer.of(peer_id(envelope.sender.encode()), self)
-        recipient = None if envelope.to is UNSET else envelope.to
-        return Entry(record, sender, len(data), recipient=recipient or None)
+        if envelope.to is UNSET or not envelope.to:
+            return Entry(record, sender, len(data))
+        return Entry(record, sender, len(data), recipient=envelope.to, fields=fields)
 
     def _is_of_nobody(self, reply: Reply) -> bool:
         """Whether a peer that exposes nothing answered what was for anybody who does."""
