@@ -602,11 +602,17 @@ def test_against_the_model(backend: str, policy: Overflow) -> None:
         (QueueMachine,),
         {"backend": backend, "policy": policy, "seen": seen},
     )
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        machine, settings=settings(max_examples=60, stateful_step_count=50, deadline=None)
-    )
+    wanted = COMMON | OFTEN[policy]
+    for _ in range(
+        5
+    ):  # once is enough but for one run in hundreds, in which a rare case is left out
+        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+            machine, settings=settings(max_examples=60, stateful_step_count=50, deadline=None)
+        )
+        if all(seen[name] for name in wanted):
+            break
     assert seen["steps"] > 500
-    assert {name for name in COMMON | OFTEN[policy] if not seen[name]} == set()
+    assert {name for name in wanted if not seen[name]} == set()
 
 
 class Fuzz:
