@@ -239,13 +239,17 @@ def test_against_the_model(backend: str, redis_server: RedisServer) -> None:
             (Model,),
             {"url": redis_server.url + "?db=9", "portal": portal, "seen": seen},
         )
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
-            machine,
-            settings=settings(
-                max_examples=40,
-                stateful_step_count=40,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
-        assert min(seen[name] for name in ("taken", "taken from handed back", "dead", "left")) > 5
+        wanted = ("taken", "taken from handed back", "dead", "left")
+        for _ in range(3):
+            run_state_machine_as_test(  # type: ignore[no-untyped-call]
+                machine,
+                settings=settings(
+                    max_examples=40,
+                    stateful_step_count=40,
+                    deadline=None,
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
+            if min(seen[name] for name in wanted) > 5:
+                break
+        assert min(seen[name] for name in wanted) > 5

@@ -603,9 +603,8 @@ def test_against_the_model(backend: str, policy: Overflow) -> None:
         {"backend": backend, "policy": policy, "seen": seen},
     )
     wanted = COMMON | OFTEN[policy]
-    for _ in range(
-        5
-    ):  # once is enough but for one run in hundreds, in which a rare case is left out
+    # Once is enough, but for one run in hundreds that leaves a rare case out.
+    for _ in range(5):
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
             machine, settings=settings(max_examples=60, stateful_step_count=50, deadline=None)
         )
