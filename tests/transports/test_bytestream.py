@@ -47,11 +47,13 @@ async def sockets() -> tuple[SocketStream, SocketStream]:
 
 async def receive_all(stream: ByteStream, wanted: int) -> bytes:
     """Read until so many newlines have come."""
-    data = b""
-    with anyio.fail_after(10):
-        while data.count(b"\n") < wanted:
-            data += await stream.receive()
-    return data
+    chunks: list[bytes] = []
+    lines = 0
+    with anyio.fail_after(20):
+        while lines < wanted:
+            chunks.append(await stream.receive())
+            lines += chunks[-1].count(b"\n")
+    return b"".join(chunks)
 
 
 def request(n: int, size: int = 0) -> Envelope:
