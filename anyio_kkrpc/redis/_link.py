@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Any
 
 import anyio.lowlevel
@@ -53,49 +54,68 @@ def is_gone(exc: BaseException) -> bool:
     return isinstance(exc, RedisError) and str(exc).startswith(_UNBLOCKED)
 
 
-async def redial(dial: Dial, limit: float | None) -> Connection:
-    """Connect, again and again, with growing pauses.
+class Dialer:
+    """Makes connections, one after the other, with growing pauses between those that don't last.
 
-    :param limit: seconds after which the last failure is final, ``None`` for never
-    :raises TransportConnectionError: if the server refuses this peer, or after the limit
+    :param dial: connects once
+    :param limit: seconds of failures after which the last one is final, ``None`` for never
     """
-    pauses = FullJitterBackoff(cap=LONGEST_PAUSE, base=FIRST_PAUSE)
-    started = current_time()
-    failures = 0
-    while True:
-        try:
-            return await dial()
-        except TransportConnectionError as exc:
-            if not is_passing(exc):
-                raise
-            if limit is not None and current_time() - started >= limit:
-                raise
-            failures += 1
-            logger.debug("attempt %d failed: %s", failures, exc)
-        await sleep(pauses.compute(failures))
+
+    def __init__(self, dial: Dial, limit: float | None) -> None:
+        self._dial = dial
+        self._limit = limit
+        self._pauses = FullJitterBackoff(cap=LONGEST_PAUSE, base=FIRST_PAUSE)
+        self._failures = 0
+        self._failing_since = self._made_at = -inf
+
+    async def first(self) -> Connection:
+        """Connect, without a second attempt."""
+        connection = await self._dial()
+        self._made_at = current_time()
+        return connection
+
+    async def again(self) -> Connection:
+        """Connect, again and again. A connection that was refused its first command hasn't lasted.
+
+        :raises TransportConnectionError: if the server refuses this peer, or after the limit
+        """
+        started = current_time()
+        if started - self._made_at > LONGEST_PAUSE:
+            self._failures, self._failing_since = 0, started
+        else:
+            self._failures += 1
+        while True:
+            if self._failures:
+                await sleep(self._pauses.compute(self._failures))
+            try:
+                return await self.first()
+            except TransportConnectionError as exc:
+                if not is_passing(exc):
+                    raise
+                if self._limit is not None and current_time() - self._failing_since >= self._limit:
+                    raise
+                self._failures += 1
+                logger.debug("attempt %d failed: %s", self._failures, exc)
 
 
 class Link:
     """The connection that a peer writes on.
 
-    :param dial: makes a connection
+    :param dialer: makes its connections
     :param prepare: is given each new connection, which nobody else uses then
     :param lost: told when a connection was lost
-    :param limit: see `redial`
     :ivar reconnects: how often the connection was made again
     """
 
     def __init__(
         self,
-        dial: Dial,
+        dialer: Dialer,
         prepare: Callable[[Connection], Awaitable[None]],
         lost: Callable[[], object],
-        limit: float | None,
     ) -> None:
-        self._dial = dial
+        self._dialer = dialer
         self._prepare = prepare
         self._lost = lost
-        self._limit = limit
         self._up = Event()
         self._end: Exception | None = None
         self.connection: Connection | None = None
@@ -117,15 +137,19 @@ class Link:
                 except (RPCError, RedisError) as exc:
                     if not is_passing(exc):
                         raise
+                    reason: object = exc
+                else:
+                    reason = connection.error
                 finally:
                     self.connection = None
                     self._lost()
                     await aclose_forcefully(connection)
                 if self._end is not None:
                     return
-                self._up = Event()
-                logger.warning("%s; connecting again", connection.error)
-                connection = await redial(self._dial, self._limit)
+                if self._up.is_set():  # else some wait for it already
+                    self._up = Event()
+                logger.warning("%s; connecting again", reason)
+                connection = await self._dialer.again()
                 self.reconnects += 1
                 logger.warning("connected to %s again", connection.address)
         except (RPCError, RedisError) as exc:
@@ -141,6 +165,8 @@ class Link:
     async def request(self, *args: Argument) -> Any:
         """Send a command that may be repeated, on this connection or the next one.
 
+        A server that takes no writes for now, such as a replica, is left for the next connection.
+
         :raises redis.exceptions.ResponseError: the server's error reply
         """
         while True:
@@ -152,6 +178,9 @@ class Link:
                 except (TransportConnectionError, TransportClosedError):
                     if self._end is not None:
                         raise
+                    continue
+                except PASSING as exc:
+                    connection.break_off(exc)
                     continue
             if self._end is not None:
                 raise type(self._end)(*self._end.args)

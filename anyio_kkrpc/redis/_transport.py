@@ -59,7 +59,7 @@ from ._group import (
     retry_dead_letter,
 )
 from ._keys import Keys
-from ._link import Link, is_gone, is_passing, redial
+from ._link import Dialer, Link, is_gone, is_passing
 from ._options import Dialect, Overflow, check_options
 from ._reader import (
     COUNT,
@@ -296,12 +296,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             returned=self._inbound.deliver,
             on_stream=self._count_for_trim,
         )
-        self._link = Link(
-            lambda: self._dial("writer"),
-            self._prepare,
-            self._writer.detach,
-            options.reconnect_timeout,
-        )
+        self._link = Link(self._dialer("writer"), self._prepare, self._writer.detach)
         self._groups = Groups(
             self._link,
             keys.stream,
@@ -468,6 +463,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             execute, self._keys.stream, options.consumer_group.encode()
         ):
             logger.warning("the consumer group was gone from Redis, and was made again")
+
+    def _dialer(self, what: str) -> Dialer:
+        return Dialer(lambda: self._dial(what), self._options.reconnect_timeout)
 
     async def _dial(self, what: str) -> Connection:
         return await open_connection(
@@ -668,20 +666,17 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         connection: Connection | None = None,
     ) -> None:
         """Read on one connection after the other, until that is of no use any more."""
+        dialer = self._dialer(what)
         try:
             while True:
                 try:
                     if connection is None:
-                        connection = await redial(
-                            lambda: self._dial(what), self._options.reconnect_timeout
-                        )
+                        connection = await dialer.again()
                     await read(connection)
                 except (RPCError, RedisError) as exc:
                     if not is_passing(exc):
                         raise
                     logger.warning("%s; reading %s again", exc, what)
-                    if is_gone(exc):
-                        await sleep(0.05)
                 finally:
                     self._reading.pop(what, None)
                     if connection is not None:

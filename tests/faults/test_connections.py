@@ -253,11 +253,13 @@ async def test_flushed(
     assert "was made again" in caplog.text
 
 
-async def test_replica(own_server: RedisServer, stream_name: str) -> None:
-    """The server becomes a replica and refuses writes for a while: calls wait."""
-    async with link(own_server.url, own_server.url, stream_name, True) as (api, remote, _, using):
+@MODES
+async def test_replica(own_server: RedisServer, stream_name: str, grouped: bool) -> None:
+    """The server becomes a replica and refuses writes for a while: calls wait, nobody gives up."""
+    url, options = own_server.url, {"claim_idle": 0.2}
+    async with link(url, url, stream_name, grouped, **options) as (api, remote, serving, using):
         assert await remote.work(1) == 1
-        with redis.Redis.from_url(own_server.url) as witness:
+        with redis.Redis.from_url(url) as witness:
             witness.replicaof("127.0.0.1", 1)
             results: list[Any] = []
 
@@ -266,7 +268,9 @@ async def test_replica(own_server: RedisServer, stream_name: str) -> None:
 
             async with anyio.create_task_group() as group:
                 group.start_soon(call)
-                await until(lambda: using.statistics().reconnects > 0)
+                # By then claims, leases and housekeeping have been refused, too.
+                for transport in (using, serving):
+                    await until(lambda: transport._link.reconnects > 4)
                 assert results == []
                 witness.replicaof("NO", "ONE")
         assert results == [2]
