@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
-from anyio import BrokenResourceError, EndOfStream, connect_tcp, connect_unix, to_thread
+from anyio import BrokenResourceError, EndOfStream, connect_tcp, to_thread
 from anyio.abc import ByteStream
 from redis.connection import parse_url
 from redis.exceptions import (
@@ -22,6 +22,7 @@ from redis.exceptions import (
 )
 
 from .._exceptions import TransportConnectionError
+from . import _socket
 
 if TYPE_CHECKING:
     from redis.credentials import CredentialProvider
@@ -167,10 +168,10 @@ class Address:
         :raises OSError: if that fails; `ssl.SSLError` is one too
         """
         if self.path is not None:
-            return await connect_unix(self.path)
+            return await _socket.connect_unix(self.path)
         assert self.host is not None
         if not self.tls:
-            return await connect_tcp(self.host, self.port)
+            return await _socket.connect_tcp(self.host, self.port)
         context = self.ssl_context
         if context is None:
             # Reads files, and those may have been renewed since the last connect.

@@ -7,11 +7,12 @@ nobody between it and the socket. This is for blocking reads. A command that is 
 half-way closes the connection, so that its late reply is never taken for another command's.
 
 *Pipelined*: any number of tasks call `Connection.request`, or `Connection.post` and
-`Connection.flush`, while `Connection.run` hands out the replies. Whoever has something to write
-writes at once, in its own task, unless a write is under way. What comes up meanwhile leaves at once
-with the writer of `run`. So a lone command waits for nobody, many make large writes, and no
-task writes for others for ever. A request that is cancelled is abandoned: its reply is dropped when
-it comes, and the connection stays good.
+`Connection.flush`, while `Connection.run` hands out the replies. Whoever is the first to have
+something to write hands it to the socket at once, without awaiting. What comes up in the same turn
+of the event loop, and what the socket doesn't take, leaves with the writer of `run`, which is next.
+So a lone command waits for nobody, many make large writes, and no cancellation tears a command. A
+request that is cancelled is abandoned: its reply is dropped when it comes, and the connection stays
+good.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from anyio import (
     move_on_after,
 )
 from anyio.abc import AsyncResource, ByteStream, TaskStatus
-from anyio.lowlevel import checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from hiredis import ProtocolError, Reader, pack_command
 from redis.connection import DefaultParser
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
@@ -52,6 +53,7 @@ HIGH_WATER = 1024 * 1024
 CHUNK = 1024 * 1024
 # Bytes of one read. More is no faster for replies of megabytes (measured with 5 MB).
 READ_SIZE = 64 * 1024
+_YIELD_EVERY = 32
 
 _MORE: Any = object()
 _pack = cast(Callable[[tuple[Argument, ...]], bytes], pack_command)
@@ -88,6 +90,9 @@ class Connection(AsyncResource):
         reader = Reader(replyError=DefaultParser.parse_error, notEnoughData=_MORE, errors="replace")
         self._feed, self._gets, self._has_data = reader.feed, reader.gets, reader.has_data
         self._send, self._receive = stream.send, stream.receive
+        # Streams that can't write at once, such as TLS, leave it all to the writer.
+        self._send_nowait: Callable[[bytes], int] = getattr(stream, "send_nowait", _nothing)
+        self._flushes = 0
         self._executing = False
         self._running = False
         self._expected: deque[OnReply] = deque()
@@ -133,7 +138,9 @@ class Connection(AsyncResource):
         self._executing = True
         replies: list[Any] = []
         try:
-            await self._send(data)
+            sent = self._send_nowait(data)
+            if sent < len(data):
+                await self._send(data[sent:])
             while len(replies) < count:
                 while (reply := self._gets()) is _MORE:
                     self._feed(await self._receive(READ_SIZE))
@@ -222,18 +229,24 @@ class Connection(AsyncResource):
         """Write what was posted, or leave it to a write under way.
 
         If more than `HIGH_WATER` bytes wait, wait until they have become less. If it is cancelled,
-        what was posted is written all the same.
+        what was posted is written all the same. It yields to other tasks once in 32 times.
 
         :raises TransportConnectionError: if the connection breaks or is broken
         :raises TransportClosedError: if it is closed
         """
         if not self._writing and self._outgoing:
             self._writing = True
-            await self._write(shield=True)
-            if self._outgoing:
-                self._handed_over.set()
+            self._handed_over.set()
+            data = self._next_chunk()
+            try:
+                sent = self._send_nowait(data)
+            except Exception as exc:
+                self.break_off(exc)
             else:
-                self._writing = False
+                self._put_back(data, sent)
+        self._flushes += 1
+        if not self._flushes % _YIELD_EVERY:
+            await checkpoint()
         while self._outgoing_size > HIGH_WATER:
             room = self._room = self._room or Event()
             await room.wait()
@@ -251,16 +264,31 @@ class Connection(AsyncResource):
     # Tasks
 
     async def _go_on_writing(self) -> None:
-        """Write what came up while some other task wrote."""
+        """Write what came up behind the first that wrote, and what the socket didn't take."""
         while True:
             await self._handed_over.wait()
             self._handed_over = Event()
-            while self._outgoing:
-                await self._write()
+            try:
+                while self._outgoing:
+                    await self._write(self._next_chunk())
+            except BaseException as exc:
+                self._break(exc)  # how much was written isn't known
+                await aclose_forcefully(self._stream)
+                if not isinstance(exc, Exception):
+                    raise
             self._writing = False
 
-    async def _write(self, *, shield: bool = False) -> None:
-        """Write what waits, at most a chunk of it. If that fails, the connection is broken."""
+    async def _write(self, data: bytes) -> None:
+        sent = self._send_nowait(data)
+        if sent == len(data):
+            return
+        with move_on_after(self._write_timeout) as scope:
+            await self._send(data[sent:])
+        if scope.cancelled_caught:
+            raise TimeoutError(f"it took no data for {self._write_timeout:g} seconds")
+
+    def _next_chunk(self) -> bytes:
+        """Take what is to be written next."""
         if self._outgoing_size <= CHUNK:
             data = b"".join(self._outgoing)
             self._outgoing.clear()
@@ -270,18 +298,7 @@ class Connection(AsyncResource):
         if self._room is not None and self._outgoing_size <= HIGH_WATER:
             self._room.set()
             self._room = None
-        try:
-            # The shield keeps a caller that is cancelled from tearing a command.
-            with move_on_after(self._write_timeout, shield=shield) as scope:
-                await self._send(data)
-            if scope.cancelled_caught:
-                raise TimeoutError(f"it took no data for {self._write_timeout:g} seconds")
-        except BaseException as exc:
-            # How much was written isn't known (asyncio's Task.cancel() passes through shields).
-            self._break(exc)
-            await aclose_forcefully(self._stream)
-            if not isinstance(exc, Exception):
-                raise
+        return data
 
     def _take_chunk(self) -> bytes:
         outgoing, room = self._outgoing, CHUNK
@@ -296,6 +313,12 @@ class Connection(AsyncResource):
             room -= len(part)
         self._outgoing_size -= CHUNK
         return b"".join(parts)
+
+    def _put_back(self, data: bytes, sent: int) -> None:
+        """Note how much of a chunk was written."""
+        if sent < len(data):
+            self._outgoing.appendleft(memoryview(data)[sent:])
+            self._outgoing_size += len(data) - sent
 
     async def _read_on(self, scope: CancelScope) -> None:
         try:
@@ -400,6 +423,10 @@ async def open_connection(
     except Exception as exc:
         raise address.cannot_connect(exc)
     raise address.cannot_connect(TimeoutError(f"no answer within {timeout:g} seconds"))
+
+
+def _nothing(data: bytes) -> int:
+    return 0
 
 
 async def _log_in(connection: Connection, credentials: tuple[str, ...], name: str | None) -> None:

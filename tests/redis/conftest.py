@@ -27,6 +27,7 @@ class FakeStream(ByteStream):
 
     :ivar written: the data of each finished write
     :ivar gate: writes wait for it if it isn't set
+    :ivar broken: whether writes fail
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class FakeStream(ByteStream):
         self.gate = anyio.Event()
         self.gate.set()
         self.sending = anyio.Event()
-        self.closed = False
+        self.closed = self.broken = False
         self._pieces: deque[bytes] = deque()
         self._news = anyio.Event()
 
@@ -46,6 +47,17 @@ class FakeStream(ByteStream):
     def stall(self) -> None:
         """Let writes wait until the gate is set."""
         self.gate = anyio.Event()
+
+    def send_nowait(self, data: bytes) -> int:
+        """Write at once, unless writes wait."""
+        if self.closed:
+            raise anyio.ClosedResourceError
+        if self.broken:
+            raise anyio.BrokenResourceError
+        if not self.gate.is_set():
+            return 0
+        self.written.append(bytes(data))
+        return len(data)
 
     async def send(self, item: bytes) -> None:
         self.sending.set()

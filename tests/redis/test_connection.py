@@ -17,6 +17,7 @@ import redis
 from anyio import wait_all_tasks_blocked
 from anyio.abc import SocketAttribute, SocketStream
 from anyio.lowlevel import checkpoint
+from anyio.streams.stapled import StapledByteStream
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import exceptions as errors
@@ -27,7 +28,7 @@ from anyio_kkrpc.redis._address import Address
 from anyio_kkrpc.redis._connection import HIGH_WATER, Connection, open_connection
 from anyio_kkrpc.testing._server import RedisServer, free_port
 
-from .conftest import FakeStream, fake_connection, fake_peer, pieces, running
+from .conftest import NOWHERE, FakeStream, fake_connection, fake_peer, pieces, running
 
 pytestmark = pytest.mark.anyio
 
@@ -705,14 +706,14 @@ class TestPipelined:
             assert replies[0] is not replies[1]
 
     async def test_reply_during_flush(self) -> None:
-        """A request whose reply comes before its write has ended is done."""
+        """A request whose reply comes before its write has ended is done once that has ended."""
         connection, stream = fake_connection()
         async with running(connection):
             stream.stall()
             replies = []
 
             async def ask() -> None:
-                replies.append(await connection.request("GET", "a"))
+                replies.append(await connection.request("SET", "a", b"x" * 3 * HIGH_WATER))
 
             async with anyio.create_task_group() as group:
                 group.start_soon(ask)
@@ -751,28 +752,59 @@ class TestFlush:
         assert stream.written == [b"A"]
 
     async def test_along(self) -> None:
-        """What comes during a write leaves in one piece after it, and its callers don't wait; nor
-        does the first caller write for the others.
+        """What comes in the same turn, or during a write, leaves in one piece after it; nobody
+        waits for that, and nobody but the writer writes for others.
         """
         connection, stream = fake_connection()
-        stream.stall()
-        connection.post(b"A")
-        with anyio.fail_after(LIMIT):
-            async with anyio.create_task_group() as group:
-                group.start_soon(connection.flush)
-                await stream.sending.wait()
-                for data in (b"B", b"C"):
-                    connection.post(data)
-                    await connection.flush()
-                stream.gate.set()
-            # The first caller is done, though there is more to write.
-            assert stream.written == [b"A"]
-            async with running(connection):
-                await settled(lambda: len(stream.written) == 2)
-                assert stream.written == [b"A", b"BC"]
-                connection.post(b"D")
+        async with running(connection):
+            for data in (b"A", b"B", b"C"):
+                connection.post(data)
                 await connection.flush()
-                assert stream.written == [b"A", b"BC", b"D"]
+            assert stream.written == [b"A"]
+            await settled(lambda: len(stream.written) == 2)
+            assert stream.written == [b"A", b"BC"]
+            stream.stall()
+            connection.post(b"D")
+            await connection.flush()
+            await stream.sending.wait()
+            for data in (b"E", b"F"):
+                connection.post(data)
+                await connection.flush()
+            assert stream.written == [b"A", b"BC"]
+            stream.gate.set()
+            await settled(lambda: len(stream.written) == 4)
+            connection.post(b"G")
+            await connection.flush()
+            assert stream.written == [b"A", b"BC", b"D", b"EF", b"G"]
+
+    async def test_without_at_once(self) -> None:
+        """A stream that can't write at once, such as TLS, is written to by the writer."""
+        stream = FakeStream()
+        slow = StapledByteStream(stream, stream)
+        connection = Connection(slow, NOWHERE, write_timeout=10)
+        async with running(connection):
+            stream.feed(b"+a\r\n")
+            assert await connection.request("GET", "a") == b"a"
+            assert len(stream.written) == 1
+
+    async def test_yields(self) -> None:
+        """A task that writes without end leaves the others their turn."""
+        connection, _ = fake_connection()
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await checkpoint()
+
+        async with running(connection), anyio.create_task_group() as group:
+            group.start_soon(other)
+            for _ in range(320):
+                connection.post(b"A")
+                await connection.flush()
+            assert turns >= 10
+            group.cancel_scope.cancel()
 
     async def test_high_water(self) -> None:
         """Above the high-water mark callers wait for room; if cancelled, they lose nothing."""
@@ -795,7 +827,7 @@ class TestFlush:
                 with anyio.move_on_after(0) as scope:
                     await write(b"C")
                 assert scope.cancelled_caught
-                assert done == []
+                assert done == [b"A"]
                 stream.gate.set()
             await settled(lambda: sum(map(len, stream.written)) == len(big) + 2)
         assert sorted(done) == [b"A", b"B"]
@@ -894,22 +926,23 @@ class TestFlush:
         assert all(value == b"%d" % (int(key) % 10) * 300_000 for _, key, value in commands)
 
     async def test_native_cancellation(self, anyio_backend_name: str) -> None:
-        """asyncio's own Task.cancel(), which passes through shields, hangs nobody."""
+        """asyncio's own Task.cancel() in the middle of a write harms no other request."""
         if anyio_backend_name != "asyncio":
             pytest.skip("asyncio only")
         connection, stream = fake_connection()
-        stream.stall()
-        first = asyncio.ensure_future(connection.request("GET", "a"))
-        await stream.sending.wait()
-        second = asyncio.ensure_future(connection.request("GET", "b"))
-        await checkpoint()
-        first.cancel()
-        with anyio.fail_after(LIMIT):
-            with pytest.raises(asyncio.CancelledError):
-                await first
-            with pytest.raises(TransportClosedError):
-                await second
-        assert stream.closed
+        async with running(connection):
+            stream.stall()
+            first = asyncio.ensure_future(connection.request("GET", "a"))
+            await stream.sending.wait()
+            second = asyncio.ensure_future(connection.request("GET", "b"))
+            await checkpoint()
+            first.cancel()
+            with anyio.fail_after(LIMIT):
+                with pytest.raises(asyncio.CancelledError):
+                    await first
+                stream.gate.set()
+                stream.feed(b"+a\r\n+b\r\n")
+                assert await second == b"b"
 
 
 async def suppressed_run(connection: Connection) -> None:
@@ -1047,7 +1080,7 @@ class TestEnd:
         assert "s3cret" not in str(connection.error)
 
     async def test_aclose_with_full_buffer(self) -> None:
-        """Closing also wakes those who wait for room to write, and who write."""
+        """Closing also wakes those who wait for room to write, and the writer."""
         connection, stream = fake_connection()
         stream.stall()
         failed = []
@@ -1060,12 +1093,13 @@ class TestEnd:
 
         with anyio.fail_after(LIMIT):
             async with anyio.create_task_group() as group:
-                group.start_soon(write, 1)
+                group.start_soon(connection.run)
+                group.start_soon(write, 3 * HIGH_WATER)
+                group.start_soon(write, 2 * HIGH_WATER)
                 await stream.sending.wait()
-                group.start_soon(write, HIGH_WATER + 1)
                 await wait_all_tasks_blocked()
                 await connection.aclose()
-        assert sorted(failed) == [1, HIGH_WATER + 1]
+        assert sorted(failed) == [2 * HIGH_WATER, 3 * HIGH_WATER]
 
     async def test_aclose_when_cancelled(self) -> None:
         """Closing takes effect also if it is cancelled."""
@@ -1103,24 +1137,23 @@ class TestEnd:
         connection, stream = fake_connection()
         stream.stall()
         replies: list[Any] = []
-        async with anyio.create_task_group() as outer:
-            outer.start_soon(suppressed_flush, connection, b"A")
+        async with anyio.create_task_group() as group:
+            await group.start(connection.run)
+            connection.post(b"B", 1, replies.append)
+            await connection.flush()
             await stream.sending.wait()
-            async with anyio.create_task_group() as group:
-                await group.start(connection.run)
-                connection.post(b"B", 1, replies.append)
-                await connection.flush()
-                first, stream.gate = stream.gate, anyio.Event()
-                first.set()
-                await wait_all_tasks_blocked()
-                group.cancel_scope.cancel()
+            group.cancel_scope.cancel()
         assert [type(reply) for reply in replies] == [TransportClosedError]
         assert stream.closed
 
-
-async def suppressed_flush(connection: Connection, data: bytes) -> None:
-    connection.post(data)
-    try:
-        await connection.flush()
-    except TransportClosedError:
-        pass
+    async def test_gone_at_once(self) -> None:
+        """A write that the socket refuses at once breaks the connection for everyone."""
+        connection, stream = fake_connection()
+        with anyio.fail_after(LIMIT):
+            async with anyio.create_task_group() as group:
+                group.start_soon(suppressed_run, connection)
+                await wait_all_tasks_blocked()
+                stream.broken = True
+                with pytest.raises(TransportConnectionError, match="lost"):
+                    await connection.request("PING")
+        assert stream.closed

@@ -1,0 +1,179 @@
+"""A plain socket as a byte stream that can also write at once, without awaiting.
+
+`PlainSocket.send_nowait` is what AnyIO's own socket streams lack: with it a lone command costs no
+cancel scope and no turn of the event loop, and no cancellation can tear it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+from anyio import (
+    BrokenResourceError,
+    BusyResourceError,
+    ClosedResourceError,
+    EndOfStream,
+    Event,
+    create_task_group,
+    getaddrinfo,
+    move_on_after,
+    notify_closing,
+    wait_readable,
+    wait_writable,
+)
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.lowlevel import checkpoint
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
+# Seconds after which the next address is tried beside the one that doesn't answer (RFC 8305).
+_NEXT_ATTEMPT = 0.25
+
+
+@final
+class PlainSocket(ByteStream):
+    """A connected TCP or Unix socket.
+
+    :param sock: is made non-blocking, and closed with the stream
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._closed = False
+        self._sending = False
+        # Whether the last read filled its buffer, so that there is likely more.
+        self._more = False
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return {SocketAttribute.raw_socket: lambda: self._socket}
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        """Write as much as the socket takes now; return how many bytes that were, 0 if none.
+
+        :raises BrokenResourceError: if the connection is gone
+        :raises ClosedResourceError: after `aclose`
+        """
+        if self._closed:
+            raise ClosedResourceError
+        if self._sending:
+            raise BusyResourceError("writing to")
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            raise BrokenResourceError from exc
+
+    async def send(self, item: bytes | memoryview) -> None:
+        rest = memoryview(item)
+        while rest := rest[self.send_nowait(rest) :]:
+            self._sending = True
+            try:
+                await wait_writable(self._socket)
+            finally:
+                self._sending = False
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        while True:
+            if self._closed:
+                raise ClosedResourceError
+            if self._more:
+                self._more = False
+                await checkpoint()
+            else:
+                await wait_readable(self._socket)
+            if self._closed:
+                raise ClosedResourceError
+            try:
+                data = self._socket.recv(max_bytes)
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise BrokenResourceError from exc
+            if not data:
+                raise EndOfStream
+            self._more = len(data) == max_bytes
+            return data
+
+    async def send_eof(self) -> None:
+        if self._closed:
+            raise ClosedResourceError
+        self._socket.shutdown(socket.SHUT_WR)
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            notify_closing(self._socket)
+            self._socket.close()
+        await checkpoint()
+
+
+async def connect_unix(path: str) -> PlainSocket:
+    """Connect to a Unix socket.
+
+    :raises OSError: if that fails
+    """
+    return PlainSocket(await _connect(socket.AF_UNIX, 0, path))
+
+
+async def connect_tcp(host: str, port: int) -> PlainSocket:
+    """Connect to the first address of a host that answers; the next one is tried soon beside it.
+
+    :raises OSError: if all of them fail; its cause tells why
+    """
+    addresses = await getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    errors: list[Exception] = []
+    connected: list[socket.socket] = []
+
+    async def attempt(family: int, protocol: int, address: Any, failed: Event) -> None:
+        try:
+            sock = await _connect(family, protocol, address)
+        except OSError as exc:
+            errors.append(exc)
+            failed.set()
+        else:
+            connected.append(sock)
+            group.cancel_scope.cancel()
+
+    try:
+        async with create_task_group() as group:
+            for family, _, protocol, _, address in addresses:
+                failed = Event()
+                group.start_soon(attempt, family, protocol, address, failed)
+                with move_on_after(_NEXT_ATTEMPT):
+                    await failed.wait()
+        if not connected:
+            cause = errors[0] if len(errors) == 1 else ExceptionGroup("each attempt", errors)
+            raise OSError("all connection attempts failed") from cause
+        connected[0].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except BaseException:
+        for sock in connected:
+            sock.close()
+        raise
+    for sock in connected[1:]:
+        sock.close()
+    return PlainSocket(connected[0])
+
+
+async def _connect(family: int, protocol: int, address: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM, protocol)
+    try:
+        sock.setblocking(False)
+        try:
+            sock.connect(address)
+        except BlockingIOError:
+            await wait_writable(sock)
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if number:
+                raise OSError(number, os.strerror(number)) from None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
