@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Awaitable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context, ContextVar
 from typing import Any, TypeVar
 
@@ -45,11 +45,17 @@ def current_call() -> CallInfo:
 
 
 @types.coroutine
-def run_in_context(context: Context, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+def run_in_context(
+    context: Context,
+    coroutine: Coroutine[Any, Any, T],
+    suspends: Callable[[], object] | None = None,
+) -> Generator[Any, Any, T]:
     """Run a coroutine in the present task, but in a context of its own.
 
     A task that serves one request after another would otherwise carry the context variables that
     one handler sets into the next.
+
+    :param suspends: called when the coroutine waits for something for the first time, if it does
     """
     step, argument = coroutine.send, None
     while True:
@@ -57,6 +63,9 @@ def run_in_context(context: Context, coroutine: Coroutine[Any, Any, T]) -> Gener
             awaited = context.run(step, argument)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
+        if suspends is not None:
+            suspends()
+            suspends = None
         try:
             argument = yield awaited
         except BaseException as exc:  # whatever comes goes to the coroutine

@@ -338,6 +338,11 @@ class BoundedQueue(Generic[T]):
         return self._max_items - len(self._items)
 
     @property
+    def at_hand(self) -> int:
+        """How many items no waiting task has been told of."""
+        return len(self._items) - self._told_receivers
+
+    @property
     def waiting_receivers(self) -> int:
         """Tasks that wait in `get` and haven't been told of an item yet."""
         return len(self._receivers)

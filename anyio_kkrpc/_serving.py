@@ -1,14 +1,19 @@
 """The serving side of a channel: requests are taken, run, and settled.
 
 A set of standing tasks takes requests from the transport, so that a request costs no task and no
-cancel scope of its own. Each task runs in a scope; a request that is cancelled or out of time
-cancels the scope of the task that runs it, and that task then goes on in a new one.
+cancel scope of its own. One of them at a time, the leader, receives. It runs one handler after the
+other, until one of them waits for something: then another task becomes the leader. So a handler
+that doesn't wait costs no switch of tasks either.
+
+Each task runs in a scope; a request that is cancelled or out of time cancels the scope of the task
+that runs it, and that task then goes on in a new one.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import Context, copy_context
 from time import perf_counter
@@ -40,10 +45,12 @@ from ._exceptions import (
     TransportConnectionError,
 )
 from ._exposure import Exposed, Method, Property
+from ._loop import OneShot, one_shots
 from ._protocol._peer import Handling
 from ._protocol._records import Reply, Request
 from ._protocol._streams import Consumer
 from ._streaming import Inflow, Pump, RemoteStream
+from ._timer import TimerEntry
 from .abc import Envelope
 
 if TYPE_CHECKING:
@@ -83,6 +90,81 @@ class Unknown(Refused):
         self.at = at
 
 
+class _Worker:
+    """A standing task, and what belongs to the request that it serves.
+
+    :ivar deadline: when the request is out of time, on AnyIO's clock, or ``None``
+    """
+
+    __slots__ = ("_leads", "_scope", "_server", "deadline", "timer")
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._leads = True
+        self._scope = CancelScope()
+        self.deadline: float | None = None
+        self.timer: TimerEntry | None = None
+
+    def suspends(self) -> None:
+        """Note that the handler waits for something: from now on it can be out of time."""
+        if self.deadline is not None:
+            self.timer = self._server._channel._timer.at(self.deadline, self.cancel)
+        self._step_down()
+
+    def cancel(self) -> None:
+        """Cancel the handler."""
+        self._scope.cancel()
+
+    def _step_down(self) -> None:
+        if self._leads:
+            self._leads = self._server._led = False
+            self._server.lead_on()
+
+    async def run(self) -> None:
+        """Serve requests until this task isn't needed any more."""
+        server = self._server
+        try:
+            while True:
+                running: list[Envelope] = []
+                with self._scope:
+                    await self._serve(running)
+                    return
+                # The request was cancelled or ran out of time: nobody waits for a reply.
+                self._scope = CancelScope()
+                for envelope in running:
+                    await server._transport.settle(envelope, None)
+                server.note_finished()
+        except _ENDS:
+            server.note_end()
+        finally:
+            server._tasks -= 1
+
+    async def _serve(self, running: list[Envelope]) -> None:
+        server, receive = self._server, self._server._transport.receive
+        while True:
+            if not self._leads:
+                if server._led:
+                    if not await server.follow():
+                        return
+                elif server._tasks > server.limit:
+                    return
+                self._leads = server._led = True
+            envelope = await receive()
+            running.append(envelope)
+            try:
+                reply = await server.answer(envelope, self)
+            except NoReply:
+                reply = None
+            else:
+                server.served += 1
+            running.clear()
+            if reply is None:
+                await server._transport.settle(envelope, None)
+            else:
+                await server.settle(envelope, reply)
+            server.note_finished()
+
+
 class Server:
     """Serves the requests of one channel."""
 
@@ -94,7 +176,11 @@ class Server:
         self._broadcast = channel._transport.capabilities.broadcast
         self.limit = max_concurrency
         self._tasks = 0
-        self._idle = 0
+        # Whether a task receives, or is about to.
+        self._led = False
+        self._ended = False
+        self._followers: deque[OneShot] = deque()
+        self._one_shot: Callable[[], OneShot]
         self._group: TaskGroup | None = None
         self._finished: Event | None = None
         self.expired = 0
@@ -102,8 +188,22 @@ class Server:
 
     async def run(self) -> None:
         """Serve until the transport ends or the scope is cancelled."""
+        self._one_shot = one_shots()
         async with anyio.create_task_group() as self._group:
-            self._start_task()
+            self.lead_on()
+
+    def lead_on(self) -> None:
+        """Let a task receive, if none does and one may."""
+        if self._led or self._ended or self._group is None:
+            return
+        if self._followers:
+            self._led = True
+            self._followers.popleft().set()
+        elif self._tasks < self.limit:
+            self._led = True
+            self._tasks += 1
+            worker = _Worker(self)
+            self._group.start_soon(worker.run, name="anyio_kkrpc handler")
 
     def lend(self) -> None:
         """Note that a handler waits for a call of its own: another one may run meanwhile.
@@ -112,8 +212,7 @@ class Server:
         """
         self.limit += 1
         self._transport.serve_more(1)
-        if not self._idle and self._group is not None:
-            self._start_task()
+        self.lead_on()
 
     def take_back(self) -> None:
         """Note that the handler goes on."""
@@ -133,58 +232,32 @@ class Server:
         if self._group is not None:
             self._group.cancel_scope.cancel()
 
-    def _start_task(self) -> None:
-        assert self._group is not None
-        self._tasks += 1
-        self._idle += 1
-        self._group.start_soon(self._work, name="anyio_kkrpc handler")
-
-    async def _work(self) -> None:
+    async def follow(self) -> bool:
+        """Wait to become the leader; return false if there are enough tasks without this one."""
+        if self._tasks > self.limit or len(self._followers) >= _MAX_IDLE:
+            return False
+        turn = self._one_shot()
+        self._followers.append(turn)
         try:
-            while True:
-                running: list[Envelope] = []
-                with CancelScope() as scope:
-                    if not await self._serve_requests(scope, running):
-                        return
-                # The request was cancelled or ran out of time: nobody waits for a reply.
-                self._idle += 1
-                for envelope in running:
-                    await self._transport.settle(envelope, None)
-                if self._finished is not None:
-                    self._finished.set()
-        except _ENDS:
-            return
-        finally:
-            self._tasks -= 1
+            await turn.wait()
+        except BaseException:
+            if not turn.is_set():
+                self._followers.remove(turn)
+            raise  # all of them are cancelled, so nobody is to lead instead
+        return True
 
-    async def _serve_requests(self, scope: CancelScope, running: list[Envelope]) -> bool:
-        """Serve one request after the other; return false if this task isn't needed any more."""
-        receive, settle = self._transport.receive, self._transport.settle
-        while True:
-            envelope = await receive()
-            running.append(envelope)
-            self._idle -= 1
-            if not self._idle and self._tasks < self.limit:
-                self._start_task()
-            try:
-                reply = await self._answer(envelope, scope)
-            except NoReply:
-                reply = None
-            else:
-                self.served += 1
-            running.clear()
-            if reply is None:
-                await settle(envelope, None)
-            else:
-                await self._settle(envelope, reply)
-            if self._finished is not None:
-                self._finished.set()
-            self._idle += 1
-            if self._idle > _MAX_IDLE or (self._idle > 1 and self._tasks > self.limit):
-                self._idle -= 1
-                return False
+    def note_end(self) -> None:
+        """Note that nothing more will be received."""
+        self._ended = True
+        while self._followers:
+            self._followers.popleft().set()
 
-    async def _settle(self, envelope: Envelope, reply: Reply) -> None:
+    def note_finished(self) -> None:
+        """Note that a request is done."""
+        if self._finished is not None:
+            self._finished.set()
+
+    async def settle(self, envelope: Envelope, reply: Reply) -> None:
         try:
             await self._transport.settle(envelope, Envelope(reply, recipient=envelope.sender))
         except _ENDS:
@@ -193,7 +266,7 @@ class Server:
             error = Reply(reply.id, e=handler_error(exc))
             await self._transport.settle(envelope, Envelope(error, recipient=envelope.sender))
 
-    async def _answer(self, envelope: Envelope, scope: CancelScope) -> Reply | None:
+    async def answer(self, envelope: Envelope, worker: _Worker) -> Reply | None:
         request = envelope.record
         assert isinstance(request, Request)
         if self._peer.was_cancelled(request, envelope.sender):
@@ -210,10 +283,8 @@ class Server:
         except ProtocolError as exc:
             self._channel._refuse(exc)
             raise NoReply from None
-        timer = None
-        if deadline is not None:
-            timer = self._channel._timer.at(deadline, scope.cancel)
-        handling.handle = scope
+        worker.deadline = deadline
+        handling.handle = worker
         finished = False
         try:
             reply = await self._run(envelope, request, handling, deadline)
@@ -223,8 +294,9 @@ class Server:
                 self._peer.drop(handling)
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            if worker.timer is not None:
+                worker.timer.cancel()
+                worker.timer = None
             for consumer in handling.consumers or ():
                 # Never opened, because the request was refused, or its caller has given up.
                 if consumer.handle is None or not finished:
@@ -290,7 +362,7 @@ class Server:
     async def _get(self, request: Request, handling: Handling, context: Context) -> Any:
         value = context.run(self._property(request).get)
         if inspect.isawaitable(value):
-            value = await run_in_context(context, as_coroutine(value))
+            value = await run_in_context(context, as_coroutine(value), handling.handle.suspends)
         return value
 
     async def _set(self, request: Request, handling: Handling, context: Context) -> Any:
@@ -326,6 +398,7 @@ class Server:
             raise Refused(exc) from None
         if method.in_thread:
             # A copy, because the context can't be entered twice and the thread may outlive a step.
+            handling.handle.suspends()
             return await to_thread.run_sync(
                 lambda: context.copy().run(method.function, *checked, **kwargs)
             )
@@ -338,9 +411,9 @@ class Server:
                 perf_counter() - started,
             )
         if result.__class__ is CoroutineType:
-            return await run_in_context(context, result)
+            return await run_in_context(context, result, handling.handle.suspends)
         if inspect.isawaitable(result):
-            return await run_in_context(context, as_coroutine(result))
+            return await run_in_context(context, as_coroutine(result), handling.handle.suspends)
         return result
 
     def _not_found(self, request: Request, what: str) -> Unknown:

@@ -751,18 +751,21 @@ class TestFlush:
         await connection.flush()
         assert stream.written == [b"A"]
 
-    async def test_along(self) -> None:
+    async def test_along(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What comes in the same turn, or during a write, leaves in one piece after it; nobody
         waits for that, and nobody but the writer writes for others.
         """
+        monkeypatch.setattr("anyio_kkrpc.redis._connection._BURST", 1e9)
         connection, stream = fake_connection()
         async with running(connection):
+            connection._written_at = float("-inf")
             for data in (b"A", b"B", b"C"):
                 connection.post(data)
                 await connection.flush()
             assert stream.written == [b"A"]
             await settled(lambda: len(stream.written) == 2)
             assert stream.written == [b"A", b"BC"]
+            connection._written_at = float("-inf")
             stream.stall()
             connection.post(b"D")
             await connection.flush()
@@ -773,6 +776,7 @@ class TestFlush:
             assert stream.written == [b"A", b"BC"]
             stream.gate.set()
             await settled(lambda: len(stream.written) == 4)
+            connection._written_at = float("-inf")
             connection.post(b"G")
             await connection.flush()
             assert stream.written == [b"A", b"BC", b"D", b"EF", b"G"]
