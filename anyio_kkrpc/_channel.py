@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 import sys
-import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -35,6 +34,7 @@ from ._exceptions import (
 from ._exposure import Exposed
 from ._exposure import expose as build_table
 from ._groups import lone_error
+from ._loop import OneShot, clock, one_shots, scheduler
 from ._protocol._peer import (
     Answer,
     Call,
@@ -153,16 +153,20 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         self._send_tracebacks = send_tracebacks
         self._peer = Peer(secrets.token_hex(8) + "-", self._make_callback)
         self._timer = Timer()
+        self._now: Callable[[], float] = current_time
+        self._one_shot: Callable[[], OneShot] = Event
         self._server: Server | None = None
         if expose is not None:
             table = expose if isinstance(expose, Exposed) else build_table(expose)
             self._server = Server(self, table, max_concurrency)
         self._group: TaskGroup | None = None
-        self._thread: int | None = None
+        self._soon: Callable[[Callable[[], object]], None] | None = None
         self._reason: Exception | None = None
         self._ended = Event()
         self._outbox: deque[Envelope] = deque()
         self._outbox_filled: Event | None = None
+        # Whether the outbox has been asked to look at these.
+        self._collecting = False
         self._released: deque[tuple[str, str | None]] = deque()
         self._abandoned: deque[Consumer] = deque()
         self._refused = 0
@@ -170,9 +174,9 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
-        if self._thread is not None:
+        if self._soon is not None:
             raise RuntimeError("a channel can be entered once; make a new one")
-        self._thread = threading.get_ident()
+        self._now, self._one_shot, self._soon = clock(), one_shots(), scheduler()
         with lone_error():
             async with anyio.create_task_group() as self._group:
                 try:
@@ -279,13 +283,14 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         if self._reason is not None or self._group is None:
             raise self._closed_error()
         timeout = self._timeout if options.timeout is UNSET else options.timeout
-        deadline: float | None = None if timeout is None else current_time() + timeout
+        now = self._now()
+        deadline: float | None = None if timeout is None else now + timeout
         serving = _current.get()
         if serving is not None and serving.deadline is not None:
             deadline = serving.deadline if deadline is None else min(deadline, serving.deadline)
         budget: int | None = None
         if deadline is not None:
-            left = deadline - current_time()
+            left = deadline - now
             if left <= 0:
                 raise _timed_out(path, timeout)
             budget = max(int(left * 1000), 1)
@@ -309,7 +314,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             if scope.cancelled_caught:
                 raise _timed_out(path, timeout)
             return None
-        answered = call.handle = Event()
+        answered = call.handle = self._one_shot()
         timer = None
         if deadline is not None:
             timer = self._timer.at(deadline, lambda: self._expire(call))
@@ -390,13 +395,13 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         """From the garbage collector, in any thread."""
         if self._reason is None:
             self._released.append((callback_id, owner))
-            self._wake_outbox()
+            self._collect_soon()
 
     def _abandon_stream(self, consumer: Consumer) -> None:
         """End a stream at the reading side. May come from the garbage collector, in any thread."""
         if self._reason is None and not consumer.finished:
             self._abandoned.append(consumer)
-            self._wake_outbox()
+            self._collect_soon()
 
     def _stop_producer(self, producer: Producer) -> None:
         self._start_if(producer.handle.stop(None), producer.handle.run, "stream")
@@ -418,9 +423,13 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         self._wake_outbox()
 
     def _wake_outbox(self) -> None:
-        # From another thread (a callback collected in a worker thread) the next wake-up takes it.
-        if self._outbox_filled is not None and threading.get_ident() == self._thread:
+        if self._outbox_filled is not None:
             self._outbox_filled.set()
+
+    def _collect_soon(self) -> None:
+        if not self._collecting and self._soon is not None:
+            self._collecting = True
+            self._soon(self._wake_outbox)
 
     async def _send_outbox(self) -> None:
         while True:
@@ -439,6 +448,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
 
     def _collect(self) -> None:
         """Turn what the garbage collector left behind into records."""
+        self._collecting = False
         while self._abandoned:
             consumer = self._abandoned.popleft()
             record = self._peer.leave(consumer)

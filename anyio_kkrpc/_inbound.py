@@ -54,7 +54,7 @@ class Inbound:
         if listener is None:
             return
         for envelope in self._queue.extract(lambda item: not _is_request(item)):
-            self._tell(listener, envelope)
+            self.deliver(envelope)
         if not self._serving:
             self.unserved += len(self._queue.extract(_is_request))
         if self._reason is not None:
@@ -71,7 +71,10 @@ class Inbound:
             return True
         listener = self._listener
         if listener is not None and not _is_request(envelope):
-            self._tell(listener, envelope)
+            try:
+                listener.received(envelope)
+            except Exception:
+                self._note_failure(envelope)
             return True
         if not self._serving:
             self.unserved += 1
@@ -107,12 +110,9 @@ class Inbound:
         if self._listener is not None:
             self._tell_ended(self._listener, reason)
 
-    def _tell(self, listener: Listener, envelope: Envelope) -> None:
-        try:
-            listener.received(envelope)
-        except Exception:
-            self.listener_errors += 1
-            logger.exception("a listener failed at %s", type(envelope.record).__name__)
+    def _note_failure(self, envelope: Envelope) -> None:
+        self.listener_errors += 1
+        logger.exception("a listener failed at %s", type(envelope.record).__name__)
 
     def _tell_ended(self, listener: Listener, reason: Exception) -> None:
         if listener is self._told:

@@ -1,6 +1,7 @@
-"""What AnyIO would find out anew at each use: the event loop's clock, and an event for one task.
+"""What AnyIO doesn't offer, or would find out anew at each use: three things of the event loop.
 
-Both are on the way of every call, where the look-up costs more than the thing itself.
+The clock and an event for one task are on the way of every call, where the look-up costs more than
+the thing itself. The third lets a finalizer wake a task.
 """
 
 from __future__ import annotations
@@ -50,6 +51,31 @@ def clock() -> Callable[[], float]:
     import trio
 
     return trio.current_time
+
+
+def scheduler() -> Callable[[Callable[[], object]], None]:
+    """Return what has the event loop call a function soon, asked for from anywhere.
+
+    From the garbage collector an event can't be set: it may run in the middle of a task's `wait`,
+    which then waits for ever. After the end of the loop nothing is called.
+    """
+    loop = current_token().native_token
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        ask: Callable[[Callable[[], object]], object] = loop.call_soon_threadsafe
+        over: type[BaseException] = RuntimeError
+    else:
+        import trio
+
+        assert isinstance(loop, trio.lowlevel.TrioToken)
+        ask, over = loop.run_sync_soon, trio.RunFinishedError
+
+    def soon(function: Callable[[], object]) -> None:
+        try:
+            ask(function)
+        except over:
+            pass
+
+    return soon
 
 
 def one_shots() -> Callable[[], OneShot]:

@@ -26,7 +26,6 @@ from anyio import (
     EndOfStream,
     Event,
     current_effective_deadline,
-    current_time,
     get_cancelled_exc_class,
     move_on_after,
     to_thread,
@@ -273,7 +272,7 @@ class Server:
             raise NoReply
         deadline: float | None = None
         if request.d is not UNSET:
-            now = current_time()
+            now = self._channel._now()
             deadline = (now if envelope.sent_at is None else envelope.sent_at) + request.d / 1000
             if deadline <= now:
                 self.expired += 1

@@ -68,8 +68,10 @@ class TypesOf:
 
         :raises RPCValidationError: if it doesn't fit the Protocol
         """
-        if isinstance(value, RemoteStream):
+        if value.__class__ is RemoteStream:
             value._inflow.kind = self._item
+            return value
+        if self._result is Any:
             return value
         return convert_value(value, self._result, ".".join(path), "output")
 

@@ -41,6 +41,7 @@ from ._state import (
 )
 from ._streams import Consumer, Producer
 from ._values import (
+    PLAIN,
     callback_envelope,
     is_callback,
     is_stream,
@@ -270,7 +271,12 @@ class Peer:
         call = Call(self._new_id(), recipient)
         request = Request(call.id, op, path)
         if args is not None:
-            request.a = [pack_argument(arg, lambda v: self._export(v, call)) for arg in args]
+            request.a = [
+                arg
+                if arg.__class__ in PLAIN
+                else pack_argument(arg, lambda v: self._export(v, call))
+                for arg in args
+            ]
         if kwargs:
             request.k = {
                 name: pack_argument(arg, lambda v: self._export(v, call))
@@ -329,6 +335,10 @@ class Peer:
 
     def unpack(self, request: Request, handling: Handling) -> tuple[list[Any], dict[str, Any]]:
         """Return the arguments, with callables and `Consumer`s in place of their envelopes."""
+        args = [] if request.a is UNSET else request.a
+        kwargs = {} if request.k is UNSET else request.k
+        if not kwargs and not any(item.__class__ is dict for item in args):
+            return args, kwargs
         sender = handling.sender
 
         def callback(callback_id: str) -> Callable[..., Any]:
@@ -341,17 +351,8 @@ class Peer:
             handling.consumers.append(consumer)
             return consumer
 
-        args = [] if request.a is UNSET else request.a
-        kwargs = {} if request.k is UNSET else request.k
-        if args:
-            args = [
-                unpack_argument(item, callback, stream) if item.__class__ is dict else item
-                for item in args
-            ]
-        if kwargs:
-            kwargs = {
-                name: unpack_argument(item, callback, stream) for name, item in kwargs.items()
-            }
+        args = [unpack_argument(item, callback, stream) for item in args]
+        kwargs = {name: unpack_argument(item, callback, stream) for name, item in kwargs.items()}
         return args, kwargs
 
     def unpack_value(self, request: Request, handling: Handling) -> Any:
@@ -363,7 +364,9 @@ class Peer:
     def reply(self, handling: Handling, value: Any) -> Reply:
         """Finish a request with a result. A stream result is entered in the table."""
         self._finish(handling, HandlingInput.FINISH)
-        return Reply(handling.id, pack_result(value, lambda v: self._export_result(v, handling)))
+        if value.__class__ not in PLAIN:
+            value = pack_result(value, lambda v: self._export_result(v, handling))
+        return Reply(handling.id, value)
 
     def reply_error(self, handling: Handling, error: dict[str, Any]) -> Reply:
         """Finish a request with an error."""

@@ -15,7 +15,8 @@ from ._errors import ProtocolError
 
 ARGUMENT = "__kkrpc_next_arg__"
 STREAM = "__kkrpc_next_stream__"
-_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
+# Types whose values travel as they are.
+PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 
 Export = Callable[[Any], "dict[str, Any] | None"]
 
@@ -45,7 +46,7 @@ def pack_argument(value: Any, export: Export) -> Any:
 
     :param export: returns the envelope of a callback or stream, and ``None`` for other values
     """
-    if value.__class__ in _PLAIN:
+    if value.__class__ in PLAIN:
         return value
     if isinstance(value, dict):
         return {ARGUMENT: "value", "v": value} if ARGUMENT in value or STREAM in value else value
@@ -78,7 +79,7 @@ def unpack_argument(item: Any, callback: Callable[[str], Any], stream: Callable[
 
 def pack_result(value: Any, export: Export) -> Any:
     """Return what stands for ``value`` as the result of a request or an item of a stream."""
-    if value.__class__ in _PLAIN or isinstance(value, dict):
+    if value.__class__ in PLAIN or isinstance(value, dict):
         return value
     envelope = export(value)
     return value if envelope is None else envelope

@@ -59,7 +59,7 @@ CHUNK = 1024 * 1024
 READ_SIZE = 64 * 1024
 _YIELD_EVERY = 32
 # Seconds after a write within which what comes is likely of the same turn of the event loop.
-_BURST = 0.00005
+_BURST = 0.0001
 
 _MORE: Any = object()
 _pack = cast(Callable[[tuple[Argument, ...]], bytes], pack_command)

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from anyio import current_time
 from redis.exceptions import ResponseError
 
 from .._exceptions import ProtocolError
+from .._loop import clock
 from ._admin import pairs
 from ._connection import Connection
 from ._signing import Signer
@@ -72,6 +72,7 @@ class Reader:
     def __init__(
         self, positions: dict[bytes, bytes], decoder: Decoder, block_timeout: float
     ) -> None:
+        self._now = clock()
         self.positions = positions
         self.since: float | None = None
         self._decoder = decoder
@@ -84,7 +85,7 @@ class Reader:
         of what was handled.
         """
         positions, decode = self.positions, self._decoder.decode
-        self.since = current_time()
+        self.since = self._now()
         reply = await connection.execute(
             *self._head, b"STREAMS", *positions.keys(), *positions.values()
         )
@@ -114,6 +115,7 @@ class GroupReader:
         decoder: Decoder,
         block_timeout: float,
     ) -> None:
+        self._now = clock()
         self._stream = stream
         self.since: float | None = None
         self._decoder = decoder
@@ -125,7 +127,7 @@ class GroupReader:
         :return: the ids of those that aren't valid; they are to be acknowledged
         """
         decode, stream = self._decoder.decode, self._stream
-        self.since = current_time()
+        self.since = self._now()
         reply = await connection.execute(
             *self._head, b"COUNT", b"%d" % count, b"STREAMS", stream, b">"
         )

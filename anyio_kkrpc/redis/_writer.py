@@ -27,8 +27,9 @@ from .._exceptions import (
     TransportClosedError,
     TransportConnectionError,
 )
+from .._loop import clock
 from .._protocol._records import Bye, Cancel, Record, Request
-from ..abc import Envelope
+from ..abc import Codec, Envelope
 from ._connection import Connection
 from ._connection import _pack as pack_command
 from ._keys import Keys
@@ -115,12 +116,19 @@ class Post:
         "result",
         "to_stream",
         "total",
+        "writer",
         "written_at",
     )
 
     def __init__(
-        self, envelope: Envelope | None, packed: bytes, replies: int, to_stream: bool
+        self,
+        writer: Writer,
+        envelope: Envelope | None,
+        packed: bytes,
+        replies: int,
+        to_stream: bool,
     ) -> None:
+        self.writer = writer
         self.envelope = envelope
         self.packed = packed
         self.replies = self.total = replies
@@ -129,6 +137,10 @@ class Post:
         self.data: bytes | None = None
         self.event: Event | None = None
         self.written_at: float | None = None
+
+    def __call__(self, reply: Any) -> None:
+        """Take one of Redis' replies."""
+        self.writer._take(self, reply)
 
 
 class Writer:
@@ -162,12 +174,20 @@ class Writer:
         self._group = group
         self._backlog = None if max_backlog is None else b"%d" % max_backlog
         self._inboxes: OrderedDict[str, bytes] = OrderedDict()
+        self._native = dialects.native
+        # Whether nothing is added to commands, so that they may be put together the quick way.
+        self._plain = signer is None and max_backlog is None
+        self._heads: OrderedDict[tuple[str, Codec], bytes] = OrderedDict()
+        self._request_head = _beginning(
+            (b"XADD", keys.stream, b"*", b"from", self._native.sender), self._native.codec, 0
+        )
         self._connection: Connection | None = None
+        self._now: Callable[[], float] = current_time
         self._ledger: deque[Post] = deque()
         self._waiting_bytes = 0
         self._room: Event | None = None
         self._reason: Exception | None = None
-        self._epoch = secrets.token_hex(4)
+        self._epoch = secrets.token_hex(4).encode()
         self._numbers = count(1)
         self._last_added = b""
         self.no_mkstream = True
@@ -211,7 +231,7 @@ class Writer:
         acknowledge = b"%s$%d\r\n%s\r\n" % (self._acknowledge, len(entry_id), entry_id)
         post = None if reply is None else self._make(reply)
         if post is None:
-            self._post(Post(None, acknowledge, 1, False))
+            self._post(Post(self, None, acknowledge, 1, False))
             return
         post.packed += acknowledge
         post.replies = post.total = post.replies + 1
@@ -222,7 +242,7 @@ class Writer:
         options = (b"NOMKSTREAM",) if self.no_mkstream else ()
         add = pack_command((b"XADD", self._inbox(recipient), *options, b"*", *fields))
         acknowledge = b"%s$%d\r\n%s\r\n" % (self._acknowledge, len(entry_id), entry_id)
-        self._post(Post(None, add + acknowledge, 2, False))
+        self._post(Post(self, None, add + acknowledge, 2, False))
 
     async def flush(self, deadline: float | None = None) -> None:
         """Write what is queued. While there is no connection, wait only if much is queued.
@@ -248,31 +268,29 @@ class Writer:
         self._ledger.append(post)
         connection = self._connection
         if connection is not None and connection.error is None:
-            self._write(connection, post)
+            post.written_at = self._now()
+            connection.post(post.packed, post.replies, post)
         else:
             self._waiting_bytes += len(post.packed)
-
-    def _write(self, connection: Connection, post: Post) -> None:
-        if post.written_at is None:
-            post.written_at = current_time()
-        connection.post(post.packed, post.replies, lambda reply: self._take(post, reply))
 
     # Commands
 
     def _make(self, envelope: Envelope) -> Post | None:
         """Return what is to be written; ``None`` if its recipient knows nothing of the kind."""
         record, recipient = envelope.record, envelope.recipient
+        if self._plain:
+            if recipient is None:
+                if record.__class__ is Request and self._dialects.own is self._native:
+                    return self._make_request(envelope, record)
+            elif self._dialects.of(recipient) is self._native:
+                return self._make_addressed(envelope, recipient)
         dialect = self._dialects.of(recipient)
         if recipient is None and isinstance(record, (Cancel, Bye)):
             dialect = self._dialects.native  # on the control stream
         fields = dialect.encode(record, recipient)
         if fields is None:
             return None
-        size = max(map(len, fields))
-        if size > self._max_size:
-            raise OverloadedError(
-                f"a message of {size} bytes exceeds max_message_size ({self._max_size} bytes)"
-            )
+        self._check_size(max(map(len, fields)))
         if dialect.shared:
             self.sent += 1
             return self._make_shared(envelope, fields)
@@ -280,8 +298,8 @@ class Writer:
         keys = self._keys
         if recipient is None and not isinstance(record, (Cancel, Bye)):
             self._on_stream()
-            return Post(envelope, self._add_to_stream(fields), 1, True)
-        number = b"%s.%d" % (self._epoch.encode(), next(self._numbers))
+            return Post(self, envelope, self._add_to_stream(fields), 1, True)
+        number = b"%s.%d" % (self._epoch, next(self._numbers))
         fields = (*fields, b"n", number)
         key = keys.control if recipient is None else self._inbox(recipient)
         if self._signer is not None:
@@ -289,18 +307,65 @@ class Writer:
         if recipient is not None:
             # A peer that has gone has no inbox, and must not get one back.
             options = (b"NOMKSTREAM",) if self.no_mkstream else ()
-            return Post(envelope, pack_command((b"XADD", key, *options, b"*", *fields)), 1, False)
+            return Post(
+                self, envelope, pack_command((b"XADD", key, *options, b"*", *fields)), 1, False
+            )
         bounds = (_CONTROL_LENGTH, _CONTROL_TTL_MS)
         if isinstance(record, Cancel) and envelope.token is not None and self._group is not None:
             command = (b"EVAL", _CANCEL, b"2", keys.stream, keys.control, envelope.token, *bounds)
-            return Post(envelope, pack_command((*command, *fields)), 1, False)
+            return Post(self, envelope, pack_command((*command, *fields)), 1, False)
         add = (b"XADD", keys.control, b"MAXLEN", b"~", _CONTROL_LENGTH, b"*", *fields)
         expire = (b"PEXPIRE", keys.control, _CONTROL_TTL_MS)
-        return Post(envelope, pack_command(add) + pack_command(expire), 2, False)
+        return Post(self, envelope, pack_command(add) + pack_command(expire), 2, False)
+
+    def _make_request(self, envelope: Envelope, record: Record) -> Post:
+        """The quick way of most: the constant beginning of the command is made once."""
+        codec = self._native.codec
+        data = codec.encode(record)
+        self._check_size(len(data))
+        self.sent += 1
+        self._on_stream()
+        packed = b"%s$%d\r\n%s\r\n" % (self._request_head, len(data), data)
+        return Post(self, envelope, packed, 1, True)
+
+    def _make_addressed(self, envelope: Envelope, recipient: str) -> Post:
+        codec = self._native.codec_for(recipient)
+        data = codec.encode(envelope.record)
+        self._check_size(len(data))
+        self.sent += 1
+        number = b"%s.%d" % (self._epoch, next(self._numbers))
+        packed = b"%s$%d\r\n%s\r\n$1\r\nn\r\n$%d\r\n%s\r\n" % (
+            self._head(recipient, codec),
+            len(data),
+            data,
+            len(number),
+            number,
+        )
+        return Post(self, envelope, packed, 1, False)
+
+    def _head(self, recipient: str, codec: Codec) -> bytes:
+        """Return the beginning of the command that adds to a peer's inbox."""
+        head = self._heads.get((recipient, codec))
+        if head is None:
+            if len(self._heads) >= _PEERS:
+                self._heads.popitem(last=False)
+            options = (b"NOMKSTREAM",) if self.no_mkstream else ()
+            head = self._heads[recipient, codec] = _beginning(
+                (b"XADD", self._inbox(recipient), *options, b"*", b"from", self._native.sender),
+                codec,
+                2,
+            )
+        return head
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_size:
+            raise OverloadedError(
+                f"a message of {size} bytes exceeds max_message_size ({self._max_size} bytes)"
+            )
 
     def _make_shared(self, envelope: Envelope, fields: tuple[bytes, ...]) -> Post:
         bounded = isinstance(envelope.record, Request)
-        post = Post(envelope, self._add_to_stream(fields, bounded=bounded), 1, True)
+        post = Post(self, envelope, self._add_to_stream(fields, bounded=bounded), 1, True)
         post.data = fields[1]
         self._on_stream()
         return post
@@ -327,12 +392,13 @@ class Writer:
 
     def _take(self, post: Post, reply: Any) -> None:
         """Take one of Redis' replies to a write. They come in the order of writing."""
-        if isinstance(reply, (TransportConnectionError, TransportClosedError)):
-            return  # the outcome isn't known; it stays in the ledger
-        if isinstance(reply, PASSING):
-            if self._connection is not None:
-                self._connection.break_off(reply)
-            return
+        if isinstance(reply, Exception):
+            if isinstance(reply, (TransportConnectionError, TransportClosedError)):
+                return  # the outcome isn't known; it stays in the ledger
+            if isinstance(reply, PASSING):
+                if self._connection is not None:
+                    self._connection.break_off(reply)
+                return
         if post.replies == post.total:
             post.result = reply
         elif reply == 0 and post.envelope is not None and not _is_control(post.envelope.record):
@@ -345,19 +411,19 @@ class Writer:
             self._finish(post)
 
     def _finish(self, post: Post) -> None:
-        envelope = post.envelope
+        envelope, result = post.envelope, post.result
         if post.event is not None:
             post.event.set()
-            return
-        if envelope is None or _is_control(envelope.record):
-            if isinstance(post.result, Exception):
-                logger.warning("Redis refused an acknowledgement or a control: %s", post.result)
-            return
-        error = self._error(post)
-        if error is not None:
-            self._give_back(envelope, error)
-        elif post.to_stream and isinstance(envelope.record, Request):
-            envelope.token = post.result
+        elif envelope is None or _is_control(envelope.record):
+            if isinstance(result, Exception):
+                logger.warning("Redis refused an acknowledgement or a control: %s", result)
+        elif result.__class__ is bytes:
+            if post.to_stream and envelope.record.__class__ is Request:
+                envelope.token = result
+        else:
+            error = self._error(post)
+            if error is not None:
+                self._give_back(envelope, error)
 
     def _error(self, post: Post) -> Exception | None:
         result, envelope = post.result, post.envelope
@@ -385,16 +451,19 @@ class Writer:
 
         :param clock_offset: AnyIO's clock less Redis', in seconds
         """
+        self._now = clock()
         await self._look_up(connection, clock_offset)
-        now = current_time()
+        now = self._now()
         for post in tuple(self._ledger):
             if post.to_stream and self._is_too_late(post, now):
                 self._drop(post, RPCTimeoutError("the request's time ran out before it was sent"))
                 continue
             post.replies, post.result = post.total, None
-            if post.written_at is not None:
+            if post.written_at is None:
+                post.written_at = now
+            else:
                 self.repeated += 1
-            self._write(connection, post)
+            connection.post(post.packed, post.replies, post)
         self._connection = connection
         self._waiting_bytes = 0
         if self._room is not None:
@@ -499,5 +568,15 @@ def refusal(exc: Exception) -> Exception:
     return error
 
 
+def _beginning(command: tuple[bytes, ...], codec: Codec, more: int) -> bytes:
+    """Return a packed command up to its last values: the encoded record, and some more."""
+    name = codec.name.encode()
+    count = len(command) + 2 + more
+    return b"*%d\r\n" % count + b"".join(
+        b"$%d\r\n%s\r\n" % (len(part), part) for part in (*command, name)
+    )
+
+
 def _is_control(record: Record) -> bool:
-    return isinstance(record, (Cancel, Bye))
+    kind = record.__class__
+    return kind is Cancel or kind is Bye

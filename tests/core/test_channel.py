@@ -138,6 +138,36 @@ async def test_blocking_handler_is_found(anyio_backend_name: str) -> None:
             await link.api.blocks()
 
 
+async def test_callback_collected_in_a_thread() -> None:
+    """The last reference to a callback may go in any thread: its function is released at once."""
+    kept: list[Any] = []
+    async with pair({"keep": kept.append}) as link:
+        for _ in range(3):
+            await link.api.keep(lambda: None)
+            assert link.client.statistics().callbacks == 1
+            # Nothing else happens that might wake somebody.
+            await anyio.to_thread.run_sync(kept.clear)
+            with anyio.fail_after(10):
+                while link.client.statistics().callbacks:
+                    await anyio.sleep(0.001)
+
+
+async def test_callback_collected_after_the_end(anyio_backend_name: str) -> None:
+    """A callback that outlives its channel is collected in silence, also without an event loop."""
+    kept: list[Any] = []
+
+    async def main() -> None:
+        async with pair({"keep": kept.append}) as link:
+            await link.api.keep(lambda: None)
+            kept.append(link.server._soon)
+
+    await anyio.to_thread.run_sync(lambda: anyio.run(main, backend=anyio_backend_name))
+    callback, soon = kept
+    kept.clear()
+    del callback
+    soon(lambda: pytest.fail("the loop is over"))
+
+
 async def test_handler_in_a_thread() -> None:
     """One that is declared so runs in a worker thread."""
     api = Api()

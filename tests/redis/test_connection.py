@@ -787,8 +787,16 @@ class TestFlush:
         slow = StapledByteStream(stream, stream)
         connection = Connection(slow, NOWHERE, write_timeout=10)
         async with running(connection):
-            stream.feed(b"+a\r\n")
-            assert await connection.request("GET", "a") == b"a"
+            stream.stall()
+
+            async def answer() -> None:
+                await stream.sending.wait()
+                stream.gate.set()
+                stream.feed(b"+a\r\n")
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(answer)
+                assert await connection.request("GET", "a") == b"a"
             assert len(stream.written) == 1
 
     async def test_yields(self) -> None:
@@ -807,7 +815,7 @@ class TestFlush:
             for _ in range(320):
                 connection.post(b"A")
                 await connection.flush()
-            assert turns >= 10
+            assert turns >= 5
             group.cancel_scope.cancel()
 
     async def test_high_water(self) -> None:

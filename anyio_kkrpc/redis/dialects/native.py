@@ -28,6 +28,7 @@ class NativeDialect(Dialect):
 
     :param session_id: this peer's id
     :param codec: what requests are encoded with; answers are encoded as what they answer
+    :ivar codec: the codec that was given
     :ivar sender: this peer's id, as it stands in the fields
     """
 
@@ -35,7 +36,7 @@ class NativeDialect(Dialect):
 
     def __init__(self, session_id: str, codec: Codec) -> None:
         self.sender = session_id.encode()
-        self._own = codec
+        self.codec = codec
         self._codec_of: OrderedDict[str, Codec] = OrderedDict()
         self._codecs: dict[bytes, Codec | None] = {codec.name.encode(): codec}
         for name in ("json", "cbor"):
@@ -45,10 +46,12 @@ class NativeDialect(Dialect):
                 except ImportError:
                     self._codecs[name.encode()] = None
 
+    def codec_for(self, recipient: str) -> Codec:
+        """Return what a peer is answered in: what it wrote in last."""
+        return self._codec_of.get(recipient, self.codec)
+
     def encode(self, record: Record, recipient: str | None) -> tuple[bytes, ...]:
-        codec = self._own
-        if recipient is not None:
-            codec = self._codec_of.get(recipient, codec)
+        codec = self.codec if recipient is None else self.codec_for(recipient)
         return (b"from", self.sender, codec.name.encode(), codec.encode(record))
 
     def matches(self, fields: list[bytes]) -> bool:
@@ -62,7 +65,7 @@ class NativeDialect(Dialect):
         sender = peer_id(fields[1])
         number = fields[5] if len(fields) > 5 and fields[4] == b"n" else None
         record = codec.decode(fields[3])
-        if codec is not self._own or sender in self._codec_of:
+        if codec is not self.codec or sender in self._codec_of:
             self._remember(sender, codec)
         return Entry(record, sender, len(fields[3]), number)
 
