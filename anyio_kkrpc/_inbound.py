@@ -70,7 +70,9 @@ class Inbound:
         if self._reason is not None:
             return True
         listener = self._listener
-        if listener is not None and not _is_request(envelope):
+        if listener is not None and (
+            envelope.record.__class__ is not Request or envelope.error is not None
+        ):
             try:
                 listener.received(envelope)
             except Exception:

@@ -19,9 +19,6 @@ class OneShot(Protocol):
     def set(self) -> object:
         """Wake the task, now or as soon as it waits. Idempotent."""
 
-    def is_set(self) -> bool:
-        """Whether it was set."""
-
     async def wait(self) -> object:
         """Wait until it is set; return at once if it is."""
 
@@ -35,9 +32,6 @@ class _FutureEvent:
     def set(self) -> None:
         if not self._future.done():
             self._future.set_result(None)
-
-    def is_set(self) -> bool:
-        return self._future.done() and not self._future.cancelled()
 
     async def wait(self) -> None:
         await self._future

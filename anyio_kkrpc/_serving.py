@@ -15,6 +15,7 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import Context, copy_context
 from time import perf_counter
 from types import CoroutineType
@@ -240,7 +241,7 @@ class Server:
         try:
             await turn.wait()
         except BaseException:
-            if not turn.is_set():
+            with suppress(ValueError):  # its turn can have come after it was cancelled
                 self._followers.remove(turn)
             raise  # all of them are cancelled, so nobody is to lead instead
         return True

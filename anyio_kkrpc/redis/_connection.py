@@ -344,7 +344,11 @@ class Connection(AsyncResource):
             while (reply := gets()) is not _MORE:
                 if not expected:
                     raise ProtocolError("a reply that nobody asked for")
-                self._settle(expected.popleft(), reply)
+                on_reply = expected.popleft()
+                try:
+                    on_reply(reply)
+                except Exception:
+                    logger.exception("handling a reply of %s failed", self.address)
             if self.error is not None:
                 raise self._unusable()
 

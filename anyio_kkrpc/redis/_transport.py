@@ -294,7 +294,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             max_backlog=options.max_backlog,
             signer=self._signer,
             returned=self._inbound.deliver,
-            on_stream=self._count_for_trim,
+            on_stream=None if options.max_len is None else self._count_for_trim,
         )
         self._link = Link(self._dialer("writer"), self._prepare, self._writer.detach)
         self._groups = Groups(
@@ -627,14 +627,15 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def send(self, item: Envelope) -> None:
         """Write an envelope; see `Transport.send`."""
-        writer = self._open_writer()
-        record = item.record
-        if isinstance(record, Request) and record.o is True:
+        writer, record = self._writer, item.record
+        if not self._entered or self._inbound.ended_reason is not None:
+            self._open_writer()
+        if record.__class__ is Request and record.o is True:
             await writer.send_and_confirm(item)
             return
         await writer.send(item)
-        if self._dialects.classic.streams.busy:
-            self._start_pacing()
+        if self._dialects.classic_seen:
+            self._pace_streams()
 
     async def settle(self, envelope: Envelope, reply: Envelope | None) -> None:
         """Finish a request; one of the group is acknowledged in one write with its reply."""
@@ -652,10 +653,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         writer.settle(envelope.token, reply)
         self._held.pop(envelope.token, None)
         envelope.token = None
-        self._notify_room()
+        if self._room is not None:
+            self._notify_room()
         await writer.flush()
-        if self._dialects.classic.streams.busy:
-            self._start_pacing()
+        if self._dialects.classic_seen:
+            self._pace_streams()
 
     # What is addressed to this peer
 
@@ -710,6 +712,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._received += 1
         if stream == self._inbox:
             self._consumed.append(entry_id)
+            if sender.__class__ is str and record.__class__ is not Request:
+                self._inbound.deliver(Envelope(record, sender, self._options.session_id))
+                return
             if isinstance(sender, SharedPeer) and not self._options.use_consumer_group:
                 return  # forwarded by a worker of a group; this peer has read it from the stream
             self._deliver(entry, entry_id, self._options.session_id, None)
@@ -785,8 +790,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         reader.positions[self._keys.stream] = max(after, self._connected_id, key=order)
         self._wake_inbox = True
 
-    def _start_pacing(self) -> None:
-        if not self._pacing and self._group is not None:
+    def _pace_streams(self) -> None:
+        """Have somebody let streams go on, if there are any that need it."""
+        streams = self._dialects.classic.streams
+        if streams.busy and not self._pacing and self._group is not None:
             self._pacing = True
             self._group.start_soon(self._pace, name="anyio_kkrpc redis pacing")
 
@@ -805,8 +812,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         epoch, _, text = number.partition(b".")
         if not text.isdigit() or len(text) > 18:
             return False
-        count, key, numbers = int(text), (stream, sender), self._numbers
-        last = numbers.get(key)
+        key, numbers = (stream, sender), self._numbers
+        count, last = int(text), numbers.get(key)
         if last is not None and last[0] == epoch and count <= last[1]:
             self._repeated += 1
             return True
@@ -1195,8 +1202,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def _count_for_trim(self) -> None:
         """Note that an entry was added to the stream."""
         max_len = self._options.max_len
-        if max_len is None:
-            return
+        assert max_len is not None
         self._sent_since_trim += 1
         if self._sent_since_trim >= min(max(max_len // 10, 1), _TRIM_AT_MOST):
             self._sent_since_trim = 0

@@ -147,7 +147,7 @@ class Writer:
     """Writes to the connection that it is attached to.
 
     :param returned: told of envelopes that could not be delivered
-    :param on_stream: told of each entry that is added to the stream
+    :param on_stream: told of each entry that is added to the stream, if not ``None``
     :ivar undeliverable: records that Redis refused, or whose recipient was gone
     :ivar repeated: writes of unknown outcome that were written again
     :ivar unacknowledged: acknowledgements of entries that others had taken over meanwhile
@@ -163,7 +163,7 @@ class Writer:
         max_backlog: int | None,
         signer: Signer | None,
         returned: Callable[[Envelope], object],
-        on_stream: Callable[[], object],
+        on_stream: Callable[[], object] | None,
     ) -> None:
         self._keys = keys
         self._on_stream = on_stream
@@ -297,7 +297,7 @@ class Writer:
         self.sent += 1
         keys = self._keys
         if recipient is None and not isinstance(record, (Cancel, Bye)):
-            self._on_stream()
+            self._note_added()
             return Post(self, envelope, self._add_to_stream(fields), 1, True)
         number = b"%s.%d" % (self._epoch, next(self._numbers))
         fields = (*fields, b"n", number)
@@ -320,18 +320,21 @@ class Writer:
 
     def _make_request(self, envelope: Envelope, record: Record) -> Post:
         """The quick way of most: the constant beginning of the command is made once."""
-        codec = self._native.codec
-        data = codec.encode(record)
-        self._check_size(len(data))
+        data = self._native.codec.encode(record)
+        size = len(data)
+        if size > self._max_size:
+            self._check_size(size)
         self.sent += 1
-        self._on_stream()
-        packed = b"%s$%d\r\n%s\r\n" % (self._request_head, len(data), data)
+        if self._on_stream is not None:
+            self._on_stream()
+        packed = b"%s$%d\r\n%s\r\n" % (self._request_head, size, data)
         return Post(self, envelope, packed, 1, True)
 
     def _make_addressed(self, envelope: Envelope, recipient: str) -> Post:
         codec = self._native.codec_for(recipient)
         data = codec.encode(envelope.record)
-        self._check_size(len(data))
+        if len(data) > self._max_size:
+            self._check_size(len(data))
         self.sent += 1
         number = b"%s.%d" % (self._epoch, next(self._numbers))
         packed = b"%s$%d\r\n%s\r\n$1\r\nn\r\n$%d\r\n%s\r\n" % (
@@ -357,6 +360,10 @@ class Writer:
             )
         return head
 
+    def _note_added(self) -> None:
+        if self._on_stream is not None:
+            self._on_stream()
+
     def _check_size(self, size: int) -> None:
         if size > self._max_size:
             raise OverloadedError(
@@ -367,7 +374,7 @@ class Writer:
         bounded = isinstance(envelope.record, Request)
         post = Post(self, envelope, self._add_to_stream(fields, bounded=bounded), 1, True)
         post.data = fields[1]
-        self._on_stream()
+        self._note_added()
         return post
 
     def _add_to_stream(self, fields: tuple[bytes, ...], *, bounded: bool = True) -> bytes:

@@ -303,3 +303,15 @@ async def test_callback_floods_are_bounded(
         gate.set()
     assert seen == [0, 15, 16, 17, 18, 19]
     assert "slower than its caller" in caplog.text
+
+
+async def test_end_of_the_transport_with_idle_handlers() -> None:
+    """Those that wait for their turn are cancelled in the moment in which it comes."""
+    api = Api()
+    async with pair(api) as link:
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(link.api.wait)
+            await anyio.wait_all_tasks_blocked()
+            api.gate.set()
+        await link.transports[0].aclose()

@@ -91,8 +91,8 @@ class Dialects:
         :raises ProtocolError: if it isn't valid, or of no dialect
         """
         native = self.native
-        if native.matches(fields):
-            entry = native.decode(fields)
+        entry = native.try_decode(fields)
+        if entry is not None:
             if self._dialect_of or native is not self.own:
                 self._remember(entry.sender, native)
             return entry

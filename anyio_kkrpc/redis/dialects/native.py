@@ -38,6 +38,8 @@ class NativeDialect(Dialect):
         self.sender = session_id.encode()
         self.codec = codec
         self._codec_of: OrderedDict[str, Codec] = OrderedDict()
+        # Ids as they stand in the fields, and as text.
+        self._ids: OrderedDict[bytes, str] = OrderedDict()
         self._codecs: dict[bytes, Codec | None] = {codec.name.encode(): codec}
         for name in ("json", "cbor"):
             if name.encode() not in self._codecs:
@@ -54,23 +56,45 @@ class NativeDialect(Dialect):
         codec = self.codec if recipient is None else self.codec_for(recipient)
         return (b"from", self.sender, codec.name.encode(), codec.encode(record))
 
+    def try_decode(self, fields: list[bytes]) -> Entry | None:
+        """Return what an entry holds; ``None`` if it isn't of this dialect.
+
+        :raises ProtocolError: if it isn't valid
+        """
+        if len(fields) < 4 or fields[0] != b"from":
+            return None
+        name, data = fields[2], fields[3]
+        codec = self._codecs.get(name)
+        if codec is None:
+            if name not in self._codecs:
+                return None
+            raise ProtocolError('an entry in CBOR: pip install "anyio_kkrpc[cbor]" to read it')
+        raw = fields[1]
+        sender = self._ids.get(raw)
+        if sender is None:
+            sender = self._ids[raw] = peer_id(raw)
+            if len(self._ids) > _PEERS:
+                self._ids.popitem(last=False)
+        if codec is not self.codec or self._codec_of:
+            self._remember(sender, codec)
+        number = fields[5] if len(fields) > 5 and fields[4] == b"n" else None
+        return Entry(codec.decode(data), sender, len(data), number)
+
     def matches(self, fields: list[bytes]) -> bool:
         """Whether an entry with these fields is of this dialect."""
         return len(fields) >= 4 and fields[0] == b"from" and fields[2] in self._codecs
 
     def decode(self, fields: list[bytes]) -> Entry:
-        codec = self._codecs[fields[2]]
-        if codec is None:
-            raise ProtocolError('an entry in CBOR: pip install "anyio_kkrpc[cbor]" to read it')
-        sender = peer_id(fields[1])
-        number = fields[5] if len(fields) > 5 and fields[4] == b"n" else None
-        record = codec.decode(fields[3])
-        if codec is not self.codec or sender in self._codec_of:
-            self._remember(sender, codec)
-        return Entry(record, sender, len(fields[3]), number)
+        entry = self.try_decode(fields)
+        if entry is None:
+            raise ProtocolError("an entry of another dialect")
+        return entry
 
     def _remember(self, peer: str, codec: Codec) -> None:
         """Note how answers to a peer are to be encoded."""
+        if codec is self.codec:
+            self._codec_of.pop(peer, None)
+            return
         if peer not in self._codec_of and len(self._codec_of) >= _PEERS:
             self._codec_of.popitem(last=False)
         self._codec_of[peer] = codec
