@@ -1,0 +1,145 @@
+"""How fast calls are, beside the limit and what people would use instead.
+
+Client and worker are processes of their own and share one Redis, which this starts by itself.
+Rounds of all cases are interleaved, so that a noisy machine is noisy for each of them; the figures
+are medians. What isn't installed is left out, and said so: ``pip install -e ".[bench]"`` has all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from anyio_kkrpc.testing._server import RedisServer, find_server
+
+from ._ours import Found, report
+from ._processes import LOOPS, Plan, Round, measure
+from .cases import IN_FLIGHT, NAMES, PAYLOAD, load, missing
+
+Key = tuple[str, str, str]
+COLUMNS = (
+    "case",
+    "backend",
+    "p50 ms",
+    "x limit",
+    "p99 ms",
+    f"{IN_FLIGHT} in flight /s",
+    "range",
+    "of limit",
+    "client",
+    "worker",
+    "server",
+)
+
+
+def cases(names: Iterable[str], backends: Iterable[str]) -> list[Key]:
+    """Return what can be measured here; say what can't."""
+    found: list[Key] = []
+    for name in names:
+        case = load(name)
+        if absent := missing(case):
+            print(f"{name} is left out: {', '.join(absent)} not installed")
+            continue
+        wanted = [backend for backend in case.BACKENDS if backend in backends]
+        found += [(name, backend, kind) for backend in wanted for kind in case.KINDS]
+    return found
+
+
+def table(results: dict[Key, list[Round]]) -> str:
+    """Return the medians as a Markdown table; ratios are to the limit of the same backend."""
+    rows = [COLUMNS, ("---", "---", *["---:"] * (len(COLUMNS) - 2))]
+    medians = {key: median(rounds) for key, rounds in results.items()}
+    for (name, backend, kind), found in medians.items():
+        limit = medians.get(("limit", backend, ""))
+        speeds = [one.in_flight for one in results[name, backend, kind]]
+        row = (
+            f"{name} {kind}".strip(),
+            backend,
+            f"{found.p50 * 1e3:.3f}",
+            f"{found.p50 / limit.p50:.2f}" if limit else "",
+            f"{found.p99 * 1e3:.3f}",
+            f"{found.in_flight:,.0f}",
+            f"{min(speeds):,.0f} to {max(speeds):,.0f}",
+            f"{found.in_flight / limit.in_flight:.2f}" if limit else "",
+            *(f"{seconds:.2f}" for seconds in (found.client, found.worker, found.server)),
+        )
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def median(rounds: list[Round]) -> Round:
+    """Return the median of each figure."""
+    return Round(*(statistics.median(column) for column in zip(*rounds, strict=True)))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short round of each case")
+    parser.add_argument("--rounds", type=int, help="default: 5")
+    parser.add_argument("--backend", choices=LOOPS, action="append", help="default: all")
+    parser.add_argument("--only", choices=("calls", "ours"), help="default: both, in this order")
+    parser.add_argument("--case", choices=NAMES, action="append", help="of calls; default: all")
+    parser.add_argument("--json", type=Path, help="file to write the medians to")
+    parser.add_argument("--plot", type=Path, help="PNG file to draw calls in; needs matplotlib")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, and print what was found."""
+    arguments = _arguments()
+    plan = Plan(1, 0.3, 0.4, 100) if arguments.quick else Plan(5, 0.6, 1.0, 200)
+    plan = plan._replace(rounds=arguments.rounds or plan.rounds)
+    backends = arguments.backend or list(LOOPS)
+    if importlib.util.find_spec("uvloop") is None:
+        print("uvloop is left out: not installed")
+        backends = [backend for backend in backends if backend != "uvloop"]
+    named = [] if arguments.only == "ours" else arguments.case or NAMES
+    results: dict[Key, list[Round]] = {key: [] for key in cases(named, backends)}
+    ours: dict[str, Found] = {}
+    started = time.perf_counter()
+    with RedisServer(find_server()) as server:
+        for _ in range(plan.rounds):
+            for case, backend, kind in results:
+                redis, name = (server.port, server.pid), f"bench-{uuid.uuid4().hex[:8]}"
+                found = measure(case, backend, kind, redis, plan, name)
+                results[case, backend, kind].append(found)
+        if arguments.only != "calls":
+            ours = report(backends, server, plan.rounds)
+        version = server.version
+    about: dict[str, Any] = {
+        "server": version,
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "rounds": plan.rounds,
+        "seconds": round(time.perf_counter() - started),
+    }
+    print("\n" + ", ".join(f"{what}: {value}" for what, value in about.items()))
+    if results:
+        print(f"\nEcho of {len(PAYLOAD)} bytes; client, worker, server: CPU s per 10,000 calls.\n")
+        print(table(results))
+    for name, figures in ours.items():
+        print(f"{name}: " + ", ".join(f"{what} {value:,.4g}" for what, value in figures.items()))
+    if arguments.json is not None:
+        calls = [
+            {"case": case, "backend": backend, "kind": kind, **median(rounds)._asdict()}
+            for (case, backend, kind), rounds in results.items()
+        ]
+        text = json.dumps({**about, "calls": calls, "ours": ours}, indent=1)
+        arguments.json.write_text(text + "\n")
+    if arguments.plot is not None:
+        from ._plot import plot
+
+        plot({key: median(rounds) for key, rounds in results.items()}, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""What only anyio_kkrpc is asked: large and streamed values, idle peers, more workers, memory.
+
+``python -m benchmarks._ours NAME BACKEND PLACE PID SERVER`` is the client process of one measure.
+"""
+
+from __future__ import annotations
+
+import base64
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import anyio
+
+from anyio_kkrpc import RPCChannel
+from anyio_kkrpc.testing._server import RedisServer
+
+from ._processes import cpu, run, worker
+from .cases import IN_FLIGHT, PAYLOAD, Place, limit_case, ours_case
+
+MEBIBYTE = 2**20
+SECONDS = 1.5
+ITEMS = 50_000
+CALLS = 10_000
+IDLE = 5.0
+PEERS = 50
+
+Found = dict[str, float]
+
+
+# In the client's process
+
+
+async def large(place: Place, pid: int, server: int) -> Found:
+    """1 MiB there and back, one at a time; MB/s of payload in one direction."""
+    found = {}
+    data = os.urandom(MEBIBYTE)
+    text = base64.b64encode(data).decode()
+    async with limit_case.connect(place._replace(name=f"{place.name}-limit")) as limit:
+        found["limit"] = await _rate(lambda: limit.call("x" * MEBIBYTE))
+    for codec, value in (("json", "x" * MEBIBYTE), ("json", text), ("cbor", data)):
+        size = MEBIBYTE
+        name = "text" if value == "x" * MEBIBYTE else f"bytes in {codec}"
+        async with (
+            ours_case.transport(place, codec=codec) as streams,
+            RPCChannel(streams) as channel,
+        ):
+            echo = channel.get_api().echo
+            found[name] = await _rate(lambda echo=echo, value=value: echo(value)) * size / MEBIBYTE
+    return {name: rate * MEBIBYTE / 1e6 for name, rate in found.items()}
+
+
+async def streams(place: Place, pid: int, server: int) -> Found:
+    """Items/s of one stream of small items."""
+    async with ours_case.transport(place) as streams, RPCChannel(streams) as channel:
+        api = channel.get_api()
+        async for _ in await api.count(100):
+            pass
+        start, received = time.perf_counter(), 0
+        async for _ in await api.count(ITEMS):
+            received += 1
+        assert received == ITEMS
+        return {"items/s": ITEMS / (time.perf_counter() - start)}
+
+
+async def flood(place: Place, pid: int, server: int) -> Found:
+    """Calls/s with 64 in flight, and CPU microseconds per call."""
+    async with ours_case.connect(place) as client:
+        for _ in range(200):
+            await client.call(PAYLOAD)
+        ids = (os.getpid(), pid, server)
+        before = [cpu(one) for one in ids]
+        done, start = 0, time.perf_counter()
+
+        async def caller() -> None:
+            nonlocal done
+            while time.perf_counter() < start + SECONDS:
+                await client.call(PAYLOAD)
+                done += 1
+
+        async with anyio.create_task_group() as group:
+            for _ in range(IN_FLIGHT):
+                group.start_soon(caller)
+        elapsed = time.perf_counter() - start
+        used = [(cpu(one) - then) / done * 1e6 for one, then in zip(ids, before, strict=True)]
+        return {
+            "calls/s": done / elapsed,
+            **dict(zip(("client us", "worker us", "server us"), used, strict=True)),
+            "server busy": used[2] * done / elapsed / 1e6,
+        }
+
+
+async def memory(place: Place, pid: int, server: int) -> Found:
+    """Bytes per call that waits, and of a task that waits for an event alone."""
+    async with ours_case.connect(place) as client:
+        await client.call(PAYLOAD)
+        found = {}
+        never = anyio.Event()
+
+        async def bare() -> None:
+            await never.wait()
+
+        async def calls() -> None:
+            await client.call(PAYLOAD)
+
+        os.kill(pid, 19)  # SIGSTOP: the worker answers nothing meanwhile
+        try:
+            for name, function in (("a task", bare), ("a call", calls)):
+                gc.collect()
+                tracemalloc.start()
+                async with anyio.create_task_group() as group:
+                    before = tracemalloc.get_traced_memory()[0]
+                    for _ in range(CALLS):
+                        group.start_soon(function)
+                    await anyio.wait_all_tasks_blocked()
+                    await anyio.sleep(1)
+                    gc.collect()
+                    found[name] = (tracemalloc.get_traced_memory()[0] - before) / CALLS
+                    group.cancel_scope.cancel()
+                tracemalloc.stop()
+        finally:
+            os.kill(pid, 18)  # SIGCONT
+    return found
+
+
+async def idle(place: Place, pid: int, server: int) -> Found:
+    """Share of a core of an idle client and an idle worker; commands a second of both."""
+    from redis.asyncio import Redis
+
+    async with ours_case.connect(place) as client, Redis(port=place.port) as redis:
+        await client.call(PAYLOAD)
+
+        async def commands() -> int:
+            stats = await redis.info("commandstats")
+            blocking = ("cmdstat_xread", "cmdstat_xreadgroup", "cmdstat_info")
+            return sum(int(one["calls"]) for name, one in stats.items() if name not in blocking)
+
+        ids = (os.getpid(), pid)
+        counted, before = await commands(), [cpu(one) for one in ids]
+        start = time.perf_counter()
+        await anyio.sleep(IDLE)
+        elapsed = time.perf_counter() - start
+        used = [(cpu(one) - then) / elapsed for one, then in zip(ids, before, strict=True)]
+        return {
+            "client": used[0],
+            "worker": used[1],
+            "commands/s of both": (await commands() - counted) / elapsed,
+        }
+
+
+async def first(place: Place, pid: int, server: int) -> Found:
+    """Milliseconds to connect, and to the answer of the first call after that."""
+    start = time.perf_counter()
+    async with ours_case.transport(place) as streams, RPCChannel(streams) as channel:
+        connected = time.perf_counter()
+        await channel.get_api().echo(PAYLOAD)
+        return {"connect ms": (connected - start) * 1e3, "call ms": _since(connected) * 1e3}
+
+
+async def _rate(call: Callable[[], Awaitable[Any]]) -> float:
+    await call()
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() < start + SECONDS:
+        await call()
+        done += 1
+    return done / _since(start)
+
+
+def _since(start: float) -> float:
+    return time.perf_counter() - start
+
+
+# In the process that asks for them
+
+
+def measure(
+    name: str, backend: str, redis: RedisServer, *, kind: str = "group", workers: int = 1
+) -> Found:
+    """Run one measure in a process of its own, with so many workers."""
+    place = Place(redis.port, f"bench-{time.monotonic_ns()}", kind)
+    with ExitStack() as stack:
+        pids = [stack.enter_context(worker("ours", backend, place)) for _ in range(workers)]
+        if name == "large":
+            there = place._replace(name=f"{place.name}-limit")
+            stack.enter_context(worker("limit", backend, there))
+        return _client(name, backend, place, pids[0], redis.pid)
+
+
+def _client(name: str, backend: str, place: Place, pid: int, server: int) -> Found:
+    more = (json.dumps(place), str(pid), str(server))
+    command = [sys.executable, "-m", __spec__.name, name, backend, *more]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+    found: Found = json.loads(done.stdout)
+    return found
+
+
+@contextmanager
+def idle_peers(place: Place, backend: str, count: int) -> Iterator[None]:
+    """So many peers on a stream, in a process of their own, that do nothing."""
+    more = (json.dumps(place), str(count), "0")
+    command = [sys.executable, "-m", __spec__.name, "peers", backend, *more]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield
+        finally:
+            process.kill()
+
+
+async def peers(place: Place, count: int, server: int) -> Found:
+    """Attach so many peers that do nothing."""
+    async with anyio.create_task_group() as group:
+
+        async def one(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+            async with ours_case.connect(place):
+                task_status.started()
+                await anyio.sleep_forever()
+
+        for _ in range(count):
+            await group.start(one)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+    return {}
+
+
+def with_peers(backend: str, redis: RedisServer, kind: str, rounds: int) -> tuple[Found, Found]:
+    """Return the flood alone and with idle peers, interleaved."""
+    alone, among = [], []
+    for _ in range(rounds):
+        for found, count in ((alone, 0), (among, PEERS)):
+            place = Place(redis.port, f"bench-{time.monotonic_ns()}", kind)
+            with worker("ours", backend, place) as pid, ExitStack() as stack:
+                if count:
+                    stack.enter_context(idle_peers(place, backend, count))
+                found.append(_client("flood", backend, place, pid, redis.pid))
+    return medians(alone), medians(among)
+
+
+def imports() -> Found:
+    """Milliseconds that an import takes on top of that of AnyIO."""
+    code = "import anyio,time;s=time.perf_counter();import anyio_kkrpc;print(time.perf_counter()-s)"
+    times = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+        for _ in range(7)
+    ]
+    return {"import ms": statistics.median(times) * 1e3}
+
+
+def medians(rounds: list[Found]) -> Found:
+    """Return the median of each figure."""
+    return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+
+
+def report(backends: list[str], redis: RedisServer, rounds: int) -> dict[str, Found]:
+    """Measure all, and return the figures by what they are of."""
+    found = {"import": imports()}
+    for backend in backends:
+        for name in ("first", "streams", "large", "memory", "idle"):
+            found[f"{name}, {backend}"] = medians(
+                [measure(name, backend, redis) for _ in range(1 if name == "idle" else rounds)]
+            )
+        for count in (1, 2, 4):
+            some = [measure("flood", backend, redis, workers=count) for _ in range(rounds)]
+            found[f"{count} workers, {backend}"] = medians(some)
+        for kind in ours_case.KINDS:
+            alone, among = with_peers(backend, redis, kind, rounds)
+            found[f"no idle peers, {kind}, {backend}"] = alone
+            found[f"{PEERS} idle peers, {kind}, {backend}"] = among
+    return found
+
+
+if __name__ == "__main__":
+    _name, _backend, _place, _pid, _server = sys.argv[1:]
+    _where = Place(*json.loads(_place))
+    _result = run(_backend, globals()[_name], _where, int(_pid), int(_server))
+    sys.stdout.write(json.dumps(_result))
