@@ -6,6 +6,7 @@ cancel scope and no turn of the event loop, and no cancellation can tear it.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -166,13 +167,12 @@ async def _connect(family: int, protocol: int, address: Any) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM, protocol)
     try:
         sock.setblocking(False)
-        try:
-            sock.connect(address)
-        except BlockingIOError:
+        number = sock.connect_ex(address)
+        if number in (errno.EINPROGRESS, errno.EWOULDBLOCK):
             await wait_writable(sock)
             number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if number:
-                raise OSError(number, os.strerror(number)) from None
+        if number:
+            raise OSError(number, os.strerror(number))
     except BaseException:
         sock.close()
         raise

@@ -630,7 +630,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         writer, record = self._writer, item.record
         if not self._entered or self._inbound.ended_reason is not None:
             self._open_writer()
-        if record.__class__ is Request and record.o is True:
+        if isinstance(record, Request) and record.o is True:
             await writer.send_and_confirm(item)
             return
         await writer.send(item)
