@@ -85,12 +85,14 @@ class Connection(AsyncResource):
     :ivar error: why the connection can't be used any more: `TransportClosedError` after `aclose` or
         a cancelled `execute`, `TransportConnectionError` with its cause if it broke, else ``None``
     :ivar refused: error replies to commands that nobody waits for; they are logged
+    :ivar before_write: called before each write, to `post` what is to go with it
     """
 
     def __init__(self, stream: ByteStream, address: Address, *, write_timeout: float) -> None:
         self.address = address
         self.error: TransportClosedError | TransportConnectionError | None = None
         self.refused = 0
+        self.before_write: Callable[[], None] | None = None
         self._stream = stream
         self._write_timeout = write_timeout
         reader = Reader(replyError=DefaultParser.parse_error, notEnoughData=_MORE, errors="replace")
@@ -232,6 +234,10 @@ class Connection(AsyncResource):
         self._outgoing.append(packed)
         self._outgoing_size += len(packed)
 
+    def expect_more(self) -> None:
+        """Note that several commands will be posted presently: they are to go in one write."""
+        self._written_at = perf_counter()
+
     async def flush(self) -> None:
         """Write what was posted, or leave it to a write under way.
 
@@ -304,6 +310,8 @@ class Connection(AsyncResource):
 
     def _next_chunk(self) -> bytes:
         """Take what is to be written next."""
+        if self.before_write is not None:
+            self.before_write()
         if self._outgoing_size <= CHUNK:
             data = b"".join(self._outgoing)
             self._outgoing.clear()

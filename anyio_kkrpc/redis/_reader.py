@@ -67,6 +67,7 @@ class Reader:
 
     :param positions: for each stream the id of the last entry that isn't wanted
     :ivar since: when the read that goes on began, on AnyIO's clock; ``None`` between two reads
+    :ivar count: how many entries came last
     """
 
     def __init__(
@@ -75,11 +76,12 @@ class Reader:
         self._now = clock()
         self.positions = positions
         self.since: float | None = None
+        self.count = 0
         self._decoder = decoder
         self._head = (b"XREAD", b"COUNT", b"%d" % COUNT, b"BLOCK", block_ms(block_timeout))
 
-    async def read(self, connection: Connection, handle: Handle) -> int:
-        """Wait for entries once, and hand each that is valid to ``handle``; return how many came.
+    async def read(self, connection: Connection, handle: Handle) -> None:
+        """Wait for entries once, and hand each that is valid to ``handle``.
 
         Nothing is awaited between the reply and the last ``handle``, so a position is never ahead
         of what was handled.
@@ -90,21 +92,21 @@ class Reader:
             *self._head, b"STREAMS", *positions.keys(), *positions.values()
         )
         self.since = None
-        count = 0
+        self.count = 0
         for stream, entries in reply or ():
+            self.count += len(entries)
             for entry_id, fields in entries:
-                count += 1
                 positions[stream] = entry_id
                 entry = decode(stream, entry_id, fields)
                 if entry is not None:
                     handle(stream, entry_id, entry)
-        return count
 
 
 class GroupReader:
     """Takes entries for one consumer of a group by XREADGROUP, on a connection of its own.
 
     :ivar since: when the read that goes on began, on AnyIO's clock; ``None`` between two reads
+    :ivar count: how many entries came last
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class GroupReader:
         self._now = clock()
         self._stream = stream
         self.since: float | None = None
+        self.count = 0
         self._decoder = decoder
         self._head = (b"XREADGROUP", b"GROUP", group, consumer, b"BLOCK", block_ms(block_timeout))
 
@@ -133,7 +136,9 @@ class GroupReader:
         )
         self.since = None
         invalid = []
+        self.count = 0
         for _, entries in reply or ():
+            self.count += len(entries)
             for entry_id, fields in entries:
                 entry = decode(stream, entry_id, fields)
                 if entry is None:

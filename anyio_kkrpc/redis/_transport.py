@@ -693,6 +693,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._reading["inbox"] = (reader, connection)
             while True:
                 await reader.read(connection, self._handle_addressed)
+                if reader.count > 1:
+                    self._writer.expect_more()
                 await self._after_reading()
                 await _let_others_run()
 
@@ -849,7 +851,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def _delete_consumed(self) -> None:
         if self._consumed:
             consumed, self._consumed = self._consumed, []
-            await self._link.request(b"XDEL", self._inbox, *consumed)
+            if self._writer.no_mkstream:  # Redis 6.2, where this takes a thirtieth of the time
+                ms, number = order(consumed[-1])
+                after = b"%d-%d" % (ms, number + 1)
+                await self._link.request(b"XTRIM", self._inbox, b"MINID", after)
+            else:
+                await self._link.request(b"XDEL", self._inbox, *consumed)
 
     # Requests
 
@@ -892,6 +899,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
         while True:
             await reader.read(connection, handle)
+            if reader.count > 1:
+                self._writer.expect_more()
             self._start_id = reader.positions[stream]
             await self._after_reading()
             await self._wait_for_queue()
@@ -920,6 +929,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             room = await self._wait_room()
             for entry_id in await reader.read(connection, room, handle):
                 self._skip(entry_id)
+            if reader.count > 1:
+                self._writer.expect_more()
             if self._skipped:
                 self._skipped = False
                 await self._writer.flush()

@@ -103,6 +103,7 @@ class Post:
     :ivar replies: how many of Redis' replies to it are outstanding
     :ivar result: the first of them
     :ivar data: the value that tells it from other entries of the stream, if it isn't a request
+    :ivar settled: how many entries of the group it acknowledges
     :ivar event: set once the outcome is known, if somebody waits for that
     :ivar written_at: when it was first written, on AnyIO's clock; ``None`` if it wasn't yet
     """
@@ -114,6 +115,7 @@ class Post:
         "packed",
         "replies",
         "result",
+        "settled",
         "to_stream",
         "total",
         "writer",
@@ -135,6 +137,7 @@ class Post:
         self.to_stream = to_stream
         self.result: Any = None
         self.data: bytes | None = None
+        self.settled = 0
         self.event: Event | None = None
         self.written_at: float | None = None
 
@@ -191,11 +194,8 @@ class Writer:
         self._numbers = count(1)
         self._last_added = b""
         self.no_mkstream = True
-        self._acknowledge = b""
-        if group is not None:
-            # The id is appended to the constant head of the command.
-            whole = pack_command((b"XACK", keys.stream, group, b"0"))
-            self._acknowledge = whole[: -len(b"$1\r\n0\r\n")]
+        # Entries of the group whose replies have been queued: one command per write for them all.
+        self._settled: list[bytes] = []
         self.sent = 0
         self.undeliverable = 0
         self.repeated = 0
@@ -228,21 +228,19 @@ class Writer:
 
     def settle(self, entry_id: bytes, reply: Envelope | None) -> None:
         """Queue the acknowledgement of an entry of the group behind its reply, for one write."""
-        acknowledge = b"%s$%d\r\n%s\r\n" % (self._acknowledge, len(entry_id), entry_id)
+        self._settled.append(entry_id)
         post = None if reply is None else self._make(reply)
         if post is None:
-            self._post(Post(self, None, acknowledge, 1, False))
-            return
-        post.packed += acknowledge
-        post.replies = post.total = post.replies + 1
-        self._post(post)
+            self._acknowledge()
+        else:
+            self._post(post)  # the write that takes it asks for the acknowledgement, too
 
     def forward(self, entry_id: bytes, recipient: str, fields: list[bytes]) -> None:
         """Queue an entry of the group for the inbox of the peer that it is for, if there is one."""
         options = (b"NOMKSTREAM",) if self.no_mkstream else ()
         add = pack_command((b"XADD", self._inbox(recipient), *options, b"*", *fields))
-        acknowledge = b"%s$%d\r\n%s\r\n" % (self._acknowledge, len(entry_id), entry_id)
-        self._post(Post(self, None, add + acknowledge, 2, False))
+        self._post(Post(self, None, add, 1, False))
+        self._settled.append(entry_id)
 
     async def flush(self, deadline: float | None = None) -> None:
         """Write what is queued. While there is no connection, wait only if much is queued.
@@ -263,6 +261,21 @@ class Writer:
                 break
         if self._reason is not None:
             raise type(self._reason)(*self._reason.args)
+
+    def expect_more(self) -> None:
+        """Note that several records will be sent presently, such as answers to what was read."""
+        if self._connection is not None:
+            self._connection.expect_more()
+
+    def _acknowledge(self) -> None:
+        """Queue the acknowledgement of what was settled, behind the replies."""
+        settled, self._settled = self._settled, []
+        if settled:
+            assert self._group is not None
+            command = pack_command((b"XACK", self._keys.stream, self._group, *settled))
+            post = Post(self, None, command, 1, False)
+            post.settled = len(settled)
+            self._post(post)
 
     def _post(self, post: Post) -> None:
         self._ledger.append(post)
@@ -408,8 +421,8 @@ class Writer:
                 return
         if post.replies == post.total:
             post.result = reply
-        elif reply == 0 and post.envelope is not None and not _is_control(post.envelope.record):
-            self.unacknowledged += 1
+            if post.settled and reply.__class__ is int:
+                self.unacknowledged += post.settled - reply
         post.replies -= 1
         if post.to_stream and isinstance(post.result, bytes):
             self._last_added = post.result
@@ -472,6 +485,8 @@ class Writer:
                 self.repeated += 1
             connection.post(post.packed, post.replies, post)
         self._connection = connection
+        connection.before_write = self._acknowledge
+        self._acknowledge()
         self._waiting_bytes = 0
         if self._room is not None:
             self._room.set()
