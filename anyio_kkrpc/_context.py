@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextvars import Context, ContextVar
+from types import CoroutineType
 from typing import Any, TypeVar
 
 from msgspec import Struct
@@ -44,36 +45,59 @@ def current_call() -> CallInfo:
     return info
 
 
+def begin(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[Coroutine[Any, Any, Any] | None, Any]:
+    """Call a function, and run the coroutine that it returns until it waits for something.
+
+    :return: the coroutine and what it waits for, for `go_on`; ``None`` and the result if it doesn't
+        wait, or the function returned something else
+    """
+    result = function(*args, **kwargs)
+    if result.__class__ is not CoroutineType:
+        return None, result
+    try:
+        return result, result.send(None)
+    except StopIteration as stop:
+        return None, stop.value
+
+
 @types.coroutine
-def run_in_context(
-    context: Context,
-    coroutine: Coroutine[Any, Any, T],
-    suspends: Callable[[], object] | None = None,
+def go_on(
+    context: Context, coroutine: Coroutine[Any, Any, T], awaited: Any
 ) -> Generator[Any, Any, T]:
-    """Run a coroutine in the present task, but in a context of its own.
+    """Run the rest of a coroutine in the present task, but in a context of its own.
 
     A task that serves one request after another would otherwise carry the context variables that
     one handler sets into the next.
 
-    :param suspends: called when the coroutine waits for something for the first time, if it does
+    :param awaited: what the coroutine waits for
     """
-    step, argument = coroutine.send, None
+    argument: Any
+    step: Callable[..., Any]
     while True:
-        try:
-            awaited = context.run(step, argument)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
-        if suspends is not None:
-            suspends()
-            suspends = None
         try:
             argument = yield awaited
         except BaseException as exc:  # whatever comes goes to the coroutine
             step, argument = coroutine.throw, exc
         else:
             step = coroutine.send
+        try:
+            awaited = context.run(step, argument)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+
+
+async def run_in_context(context: Context, awaitable: Awaitable[T]) -> T:
+    """Await something in the present task, but in a context of its own."""
+    coroutine = as_coroutine(awaitable)
+    try:
+        awaited = context.run(coroutine.send, None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    return await go_on(context, coroutine, awaited)
 
 
 async def as_coroutine(awaitable: Awaitable[T]) -> T:
-    """Return a coroutine that awaits any awaitable, for `run_in_context`."""
+    """Return a coroutine that awaits any awaitable."""
     return await awaitable

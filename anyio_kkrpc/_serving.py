@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
 from time import perf_counter
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -34,7 +33,7 @@ from anyio import (
 from anyio.abc import TaskGroup
 from msgspec import UNSET
 
-from ._context import CallInfo, _current, as_coroutine, run_in_context
+from ._context import CallInfo, _current, begin, go_on, run_in_context
 from ._errors_wire import handler_error, library_error
 from ._exceptions import (
     MethodNotFoundError,
@@ -49,6 +48,7 @@ from ._loop import OneShot, one_shots
 from ._protocol._peer import Handling
 from ._protocol._records import Reply, Request
 from ._protocol._streams import Consumer
+from ._protocol._values import PLAIN
 from ._streaming import Inflow, Pump, RemoteStream
 from ._timer import TimerEntry
 from .abc import Envelope
@@ -60,7 +60,8 @@ logger = logging.getLogger("anyio_kkrpc")
 
 # Idle tasks that are kept for the next burst.
 _MAX_IDLE = 64
-# A synchronous handler that holds the event loop longer than this, in seconds, is warned about.
+# A handler that holds the event loop longer than this, in seconds, is warned about: a coroutine up
+# to where it first waits.
 SLOW_HANDLER = 0.1
 _MAX_NAME = 200
 _MAX_SEGMENTS = 32
@@ -140,7 +141,8 @@ class _Worker:
             server._tasks -= 1
 
     async def _serve(self, running: list[Envelope]) -> None:
-        server, receive = self._server, self._server._transport.receive
+        server = self._server
+        receive, settle = server._transport.receive, server._transport.settle
         while True:
             if not self._leads:
                 if server._led:
@@ -159,10 +161,16 @@ class _Worker:
                 server.served += 1
             running.clear()
             if reply is None:
-                await server._transport.settle(envelope, None)
+                await settle(envelope, None)
             else:
-                await server.settle(envelope, reply)
-            server.note_finished()
+                try:
+                    await settle(envelope, Envelope(reply, None, envelope.sender))
+                except _ENDS:
+                    raise
+                except Exception as exc:
+                    await server.settle_with_error(envelope, reply, exc)
+            if server._finished is not None:
+                server.note_finished()
 
 
 class Server:
@@ -257,37 +265,22 @@ class Server:
         if self._finished is not None:
             self._finished.set()
 
-    async def settle(self, envelope: Envelope, reply: Reply) -> None:
-        try:
-            await self._transport.settle(envelope, Envelope(reply, recipient=envelope.sender))
-        except _ENDS:
-            raise
-        except Exception as exc:  # a result that can't be sent is the handler's error
-            error = Reply(reply.id, e=handler_error(exc))
-            await self._transport.settle(envelope, Envelope(error, recipient=envelope.sender))
+    async def settle_with_error(self, envelope: Envelope, reply: Reply, exc: Exception) -> None:
+        """Settle a request whose result can't be sent: that is the handler's error."""
+        error = Reply(reply.id, e=handler_error(exc))
+        await self._transport.settle(envelope, Envelope(error, recipient=envelope.sender))
 
     async def answer(self, envelope: Envelope, worker: _Worker) -> Reply | None:
+        """Run a request; return the reply, or ``None`` if it wants none.
+
+        :raises NoReply: if there must be none
+        """
         request = envelope.record
         assert isinstance(request, Request)
-        if self._peer.was_cancelled(request, envelope.sender):
-            raise NoReply
-        deadline: float | None = None
-        if request.d is not UNSET:
-            now = self._channel._now()
-            deadline = (now if envelope.sent_at is None else envelope.sent_at) + request.d / 1000
-            if deadline <= now:
-                self.expired += 1
-                raise NoReply
-        try:
-            handling = self._peer.handle(request, envelope.sender)
-        except ProtocolError as exc:
-            self._channel._refuse(exc)
-            raise NoReply from None
-        worker.deadline = deadline
-        handling.handle = worker
+        handling, context = self._enter(envelope, request, worker)
         finished = False
         try:
-            reply = await self._run(envelope, request, handling, deadline)
+            reply = await self._run(envelope, request, handling, context)
             finished = True
         except BaseException:
             if handling.open:
@@ -303,23 +296,49 @@ class Server:
                     self._channel._abandon_stream(consumer)
         return None if request.o is True else reply
 
-    async def _run(
-        self, envelope: Envelope, request: Request, handling: Handling, deadline: float | None
-    ) -> Reply:
+    def _enter(
+        self, envelope: Envelope, request: Request, worker: _Worker
+    ) -> tuple[Handling, Context]:
+        """Make what a request needs while it runs."""
+        sender = envelope.sender
+        if self._peer.was_cancelled(request, sender):
+            raise NoReply
+        deadline: float | None = None
+        if request.d is not UNSET:
+            now = self._channel._now()
+            deadline = (now if envelope.sent_at is None else envelope.sent_at) + request.d / 1000
+            if deadline <= now:
+                self.expired += 1
+                raise NoReply
+        try:
+            handling = self._peer.handle(request, sender)
+        except ProtocolError as exc:
+            self._channel._refuse(exc)
+            raise NoReply from None
+        worker.deadline = deadline
+        handling.handle = worker
         info = CallInfo(
             request.id,
             ".".join(request.p[:_MAX_SEGMENTS]),
-            envelope.sender,
+            sender,
             envelope.attempt,
             deadline,
             {} if request.meta is UNSET else request.meta,
         )
         context = copy_context()
         context.run(_current.set, info)
+        return handling, context
+
+    async def _run(
+        self, envelope: Envelope, request: Request, handling: Handling, context: Context
+    ) -> Reply:
         error: dict[str, Any] | None = None
         value: Any = None
         try:
-            value = await _OPERATIONS[request.op](self, request, handling, context)
+            if request.op == "call":
+                value = await self._invoke(self._method(request), request, handling, context)
+            else:
+                value = await _OPERATIONS[request.op](self, request, handling, context)
         except Refused as exc:
             if self._broadcast and envelope.recipient is None and _is_not_found(exc.error):
                 raise NoReply from None
@@ -347,11 +366,11 @@ class Server:
 
     # Operations
 
-    async def _call(self, request: Request, handling: Handling, context: Context) -> Any:
+    def _method(self, request: Request) -> Method:
         method = self._exposed.methods.get(tuple(request.p))
         if method is None:
             raise self._not_found(request, "is not a function")
-        return await self._invoke(method, request, handling, context)
+        return method
 
     async def _construct(self, request: Request, handling: Handling, context: Context) -> Any:
         cls = self._exposed.classes.get(tuple(request.p))
@@ -361,9 +380,7 @@ class Server:
 
     async def _get(self, request: Request, handling: Handling, context: Context) -> Any:
         value = context.run(self._property(request).get)
-        if inspect.isawaitable(value):
-            value = await run_in_context(context, as_coroutine(value), handling.handle.suspends)
-        return value
+        return await self._result(value, handling, context)
 
     async def _set(self, request: Request, handling: Handling, context: Context) -> Any:
         entry = self._property(request)
@@ -403,18 +420,27 @@ class Server:
                 lambda: context.copy().run(method.function, *checked, **kwargs)
             )
         started = perf_counter()
-        result = context.run(method.function, *checked, **kwargs)
+        coroutine, value = context.run(begin, method.function, checked, kwargs)
         if perf_counter() - started > SLOW_HANDLER:
             logger.warning(
-                "%s() held the event loop for %.2f s; declare it with @in_thread, or make it async",
+                "%s() held the event loop for %.2f s; declare it with @in_thread, or have a thread "
+                "do what is slow in it",
                 method.name,
                 perf_counter() - started,
             )
-        if result.__class__ is CoroutineType:
-            return await run_in_context(context, result, handling.handle.suspends)
-        if inspect.isawaitable(result):
-            return await run_in_context(context, as_coroutine(result), handling.handle.suspends)
-        return result
+        if coroutine is not None:
+            handling.handle.suspends()
+            return await go_on(context, coroutine, value)
+        if value.__class__ in PLAIN:
+            return value
+        return await self._result(value, handling, context)
+
+    async def _result(self, value: Any, handling: Handling, context: Context) -> Any:
+        """Return a value, awaited if it is awaitable."""
+        if not inspect.isawaitable(value):
+            return value
+        handling.handle.suspends()
+        return await run_in_context(context, value)
 
     def _not_found(self, request: Request, what: str) -> Unknown:
         name = ".".join(request.p[:_MAX_SEGMENTS])
@@ -429,7 +455,6 @@ class Server:
 
 
 _OPERATIONS: dict[str, _Operation] = {
-    "call": Server._call,
     "get": Server._get,
     "set": Server._set,
     "new": Server._construct,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 from anyio import BusyResourceError, CancelScope, Event, current_time, move_on_after
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._context import as_coroutine, run_in_context
+from ._context import run_in_context
 from ._conversion import convert_value
 from ._errors_wire import error_from_wire, handler_error
 from ._exceptions import ProtocolError, RPCTimeoutError
@@ -229,7 +229,7 @@ class Pump:
     async def _in_context(self, awaitable: Any) -> Any:
         if self._context is None:
             return await awaitable
-        return await run_in_context(self._context, as_coroutine(awaitable))
+        return await run_in_context(self._context, awaitable)
 
     async def _close_source(self, iterator: Any) -> None:
         close = getattr(iterator, "aclose", None)
