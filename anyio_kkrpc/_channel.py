@@ -468,9 +468,10 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         if envelope.error is not None:
             self._returned(envelope, envelope.error)
             return
+        record, sender = envelope.record, envelope.sender
+        overheard = sender is not None and envelope.recipient is None
         try:
-            overheard = envelope.sender is not None and envelope.recipient is None
-            event = self._peer.receive(envelope.record, envelope.sender, overheard=overheard)
+            event = self._peer.receive(record, sender, overheard=overheard)
         except ProtocolError as exc:
             self._refuse(exc)
             return

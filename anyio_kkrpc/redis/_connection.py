@@ -238,6 +238,25 @@ class Connection(AsyncResource):
         """Note that several commands will be posted presently: they are to go in one write."""
         self._written_at = perf_counter()
 
+    def flush_nowait(self) -> bool:
+        """Write what was posted, or leave it to a write under way; return whether that is all.
+
+        If not, `flush` must be awaited: much waits to be written, the connection is broken, or it
+        is time to yield to other tasks.
+        """
+        if not self._writing and self._outgoing:
+            if perf_counter() - self._written_at > _BURST:
+                self._write_now()
+            if self._outgoing:
+                self._writing = True
+                self._handed_over.set()
+        self._flushes += 1
+        return (
+            self._flushes % _YIELD_EVERY != 0
+            and self._outgoing_size <= HIGH_WATER
+            and self.error is None
+        )
+
     async def flush(self) -> None:
         """Write what was posted, or leave it to a write under way.
 
@@ -247,13 +266,11 @@ class Connection(AsyncResource):
         :raises TransportConnectionError: if the connection breaks or is broken
         :raises TransportClosedError: if it is closed
         """
-        if not self._writing and self._outgoing:
-            if perf_counter() - self._written_at > _BURST:
-                self._write_now()
-            if self._outgoing:
-                self._writing = True
-                self._handed_over.set()
-        self._flushes += 1
+        if not self.flush_nowait():
+            await self.wait_flushed()
+
+    async def wait_flushed(self) -> None:
+        """Wait for what `flush_nowait` has left; raises what `flush` does."""
         if not self._flushes % _YIELD_EVERY:
             await checkpoint()
         while self._outgoing_size > HIGH_WATER:

@@ -617,7 +617,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def receive(self) -> Envelope:
         """Return the next request; without a listener, the next record of any kind."""
-        self._start_requests()
+        if not self._reading_requests:
+            self._start_requests()
         envelope = await self._inbound.receive()
         if envelope.token is not None:
             held = self._held.get(envelope.token)
@@ -639,9 +640,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def settle(self, envelope: Envelope, reply: Envelope | None) -> None:
         """Finish a request; one of the group is acknowledged in one write with its reply."""
-        writer = self._open_writer()
-        sender = envelope.sender
-        if reply is not None and isinstance(sender, SharedPeer):
+        writer, sender = self._writer, envelope.sender
+        if not self._entered or self._inbound.ended_reason is not None:
+            self._open_writer()
+        if sender.__class__ is not str and reply is not None and isinstance(sender, SharedPeer):
             request, record = envelope.record, reply.record
             assert isinstance(request, Request)
             assert isinstance(record, Reply)
@@ -655,7 +657,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         envelope.token = None
         if self._room is not None:
             self._notify_room()
-        await writer.flush()
+        if not writer.flush_nowait():
+            await writer.wait_flushed()
         if self._dialects.classic_seen:
             self._pace_streams()
 

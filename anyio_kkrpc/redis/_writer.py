@@ -208,7 +208,8 @@ class Writer:
         post = self._make(envelope)
         if post is not None:
             self._post(post)
-            await self.flush(envelope.deadline)
+            if not self.flush_nowait():
+                await self.wait_flushed(envelope.deadline)
 
     async def send_and_confirm(self, envelope: Envelope) -> None:
         """Write a record, and wait until Redis has it.
@@ -242,15 +243,24 @@ class Writer:
         self._post(Post(self, None, add, 1, False))
         self._settled.append(entry_id)
 
+    def flush_nowait(self) -> bool:
+        """Write what is queued; return whether nothing is to be waited for, as `flush` does."""
+        connection = self._connection
+        return connection is not None and connection.flush_nowait()
+
     async def flush(self, deadline: float | None = None) -> None:
         """Write what is queued. While there is no connection, wait only if much is queued.
 
         :param deadline: when to wait no longer, on AnyIO's clock
         """
-        connection = self._connection
-        if connection is not None:
+        if not self.flush_nowait():
+            await self.wait_flushed(deadline)
+
+    async def wait_flushed(self, deadline: float | None = None) -> None:
+        """Wait for what `flush_nowait` has left."""
+        if self._connection is not None:
             try:
-                await connection.flush()
+                await self._connection.wait_flushed()
             except (TransportConnectionError, TransportClosedError):
                 pass  # it is kept, and written to the next connection
         while self._connection is None and self._waiting_bytes > HIGH_WATER:
@@ -421,7 +431,7 @@ class Writer:
                 return
         if post.replies == post.total:
             post.result = reply
-            if post.settled and reply.__class__ is int:
+            if post.settled and isinstance(reply, int):
                 self.unacknowledged += post.settled - reply
         post.replies -= 1
         if post.to_stream and isinstance(post.result, bytes):
