@@ -76,17 +76,15 @@ class RemoteCall(Coroutine[Any, Any, Any]):
         return self._make().__await__()
 
     async def _make(self) -> Any:
-        self._check_unused()
+        if self._used:
+            self._check_unused()
         self._used = True
         proxy = self._proxy
+        path, types = proxy._rpc_path, proxy._rpc_types
         result = await proxy._rpc_channel._request(
-            "call",
-            list(proxy._rpc_path),
-            proxy._rpc_options,
-            args=self._args,
-            kwargs=self._kwargs,
+            "call", list(path), proxy._rpc_options, args=self._args, kwargs=self._kwargs
         )
-        return proxy._rpc_types.convert_result(result, proxy._rpc_path)
+        return result if types is NO_TYPES else types.convert_result(result, path)
 
     def _check_unused(self) -> None:
         if self._used:

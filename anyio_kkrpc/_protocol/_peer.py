@@ -271,12 +271,10 @@ class Peer:
         call = Call(self._new_id(), recipient)
         request = Request(call.id, op, path)
         if args is not None:
-            request.a = [
-                arg
-                if arg.__class__ in PLAIN
-                else pack_argument(arg, lambda v: self._export(v, call))
-                for arg in args
-            ]
+            packed = request.a = list(args)
+            for index, arg in enumerate(packed):
+                if arg.__class__ not in PLAIN:
+                    packed[index] = pack_argument(arg, lambda v: self._export(v, call))
         if kwargs:
             request.k = {
                 name: pack_argument(arg, lambda v: self._export(v, call))
