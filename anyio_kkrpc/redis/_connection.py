@@ -85,7 +85,7 @@ class Connection(AsyncResource):
     :ivar error: why the connection can't be used any more: `TransportClosedError` after `aclose` or
         a cancelled `execute`, `TransportConnectionError` with its cause if it broke, else ``None``
     :ivar refused: error replies to commands that nobody waits for; they are logged
-    :ivar before_write: called before each write, to `post` what is to go with it
+    :ivar before_write: called before each write and each `request`, to `post` what is to go along
     """
 
     def __init__(self, stream: ByteStream, address: Address, *, write_timeout: float) -> None:
@@ -201,6 +201,8 @@ class Connection(AsyncResource):
         :raises TransportClosedError: if it is closed
         """
         pending = _Pending()
+        if self.before_write is not None and self.error is None:
+            self.before_write()
         self.post(_pack(args), 1, pending.settle)
         await self.flush()
         if pending.reply is _MORE:

@@ -24,7 +24,7 @@ from anyio_kkrpc import (
     current_call,
     with_call_options,
 )
-from anyio_kkrpc._protocol._records import Request
+from anyio_kkrpc._protocol._records import Reply, Request
 from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.testing._server import RedisServer
 
@@ -288,6 +288,30 @@ async def test_acknowledged_after_the_handler(
             assert witness.xpending(stream_name, "kkrpc-group")["pending"] == 1
             worker._gate.set()
         assert witness.xpending(stream_name, "kkrpc-group")["pending"] == 0
+
+
+async def test_acknowledgement_is_ahead_of_what_comes_later(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """What asks Redis for this worker's entries behind a reply doesn't find the one it answers."""
+    async with (
+        peers(redis_server.url, stream_name, None) as (client,),
+        RedisStreamsTransport(
+            redis_server.url, stream=stream_name, use_consumer_group=True
+        ) as transport,
+        anyio.create_task_group() as group,
+    ):
+        for number in range(3):
+            group.start_soon(client.get_api().who, number)
+        for _ in range(3):
+            with anyio.fail_after(10):
+                envelope = await transport.receive()
+            # Not transport.settle(), which writes: here nothing is written in between.
+            transport._writer.settle(
+                envelope.token, Envelope(Reply(envelope.record.id, 1), None, envelope.sender)
+            )
+        pending = await transport._link.request(b"XPENDING", stream_name, b"kkrpc-group")
+        assert pending[0] == 0
 
 
 async def test_worker_takes_no_more_than_it_has_room_for(
