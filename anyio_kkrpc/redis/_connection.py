@@ -237,8 +237,15 @@ class Connection(AsyncResource):
         self._outgoing_size += len(packed)
 
     def expect_more(self) -> None:
-        """Note that several commands will be posted presently: they are to go in one write."""
+        """Note that several tasks that run next will post commands: these are to go in one write.
+
+        The writer, which is woken after those tasks, does it. Trio may run it before them: then it
+        is the time that tells that they are of one turn.
+        """
         self._written_at = perf_counter()
+        if not self._writing:
+            self._writing = True
+            self._handed_over.set()
 
     def flush_nowait(self) -> bool:
         """Write what was posted, or leave it to a write under way; return whether that is all.

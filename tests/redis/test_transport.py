@@ -401,10 +401,20 @@ async def test_cancelled_end_leaves_nothing(
     assert not witness.xinfo_consumers(stream_name, "kkrpc-group")
 
 
+@pytest.mark.parametrize("version", [(6, 2), (5, 0)])
 async def test_inbox_expires_and_is_trimmed(
-    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+    redis_server: RedisServer,
+    stream_name: str,
+    witness: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    version: tuple[int, int],
 ) -> None:
-    """An inbox has a time to live, and what was read of it is deleted."""
+    """An inbox has a time to live, and what was read of it is deleted, with old commands too."""
+
+    async def look(transport: RedisStreamsTransport) -> tuple[tuple[int, int], str]:
+        return version, "noeviction"
+
+    monkeypatch.setattr(RedisStreamsTransport, "_look_at_server", look)
     async with peers(redis_server.url, stream_name, Worker(), None, inbox_ttl=30) as (_, client):
         for _ in range(400):
             await client.get_api().who()

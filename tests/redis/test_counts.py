@@ -1,0 +1,155 @@
+"""What a call costs, counted and not timed, so that a busy machine can't make it fail."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import tracemalloc
+from collections import Counter
+from typing import Any
+
+import anyio
+import pytest
+import redis
+from anyio.lowlevel import current_token
+
+from anyio_kkrpc import MemoryTransport, RedisStreamsTransport, RPCChannel
+from anyio_kkrpc.redis._socket import PlainSocket
+from anyio_kkrpc.testing._server import RedisServer
+
+pytestmark = [pytest.mark.anyio, pytest.mark.server]
+
+CALLS = 640
+IN_FLIGHT = 64
+
+
+class Api:
+    async def echo(self, value: Any) -> Any:
+        return value
+
+
+async def calls(api: Any) -> None:
+    """Make ``CALLS`` calls, 64 at a time."""
+
+    async def some() -> None:
+        for _ in range(CALLS // IN_FLIGHT):
+            await api.echo("x" * 100)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(IN_FLIGHT):
+            group.start_soon(some)
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count the writes to sockets."""
+    counter: Counter[str] = Counter()
+    send = PlainSocket.send_nowait
+
+    def counting(self: PlainSocket, data: bytes) -> int:
+        counter["writes"] += 1
+        return send(self, data)
+
+    monkeypatch.setattr(PlainSocket, "send_nowait", counting)
+    return counter
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["broadcast", "group"])
+async def test_commands_and_writes_per_call(
+    redis_server: RedisServer,
+    stream_name: str,
+    witness: redis.Redis,
+    written: Counter[str],
+    group: bool,
+) -> None:
+    """Two XADD, in a group at most one XACK; what is read or written together is one command."""
+    options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": group}
+    async with (
+        RedisStreamsTransport(redis_server.url, **options) as served,
+        RPCChannel(served, expose=Api()),
+        RedisStreamsTransport(redis_server.url, **options) as used,
+        RPCChannel(used) as channel,
+    ):
+        api = channel.get_api()
+        await calls(api)
+        written.clear()
+        witness.config_resetstat()
+        await calls(api)
+        counts = {
+            name.removeprefix("cmdstat_"): stats["calls"]
+            for name, stats in witness.info("commandstats").items()
+        }
+        writes = written["writes"]
+        witness.config_resetstat()
+        written.clear()
+        for _ in range(100):
+            await api.echo("x" * 100)
+        alone = {
+            name.removeprefix("cmdstat_"): stats["calls"]
+            for name, stats in witness.info("commandstats").items()
+        }
+        alone_writes = written["writes"]
+    housekeeping = 30
+    assert counts["xadd"] == 2 * CALLS
+    reads = counts.get("xread", 0) + counts.get("xreadgroup", 0)
+    assert reads <= CALLS // 4
+    assert counts.get("xack", 0) <= CALLS // 4
+    assert writes <= CALLS // 2  # those that ask for what comes next, too
+    assert sum(counts.values()) <= 2.5 * CALLS + housekeeping
+    # A lone call: request and reply are added once, each is read once, and one is acknowledged.
+    assert alone["xadd"] == 200
+    assert alone.get("xack", 0) == (100 if group else 0)
+    assert alone.get("xread", 0) + alone.get("xreadgroup", 0) <= 210
+    assert sum(alone.values()) <= (500 if group else 400) + housekeeping
+    assert alone_writes <= 400 + housekeeping
+
+
+async def test_idle_peers_cost_nothing_per_call(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """Peers that are attached and don't serve are sent nothing for the calls of others."""
+    options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": True}
+    async with (
+        RedisStreamsTransport(redis_server.url, **options) as served,
+        RPCChannel(served, expose=Api()),
+        RedisStreamsTransport(redis_server.url, **options) as used,
+        RPCChannel(used) as channel,
+        RedisStreamsTransport(redis_server.url, **options) as idle,
+        RPCChannel(idle),
+    ):
+        await calls(channel.get_api())
+        before = idle.statistics().received
+        await calls(channel.get_api())
+        assert idle.statistics().received == before == 0
+
+
+async def test_memory_of_a_call_in_flight() -> None:
+    """The library keeps less than 3 KB for each call that waits, and nothing after it."""
+    loop = current_token().native_token
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        loop.set_debug(False)  # which keeps a stack for each future
+    a, b = MemoryTransport.pair(codec="json")
+    async with a, b, RPCChannel(b), RPCChannel(a) as channel:
+        api = channel.get_api()
+
+        async def bytes_of(count: int) -> int:
+            gc.collect()
+            tracemalloc.start()
+            try:
+                async with anyio.create_task_group() as group:
+                    for _ in range(count):
+                        group.start_soon(api.echo, 1)
+                    await anyio.wait_all_tasks_blocked()
+                    gc.collect()
+                    ours = tracemalloc.take_snapshot().filter_traces(
+                        [tracemalloc.Filter(True, "*/anyio_kkrpc/*")]
+                    )
+                    assert channel.statistics().calls == count
+                    group.cancel_scope.cancel()
+                return sum(trace.size for trace in ours.traces)
+            finally:
+                tracemalloc.stop()
+
+        few, many = await bytes_of(100), await bytes_of(1100)
+        assert (many - few) / 1000 < 3000, (many - few) / 1000
+        assert channel.statistics().calls == 0
