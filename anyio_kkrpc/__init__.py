@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._callbacks import RemoteCallback as RemoteCallback
@@ -29,21 +30,27 @@ from ._queue import BoundedQueue as BoundedQueue
 from ._queue import QueueStatistics as QueueStatistics
 from ._signals import serve_until_signalled as serve_until_signalled
 from ._streaming import RemoteStream as RemoteStream
-from .transports.bytestream import ByteStreamTransport as ByteStreamTransport
-from .transports.memory import MemoryTransport as MemoryTransport
 
 if TYPE_CHECKING:
     from .redis import RedisStreamsTransport as RedisStreamsTransport
+    from .transports.bytestream import ByteStreamTransport as ByteStreamTransport
+    from .transports.memory import MemoryTransport as MemoryTransport
+
+# Loaded on first use: programs use one of them, and that over Redis needs an extra.
+_TRANSPORTS = {
+    "ByteStreamTransport": "transports.bytestream",
+    "MemoryTransport": "transports.memory",
+    "RedisStreamsTransport": "redis",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Load what needs an extra on first use."""
-    if name != "RedisStreamsTransport":
+    """Load a transport."""
+    if name not in _TRANSPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from .redis import RedisStreamsTransport
+        module = import_module(f"{__name__}.{_TRANSPORTS[name]}")
     except ImportError as exc:
-        raise ImportError(
-            f"RedisStreamsTransport needs {exc.name}: pip install 'anyio_kkrpc[redis]'"
-        ) from exc
-    return RedisStreamsTransport
+        raise ImportError(f"{name} needs {exc.name}: pip install 'anyio_kkrpc[redis]'") from exc
+    transport = globals()[name] = getattr(module, name)
+    return transport
