@@ -56,10 +56,7 @@ def begin(
     result = function(*args, **kwargs)
     if result.__class__ is not CoroutineType:
         return None, result
-    try:
-        return result, result.send(None)
-    except StopIteration as stop:
-        return None, stop.value
+    return begin_awaiting(result)
 
 
 @types.coroutine
@@ -88,16 +85,25 @@ def go_on(
             return stop.value  # type: ignore[no-any-return]
 
 
+def begin_awaiting(awaitable: Awaitable[Any]) -> tuple[Coroutine[Any, Any, Any] | None, Any]:
+    """Await something until it waits for something else.
+
+    :return: as `begin`
+    """
+    coroutine: Any = awaitable if isinstance(awaitable, Coroutine) else _as_coroutine(awaitable)
+    try:
+        return coroutine, coroutine.send(None)
+    except StopIteration as stop:
+        return None, stop.value
+
+
 async def run_in_context(context: Context, awaitable: Awaitable[T]) -> T:
     """Await something in the present task, but in a context of its own."""
-    coroutine = as_coroutine(awaitable)
-    try:
-        awaited = context.run(coroutine.send, None)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-    return await go_on(context, coroutine, awaited)
+    coroutine, value = context.run(begin_awaiting, awaitable)
+    if coroutine is None:
+        return value  # type: ignore[no-any-return]
+    return await go_on(context, coroutine, value)
 
 
-async def as_coroutine(awaitable: Awaitable[T]) -> T:
-    """Return a coroutine that awaits any awaitable."""
+async def _as_coroutine(awaitable: Awaitable[T]) -> T:
     return await awaitable

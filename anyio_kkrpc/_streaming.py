@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextvars import Context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 from anyio import BusyResourceError, CancelScope, Event, current_time, move_on_after
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._context import run_in_context
+from ._context import begin_awaiting, go_on, run_in_context
 from ._conversion import convert_value
 from ._errors_wire import error_from_wire, handler_error
 from ._exceptions import ProtocolError, RPCTimeoutError
 from ._protocol._records import StreamReply
 from ._protocol._streams import Consumer, Producer
 from ._timer import TimerEntry
+from .abc import Envelope
 
 if TYPE_CHECKING:
     from ._channel import RPCChannel
@@ -36,7 +37,8 @@ CLOSE_TIMEOUT = 5.0
 class RemoteStream(AsyncIterator[T], Generic[T]):
     """A stream of the other side: an asynchronous iterator that is also a context manager.
 
-    Items are fetched ahead by credits, at most 32 of them. Leaving it early, by ``async with``, by
+    Items are fetched ahead by credits: at most 32 of them, and up to 256 small ones where the
+    reader takes them quicker than a round trip brings more. Leaving it early, by ``async with``, by
     `aclose` or by dropping the iterator, ends the source at the other side. One task at a time may
     read it.
     """
@@ -49,7 +51,7 @@ class RemoteStream(AsyncIterator[T], Generic[T]):
     def __aiter__(self) -> RemoteStream[T]:
         return self
 
-    async def __anext__(self) -> T:
+    def __anext__(self) -> Coroutine[Any, Any, T]:
         """Return the next item.
 
         :raises RemoteError: if the source failed, after the items before it
@@ -57,7 +59,7 @@ class RemoteStream(AsyncIterator[T], Generic[T]):
         :raises TransportClosedError: if the channel was closed
         :raises RPCValidationError: if the item doesn't fit the Protocol of a typed proxy
         """
-        return await self._inflow.next()  # type: ignore[no-any-return]
+        return self._inflow.next()
 
     async def aclose(self) -> None:
         """End the stream; the source at the other side is closed. Harmless if it has ended."""
@@ -99,14 +101,17 @@ class Inflow:
         """Return the next item, or raise the end."""
         if self._reading:
             raise BusyResourceError("reading from")
-        if self._items:
+        items = self._items
+        if items:
             await checkpoint_if_cancelled()
         else:
             await self._wait()
-        item = self._items.popleft()
-        pull = self._consumer.delivered()
+        item = items.popleft()
+        pull = self._consumer.delivered(item)
         if pull is not None:
             self._channel._post(pull, self._consumer.producer)
+        if self.kind is Any:
+            return item
         return convert_value(item, self.kind, "stream", "output")
 
     async def _wait(self) -> None:
@@ -117,7 +122,7 @@ class Inflow:
                 if self._end is not None:
                     end, self._end = self._end, StopAsyncIteration()
                     raise end
-                pull = self._consumer.start()
+                pull = self._consumer.wait()
                 if pull is not None:
                     self._channel._post(pull, self._consumer.producer)
                 if entry is None and self._timeout is not None:
@@ -164,7 +169,7 @@ class Pump:
 
     __slots__ = ("_answer", "_channel", "_context", "_producer", "_scope", "_started", "_wake")
 
-    def __init__(self, channel: RPCChannel, producer: Producer, context: Context | None) -> None:
+    def __init__(self, channel: RPCChannel, producer: Producer, context: Context) -> None:
         self._channel = channel
         self._producer = producer
         self._context = context
@@ -212,24 +217,23 @@ class Pump:
             channel._peer.forget(producer)
 
     async def _send_items(self, iterator: Any) -> None:
-        producer = self._producer
+        producer, context, channel = self._producer, self._context, self._channel
         step = type(iterator).__anext__
-        send = self._channel._send
+        send = channel._transport.send
         while True:
             while not producer.credit:
                 self._wake = Event()
                 await self._wake.wait()
                 self._wake = None
             try:
-                item = await self._in_context(step(iterator))
+                coroutine, item = context.run(begin_awaiting, step(iterator))
+                if coroutine is not None:
+                    item = await go_on(context, coroutine, item)
             except StopAsyncIteration:
                 return
-            await send(producer.item(item), producer.consumer)
-
-    async def _in_context(self, awaitable: Any) -> Any:
-        if self._context is None:
-            return await awaitable
-        return await run_in_context(self._context, awaitable)
+            if channel._reason is not None:
+                raise channel._closed_error()
+            await send(Envelope(producer.item(item), None, producer.consumer))
 
     async def _close_source(self, iterator: Any) -> None:
         close = getattr(iterator, "aclose", None)
@@ -237,7 +241,7 @@ class Pump:
             return
         with move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
             try:
-                await self._in_context(close())
+                await run_in_context(self._context, close())
             except Exception:
                 logger.exception("closing the source of a stream failed")
         if scope.cancelled_caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,13 +19,35 @@ from ._state import (
     advance,
 )
 
+# Items that the source may be ahead, to begin with and at most; a pull asks for half as many.
 FIRST_CREDIT = 32
-NEXT_CREDIT = 16
+MAX_WINDOW = 256
+# Items for each time that the reader waits, from which on they come in bursts.
+_BURST = 4
+# What an item may weigh to count as small: its characters or bytes, and 8 for each value in it.
+_SMALL = 1024
 # A credit is a permission, not a buffer; the bound keeps a hostile number from growing without end.
 MAX_CREDIT = 1 << 31
 
 _READABLE = (ConsumerState.IDLE, ConsumerState.OPEN)
 _FINISHED = (ConsumerState.ENDED, ConsumerState.FAILED)
+
+
+def _is_small(value: Any) -> bool:
+    weight, parts = 0, [value]
+    while parts and weight <= _SMALL:
+        part = parts.pop()
+        weight += 8
+        if isinstance(part, (str, bytes)):
+            weight += len(part)
+        elif isinstance(part, dict):
+            weight += len(part) * 8
+            parts += itertools.islice(part.values(), _SMALL)
+        elif isinstance(part, (list, tuple)):
+            parts += part[:_SMALL]
+        elif not isinstance(part, (int, float, type(None))):
+            return False
+    return weight <= _SMALL
 
 
 class Consumer:
@@ -38,8 +61,11 @@ class Consumer:
     __slots__ = (
         "_delivered",
         "_granted",
+        "_judged",
         "_new_id",
         "_received",
+        "_waits",
+        "_window",
         "call_id",
         "handle",
         "id",
@@ -56,6 +82,9 @@ class Consumer:
         self.handle: Any = None
         self.state = ConsumerState.IDLE
         self._new_id = new_id
+        self._window = FIRST_CREDIT
+        self._judged = 0
+        self._waits = 0
         self._granted = 0
         self._received = 0
         self._delivered = 0
@@ -70,16 +99,31 @@ class Consumer:
         """Whether nothing will come any more, not even the answer to having left."""
         return self.state in _FINISHED
 
-    def start(self) -> StreamRequest | None:
-        """Return the first pull, which the first wish for an item sends; ``None`` afterwards."""
+    def wait(self) -> StreamRequest | None:
+        """Note that the reader waits for an item; return the first pull if it is the first time."""
+        self._waits += 1
         return self._pull(FIRST_CREDIT) if self.state is ConsumerState.IDLE else None
 
-    def delivered(self) -> StreamRequest | None:
+    def delivered(self, item: Any) -> StreamRequest | None:
         """Note that an item went to the user; return the pull that this calls for, if any."""
         self._delivered += 1
-        if self._delivered % NEXT_CREDIT or self.state is not ConsumerState.OPEN:
+        ahead = self._granted - self._delivered
+        if ahead > self._window // 2 or self.state is not ConsumerState.OPEN:
             return None
-        return self._pull(NEXT_CREDIT)
+        if self._window < MAX_WINDOW:
+            self._widen(item)
+        return self._pull(self._window - ahead)
+
+    def _widen(self, item: Any) -> None:
+        """Let the source run further ahead if items come in bursts, for which the reader waits.
+
+        It doesn't where items are large, so that the bound on memory stays of use.
+        """
+        taken = self._delivered - self._judged
+        if taken >= self._window:
+            if 0 < self._waits * _BURST <= taken and _is_small(item):
+                self._window *= 2
+            self._judged, self._waits = self._delivered, 0
 
     def leave(self) -> StreamRequest | None:
         """End it early; return what tells the producer, ``None`` if it has ended already."""

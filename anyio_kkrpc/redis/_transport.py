@@ -634,7 +634,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if isinstance(record, Request) and record.o is True:
             await writer.send_and_confirm(item)
             return
-        await writer.send(item)
+        if not writer.send_nowait(item):
+            await writer.wait_flushed(item.deadline)
         if self._dialects.classic_seen:
             self._pace_streams()
 

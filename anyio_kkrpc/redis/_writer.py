@@ -205,11 +205,16 @@ class Writer:
 
     async def send(self, envelope: Envelope) -> None:
         """Write a record that isn't a reply to an entry of a group."""
+        if not self.send_nowait(envelope):
+            await self.wait_flushed(envelope.deadline)
+
+    def send_nowait(self, envelope: Envelope) -> bool:
+        """Write a record; return whether nothing is to be waited for, by `wait_flushed`."""
         post = self._make(envelope)
-        if post is not None:
-            self._post(post)
-            if not self.flush_nowait():
-                await self.wait_flushed(envelope.deadline)
+        if post is None:
+            return True
+        self._post(post)
+        return self.flush_nowait()
 
     async def send_and_confirm(self, envelope: Envelope) -> None:
         """Write a record, and wait until Redis has it.

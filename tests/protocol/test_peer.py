@@ -23,7 +23,7 @@ from anyio_kkrpc._protocol._records import (
     StreamRequest,
 )
 from anyio_kkrpc._protocol._state import CallInput, CallState, HandlingState
-from anyio_kkrpc._protocol._streams import FIRST_CREDIT, NEXT_CREDIT, Consumer
+from anyio_kkrpc._protocol._streams import FIRST_CREDIT, MAX_WINDOW, Consumer
 
 
 class Source:
@@ -238,10 +238,10 @@ def test_callbacks_take_values_only() -> None:
 def test_stream_from_start_to_end() -> None:
     """Credits are 32, then 16 after each 16 delivered; items keep order; the end empties tables."""
     caller, server, consumer, producer = open_stream()
-    pull = consumer.start()
+    pull = consumer.wait()
     assert pull is not None
     assert pull.n == FIRST_CREDIT
-    assert consumer.start() is None
+    assert consumer.wait() is None
     assert isinstance(server.receive(pull, "caller"), p.StreamPulled)
     got, pulls = [], 0
     for n in range(100):
@@ -249,13 +249,14 @@ def test_stream_from_start_to_end() -> None:
         event = caller.receive(producer.item(n), "server")
         assert isinstance(event, p.StreamItem)
         got.append(event.value)
-        more = consumer.delivered()
+        assert consumer.wait() is None
+        more = consumer.delivered(None)
         if more is not None:
-            assert more.n == NEXT_CREDIT
+            assert more.n == FIRST_CREDIT // 2
             server.receive(more, "caller")
             pulls += 1
     assert got == list(range(100))
-    assert pulls == 100 // NEXT_CREDIT
+    assert pulls == 100 // (FIRST_CREDIT // 2)
     event = caller.receive(server.end_production(producer, None), "server")
     assert isinstance(event, p.StreamEnded)
     assert not caller.consumers
@@ -269,12 +270,55 @@ def test_stream_from_start_to_end() -> None:
     assert not server.producers
 
 
+def flow(item: Any, burst: int | None) -> int:
+    """Read a stream; return how far its source was allowed to be ahead.
+
+    :param burst: how many items come at most for each time that the reader waits
+    """
+    caller, server, consumer, producer = open_stream()
+    most, received = 0, 0
+    for _ in range(600):
+        pulls = []
+        while received:
+            received -= 1
+            pulls.append(consumer.delivered(item))
+        pulls.append(consumer.wait())
+        for pull in pulls:
+            if pull is not None:
+                server.receive(pull, "caller")
+        most = max(most, producer.credit)
+        received = producer.credit if burst is None else min(producer.credit, burst)
+        for _ in range(received):
+            event = caller.receive(producer.item(item), "server")
+            assert isinstance(event, p.StreamItem)
+    return most
+
+
+@pytest.mark.parametrize(
+    ("item", "burst", "most"),
+    [
+        (1, None, MAX_WINDOW),
+        ({"a": ["b", 1.5, None, b""]}, None, MAX_WINDOW),
+        (1, 1, FIRST_CREDIT),
+        (1, 3, FIRST_CREDIT),
+        ("x" * 2000, None, FIRST_CREDIT),
+        ({"a": [[b"x" * 2000]]}, None, FIRST_CREDIT),
+        ([[1] * 10] * 200, None, FIRST_CREDIT),
+        ({str(n): n for n in range(500)}, None, FIRST_CREDIT),
+        (object(), None, FIRST_CREDIT),
+    ],
+)
+def test_window_of_a_stream(item: Any, burst: int | None, most: int) -> None:
+    """It grows to 256 where small items come in bursts for which the reader waits, and only there."""
+    assert flow(item, burst) == most
+
+
 def test_stream_without_credit_sends_nothing() -> None:
     """A producer that has used its credit can't make an item."""
     _, server, consumer, producer = open_stream()
     with pytest.raises(ProtocolError):
         producer.item(0)
-    server.receive(consumer.start() or pytest.fail("no pull"), "caller")
+    server.receive(consumer.wait() or pytest.fail("no pull"), "caller")
     for n in range(FIRST_CREDIT):
         producer.item(n)
     with pytest.raises(ProtocolError):
@@ -284,7 +328,7 @@ def test_stream_without_credit_sends_nothing() -> None:
 def test_stream_error() -> None:
     """A failing source ends the stream with its error."""
     caller, server, consumer, producer = open_stream()
-    consumer.start()
+    consumer.wait()
     event = caller.receive(server.end_production(producer, {"n": "E", "m": "m"}), "server")
     assert isinstance(event, p.StreamFailed)
     assert event.error == {"n": "E", "m": "m"}
@@ -293,7 +337,7 @@ def test_stream_error() -> None:
 def test_stream_left_early() -> None:
     """Leaving tells the producer; what was under way is ignored; the answer ends it."""
     caller, server, consumer, producer = open_stream()
-    server.receive(consumer.start() or pytest.fail("no pull"), "caller")
+    server.receive(consumer.wait() or pytest.fail("no pull"), "caller")
     item = producer.item(1)
     record = caller.leave(consumer)
     assert record is not None
@@ -311,7 +355,7 @@ def test_stream_left_early() -> None:
 def test_lost_doubled_and_unasked_items() -> None:
     """A doubled item is ignored; a gap, and an item without credit, fail the stream."""
     caller, server, consumer, producer = open_stream()
-    server.receive(consumer.start() or pytest.fail("no pull"), "caller")
+    server.receive(consumer.wait() or pytest.fail("no pull"), "caller")
     first = producer.item("a")
     assert isinstance(caller.receive(first, "server"), p.StreamItem)
     assert caller.receive(first, "server") is None
@@ -324,7 +368,7 @@ def test_lost_doubled_and_unasked_items() -> None:
     caller, server, consumer, producer = open_stream()
     with pytest.raises(ProtocolError):
         caller.receive(StreamReply(id="1", sid=consumer.id, d=False, v=1), "server")
-    consumer.start()
+    consumer.wait()
     for n in range(FIRST_CREDIT):
         caller.receive(StreamReply(id="1", sid=consumer.id, d=False, v=n), "server")
     event = caller.receive(StreamReply(id="1", sid=consumer.id, d=False, v=0), "server")
@@ -334,7 +378,7 @@ def test_lost_doubled_and_unasked_items() -> None:
 def test_lost_last_items_are_noticed_at_the_end() -> None:
     """The end tells how many items there were."""
     caller, server, consumer, producer = open_stream()
-    server.receive(consumer.start() or pytest.fail("no pull"), "caller")
+    server.receive(consumer.wait() or pytest.fail("no pull"), "caller")
     producer.item("lost")
     assert isinstance(
         caller.receive(server.end_production(producer, None), "server"), p.StreamFailed
@@ -350,7 +394,7 @@ def test_streams_of_other_peers_are_out_of_reach() -> None:
         assert event.recipient == "thief"
     assert producer.open
     assert producer.credit == 0
-    consumer.start()
+    consumer.wait()
     assert caller.receive(StreamReply(id="1", sid=consumer.id, d=True), "thief") is None
     assert consumer.readable
 
@@ -503,7 +547,7 @@ def test_arbitrary_records_are_events_or_protocol_errors(steps: list[Any]) -> No
             assert record == before
             if isinstance(event, p.CallFinished) and isinstance(event.call.value, Consumer):
                 consumers.append(event.call.value)
-                event.call.value.start()
+                event.call.value.wait()
     lost = peer.lose()
     assert not any((peer.calls, peer.handlings, peer.callbacks, peer.consumers, peer.producers))
     assert all(call.state is not CallState.WAITING for call in lost.calls)
