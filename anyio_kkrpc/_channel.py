@@ -6,7 +6,7 @@ import logging
 import secrets
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from typing import Any, TypeVar, final, overload
@@ -21,6 +21,7 @@ from anyio import (
 )
 from anyio.abc import TaskGroup
 from msgspec import UNSET, Struct
+from msgspec.structs import replace
 
 from ._callbacks import CallbackRunner, RemoteCallback
 from ._context import _current
@@ -60,6 +61,7 @@ from ._streaming import Inflow, Pump, RemoteStream, stream_error
 from ._timer import Timer
 from ._typing import NO_TYPES, TypesOf
 from .abc import Envelope, Listener, Transport
+from .middleware import Invocation, Middleware, check_middleware, pass_through
 
 if sys.version_info >= (3, 11):
     from typing import Self
@@ -124,6 +126,8 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
     :param send_tracebacks: whether errors carry the handler's traceback to the caller
     :param grace_period: seconds that handlers have to finish when the channel is left or cancelled,
         before they are cancelled; no further requests are taken meanwhile
+    :param middleware: functions around each call that is made and each that is served, see
+        `anyio_kkrpc.middleware`; the first one is the outermost
     """
 
     def __init__(
@@ -135,6 +139,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         max_concurrency: int = DEFAULT_CONCURRENCY,
         send_tracebacks: bool = False,
         grace_period: float = 0.0,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         if not isinstance(transport, Transport):
             raise TypeError(f"transport: needs a Transport, not {transport!r:.80}")
@@ -147,6 +152,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             raise TypeError(f"grace_period: needs seconds, not {grace_period!r}")
         if not 0 <= grace_period < 1e7:
             raise ValueError(f"grace_period: must not be negative, not {grace_period}")
+        self._middleware = check_middleware(middleware)
         self._transport = transport
         self._grace = grace_period
         self._timeout = timeout
@@ -158,7 +164,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         self._server: Server | None = None
         if expose is not None:
             table = expose if isinstance(expose, Exposed) else build_table(expose)
-            self._server = Server(self, table, max_concurrency)
+            self._server = Server(self, table, max_concurrency, self._middleware)
         self._group: TaskGroup | None = None
         self._soon: Callable[[Callable[[], object]], None] | None = None
         self._reason: Exception | None = None
@@ -228,7 +234,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         :raises MethodNotFoundError: if there is none such, or it isn't writable
         :raises RPCValidationError: if the value doesn't fit its annotation
         """
-        await self._request("set", _path(name), CallOptions(to=to), value=value)
+        await self._ask("set", _path(name), CallOptions(to=to), value=value)
 
     async def construct(
         self, name: str | Sequence[str], *args: Any, to: str | None = None, **kwargs: Any
@@ -239,7 +245,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         :param to: id of the peer, any if not given
         :raises MethodNotFoundError: if there is no such class
         """
-        return await self._request("new", _path(name), CallOptions(to=to), args=args, kwargs=kwargs)
+        return await self._ask("new", _path(name), CallOptions(to=to), args=args, kwargs=kwargs)
 
     async def serve_forever(self) -> None:
         """Wait until the channel ends.
@@ -269,6 +275,43 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         )
 
     # Calls
+
+    def _ask(
+        self, op: Operation, path: list[str], options: CallOptions, **what: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Make a request, through the middleware if there is any."""
+        return (self._intercept if self._middleware else self._request)(op, path, options, **what)
+
+    async def _intercept(
+        self,
+        op: Operation,
+        path: list[str],
+        options: CallOptions = _OPTIONS,
+        *,
+        args: Iterable[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+        value: Any = UNSET,
+    ) -> Any:
+        call = Invocation(
+            side="client",
+            operation=op,
+            method=".".join(path),
+            args=list(args) if value is UNSET else [value],
+            kwargs=dict(kwargs or {}),
+            metadata=dict(options.metadata or {}),
+            peer=options.to,
+            idempotent=options.idempotent,
+        )
+
+        async def last(call: Invocation) -> Any:
+            changed = replace(options, metadata=call.metadata or None)
+            if op == "set":
+                return await self._request(op, path, changed, value=call.args[0])
+            if op == "get":
+                return await self._request(op, path, changed)
+            return await self._request(op, path, changed, args=call.args, kwargs=call.kwargs)
+
+        return await pass_through(self._middleware, call, last)
 
     async def _request(
         self,

@@ -33,6 +33,7 @@ class CallOptions(Struct, frozen=True):
     timeout: Any = UNSET
     reply: bool = True
     metadata: dict[str, Any] | None = None
+    idempotent: bool = False
 
 
 @final
@@ -80,8 +81,10 @@ class RemoteCall(Coroutine[Any, Any, Any]):
             self._check_unused()
         self._used = True
         proxy = self._proxy
-        path, types = proxy._rpc_path, proxy._rpc_types
-        result = await proxy._rpc_channel._request(
+        path, types, channel = proxy._rpc_path, proxy._rpc_types, proxy._rpc_channel
+        # Not by _ask(): each step counts here.
+        request = channel._intercept if channel._middleware else channel._request
+        result = await request(
             "call", list(path), proxy._rpc_options, args=self._args, kwargs=self._kwargs
         )
         return result if types is NO_TYPES else types.convert_result(result, path)
@@ -202,7 +205,7 @@ class RemoteAPI:
         return self._get().__await__()
 
     async def _get(self) -> Any:
-        value = await self._rpc_channel._request("get", list(self._rpc_path), self._rpc_options)
+        value = await self._rpc_channel._ask("get", list(self._rpc_path), self._rpc_options)
         return self._rpc_types.convert_value(value, self._rpc_path)
 
     def __repr__(self) -> str:
@@ -218,6 +221,7 @@ def with_call_options(
     timeout: float | Any | None = UNSET,
     reply: bool = True,
     metadata: dict[str, Any] | None = None,
+    idempotent: bool | None = None,
 ) -> P:
     """Return a proxy like ``api`` whose calls are made with these options.
 
@@ -225,6 +229,8 @@ def with_call_options(
     :param reply: if false, a call returns ``None`` as soon as the request was accepted for
         delivery; its result and errors are not reported
     :param metadata: travels with each request, see `current_call`
+    :param idempotent: whether it does no harm to make a call again, see
+        `anyio_kkrpc.middleware.retry`; as ``api`` says if not given
     :raises TypeError: if ``api`` is not a proxy from `RPCChannel.get_api`
     :raises ValueError: if ``timeout`` is not positive
     """
@@ -237,6 +243,7 @@ def with_call_options(
         timeout=old.timeout if timeout is UNSET else timeout,
         reply=reply,
         metadata=old.metadata if metadata is None else metadata,
+        idempotent=old.idempotent if idempotent is None else idempotent,
     )
     return api._with(options)  # type: ignore[return-value]
 

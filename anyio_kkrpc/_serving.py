@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from anyio import (
 from anyio.abc import TaskGroup
 from msgspec import UNSET
 
-from ._context import CallInfo, _current, begin, go_on, run_in_context
+from ._context import CallInfo, _current, begin, current_call, go_on, run_in_context
 from ._errors_wire import handler_error, library_error
 from ._exceptions import (
     MethodNotFoundError,
@@ -52,6 +53,7 @@ from ._protocol._values import PLAIN
 from ._streaming import Inflow, Pump, RemoteStream
 from ._timer import TimerEntry
 from .abc import Envelope
+from .middleware import Invocation, Middleware, pass_through
 
 if TYPE_CHECKING:
     from ._channel import RPCChannel
@@ -176,8 +178,15 @@ class _Worker:
 class Server:
     """Serves the requests of one channel."""
 
-    def __init__(self, channel: RPCChannel, exposed: Exposed, max_concurrency: int) -> None:
+    def __init__(
+        self,
+        channel: RPCChannel,
+        exposed: Exposed,
+        max_concurrency: int,
+        middleware: tuple[Middleware, ...],
+    ) -> None:
         self._channel = channel
+        self._middleware = middleware
         self._exposed = exposed
         self._peer = channel._peer
         self._transport = channel._transport
@@ -379,8 +388,8 @@ class Server:
         return own_fields(await self._invoke(cls, request, handling, context))
 
     async def _get(self, request: Request, handling: Handling, context: Context) -> Any:
-        value = context.run(self._property(request).get)
-        return await self._result(value, handling, context)
+        get = self._wrapped(self._property(request).get, request)
+        return await self._result(context.run(get), handling, context)
 
     async def _set(self, request: Request, handling: Handling, context: Context) -> Any:
         entry = self._property(request)
@@ -390,7 +399,8 @@ class Server:
             value = entry.convert(self._peer.unpack_value(request, handling))
         except (ProtocolError, RPCValidationError) as exc:
             raise Refused(exc) from None
-        context.run(entry.set, value)
+        result = context.run(self._wrapped(entry.set, request), value)
+        await self._result(result, handling, context)
         return True
 
     async def _reference(self, request: Request, handling: Handling, context: Context) -> Any:
@@ -413,14 +423,17 @@ class Server:
             checked, kwargs = method.arguments.convert(args, kwargs)
         except (ProtocolError, RPCValidationError) as exc:
             raise Refused(exc) from None
-        if method.in_thread:
+        function = method.function
+        if self._middleware:
+            function = self._wrapped(_in_thread(method) if method.in_thread else function, request)
+        elif method.in_thread:
             # A copy, because the context can't be entered twice and the thread may outlive a step.
             handling.handle.suspends()
             return await to_thread.run_sync(
                 lambda: context.copy().run(method.function, *checked, **kwargs)
             )
         started = perf_counter()
-        coroutine, value = context.run(begin, method.function, checked, kwargs)
+        coroutine, value = context.run(begin, function, checked, kwargs)
         if perf_counter() - started > SLOW_HANDLER:
             logger.warning(
                 "%s() held the event loop for %.2f s; declare it with @in_thread, or have a thread "
@@ -442,6 +455,33 @@ class Server:
         handling.handle.suspends()
         return await run_in_context(context, value)
 
+    def _wrapped(self, function: Callable[..., Any], request: Request) -> Callable[..., Any]:
+        """Return what calls a function through the middleware, in the request's context."""
+        middleware = self._middleware
+        if not middleware:
+            return function
+
+        async def last(call: Invocation) -> Any:
+            result = function(*call.args, **call.kwargs)
+            return await result if inspect.isawaitable(result) else result
+
+        async def wrapped(*args: Any, **kwargs: Any) -> Any:
+            info = current_call()
+            call = Invocation(
+                side="server",
+                operation=request.op,
+                method=info.method,
+                args=list(args),
+                kwargs=kwargs,
+                metadata=info.metadata,
+                peer=info.sender,
+                deadline=info.deadline,
+                attempt=info.attempt,
+            )
+            return await pass_through(middleware, call, last)
+
+        return wrapped
+
     def _not_found(self, request: Request, what: str) -> Unknown:
         name = ".".join(request.p[:_MAX_SEGMENTS])
         more = " ..." if len(request.p) > _MAX_SEGMENTS or len(name) > _MAX_NAME else ""
@@ -460,6 +500,10 @@ _OPERATIONS: dict[str, _Operation] = {
     "new": Server._construct,
     "ref": Server._reference,
 }
+
+
+def _in_thread(method: Method) -> Callable[..., Any]:
+    return lambda *args, **kwargs: to_thread.run_sync(partial(method.function, *args, **kwargs))
 
 
 def _is_not_found(error: RPCError) -> bool:

@@ -104,6 +104,7 @@ def main() -> None:
         backends = [backend for backend in backends if backend != "uvloop"]
     named = [] if arguments.only == "ours" else arguments.case or NAMES
     results: dict[Key, list[Round]] = {key: [] for key in cases(named, backends)}
+    more = arguments.only != "calls"
     ours: dict[str, Found] = {}
     started = time.perf_counter()
     with RedisServer(find_server()) as server:
@@ -112,8 +113,16 @@ def main() -> None:
                 redis, name = (server.port, server.pid), f"bench-{uuid.uuid4().hex[:8]}"
                 found = measure(case, backend, kind, redis, plan, name)
                 results[case, backend, kind].append(found)
-        if arguments.only != "calls":
-            ours = report(backends, server, plan.rounds)
+        if results:
+            print(
+                f"\nEcho of {len(PAYLOAD)} bytes; client, worker, server: CPU s per 10,000 calls.\n"
+                f"\n{table(results)}\n",
+                flush=True,
+            )
+        for what, figures in report(backends, server, plan.rounds) if more else ():
+            ours[what] = figures
+            text = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
+            print(f"{what}: {text}", flush=True)
         version = server.version
     about: dict[str, Any] = {
         "server": version,
@@ -123,11 +132,6 @@ def main() -> None:
         "seconds": round(time.perf_counter() - started),
     }
     print("\n" + ", ".join(f"{what}: {value}" for what, value in about.items()))
-    if results:
-        print(f"\nEcho of {len(PAYLOAD)} bytes; client, worker, server: CPU s per 10,000 calls.\n")
-        print(table(results))
-    for name, figures in ours.items():
-        print(f"{name}: " + ", ".join(f"{what} {value:,.4g}" for what, value in figures.items()))
     if arguments.json is not None:
         calls = [
             {"case": case, "backend": backend, "kind": kind, **median(rounds)._asdict()}

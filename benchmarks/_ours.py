@@ -133,18 +133,19 @@ async def memory(place: Place, pid: int, server: int) -> Found:
 
 async def idle(place: Place, pid: int, server: int) -> Found:
     """Share of a core of an idle client and an idle worker; commands a second of both."""
-    from redis.asyncio import Redis
+    from redis import Redis  # its asyncio client can't be used on trio
 
-    async with ours_case.connect(place) as client, Redis(port=place.port) as redis:
+    async with ours_case.connect(place) as client:
         await client.call(PAYLOAD)
+        redis = Redis(port=place.port)
 
-        async def commands() -> int:
-            stats = await redis.info("commandstats")
+        def commands() -> int:
+            stats = redis.info("commandstats")
             blocking = ("cmdstat_xread", "cmdstat_xreadgroup", "cmdstat_info")
             return sum(int(one["calls"]) for name, one in stats.items() if name not in blocking)
 
         ids = (os.getpid(), pid)
-        counted, before = await commands(), [cpu(one) for one in ids]
+        counted, before = commands(), [cpu(one) for one in ids]
         start = time.perf_counter()
         await anyio.sleep(IDLE)
         elapsed = time.perf_counter() - start
@@ -152,7 +153,7 @@ async def idle(place: Place, pid: int, server: int) -> Found:
         return {
             "client": used[0],
             "worker": used[1],
-            "commands/s of both": (await commands() - counted) / elapsed,
+            "commands/s of both": (commands() - counted) / elapsed,
         }
 
 
@@ -260,22 +261,20 @@ def medians(rounds: list[Found]) -> Found:
     return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
 
 
-def report(backends: list[str], redis: RedisServer, rounds: int) -> dict[str, Found]:
-    """Measure all, and return the figures by what they are of."""
-    found = {"import": imports()}
+def report(backends: list[str], redis: RedisServer, rounds: int) -> Iterator[tuple[str, Found]]:
+    """Measure one after the other; give the figures and what they are of."""
+    yield "import", imports()
     for backend in backends:
         for name in ("first", "streams", "large", "memory", "idle"):
-            found[f"{name}, {backend}"] = medians(
-                [measure(name, backend, redis) for _ in range(1 if name == "idle" else rounds)]
-            )
+            some = [measure(name, backend, redis) for _ in range(1 if name == "idle" else rounds)]
+            yield f"{name}, {backend}", medians(some)
         for count in (1, 2, 4):
             some = [measure("flood", backend, redis, workers=count) for _ in range(rounds)]
-            found[f"{count} workers, {backend}"] = medians(some)
-        for kind in ours_case.KINDS:
+            yield f"{count} workers, {backend}", medians(some)
+        for kind in (*ours_case.KINDS, "kkrpc-2"):
             alone, among = with_peers(backend, redis, kind, rounds)
-            found[f"no idle peers, {kind}, {backend}"] = alone
-            found[f"{PEERS} idle peers, {kind}, {backend}"] = among
-    return found
+            yield f"no idle peers, {kind}, {backend}", alone
+            yield f"{PEERS} idle peers, {kind}, {backend}", among
 
 
 if __name__ == "__main__":

@@ -33,6 +33,6 @@ def plot(medians: dict[tuple[str, str, str], Round], path: Path) -> None:
         axis.margins(x=0.15)
     axes[0].set_yticks(range(len(keys)), labels, fontsize=8)
     handles = [Patch(color=colour, label=name) for name, colour in COLOURS.items()]
-    axes[1].legend(handles=handles, fontsize=8, loc="lower right")
+    axes[1].legend(handles=handles, fontsize=8, loc="upper right")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -29,7 +29,9 @@ class Api:
 
 
 def transport(place: Place, **options: Any) -> RedisStreamsTransport:
-    options.setdefault("use_consumer_group", place.kind != "broadcast")
+    options.setdefault("use_consumer_group", place.kind == "group")
+    if place.kind.startswith("kkrpc"):
+        options["dialect"] = place.kind  # all on one stream, as TypeScript peers have it
     return RedisStreamsTransport(f"redis://127.0.0.1:{place.port}", stream=place.name, **options)
 
 

@@ -1,0 +1,189 @@
+"""Functions around calls, where they are made and where they are served: logs, checks, retries.
+
+A middleware is ``async def middleware(call, call_next)``. It returns the result of the call, which
+``await call_next(call)`` gives, or raises. It may change what `Invocation` holds before that, and
+call more than once or not at all. The first of those that are given to `anyio_kkrpc.RPCChannel` is
+the outermost.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from time import perf_counter
+from typing import Any, Literal
+
+import anyio
+from msgspec import Struct
+
+from ._exceptions import (
+    OverloadedError,
+    RPCTimeoutError,
+    TransportConnectionError,
+)
+
+__all__ = ("CallNext", "Invocation", "Middleware", "access_log", "limit_concurrency", "retry")
+
+_REFUSED_UNRUN: tuple[type[Exception], ...] = (OverloadedError,)
+
+
+class Invocation(Struct, kw_only=True):
+    """One call as a middleware sees it.
+
+    :ivar side: ``"client"`` before it is sent, ``"server"`` before the handler runs
+    :ivar operation: ``"call"``; ``"get"`` and ``"set"`` of a property; ``"new"`` for a constructor
+    :ivar method: dotted name of what is called
+    :ivar args: positional arguments; of ``"set"`` the value. At the serving side they have been
+        converted to the annotations.
+    :ivar kwargs: arguments by name
+    :ivar metadata: travels with the request; what a client's middleware puts in is sent
+    :ivar peer: id of the peer that calls, or of the one that is addressed; ``None`` if there is one
+        only, or any may answer
+    :ivar deadline: when the caller gives up, on AnyIO's clock; ``None`` at the client, where it
+        starts anew with each `CallNext`
+    :ivar attempt: how often the request has been delivered, this time included; 1 at the client
+    :ivar idempotent: whether the caller said (by `anyio_kkrpc.with_call_options`) that it does no
+        harm to make the call again; at the client only
+    """
+
+    side: Literal["client", "server"]
+    operation: str
+    method: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    metadata: dict[str, Any]
+    peer: str | None = None
+    deadline: float | None = None
+    attempt: int = 1
+    idempotent: bool = False
+
+
+CallNext = Callable[[Invocation], Awaitable[Any]]
+Middleware = Callable[[Invocation, CallNext], Awaitable[Any]]
+
+
+def check_middleware(middleware: Sequence[Middleware]) -> tuple[Middleware, ...]:
+    """Return it as a tuple.
+
+    :raises TypeError: if it isn't a sequence of callables
+    """
+    if isinstance(middleware, (str, bytes)) or not isinstance(middleware, Sequence):
+        raise TypeError(f"middleware: needs a list of functions, not {middleware!r:.80}")
+    for one in middleware:
+        if not callable(one):
+            raise TypeError(f"middleware: needs functions, not {one!r:.80}")
+    return tuple(middleware)
+
+
+async def pass_through(middleware: tuple[Middleware, ...], call: Invocation, last: CallNext) -> Any:
+    """Run a call through all of it."""
+    if not middleware:
+        return await last(call)
+    first, rest = middleware[0], middleware[1:]
+
+    async def call_next(call: Invocation) -> Any:
+        return await pass_through(rest, call, last)
+
+    return await first(call, call_next)
+
+
+def retry(
+    attempts: int = 3,
+    *,
+    initial: float = 0.1,
+    maximum: float = 5.0,
+    on: tuple[type[Exception], ...] = (RPCTimeoutError, TransportConnectionError),
+) -> Middleware:
+    """Return a client's middleware that makes calls again, after growing pauses with jitter.
+
+    Calls that were refused before they ran (`OverloadedError`) are made again in any case, others
+    only if they are marked: ``with_call_options(api, idempotent=True)``.
+
+    :param attempts: how often a call is made at most, at least 1
+    :param initial: longest pause after the first failure, in seconds; doubled after each
+    :param maximum: longest pause of all, in seconds
+    :param on: errors after which an idempotent call is made again
+    :raises ValueError: if a number is out of range
+    """
+    if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
+        raise ValueError(f"attempts: must be an int of at least 1, not {attempts!r}")
+    for name, seconds in (("initial", initial), ("maximum", maximum)):
+        if not 0 <= seconds < 1e7:
+            raise ValueError(f"{name}: must be a number of seconds, not {seconds!r}")
+
+    async def middleware(call: Invocation, call_next: CallNext) -> Any:
+        again: tuple[type[Exception], ...] = _REFUSED_UNRUN
+        if call.idempotent:
+            again += on
+        for made in range(1, attempts):
+            try:
+                return await call_next(call)
+            except again:
+                longest = min(initial * 2 ** (made - 1), maximum)
+            # Outside of the except block, which would keep the error while this waits.
+            await anyio.sleep(random.uniform(0, longest))
+        return await call_next(call)
+
+    return middleware
+
+
+def limit_concurrency(limit: int, methods: Collection[str] | None = None) -> Middleware:
+    """Return a middleware that lets so many calls of each method run at once; others wait.
+
+    :param limit: at least 1
+    :param methods: dotted names of the methods it is about; all, each with a limit of its own, if
+        not given
+    :raises ValueError: if ``limit`` is out of range
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ValueError(f"limit: must be an int of at least 1, not {limit!r}")
+    chosen = None if methods is None else frozenset(methods)
+    limiters: dict[str, anyio.Semaphore] = {}
+
+    async def middleware(call: Invocation, call_next: CallNext) -> Any:
+        method = call.method
+        if chosen is not None and method not in chosen:
+            return await call_next(call)
+        limiter = limiters.get(method)
+        if limiter is None:
+            limiter = limiters[method] = anyio.Semaphore(limit)
+        async with limiter:
+            return await call_next(call)
+
+    return middleware
+
+
+def access_log(logger: logging.Logger | None = None, level: int = logging.INFO) -> Middleware:
+    """Return a middleware that logs each call when it ends: side, method, peer, outcome, time.
+
+    Arguments and results are not logged.
+
+    :param logger: ``anyio_kkrpc.access`` if not given
+    """
+    log = logging.getLogger("anyio_kkrpc.access") if logger is None else logger
+
+    async def middleware(call: Invocation, call_next: CallNext) -> Any:
+        started, outcome = perf_counter(), "cancelled"
+        try:
+            result = await call_next(call)
+            outcome = "ok"
+            return result
+        except Exception as exc:
+            outcome = type(exc).__name__
+            raise
+        finally:
+            took = (perf_counter() - started) * 1000
+            log.log(
+                level,
+                "%s %s %s peer=%s attempt=%d %s %.1f ms",
+                call.side,
+                call.operation,
+                call.method,
+                call.peer,
+                call.attempt,
+                outcome,
+                took,
+            )
+
+    return middleware
