@@ -23,6 +23,8 @@ from ._exceptions import TransportConnectionError as TransportConnectionError
 from ._exposure import Exposed as Exposed
 from ._exposure import expose as expose
 from ._exposure import in_thread as in_thread
+from ._gathering import PeerReply as PeerReply
+from ._gathering import Replies as Replies
 from ._proxy import RemoteAPI as RemoteAPI
 from ._proxy import RemoteCall as RemoteCall
 from ._proxy import with_call_options as with_call_options

@@ -6,7 +6,7 @@ import logging
 import secrets
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from typing import Any, TypeVar, final, overload
@@ -34,6 +34,7 @@ from ._exceptions import (
 )
 from ._exposure import Exposed
 from ._exposure import expose as build_table
+from ._gathering import Replies
 from ._groups import lone_error
 from ._loop import OneShot, clock, one_shots, scheduler
 from ._protocol._peer import (
@@ -46,6 +47,7 @@ from ._protocol._peer import (
     Operation,
     Peer,
     PeerLeft,
+    PeerReplied,
     StreamEnded,
     StreamFailed,
     StreamItem,
@@ -55,7 +57,7 @@ from ._protocol._peer import (
 from ._protocol._records import CallbackRelease, Cancel, Record, Request
 from ._protocol._state import CallInput, CallState
 from ._protocol._streams import Consumer, Producer
-from ._proxy import CallOptions, RemoteAPI, check_timeout
+from ._proxy import CallOptions, RemoteAPI, RemoteCall, check_timeout
 from ._serving import Server
 from ._streaming import Inflow, Pump, RemoteStream, stream_error
 from ._timer import Timer
@@ -71,6 +73,7 @@ else:
 __all__ = ("ChannelStatistics", "RPCChannel")
 
 P = TypeVar("P")
+T = TypeVar("T")
 logger = logging.getLogger("anyio_kkrpc")
 
 # How long, in seconds, closing may take to tell the other side.
@@ -246,6 +249,33 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         :raises MethodNotFoundError: if there is no such class
         """
         return await self._ask("new", _path(name), CallOptions(to=to), args=args, kwargs=kwargs)
+
+    def broadcast(
+        self, question: Awaitable[T], *, timeout: float = 1.0, limit: int | None = None
+    ) -> Replies[T]:
+        """Ask all peers, and return what iterates over their answers as they come.
+
+        ``async for reply in channel.broadcast(api.health()): print(reply.sender, reply.result())``.
+        Each peer in broadcast mode answers, and one worker of each consumer group. Peers that don't
+        have the method stay silent in broadcast mode. Middleware isn't asked.
+
+        :param question: a call of a proxy from `get_api` that wasn't awaited
+        :param timeout: seconds to wait for answers
+        :param limit: how many answers are enough; as many as come if not given
+        :raises TypeError: if ``question`` isn't such a call
+        :raises ValueError: if a number is out of range
+        """
+        if not isinstance(question, RemoteCall) or question._proxy._rpc_channel is not self:
+            raise TypeError(f"question: needs a call of this channel, not {question!r:.80}")
+        if timeout is None:
+            raise ValueError("timeout: must be given, since nobody knows how many will answer")
+        check_timeout(timeout)
+        if limit is not None and (
+            isinstance(limit, bool) or not isinstance(limit, int) or limit < 1
+        ):
+            raise ValueError(f"limit: must be an int of at least 1, not {limit!r}")
+        question._take()
+        return Replies(self, question, timeout, limit)
 
     async def serve_forever(self) -> None:
         """Wait until the channel ends.
@@ -548,6 +578,9 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             call.value = Inflow(self, call.value, self._timeout)
         call.handle.set()
 
+    def _on_peer_replied(self, event: PeerReplied) -> None:
+        event.call.handle.add(event.sender, event.value, event.error)
+
     def _on_cancelled(self, event: HandlingCancelled) -> None:
         event.handling.handle.cancel()
 
@@ -647,6 +680,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
 
 _REACT: dict[type, Callable[[RPCChannel, Any], None]] = {
     CallFinished: RPCChannel._on_call_finished,
+    PeerReplied: RPCChannel._on_peer_replied,
     HandlingCancelled: RPCChannel._on_cancelled,
     CallbackInvoked: RPCChannel._on_callback,
     CallbacksReleased: RPCChannel._on_released,

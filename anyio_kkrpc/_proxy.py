@@ -76,6 +76,11 @@ class RemoteCall(Coroutine[Any, Any, Any]):
     def __await__(self) -> Generator[Any, Any, Any]:
         return self._make().__await__()
 
+    def _take(self) -> None:
+        """Use it, which can be done once."""
+        self._check_unused()
+        self._used = True
+
     async def _make(self) -> Any:
         if self._used:
             self._check_unused()

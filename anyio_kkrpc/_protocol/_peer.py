@@ -65,11 +65,13 @@ class Call:
     :ivar error: the error as it came, once ``state`` is ``FAILED``
     :ivar handle: the driver's object for it
     :ivar sent: the driver's object for its request
+    :ivar gather: whether it takes the replies of several peers, until it is finished
     """
 
     __slots__ = (
         "callbacks",
         "error",
+        "gather",
         "handle",
         "id",
         "producers",
@@ -87,6 +89,7 @@ class Call:
         self.error: dict[str, Any] | None = None
         self.handle: Any = None
         self.sent: Any = None
+        self.gather = False
         self.callbacks: list[CallbackExport] | None = None
         self.producers: list[Producer] | None = None
 
@@ -135,6 +138,15 @@ class CallFinished(Struct):
     """A call has its result or error."""
 
     call: Call
+
+
+class PeerReplied(Struct):
+    """One of several peers answered a call; ``value`` is a `Consumer` for a stream."""
+
+    call: Call
+    sender: str | None
+    value: Any
+    error: dict[str, Any] | None
 
 
 class HandlingCancelled(Struct):
@@ -203,6 +215,7 @@ class PeerLeft(Struct):
 
 Event: TypeAlias = (
     CallFinished
+    | PeerReplied
     | HandlingCancelled
     | CallbackInvoked
     | CallbacksReleased
@@ -500,8 +513,12 @@ class Peer:
                 value = unpack_result(
                     value, lambda stream_id: self._consume(stream_id, sender, call.id)
                 )
+            if call.gather:
+                return PeerReplied(call, sender, value, None)
             call.value = value
             call.state = advance(CALL, call.state, CallInput.RESULT)
+        elif call.gather:
+            return PeerReplied(call, sender, None, record.e)
         else:
             call.error = record.e
             call.state = advance(CALL, call.state, CallInput.ERROR)

@@ -14,10 +14,12 @@ from anyio_kkrpc import (
     ChannelStatistics,
     MemoryTransport,
     RedisStreamsTransport,
+    Replies,
     RPCChannel,
     current_call,
     with_call_options,
 )
+from anyio_kkrpc.middleware import CallNext, Invocation, Middleware, access_log, retry
 from anyio_kkrpc.redis import RedisStatistics, StreamEntry, StreamInfo
 
 
@@ -120,3 +122,22 @@ async def check_stream(channel: RPCChannel) -> None:
     async with channel.get_api(Streaming).lines() as lines:
         async for line in lines:
             assert_type(line, str)
+
+
+async def check_broadcast(channel: RPCChannel) -> None:
+    """Answers have the type of what was asked."""
+    api = channel.get_api(Math)
+    replies = channel.broadcast(api.add(1, 2), timeout=0.5)
+    assert_type(replies, Replies[int])
+    async for reply in replies:
+        assert_type(reply.result(), int)
+        assert_type(reply.value, int | None)
+
+
+async def check_middleware(call: Invocation, call_next: CallNext) -> Any:
+    """A function with this signature is one."""
+    assert_type(call.args, list[Any])
+    return await call_next(call)
+
+
+MIDDLEWARE: list[Middleware] = [check_middleware, retry(3), access_log()]
