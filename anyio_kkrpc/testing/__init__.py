@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._connected import connected as connected
 from ._contract import check_transport as check_transport
 from ._server import RedisServer as RedisServer
 from ._server import ServerError as ServerError

@@ -1,0 +1,83 @@
+"""`anyio_kkrpc.testing.connected`, and the fixtures of its pytest plugin."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import pytest
+
+from anyio_kkrpc import MethodNotFoundError, RPCValidationError
+from anyio_kkrpc.middleware import CallNext, Invocation
+from anyio_kkrpc.testing import connected, find_server
+
+pytest_plugins = ["pytester"]
+
+
+class Sums(Protocol):
+    async def add(self, a: int, b: int) -> int: ...
+
+
+class Api:
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("codec", ["json", "cbor", None])
+async def test_connected(codec: str | None) -> None:
+    """It behaves as over a wire."""
+    async with connected(Api(), Sums, codec=codec) as api:
+        assert await api.add(1, 2) == 3
+        with pytest.raises(RPCValidationError):
+            await api.add("x", 2)  # type: ignore[arg-type]
+    async with connected(Api()) as untyped:
+        with pytest.raises(MethodNotFoundError):
+            await untyped.nothing()
+
+
+@pytest.mark.anyio
+async def test_fakes() -> None:
+    """A dict of functions will do, if it has all that the Protocol has."""
+    async with connected({"add": lambda a, b: 5}, Sums) as api:
+        assert await api.add(1, 1) == 5
+    with pytest.raises(TypeError, match="lacks add of Sums"):
+        async with connected({"sub": lambda a, b: 0}, Sums):
+            pass
+
+
+@pytest.mark.anyio
+async def test_middleware_of_the_server() -> None:
+    """It can be tested without Redis."""
+
+    async def twice(call: Invocation, call_next: CallNext) -> Any:
+        return await call_next(call) * 2
+
+    async with connected(Api(), middleware=[twice]) as api:
+        assert await api.add(1, 2) == 6
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_fixtures(pytester: pytest.Pytester, there: bool) -> None:
+    """A server for the session, and a name for each test; without a server, tests are skipped."""
+    if find_server() is None:
+        pytest.skip("no server")
+    pytester.makeconftest('pytest_plugins = ["anyio_kkrpc.testing.pytest_plugin"]')
+    if not there:
+        pytester.makeconftest(
+            'pytest_plugins = ["anyio_kkrpc.testing.pytest_plugin"]\n'
+            "from anyio_kkrpc.testing import pytest_plugin\n"
+            "pytest_plugin.find_server = lambda: None"
+        )
+    pytester.makepyfile(
+        """
+        import redis
+
+        def test_one(kkrpc_server, kkrpc_stream):
+            assert redis.Redis.from_url(kkrpc_server.url).xlen(kkrpc_stream) == 0
+
+        def test_two(kkrpc_server, kkrpc_stream):
+            redis.Redis.from_url(kkrpc_server.url).xadd(kkrpc_stream, {"a": "b"})
+        """
+    )
+    result = pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=2) if there else result.assert_outcomes(skipped=2)
