@@ -167,6 +167,8 @@ def types(session: nox.Session) -> None:
     session.install("--quiet", "-e", ".[dev]")
     session.run("mypy", "--strict", PACKAGE, "tests/typing", *_examples())
     session.run("pyright", PACKAGE, "tests/typing", *_examples())
+    # Fails unless all that is public has a type.
+    session.run("pyright", "--verifytypes", PACKAGE, "--ignoreexternal")
 
 
 def _examples() -> list[str]:

@@ -76,11 +76,11 @@ class Consumer:
     def __init__(
         self, stream_id: str, producer: str | None, call_id: str, new_id: Callable[[], str]
     ) -> None:
-        self.id = stream_id
-        self.producer = producer
-        self.call_id = call_id
+        self.id: str = stream_id
+        self.producer: str | None = producer
+        self.call_id: str = call_id
         self.handle: Any = None
-        self.state = ConsumerState.IDLE
+        self.state: ConsumerState = ConsumerState.IDLE
         self._new_id = new_id
         self._window = FIRST_CREDIT
         self._judged = 0
@@ -185,12 +185,12 @@ class Producer:
     def __init__(
         self, stream_id: str, consumer: str | None, source: Any, new_id: Callable[[], str]
     ) -> None:
-        self.id = stream_id
-        self.consumer = consumer
-        self.source = source
+        self.id: str = stream_id
+        self.consumer: str | None = consumer
+        self.source: Any = source
         self.handle: Any = None
-        self.state = ProducerState.PAUSED
-        self.credit = 0
+        self.state: ProducerState = ProducerState.PAUSED
+        self.credit: int = 0
         self._new_id = new_id
         self._sent = 0
 

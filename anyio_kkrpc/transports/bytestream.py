@@ -48,7 +48,7 @@ else:
 
 __all__ = ("ByteStreamStatistics", "ByteStreamTransport")
 
-logger = logging.getLogger("anyio_kkrpc")
+logger: logging.Logger = logging.getLogger("anyio_kkrpc")
 
 # Bytes that wait for a write under way before those who add more wait too.
 HIGH_WATER = 1024 * 1024

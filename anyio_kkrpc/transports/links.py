@@ -29,7 +29,7 @@ from .bytestream import ByteStreamTransport
 
 __all__ = ("connect_tcp", "connect_unix", "open_process", "serve", "stdio")
 
-logger = logging.getLogger("anyio_kkrpc")
+logger: logging.Logger = logging.getLogger("anyio_kkrpc")
 
 # Seconds that a child process has to end by itself, and then after SIGTERM.
 EXIT_TIMEOUT = 5.0

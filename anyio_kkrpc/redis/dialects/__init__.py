@@ -58,8 +58,8 @@ class Dialects:
         deliver: Callable[[Record, str | None], object],
     ) -> None:
         self._session_id = session_id
-        self.native = NativeDialect(session_id, codec)
-        self.compact = CompactDialect(session_id, remote_peer_id, skips_own=skips_own)
+        self.native: NativeDialect = NativeDialect(session_id, codec)
+        self.compact: CompactDialect = CompactDialect(session_id, remote_peer_id, skips_own=skips_own)
         plain, rich = ClassicDialect.pair(
             session_id,
             deliver,
@@ -67,14 +67,14 @@ class Dialects:
             max_bytes=max_queue_bytes,
             skips_own=skips_own,
         )
-        self.classic = rich if superjson else plain
-        self.classic_seen = dialect == "kkrpc-0"
+        self.classic: ClassicDialect = rich if superjson else plain
+        self.classic_seen: bool = dialect == "kkrpc-0"
         by_name: dict[str, Dialect] = {
             "native": self.native,
             "kkrpc-2": self.compact,
             "kkrpc-0": self.classic,
         }
-        self.own = by_name[dialect]
+        self.own: Dialect = by_name[dialect]
         self._dialect_of: OrderedDict[str, Dialect] = OrderedDict()
 
     def of(self, peer: str | None) -> Dialect:

@@ -38,9 +38,9 @@ class Dialect(ABC):
 
     shared: bool
     # Whether a broadcast request for an unknown name is answered, too.
-    answers_unknown = False
+    answers_unknown: bool = False
     # Seconds after which a request that tells no deadline was certainly given up by its caller.
-    stale_after = float("inf")
+    stale_after: float = float("inf")
 
     @abstractmethod
     def encode(self, record: Record, recipient: str | None) -> tuple[bytes, ...] | None:

@@ -60,14 +60,14 @@ class CompactDialect(Dialect):
     """
 
     shared = True
-    answers_unknown = True
-    stale_after = 60.0  # twice kkrpc 2's default timeout
+    answers_unknown: bool = True
+    stale_after: float = 60.0  # twice kkrpc 2's default timeout
 
     def __init__(self, session_id: str, remote_peer_id: str | None, *, skips_own: bool) -> None:
         self._session_id = session_id
         self._skips_own = skips_own
         self._remote_peer_id = remote_peer_id
-        self.releases = Releases()
+        self.releases: Releases = Releases()
 
     def begin(self, request: Request, sender: str) -> None:
         self.releases.received(request, sender)

@@ -35,8 +35,8 @@ class NativeDialect(Dialect):
     shared = False
 
     def __init__(self, session_id: str, codec: Codec) -> None:
-        self.sender = session_id.encode()
-        self.codec = codec
+        self.sender: bytes = session_id.encode()
+        self.codec: Codec = codec
         self._codec_of: OrderedDict[str, Codec] = OrderedDict()
         # Ids as they stand in the fields, and as text.
         self._ids: OrderedDict[bytes, str] = OrderedDict()
