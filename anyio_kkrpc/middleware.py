@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import anyio
 from msgspec import Struct
@@ -59,8 +59,20 @@ class Invocation(Struct, kw_only=True):
     idempotent: bool = False
 
 
-CallNext = Callable[[Invocation], Awaitable[Any]]
-Middleware = Callable[[Invocation, CallNext], Awaitable[Any]]
+class CallNext(Protocol):
+    """Goes on with a call: the next middleware, and in the end the call itself."""
+
+    def __call__(self, call: Invocation, /) -> Awaitable[Any]:
+        """Return the result, once awaited."""
+        ...
+
+
+class Middleware(Protocol):
+    """A function around calls; an ``async def`` with these two parameters."""
+
+    def __call__(self, call: Invocation, call_next: CallNext, /) -> Awaitable[Any]:
+        """Return the result, once awaited."""
+        ...
 
 
 def check_middleware(middleware: Sequence[Middleware]) -> tuple[Middleware, ...]:

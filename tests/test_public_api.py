@@ -172,7 +172,7 @@ def test_docstrings(name: str) -> None:
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="typing.final leaves no mark before 3.11")
 @pytest.mark.parametrize("name", sorted(CLASSES))
 def test_final_or_abstract(name: str) -> None:
-    """A public class is open on purpose (abstract, an error), or final, or plain data."""
+    """A public class is open on purpose (abstract, an error, a Protocol), or final, or data."""
     cls = CLASSES[name]
     if name in OPEN:
         assert inspect.isabstract(cls)
@@ -181,7 +181,7 @@ def test_final_or_abstract(name: str) -> None:
     assert not inspect.isabstract(cls)
     is_final = getattr(cls, "__final__", False)
     is_data = issubclass(cls, (msgspec.Struct, Enum)) or hasattr(cls, "_fields")
-    is_open = is_data or issubclass(cls, BaseException)
+    is_open = is_data or issubclass(cls, BaseException) or getattr(cls, "_is_protocol", False)
     assert is_open or is_final, f"{name} is neither final nor abstract"
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from ._server import RedisServer, find_server
 
+__all__ = ("kkrpc_server", "kkrpc_stream")
+
 
 @pytest.fixture(scope="session")
 def kkrpc_server() -> Iterator[RedisServer]:

@@ -59,7 +59,8 @@ class Dialects:
     ) -> None:
         self._session_id = session_id
         self.native: NativeDialect = NativeDialect(session_id, codec)
-        self.compact: CompactDialect = CompactDialect(session_id, remote_peer_id, skips_own=skips_own)
+        self.compact: CompactDialect
+        self.compact = CompactDialect(session_id, remote_peer_id, skips_own=skips_own)
         plain, rich = ClassicDialect.pair(
             session_id,
             deliver,
