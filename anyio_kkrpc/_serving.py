@@ -314,8 +314,10 @@ class Server:
             raise NoReply
         deadline: float | None = None
         if request.d is not UNSET:
-            now = self._channel._now()
-            deadline = (now if envelope.sent_at is None else envelope.sent_at) + request.d / 1000
+            now, sent = self._channel._now(), envelope.sent_at
+            if sent is None or sent > now:  # clocks are known with an error
+                sent = now
+            deadline = sent + request.d / 1000
             if deadline <= now:
                 self.expired += 1
                 raise NoReply

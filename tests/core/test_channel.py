@@ -18,9 +18,12 @@ from anyio_kkrpc import (
     RemoteError,
     RPCChannel,
     TransportClosedError,
+    current_call,
     in_thread,
     with_call_options,
 )
+from anyio_kkrpc._protocol._records import Request
+from anyio_kkrpc.abc import Envelope
 
 from .conftest import pair
 
@@ -315,3 +318,24 @@ async def test_end_of_the_transport_with_idle_handlers() -> None:
             await anyio.wait_all_tasks_blocked()
             api.gate.set()
         await link.transports[0].aclose()
+
+
+async def test_request_from_the_future() -> None:
+    """What a clock that is ahead says doesn't give a handler more time than its caller has."""
+    budgets: list[float] = []
+
+    class Timed:
+        def note(self) -> None:
+            deadline = current_call().deadline
+            assert deadline is not None
+            budgets.append(deadline - anyio.current_time())
+
+    async with pair(Timed()) as link:
+        for late in (5.0, 0.0):
+            request = Request(f"a{late}", "call", ["note"], d=10_000)
+            sent_at = anyio.current_time() + late
+            link.transports[1]._inbound.deliver(Envelope(request, None, sent_at=sent_at))
+        with anyio.fail_after(10):
+            while len(budgets) < 2:
+                await anyio.sleep(0.01)
+    assert all(9 < budget <= 10 for budget in budgets)
