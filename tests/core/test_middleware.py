@@ -168,9 +168,14 @@ async def test_cancelled_in_the_middle() -> None:
             cancelled.append(call.side)
             raise
 
-    async with pair(Api(), server={"middleware": [watch]}, middleware=[watch]) as link:
-        with anyio.move_on_after(0.05):
-            await link.api.slow()
+    api = Api()
+    async with pair(api, server={"middleware": [watch]}, middleware=[watch]) as link:
+        async with anyio.create_task_group() as group:
+            group.start_soon(link.api.slow)
+            with anyio.fail_after(10):
+                while not api.now:
+                    await anyio.sleep(0.01)
+            group.cancel_scope.cancel()
         with anyio.fail_after(10):
             while len(cancelled) < 2:
                 await anyio.sleep(0.01)
@@ -253,10 +258,10 @@ async def test_limit(methods: list[str] | None) -> None:
 async def test_access_log(caplog: pytest.LogCaptureFixture) -> None:
     """A line for each call, with its outcome; never with its arguments."""
     with caplog.at_level(logging.INFO):
-        async with pair(Api(), middleware=[access_log()], timeout=0.05) as link:
+        async with pair(Api(), middleware=[access_log()]) as link:
             await link.api.add(123456, 1)
             with pytest.raises(RPCTimeoutError):
-                await link.api.slow()
+                await with_call_options(link.api, timeout=0.05).slow()
             with anyio.move_on_after(0):
                 await link.api.add(1, 1)
     lines = [record.message for record in caplog.records if record.name == "anyio_kkrpc.access"]

@@ -79,7 +79,7 @@ async def test_all_peers_answer(redis_server: RedisServer, stream_name: str) -> 
     apis = [Api("a"), Api("b"), Api("ill"), Other()]
     async with peers(redis_server, stream_name, *apis) as channel:
         api = channel.get_api()
-        replies = [reply async for reply in channel.broadcast(api.health(), timeout=2, limit=3)]
+        replies = [reply async for reply in channel.broadcast(api.health(), timeout=20, limit=3)]
         assert len({reply.sender for reply in replies}) == 3
         values = {reply.value for reply in replies if reply.error is None}
         assert values == {"a", "b"}
@@ -89,9 +89,7 @@ async def test_all_peers_answer(redis_server: RedisServer, stream_name: str) -> 
         assert channel.statistics().calls == 0
         # Without a limit it goes on until the time is over.
         with anyio.fail_after(20):
-            names = [
-                reply.result() async for reply in channel.broadcast(api.slow("a"), timeout=0.5)
-            ]
+            names = [reply.result() async for reply in channel.broadcast(api.slow("a"), timeout=2)]
         assert names == ["a"]
         assert channel.statistics().calls == 0
 
@@ -126,7 +124,7 @@ async def test_one_of_a_group_answers(
     """A group is one peer to a question."""
     async with peers(redis_server, stream_name, Api("a"), Api("b"), group=True) as channel:
         api = channel.get_api()
-        replies = [reply async for reply in channel.broadcast(api.health(), timeout=0.5)]
+        replies = [reply async for reply in channel.broadcast(api.health(), timeout=2)]
         assert len(replies) == 1
         assert replies[0].value in ("a", "b")
     assert witness.xpending(stream_name, "kkrpc-group")["pending"] == 0
@@ -136,11 +134,11 @@ async def test_streams_and_types(redis_server: RedisServer, stream_name: str) ->
     """An answer can be a stream; a typed proxy checks each answer."""
     async with peers(redis_server, stream_name, Api("ab"), Api("cd")) as channel:
         texts = set()
-        async for reply in channel.broadcast(channel.get_api().letters(), timeout=5, limit=2):
+        async for reply in channel.broadcast(channel.get_api().letters(), timeout=20, limit=2):
             texts.add("".join([letter async for letter in reply.result()]))
         assert texts == {"ab", "cd"}
         typed = channel.get_api(Health)
-        async for wrong in channel.broadcast(typed.health(), timeout=5, limit=2):
+        async for wrong in channel.broadcast(typed.health(), timeout=20, limit=2):
             with pytest.raises(RPCValidationError):
                 wrong.result()
 
