@@ -27,7 +27,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.server]
 class Api:
     def __init__(self, name: str) -> None:
         self._name = name
+        self.started = anyio.Event()
         self.cancelled = anyio.Event()
+        self._after: Api | None = None
 
     async def health(self) -> str:
         if self._name == "ill":
@@ -35,7 +37,11 @@ class Api:
         return self._name
 
     async def slow(self, quick: str) -> str:
-        if self._name != quick:
+        self.started.set()
+        if self._name == quick:
+            if self._after is not None:
+                await self._after.started.wait()
+        else:
             try:
                 await anyio.sleep_forever()
             finally:
@@ -97,6 +103,7 @@ async def test_all_peers_answer(redis_server: RedisServer, stream_name: str) -> 
 async def test_who_still_runs_is_cancelled(redis_server: RedisServer, stream_name: str) -> None:
     """Leaving early, or having enough answers, cancels the rest."""
     one, two = Api("one"), Api("two")
+    one._after, two._after = two, one  # the quick one waits until the other has begun
     async with peers(redis_server, stream_name, one, two) as channel:
         api = channel.get_api()
         async with channel.broadcast(api.slow("one"), timeout=30) as replies:
@@ -105,6 +112,7 @@ async def test_who_still_runs_is_cancelled(redis_server: RedisServer, stream_nam
                 break
         with anyio.fail_after(10):
             await two.cancelled.wait()
+        one.started = anyio.Event()
         async for reply in channel.broadcast(api.slow("two"), timeout=30, limit=1):
             assert reply.result() == "two"
         with anyio.fail_after(10):
