@@ -38,7 +38,7 @@ ASYNC_EXCEPTIONS = {
     # The await in a `finally` is of a function that bounds itself by move_on_after(shield=True).
     "ASYNC102": (
         "_channel",
-        "_demo",
+        "_cli/_demo",
         "_proxy",
         "_streaming",
         "redis/_transport",

@@ -15,7 +15,7 @@ from anyio_kkrpc.testing import RedisServer
 
 def cli(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "anyio_kkrpc._cli", *args],
+        [sys.executable, "-m", "anyio_kkrpc", *args],
         capture_output=True,
         text=True,
         timeout=45,
@@ -39,7 +39,7 @@ def test_demo(redis_server: RedisServer, backend: str) -> None:
     assert not [
         line
         for line in map(_line, psutil.process_iter())
-        if "anyio_kkrpc._demo" in line and redis_server.url in line
+        if "anyio_kkrpc._cli._demo" in line and redis_server.url in line
     ]
 
 
@@ -60,13 +60,13 @@ def test_demo_with_a_server_of_its_own() -> None:
 def test_errors_are_one_line() -> None:
     """No traceback, no password."""
     done = cli("demo", "--url", "redis://:secret@127.0.0.1:1")
-    assert done.returncode == 1
+    assert done.returncode == 5
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("anyio-kkrpc: Redis Streams connection error")
     assert "secret" not in done.stderr
     done = cli("demo", "--url", "http://x")
     assert (done.returncode, done.stderr) == (
-        1,
+        2,
         "anyio-kkrpc: url: needs to begin with redis://, rediss:// or unix://\n",
     )
 
@@ -80,12 +80,12 @@ def test_help() -> None:
 
 
 def test_missing_extra() -> None:
-    """Without rich, the line says what to install."""
-    code = "import sys; sys.modules['rich'] = None; sys.modules['rich.console'] = None\n"
+    """Without typer, the line says what to install."""
+    code = "import sys; sys.modules['typer'] = None\n"
     code += "from anyio_kkrpc._cli import main; sys.exit(main(['demo']))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 1
-    assert 'pip install "anyio_kkrpc[demo]"' in done.stderr
+    assert 'pip install "anyio_kkrpc[cli]"' in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,6 +1,6 @@
 """``anyio-kkrpc demo``: workers, a subscriber and a client at work on a real server.
 
-The workers are processes of their own: ``python -m anyio_kkrpc._demo URL STREAM NAME BACKEND``.
+The workers are processes of their own, with URL, stream, name and backend as arguments.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from ._channel import RPCChannel
-from ._exceptions import RemoteError
-from ._proxy import with_call_options
-from .redis import RedisStreamsTransport
-from .testing import RedisServer
+from .._channel import RPCChannel
+from .._exceptions import RemoteError
+from .._proxy import with_call_options
+from ..redis import RedisStreamsTransport
+from ..testing import RedisServer
 
 START_TIMEOUT = 15.0
 CALLS = 400
@@ -76,7 +76,7 @@ async def _workers(url: str, stream: str, backend: str) -> AsyncGenerator[None, 
     processes: list[Process] = []
     try:
         for name in ("worker-1", "worker-2"):
-            command = [sys.executable, "-m", "anyio_kkrpc._demo", url, stream, name, backend]
+            command = [sys.executable, "-m", "anyio_kkrpc._cli._demo", url, stream, name, backend]
             process = await anyio.open_process(
                 command, stdin=subprocess.DEVNULL, stdout=None, stderr=None
             )

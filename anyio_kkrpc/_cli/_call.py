@@ -1,0 +1,63 @@
+"""``anyio-kkrpc call``: JSON in, JSON out."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from .._channel import RPCChannel
+from .._proxy import RemoteAPI, with_call_options
+from .._streaming import RemoteStream
+from ..redis import RedisStreamsTransport
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """What is called, and how."""
+
+    method: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    timeout: float
+    to: str | None
+    reply: bool
+    get: bool
+
+
+def parse_argument(text: str) -> Any:
+    """Return the value of JSON, and other text as it is."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
+
+
+async def make(request: Request, url: str, *, stream: str, codec: str, dialect: Any) -> None:
+    """Make the call and print what comes."""
+    # It connects before the deadline of the call begins, so that has a bound of its own.
+    connect = min(max(request.timeout, 0.001), 10.0)
+    async with (
+        RedisStreamsTransport(
+            url, stream=stream, codec=codec, dialect=dialect, connect_timeout=connect
+        ) as transport,
+        RPCChannel(transport, timeout=request.timeout) as channel,
+    ):
+        api: RemoteAPI = channel.get_api(to=request.to)
+        if not request.reply:
+            api = with_call_options(api, reply=False)
+        for name in request.method.split("."):
+            api = api[name]
+        result = await (api if request.get else api(*request.args, **request.kwargs))
+        if isinstance(result, RemoteStream):
+            async with result:
+                async for item in result:
+                    _write(item)
+        elif request.reply:
+            _write(result)
+
+
+def _write(value: Any) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(value, enc_hook=str) + b"\n")
+    sys.stdout.buffer.flush()

@@ -1,0 +1,110 @@
+"""``anyio-kkrpc dead``: requests that were given up."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from .._exceptions import ProtocolError
+from .._protocol._records import Request
+from ..codecs import get_codec
+from ..redis import DeadLetter, RedisStreamsTransport
+
+_COUNT = 100_000
+
+
+def _request(letter: DeadLetter) -> dict[str, Any]:
+    """Return method and arguments of a request that a Python peer made."""
+    for codec in ("json", "cbor"):
+        data = letter.fields.get(codec)
+        if data is None:
+            continue
+        try:
+            record = get_codec(codec).decode(data)
+        except (ProtocolError, ImportError, ValueError):
+            return {}
+        if isinstance(record, Request):
+            return msgspec.to_builtins(record, enc_hook=str)  # type: ignore[no-any-return]
+    return {}
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(" ", "seconds")
+
+
+def _describe(letter: DeadLetter) -> dict[str, Any]:
+    request = _request(letter)
+    return {
+        "id": letter.id,
+        "entry_id": letter.entry_id,
+        "group": letter.group,
+        "reason": letter.reason,
+        "attempts": letter.attempts,
+        "first": _when(letter.first),
+        "last": _when(letter.last),
+        "method": ".".join(request["p"]) if request else None,
+        "request": request or None,
+        "fields": {
+            name: value.decode(errors="backslashreplace") for name, value in letter.fields.items()
+        },
+    }
+
+
+def _write(value: Any) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(value, enc_hook=str) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+async def show_all(url: str, stream: str, *, as_json: bool) -> None:
+    """List them."""
+    async with RedisStreamsTransport(url, stream=stream) as transport:
+        letters = await transport.dead_letters(_COUNT)
+    if as_json:
+        for letter in letters:
+            _write(_describe(letter))
+        return
+    if not letters:
+        sys.stdout.write(f"{stream} has no dead letters\n")
+        return
+    table = Table("id", "method", "attempts", "given up (UTC)", "reason", title=stream)
+    for letter in letters:
+        what = _describe(letter)
+        table.add_row(
+            letter.id, what["method"] or "?", str(letter.attempts), _when(letter.last)[:-6],
+            letter.reason,
+        )  # fmt: skip
+    Console().print(table)
+
+
+async def show_one(url: str, stream: str, letter_id: str) -> None:
+    """Show one of them."""
+    async with RedisStreamsTransport(url, stream=stream) as transport:
+        for letter in await transport.dead_letters(_COUNT):
+            if letter.id == letter_id:
+                _write(_describe(letter))
+                return
+    raise LookupError(f"{stream} has no dead letter {letter_id!r}; see: anyio-kkrpc dead list")
+
+
+async def retry(url: str, stream: str, letter_ids: Sequence[str] | None) -> None:
+    """Put some back, or all."""
+    async with RedisStreamsTransport(url, stream=stream) as transport:
+        if letter_ids is None:
+            letter_ids = [letter.id for letter in await transport.dead_letters(_COUNT)]
+        for letter_id in letter_ids:
+            new = await transport.retry_dead_letter(letter_id)
+            sys.stdout.write(f"{letter_id} is in {stream} again as {new}\n")
+    if not letter_ids:
+        sys.stdout.write(f"{stream} has no dead letters\n")
+
+
+async def purge(url: str, stream: str) -> None:
+    """Remove all."""
+    async with RedisStreamsTransport(url, stream=stream) as transport:
+        sys.stdout.write(f"{await transport.purge_dead_letters()} removed\n")

@@ -1,0 +1,221 @@
+"""The command line on a real server: serve, call, dead letters, top."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from anyio_kkrpc.testing import RedisServer
+
+BOUND = 30
+SHOP = """
+import os
+from collections.abc import AsyncIterator
+
+
+class Api:
+    answer = 42
+
+    def add(self, a: int, b: int = 0) -> int:
+        return a + b
+
+    async def count(self, n: int) -> AsyncIterator[int]:
+        for number in range(n):
+            yield number
+
+    def boom(self) -> None:
+        raise ValueError("no")
+
+    def die(self) -> None:
+        os._exit(9)
+
+    def pid(self) -> int:
+        return os.getpid()
+"""
+
+
+class Shell:
+    """Runs commands against one stream, from a directory with a module to serve."""
+
+    def __init__(self, url: str, stream: str, directory: Path) -> None:
+        self.stream = stream
+        self.directory = directory
+        self.environment = {
+            **os.environ,
+            "ANYIO_KKRPC_URL": url,
+            "ANYIO_KKRPC_STREAM": stream,
+            "COLUMNS": "160",
+        }
+
+    def __call__(self, *args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "anyio_kkrpc", *args],
+            capture_output=True,
+            text=True,
+            timeout=BOUND,
+            check=False,
+            cwd=self.directory,
+            env=self.environment,
+        )
+
+    @contextmanager
+    def serving(self, workers: int, *args: str) -> Iterator[subprocess.Popen[str]]:
+        """Serve until the end of the block, from when so many workers serve."""
+        command = [sys.executable, "-m", "anyio_kkrpc", "serve", "shop:Api", "-w", str(workers)]
+        with subprocess.Popen(
+            [*command, *args],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.directory,
+            env=self.environment,
+        ) as process:
+            try:
+                wait_for_lines(process, workers, ": serving ")
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait(BOUND)
+
+
+def wait_for_lines(process: subprocess.Popen[str], count: int, text: str) -> list[str]:
+    assert process.stderr is not None
+    lines: list[str] = []
+    while sum(text in line for line in lines) < count:
+        line = process.stderr.readline()
+        assert line, f"it ended: {lines}"
+        lines.append(line)
+    return lines
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + BOUND
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def shell(redis_server: RedisServer, tmp_path: Path, request: pytest.FixtureRequest) -> Shell:
+    (tmp_path / "shop.py").write_text(SHOP)
+    name = re.sub(r"\W", "-", request.node.name)
+    return Shell(redis_server.url, f"cli-{name}-{os.getpid()}", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_serve_and_call(shell: Shell, backend: str) -> None:
+    """JSON in, JSON out, and exit codes; SIGTERM ends it in good order."""
+    if backend == "uvloop":
+        pytest.importorskip("uvloop")
+    with shell.serving(2, "--group", "w", "--backend", backend) as process:
+        done = shell("call", "add", "1", "2")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+        assert shell("call", "add", "1", "-k", "b=5").stdout == "6\n"
+        assert shell("call", "count", "3").stdout == "0\n1\n2\n"
+        assert shell("call", "--get", "answer").stdout == "42\n"
+        done = shell("call", "--no-reply", "boom")
+        assert (done.returncode, done.stdout) == (0, "")
+        done = shell("call", "boom")
+        assert (done.returncode, done.stderr) == (1, "anyio-kkrpc: ValueError: no\n")
+        done = shell("call", "nope")
+        assert (done.returncode, done.stderr) == (3, "anyio-kkrpc: nope is not a function\n")
+        assert shell("call", "add", "x").returncode == 3
+        process.terminate()
+        assert process.wait(BOUND) == 0
+    done = shell("call", "add", "1", "--timeout", "0.2")
+    assert done.returncode == 4
+    assert "no answer within 0.2 s" in done.stderr
+
+
+@pytest.mark.slow
+def test_worker_that_dies_is_started_again(shell: Shell) -> None:
+    """A kill costs nothing, and no worker outlives its supervisor."""
+    with shell.serving(1, "-g", "w", "--claim-idle", "0.2", "--reload") as process:
+        first = int(shell("call", "pid").stdout)
+        os.kill(first, signal.SIGKILL)
+        assert "was ended by SIGKILL" in wait_for_lines(process, 1, "started again")[-1]
+        wait_for_lines(process, 1, ": serving ")
+        second = int(shell("call", "pid").stdout)
+        assert second != first
+        (shell.directory / "shop.py").write_text(SHOP.replace("a + b", "a * b"))
+        wait_for_lines(process, 1, ": serving ")
+        assert shell("call", "add", "3", "4").stdout == "12\n"
+        third = int(shell("call", "pid").stdout)
+        process.kill()
+        process.wait(BOUND)
+        wait_until(lambda: not Path(f"/proc/{third}").exists())
+
+
+@pytest.mark.slow
+def test_dead_letters_and_top(shell: Shell) -> None:
+    """A call that kills its worker ends as a dead letter, that can be seen and tried again."""
+    assert shell("dead", "list").stdout == f"{shell.stream} has no dead letters\n"
+    with shell.serving(2, "-g", "w", "--claim-idle", "0.2", "--max-deliveries", "2"):
+        done = shell("call", "die")
+        assert done.returncode == 5
+        assert "dead letter" in done.stderr
+        letter = json.loads(shell("dead", "list", "--json").stdout)
+        assert (letter["method"], letter["attempts"], letter["group"]) == ("die", 2, "w")
+        assert json.loads(shell("dead", "show", letter["id"]).stdout) == letter
+        assert letter["id"] in shell("dead", "list").stdout
+        done = shell("top", "--once", "--stream", shell.stream)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert shell.stream in done.stdout
+        assert "dead letters" in done.stdout
+        assert "consumer-" in done.stdout
+        assert shell.stream in shell("top", "--once").stdout
+    done = shell("dead", "retry", letter["id"])
+    assert done.stdout.startswith(f"{letter['id']} is in {shell.stream} again as ")
+    assert shell("dead", "retry", letter["id"]).returncode == 2
+    assert shell("dead", "show", "1-1").returncode == 2
+    assert shell("dead", "retry", "--all").stdout == f"{shell.stream} has no dead letters\n"
+    assert shell("dead", "purge").returncode == 2
+    assert shell("dead", "purge", "--yes").stdout == "0 removed\n"
+    with redis.Redis.from_url(shell.environment["ANYIO_KKRPC_URL"]) as client:
+        client.delete(*client.keys(f"*{shell.stream}*"))
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["call"], 2, "Missing argument"),
+        (["call", "x", "-k", "novalue"], 2, "--kwarg"),
+        (["call", "x", "1", "--get"], 2, "--get"),
+        (["call", "x", "--dialect", "smoke"], 2, "dialect"),
+        (["serve", "shop:Api", "-w", "2"], 2, "--group"),
+        (["serve", "no_such_module"], 2, "no_such_module"),
+        (["serve", "shop:nothing"], 2, "shop has no 'nothing'"),
+        (["serve", "shop:nothing", "-w", "2", "-g", "w"], 1, "can't start"),
+        (["dead", "retry"], 2, "--all"),
+        (["call", "x", "--url", "redis://:secret@127.0.0.1:1"], 5, "connection error"),
+        (["top", "--once", "--url", "redis://:secret@127.0.0.1:1"], 5, "connection error"),
+    ],
+)
+def test_errors_say_what_to_do(shell: Shell, args: list[str], code: int, text: str) -> None:
+    """One line, no traceback, no password."""
+    done = shell(*args)
+    assert done.returncode == code
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("anyio-kkrpc: ")
+    assert text in last
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_debug_shows_where(shell: Shell) -> None:
+    """With --debug anywhere there is a traceback."""
+    done = shell("call", "x", "--url", "http://x", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
