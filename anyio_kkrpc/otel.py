@@ -1,0 +1,179 @@
+"""Traces and metrics by OpenTelemetry. Needs the extra ``otel``, and an SDK to send them anywhere.
+
+Names follow the semantic conventions for RPC; what those don't name begins with ``kkrpc``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+try:
+    from opentelemetry import context as otel_context
+    from opentelemetry import metrics, propagate, trace
+    from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
+    from opentelemetry.propagators.textmap import TextMapPropagator
+    from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
+except ImportError as error:
+    raise ImportError(f"{error.name} is missing: pip install 'anyio_kkrpc[otel]'") from error
+
+from ._exceptions import RemoteError
+from .middleware import CallNext, Invocation, Middleware
+
+if TYPE_CHECKING:
+    from .redis import RedisStatistics, RedisStreamsTransport
+
+__all__ = ("observe", "tracing")
+
+_NAME = "anyio_kkrpc"
+_SYSTEM = "kkrpc"
+# Bounds in seconds that the conventions advise.
+_BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
+
+
+def tracing(
+    *,
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+    propagator: TextMapPropagator | None = None,
+    link: bool = False,
+) -> Middleware:
+    """Return a middleware, for either side, that makes a span of each call and measures it.
+
+    The context travels in the call's metadata (``traceparent``, ``tracestate``, ``baggage``), so
+    that a call and what its handler calls are one trace, across Python and TypeScript peers. A
+    call whose result is a stream ends, for its span, when the stream is there. Beside the spans
+    there are ``rpc.client.call.duration`` and ``rpc.server.call.duration`` in seconds, and
+    ``kkrpc.client.active_calls`` and ``kkrpc.server.active_calls``.
+
+    :param tracer_provider: the global one if not given
+    :param meter_provider: the global one if not given
+    :param propagator: the global one if not given
+    :param link: at the serving side, begin a trace of its own that is linked to the caller's
+    """
+    tracer = trace.get_tracer(_NAME, tracer_provider=tracer_provider)
+    meter = metrics.get_meter(_NAME, meter_provider=meter_provider)
+    durations: dict[str, Histogram] = {}
+    active: dict[str, metrics.UpDownCounter] = {}
+    for side in ("client", "server"):
+        durations[side] = meter.create_histogram(
+            f"rpc.{side}.call.duration",
+            unit="s",
+            description="How long calls took.",
+            explicit_bucket_boundaries_advisory=_BUCKETS,
+        )
+        active[side] = meter.create_up_down_counter(
+            f"kkrpc.{side}.active_calls", unit="{call}", description="Calls that run now."
+        )
+
+    async def middleware(call: Invocation, call_next: CallNext) -> Any:
+        side = call.side
+        chosen = propagate.get_global_textmap() if propagator is None else propagator
+        attributes: dict[str, str | int] = {
+            "rpc.system.name": _SYSTEM,
+            "rpc.method": call.method,
+            "kkrpc.operation": call.operation,
+        }
+        details = dict(attributes)
+        if call.peer is not None:
+            details["kkrpc.peer"] = call.peer
+        if call.attempt > 1:
+            details["kkrpc.attempt"] = call.attempt
+        parent = links = None
+        if side == "server":
+            parent = chosen.extract(_texts(call.metadata), context=otel_context.Context())
+            if link:
+                caller = trace.get_current_span(parent).get_span_context()
+                links = [trace.Link(caller)] if caller.is_valid else None
+                # The baggage stays, and the span has no parent.
+                parent = trace.set_span_in_context(trace.INVALID_SPAN, parent)
+        span = tracer.start_span(
+            call.method,
+            context=parent,
+            kind=SpanKind.CLIENT if side == "client" else SpanKind.SERVER,
+            attributes=details,
+            links=links,
+        )
+        token = otel_context.attach(trace.set_span_in_context(span, parent))
+        active[side].add(1, attributes)
+        outcome: dict[str, str | int] = {}
+        started = perf_counter()
+        try:
+            if side == "client":
+                chosen.inject(call.metadata)
+            return await call_next(call)
+        except BaseException as exc:
+            outcome["error.type"] = _fail(span, exc)
+            raise
+        finally:
+            durations[side].record(perf_counter() - started, {**attributes, **outcome})
+            active[side].add(-1, attributes)
+            otel_context.detach(token)
+            span.end()
+
+    return middleware
+
+
+def _fail(span: Span, exc: BaseException) -> str:
+    """Note at a span why its call failed; return the kind of error."""
+    if not isinstance(exc, Exception):
+        kind = "cancelled"
+    else:
+        kind = exc.name if isinstance(exc, RemoteError) else type(exc).__name__
+        span.record_exception(exc)
+    span.set_attribute("error.type", kind)
+    span.set_status(Status(StatusCode.ERROR, str(exc) if isinstance(exc, Exception) else kind))
+    return kind
+
+
+def _texts(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a propagator may read: metadata is what a peer sent, and can be anything."""
+    return {name: value for name, value in metadata.items() if isinstance(value, str)}
+
+
+def observe(
+    transport: RedisStreamsTransport, *, meter_provider: MeterProvider | None = None
+) -> None:
+    """Report a transport's `statistics` as metrics, as long as the transport is used.
+
+    ``kkrpc.queue.depth`` (requests that wait here), ``kkrpc.queue.dropped``,
+    ``kkrpc.outstanding``, ``kkrpc.claimed``, ``kkrpc.dead_lettered``, ``kkrpc.handed_back`` and
+    ``kkrpc.reconnects``, each with the stream as ``messaging.destination.name``.
+
+    :param meter_provider: the global one if not given
+    """
+    meter = metrics.get_meter(_NAME, meter_provider=meter_provider)
+    # Callbacks can't be taken back, and must not keep the transport.
+    reference = weakref.ref(transport)
+    attributes = {
+        "messaging.destination.name": transport.stream,
+        "kkrpc.session_id": transport.session_id,
+    }
+
+    def reading(
+        read: Callable[[RedisStatistics], int],
+    ) -> Callable[[CallbackOptions], Iterator[Observation]]:
+        def callback(options: CallbackOptions) -> Iterator[Observation]:
+            found = reference()
+            if found is not None:
+                yield Observation(read(found.statistics()), attributes)
+
+        return callback
+
+    gauges: dict[str, Callable[[RedisStatistics], int]] = {
+        "kkrpc.queue.depth": lambda s: s.queue.current_items,
+        "kkrpc.outstanding": lambda s: s.outstanding,
+    }
+    counters: dict[str, Callable[[RedisStatistics], int]] = {
+        "kkrpc.queue.dropped": lambda s: s.queue.dropped,
+        "kkrpc.claimed": lambda s: s.claimed,
+        "kkrpc.dead_lettered": lambda s: s.dead_lettered,
+        "kkrpc.handed_back": lambda s: s.handed_back,
+        "kkrpc.reconnects": lambda s: s.reconnects,
+    }
+    for name, read in gauges.items():
+        meter.create_observable_gauge(name, [reading(read)], unit="{request}")
+    for name, read in counters.items():
+        meter.create_observable_counter(name, [reading(read)])

@@ -1,0 +1,262 @@
+"""Traces and metrics, read by the SDK's exporters in memory."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+import anyio
+import pytest
+from opentelemetry import baggage, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+
+from anyio_kkrpc import (
+    MemoryTransport,
+    RedisStreamsTransport,
+    RemoteError,
+    RPCChannel,
+    current_call,
+    with_call_options,
+)
+from anyio_kkrpc.abc import Transport
+from anyio_kkrpc.otel import observe, tracing
+from anyio_kkrpc.testing import RedisServer
+
+pytestmark = pytest.mark.anyio
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
+
+
+class Api:
+    def __init__(self) -> None:
+        self.channel: RPCChannel
+        self.started = anyio.Event()
+
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+    async def add_twice(self, a: int) -> int:
+        """Call the caller back."""
+        return int(await self.channel.get_api(to=current_call().sender).add(a, a))
+
+    def colour(self) -> Any:
+        return baggage.get_baggage("colour")
+
+    def fail(self) -> None:
+        raise ValueError("no")
+
+    async def sleep(self) -> None:
+        self.started.set()
+        await anyio.sleep_forever()
+
+
+class Watched:
+    """Two peers, and what they told OpenTelemetry."""
+
+    def __init__(self, *, link: bool = False) -> None:
+        self.exporter = InMemorySpanExporter()
+        self.reader = InMemoryMetricReader()
+        self.tracers = TracerProvider()
+        self.tracers.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.meters = MeterProvider([self.reader])
+        self.middleware = tracing(
+            tracer_provider=self.tracers, meter_provider=self.meters, link=link
+        )
+        self.served = Api()
+
+    @asynccontextmanager
+    async def over(self, one: Transport, two: Transport) -> AsyncGenerator[Any, None]:
+        async with (
+            RPCChannel(one, expose=self.served, middleware=[self.middleware]) as served,
+            RPCChannel(two, expose=Api(), middleware=[self.middleware]) as channel,
+        ):
+            self.served.channel = served
+            yield channel.get_api()
+        self.tracers.shutdown()
+
+    @asynccontextmanager
+    async def in_memory(self) -> AsyncGenerator[Any, None]:
+        one, two = MemoryTransport.pair(codec="json")
+        async with one, two, self.over(one, two) as api:
+            yield api
+
+    def spans(self) -> Sequence[ReadableSpan]:
+        return sorted(self.exporter.get_finished_spans(), key=lambda span: span.start_time or 0)
+
+    def points(self, name: str) -> list[Any]:
+        data = self.reader.get_metrics_data()
+        if data is None:
+            return []
+        return [
+            point
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+            for point in metric.data.data_points
+        ]
+
+
+def trace_of(span: ReadableSpan) -> str:
+    assert span.context is not None
+    return f"{span.context.trace_id:032x}"
+
+
+@pytest.mark.server
+async def test_one_trace_across_peers(redis_server: RedisServer, stream_name: str) -> None:
+    """A call, and the call back from inside its handler: each span is the next one's parent."""
+    watched = Watched()
+    async with (
+        RedisStreamsTransport(redis_server.url, stream=stream_name) as one,
+        RedisStreamsTransport(redis_server.url, stream=stream_name) as two,
+        watched.over(one, two) as api,
+    ):
+        assert await api.add_twice(4) == 8
+    spans = watched.spans()
+    assert [(span.name, span.kind) for span in spans] == [
+        ("add_twice", SpanKind.CLIENT),
+        ("add_twice", SpanKind.SERVER),
+        ("add", SpanKind.CLIENT),
+        ("add", SpanKind.SERVER),
+    ]
+    assert len({trace_of(span) for span in spans}) == 1
+    assert spans[0].parent is None
+    for parent, child in pairwise(spans):
+        assert child.parent is not None
+        assert parent.context is not None
+        assert child.parent.span_id == parent.context.span_id
+    attributes = spans[2].attributes or {}
+    assert attributes["rpc.system.name"] == "kkrpc"
+    assert attributes["rpc.method"] == "add"
+    assert attributes["kkrpc.peer"] == two.session_id
+
+
+async def test_a_foreign_trace_goes_on() -> None:
+    """As a TypeScript peer would send it; the propagator of this side overwrites it otherwise."""
+    watched = Watched()
+    one, two = MemoryTransport.pair(codec="json")
+    async with (
+        one,
+        two,
+        RPCChannel(one, expose=Api(), middleware=[watched.middleware]),
+        RPCChannel(two) as channel,
+    ):
+        metadata = {"traceparent": TRACEPARENT, "baggage": "colour=green"}
+        api = with_call_options(channel.get_api(), metadata=metadata)
+        assert await api.colour() == "green"
+        assert await with_call_options(api, metadata={}).colour() is None
+    first, second = watched.spans()
+    assert trace_of(first) == TRACE
+    assert trace_of(second) != TRACE
+    assert second.parent is None
+
+
+async def test_link() -> None:
+    """The serving side's trace is its own, and names the caller's."""
+    watched = Watched(link=True)
+    async with watched.in_memory() as api:
+        assert await api.add(1, 2) == 3
+    client, server = watched.spans()
+    assert trace_of(client) != trace_of(server)
+    (link,) = server.links
+    assert client.context is not None
+    assert link.context.span_id == client.context.span_id
+    assert server.parent is None
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"traceparent": 5, "tracestate": ["x"], "baggage": {"a": 1}},
+        {"traceparent": "00-zz", "baggage": "=;=;" * 1000},
+        {"traceparent": "x" * 10_000},
+    ],
+)
+async def test_damaged_metadata_does_no_harm(metadata: dict[str, Any]) -> None:
+    """It's a call without a trace."""
+    watched = Watched()
+    one, two = MemoryTransport.pair(codec="json")
+    async with (
+        one,
+        two,
+        RPCChannel(one, expose=Api(), middleware=[watched.middleware]),
+        RPCChannel(two) as channel,
+    ):
+        assert await with_call_options(channel.get_api(), metadata=metadata).add(1, 2) == 3
+    (span,) = watched.spans()
+    assert span.parent is None
+
+
+async def test_errors_and_cancellation() -> None:
+    """Both sides' spans say what went wrong, and the metrics count it."""
+    watched = Watched()
+    async with watched.in_memory() as api:
+        with pytest.raises(RemoteError, match="no"):
+            await api.fail()
+        async with anyio.create_task_group() as group:
+            group.start_soon(api.sleep)
+            await watched.served.started.wait()
+            assert sum(p.value for p in watched.points("kkrpc.server.active_calls")) == 1
+            group.cancel_scope.cancel()
+        assert await api.add(1, 2) == 3
+    spans = watched.spans()
+    found = [(span.name, (span.attributes or {}).get("error.type")) for span in spans]
+    assert found == [
+        ("fail", "ValueError"),
+        ("fail", "ValueError"),
+        ("sleep", "cancelled"),
+        ("sleep", "cancelled"),
+        ("add", None),
+        ("add", None),
+    ]
+    assert not spans[0].status.is_ok
+    assert spans[4].status.is_ok or spans[4].status.is_unset
+    for side in ("client", "server"):
+        points = watched.points(f"rpc.{side}.call.duration")
+        assert {
+            (p.attributes["rpc.method"], p.attributes.get("error.type")): p.count for p in points
+        } == {
+            ("fail", "ValueError"): 1,
+            ("sleep", "cancelled"): 1,
+            ("add", None): 1,
+        }
+        assert all(p.value == 0 for p in watched.points(f"kkrpc.{side}.active_calls"))
+    assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+@pytest.mark.server
+async def test_statistics(redis_server: RedisServer, stream_name: str) -> None:
+    """What the transport counts is reported, and the transport isn't kept alive."""
+    watched = Watched()
+    transport = RedisStreamsTransport(redis_server.url, stream=stream_name, max_queue_size=2)
+    async with transport, RedisStreamsTransport(redis_server.url, stream=stream_name) as used:
+        observe(transport, meter_provider=watched.meters)
+        async with (
+            RPCChannel(transport, expose=watched.served, max_concurrency=1),
+            RPCChannel(used) as channel,
+        ):
+            api = with_call_options(channel.get_api(), reply=False)
+            await api.sleep()
+            await watched.served.started.wait()
+            for _ in range(5):
+                await api.sleep()
+            with anyio.fail_after(10):
+                while transport.statistics().queue.dropped < 3:
+                    await anyio.sleep(0.01)
+            (depth,) = watched.points("kkrpc.queue.depth")
+            assert depth.value == 2
+            assert depth.attributes["messaging.destination.name"] == stream_name
+            assert [p.value for p in watched.points("kkrpc.queue.dropped")] == [3]
+            assert [p.value for p in watched.points("kkrpc.reconnects")] == [0]
+    del transport
+    gc.collect()
+    assert watched.points("kkrpc.queue.depth") == []
