@@ -16,8 +16,8 @@ try:
     from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
     from opentelemetry.propagators.textmap import TextMapPropagator
     from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
-except ImportError as error:
-    raise ImportError(f"{error.name} is missing: pip install 'anyio_kkrpc[otel]'") from error
+except ImportError as _error:
+    raise ImportError(f"{_error.name} is missing: pip install 'anyio_kkrpc[otel]'") from _error
 
 from ._exceptions import RemoteError
 from .middleware import CallNext, Invocation, Middleware
