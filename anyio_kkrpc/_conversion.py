@@ -1,32 +1,77 @@
-"""Values that came over the wire, converted to the annotations of a function by msgspec."""
+"""Values that came over the wire, converted to the annotations of a function.
+
+msgspec does it, and pydantic where an annotation holds one of its models.
+"""
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import inspect
 import re
 import types
 import typing
-from collections.abc import Callable
+import uuid
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
 
 from ._exceptions import RPCValidationError
+from ._models import ModelKind, Unfit, mentions_model, plain
+from ._protocol._values import PLAIN, is_stream
 
+AWAITABLES = (Awaitable, Coroutine)
+_NATIVE = (
+    bytes, bytearray, datetime.datetime, datetime.date, datetime.time, datetime.timedelta,
+    uuid.UUID, decimal.Decimal,
+)  # fmt: skip
 _INDEX = re.compile(r"\$\[(\d+)\]")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
+class StreamKind:
+    """Takes streams only, whose items are converted as they are read."""
+
+    __slots__ = ("_item",)
+
+    def __init__(self, annotation: Any) -> None:
+        self._item = _item_of(annotation)
+
+    def convert(self, value: Any, name: str) -> Any:
+        """Return the stream.
+
+        :raises Unfit: if it isn't one
+        """
+        if not is_stream(value):
+            raise Unfit([("", f"Expected a stream, got `{type(value).__name__}`")])
+        value._inflow.convert_items(self._item, name, "input")
+        return value
+
+
+def _is_stream_type(annotation: Any) -> bool:
+    kind = typing.get_origin(annotation) or annotation
+    return isinstance(kind, type) and issubclass(kind, AsyncIterable)
+
+
+def _item_of(annotation: Any) -> Any:
+    arguments = typing.get_args(annotation)
+    return checkable(arguments[0]) if arguments else Any
+
+
 def checkable(annotation: Any) -> Any:
-    """Return the annotation, or `Any` if msgspec can't check values against it."""
+    """Return what `convert_value` takes for an annotation; `Any` if nothing can be checked."""
     if annotation is inspect.Parameter.empty or annotation is Any:
         return Any
     try:
+        if mentions_model(annotation):
+            return ModelKind(annotation)
         msgspec.json.Decoder(annotation)
         msgspec.convert(None, annotation)
     except msgspec.ValidationError:
         return annotation
-    except Exception:  # whatever msgspec makes of an annotation that isn't a type
+    except Exception:  # whatever they make of an annotation that isn't a type
         return Any
     return annotation
 
@@ -34,9 +79,30 @@ def checkable(annotation: Any) -> Any:
 def annotations_of(thing: Any) -> dict[str, Any]:
     """Return the resolved annotations of a function or class; none if they don't resolve."""
     try:
-        return typing.get_type_hints(thing)
+        return typing.get_type_hints(thing, include_extras=True)
     except Exception:  # a name that exists for type checkers only, say
         return {}
+
+
+def unwrap(annotation: Any, origins: tuple[Any, ...]) -> Any:
+    """Return what an annotation such as ``Awaitable[T]`` holds, or itself."""
+    if typing.get_origin(annotation) in origins:
+        return typing.get_args(annotation)[-1]
+    return annotation
+
+
+def result_of(function: Any) -> tuple[Any, Any]:
+    """Return what can be checked of a function's results, and of the items if it is a stream."""
+    result = unwrap(annotations_of(function).get("return", Any), AWAITABLES)
+    if typing.get_origin(result) is AbstractAsyncContextManager:
+        result = typing.get_args(result)[0]  # a Protocol's way to say that a stream is closed
+    if _is_stream_type(result):
+        return Any, _item_of(result)
+    return checkable(result), Any
+
+
+def _argument_kind(annotation: Any) -> Any:
+    return StreamKind(annotation) if _is_stream_type(annotation) else checkable(annotation)
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
@@ -70,7 +136,7 @@ class ArgumentConverter:
             target = function.__init__  # type: ignore[misc]
         hints = annotations_of(getattr(target, "__func__", target))
         parameters = [] if signature is None else list(signature.parameters.values())
-        checked = {p.name: checkable(hints.get(p.name, Any)) for p in parameters}
+        checked = {p.name: _argument_kind(hints.get(p.name, Any)) for p in parameters}
         positional = [p for p in parameters if p.kind in _POSITIONAL]
         self._names = [p.name for p in positional]
         self._types = [checked[p.name] for p in positional]
@@ -87,6 +153,8 @@ class ArgumentConverter:
             for p in parameters
         ):
             self._maximum = -1  # never the short way
+        if any(isinstance(kind, (ModelKind, StreamKind)) for kind in self._types):
+            self._maximum = -1
         # For each number of arguments the type of their tuple; None where nothing is to be checked.
         self._by_count: dict[int, Any] = {
             n: tuple[tuple(self._types[:n])]  # type: ignore[misc]
@@ -128,9 +196,11 @@ class ArgumentConverter:
 
         def one(name: str, value: Any, kind: Any) -> Any:
             try:
-                return value if kind is Any else msgspec.convert(value, kind)
-            except msgspec.ValidationError as exc:
-                issues.append(str(exc).replace("`$", f"`{name}") + _at(name, str(exc)))
+                if isinstance(kind, StreamKind):
+                    return kind.convert(value, self._name)
+                return value if kind is Any else _convert(value, kind)
+            except Unfit as exc:
+                issues.extend(_at(name + path, message) for path, message in exc.args[0])
 
         variadic = next(
             (p.name for p in self._signature.parameters.values() if p.kind is p.VAR_KEYWORD), ""
@@ -153,10 +223,6 @@ class ArgumentConverter:
         return RPCValidationError("input", self._name, list(issues))
 
 
-def _at(name: str, text: str) -> str:
-    return "" if "`$" in text else f" - at `{name}`"
-
-
 def convert_value(value: Any, kind: Any, name: str, phase: str) -> Any:
     """Return one value as annotated.
 
@@ -165,9 +231,42 @@ def convert_value(value: Any, kind: Any, name: str, phase: str) -> Any:
     if kind is Any:
         return value
     try:
+        return _convert(value, kind)
+    except Unfit as exc:
+        issues = [_at(f"${path}", message) for path, message in exc.args[0]]
+        raise RPCValidationError(phase, name, issues) from None
+
+
+def check_own(value: Any, kind: Any, name: str) -> Any:
+    """Return a value that goes out: itself if it fits the annotation, or what pydantic makes of it.
+
+    :raises RPCValidationError: if it doesn't fit
+    """
+    if kind is Any or (value.__class__ is kind and kind in PLAIN):
+        return value
+    if isinstance(kind, ModelKind):
+        return convert_value(value, kind, name, "output")
+    try:
+        # As the other side will see it: msgspec takes an instance of the right class unseen.
+        seen = msgspec.to_builtins(value, builtin_types=_NATIVE, enc_hook=plain)
+    except (TypeError, ValueError, RecursionError):
+        seen = value  # whether it can be sent is for the codec to say
+    convert_value(seen, kind, name, "output")
+    return value
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    if isinstance(kind, ModelKind):
+        return kind.convert(value)
+    try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as exc:
-        raise RPCValidationError(phase, name, [str(exc)]) from None
+        message, _, path = str(exc).partition(" - at `$")
+        raise Unfit([(path.rstrip("`"), message)]) from None
+
+
+def _at(path: str, message: str) -> str:
+    return message if path == "$" else f"{message} - at `{path}`"
 
 
 def is_module(value: object) -> bool:

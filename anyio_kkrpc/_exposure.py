@@ -24,6 +24,7 @@ from ._conversion import (
     checkable,
     convert_value,
     is_module,
+    result_of,
 )
 
 __all__ = ("Exposed", "expose", "in_thread")
@@ -56,45 +57,59 @@ def in_thread(function: F) -> F:
 class Method:
     """A function or class that peers may call or construct."""
 
-    __slots__ = ("arguments", "function", "in_thread", "name")
+    __slots__ = ("arguments", "function", "in_thread", "item", "name", "result")
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
         self.function = function
         self.in_thread = bool(getattr(function, _IN_THREAD, False))
         self.arguments = ArgumentConverter(name, function)
+        # What results are checked against, and the items of a result that is a stream.
+        self.result, self.item = result_of(function)
 
 
 class Property:
     """An attribute or item that peers may read, and write if that was allowed."""
 
-    __slots__ = ("_item", "_key", "_kind", "_owner", "name", "writable")
+    __slots__ = ("_accepts", "_is_item", "_key", "_owner", "item", "name", "result", "writable")
 
-    def __init__(self, name: str, owner: Any, key: str, *, item: bool, kind: Any) -> None:
+    def __init__(self, name: str, owner: Any, key: str, static: object, annotation: Any) -> None:
         self.name = name
         self.writable = False
+        self.item: Any = Any
+        if isinstance(static, property):
+            self.result, self.item = result_of(static.fget)
+            self._accepts = _accepted_by(static)
+        else:
+            self.result = self._accepts = checkable(annotation)
         self._owner = owner
         self._key = key
-        self._item = item
-        self._kind = kind
+        self._is_item = isinstance(owner, Mapping)
 
     def get(self) -> Any:
         """Read it."""
-        return self._owner[self._key] if self._item else getattr(self._owner, self._key)
+        return self._owner[self._key] if self._is_item else getattr(self._owner, self._key)
 
     def convert(self, value: Any) -> Any:
         """Return the value as annotated.
 
         :raises RPCValidationError: if it doesn't fit
         """
-        return convert_value(value, self._kind, self.name, "input")
+        return convert_value(value, self._accepts, self.name, "input")
 
     def set(self, value: Any) -> None:
         """Write it."""
-        if self._item:
+        if self._is_item:
             self._owner[self._key] = value
         else:
             setattr(self._owner, self._key, value)
+
+
+def _accepted_by(static: property) -> Any:
+    """Return what can be checked of what a setter takes."""
+    hints = annotations_of(static.fset)
+    hints.pop("return", None)
+    return checkable(next(iter(hints.values()), Any))
 
 
 @final
@@ -130,7 +145,11 @@ class Exposed:
 
 
 def expose(
-    api: object, *, writable: Iterable[str] = (), naming: Literal["python", "camel"] = "python"
+    api: object,
+    *,
+    writable: Iterable[str] = (),
+    naming: Literal["python", "camel"] = "python",
+    validate_results: bool = True,
 ) -> Exposed:
     """Build the table of what peers may reach of ``api``.
 
@@ -144,6 +163,9 @@ def expose(
     :param writable: dotted names of the properties that peers may set; others are read-only
     :param naming: with ``"camel"``, each name can also be reached as TypeScript would have it:
         ``with_progress`` as ``withProgress``. A name of ``api`` itself comes first.
+    :param validate_results: whether what handlers return, items of their streams and properties are
+        checked against their annotations before they are sent. It costs time that grows with the
+        size of a result that isn't plain text, a number or bytes.
     :raises TypeError: if ``api`` is a class, a function or a plain value
     :raises ValueError: if ``writable`` names something that isn't an exposed property
     """
@@ -163,6 +185,10 @@ def expose(
             _add_camel_names(exposed, table)
     elif naming != "python":
         raise ValueError(f"naming: 'python' or 'camel', not {naming!r:.80}")
+    if not validate_results:
+        sources: list[Method | Property] = [*exposed.methods.values(), *exposed.properties.values()]
+        for source in sources:
+            source.result = source.item = Any
     return exposed
 
 
@@ -184,8 +210,9 @@ def _add_members(exposed: Exposed, owner: object, path: Path, above: list[object
     if len(path) >= _MAX_DEPTH or any(owner is other for other in above):
         return
     above = [*above, owner]
-    is_mapping = isinstance(owner, Mapping)
-    hints = {} if is_mapping else annotations_of(owner if is_module(owner) else type(owner))
+    hints: dict[str, Any] = {}
+    if not isinstance(owner, Mapping):
+        hints = annotations_of(owner if is_module(owner) else type(owner))
     for name, value in _members(owner):
         if not isinstance(name, str) or not name or name.startswith("_"):
             continue
@@ -194,8 +221,8 @@ def _add_members(exposed: Exposed, owner: object, path: Path, above: list[object
         if isinstance(value, type):
             exposed.classes[here] = Method(dotted, value)
         elif isinstance(value, property) or _is_data(value):
-            kind = checkable(hints.get(name, Any))
-            exposed.properties[here] = Property(dotted, owner, name, item=is_mapping, kind=kind)
+            annotation = hints.get(name, Any)
+            exposed.properties[here] = Property(dotted, owner, name, value, annotation)
             if _has_members(value):
                 _add_members(exposed, value, here, above)
         elif callable(value):

@@ -35,6 +35,7 @@ from anyio.abc import TaskGroup
 from msgspec import UNSET
 
 from ._context import CallInfo, _current, begin, current_call, go_on, run_in_context
+from ._conversion import check_own
 from ._errors_wire import handler_error, library_error
 from ._exceptions import (
     MethodNotFoundError,
@@ -345,11 +346,18 @@ class Server:
     ) -> Reply:
         error: dict[str, Any] | None = None
         value: Any = None
+        source: Method | Property | None = None
         try:
             if request.op == "call":
-                value = await self._invoke(self._method(request), request, handling, context)
+                source = method = self._method(request)
+                value = await self._invoke(method, request, handling, context)
+            elif request.op == "get":
+                source = self._property(request)
+                value = await self._get(source, request, handling, context)
             else:
                 value = await _OPERATIONS[request.op](self, request, handling, context)
+            if source is not None and source.result is not Any:
+                value = _check_result(source, value)
         except Refused as exc:
             if self._broadcast and envelope.recipient is None and _is_not_found(exc.error):
                 raise NoReply from None
@@ -369,7 +377,8 @@ class Server:
             return self._peer.reply_error(handling, error)
         reply = self._peer.reply(handling, value)
         if handling.producer is not None:
-            Pump(self._channel, handling.producer, context)
+            assert source is not None
+            Pump(self._channel, handling.producer, context, source.item, source.name)
         return reply
 
     def _wire_error(self, exc: BaseException) -> dict[str, Any]:
@@ -389,8 +398,10 @@ class Server:
             raise self._not_found(request, "is not a constructor")
         return own_fields(await self._invoke(cls, request, handling, context))
 
-    async def _get(self, request: Request, handling: Handling, context: Context) -> Any:
-        get = self._wrapped(self._property(request).get, request)
+    async def _get(
+        self, entry: Property, request: Request, handling: Handling, context: Context
+    ) -> Any:
+        get = self._wrapped(entry.get, request)
         return await self._result(context.run(get), handling, context)
 
     async def _set(self, request: Request, handling: Handling, context: Context) -> Any:
@@ -497,11 +508,17 @@ class Server:
 
 
 _OPERATIONS: dict[str, _Operation] = {
-    "get": Server._get,
     "set": Server._set,
     "new": Server._construct,
     "ref": Server._reference,
 }
+
+
+def _check_result(source: Method | Property, value: Any) -> Any:
+    try:
+        return check_own(value, source.result, source.name)
+    except RPCValidationError as exc:
+        raise Refused(exc) from None
 
 
 def _in_thread(method: Method) -> Callable[..., Any]:

@@ -13,9 +13,9 @@ from anyio import BusyResourceError, CancelScope, Event, current_time, move_on_a
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._context import begin_awaiting, go_on, run_in_context
-from ._conversion import convert_value
-from ._errors_wire import error_from_wire, handler_error
-from ._exceptions import ProtocolError, RPCTimeoutError
+from ._conversion import check_own, convert_value
+from ._errors_wire import error_from_wire, handler_error, library_error
+from ._exceptions import ProtocolError, RPCTimeoutError, RPCValidationError
 from ._protocol._records import StreamReply
 from ._protocol._streams import Consumer, Producer
 from ._timer import TimerEntry
@@ -57,7 +57,8 @@ class RemoteStream(AsyncIterator[T], Generic[T]):
         :raises RemoteError: if the source failed, after the items before it
         :raises RPCTimeoutError: if no item came within the call's timeout; the stream is ended
         :raises TransportClosedError: if the channel was closed
-        :raises RPCValidationError: if the item doesn't fit the Protocol of a typed proxy
+        :raises RPCValidationError: if the item doesn't fit the Protocol of a typed proxy, the
+            annotation of the handler that reads it, or that of the one that made it
         """
         return self._inflow.next()
 
@@ -84,10 +85,22 @@ class RemoteStream(AsyncIterator[T], Generic[T]):
 class Inflow:
     """What a `RemoteStream` reads from. Held by the channel, so that the other can be collected."""
 
-    __slots__ = ("_channel", "_consumer", "_end", "_items", "_reading", "_timeout", "_wake", "kind")
+    __slots__ = (
+        "_channel",
+        "_consumer",
+        "_end",
+        "_items",
+        "_kind",
+        "_name",
+        "_phase",
+        "_reading",
+        "_timeout",
+        "_wake",
+    )
 
     def __init__(self, channel: RPCChannel, consumer: Consumer, timeout: float | None) -> None:
-        self.kind: Any = Any
+        self._kind: Any = Any
+        self._name = self._phase = ""
         self._channel = channel
         self._consumer = consumer
         self._timeout = timeout
@@ -110,9 +123,13 @@ class Inflow:
         pull = self._consumer.delivered(item)
         if pull is not None:
             self._channel._post(pull, self._consumer.producer)
-        if self.kind is Any:
+        if self._kind is Any:
             return item
-        return convert_value(item, self.kind, "stream", "output")
+        return convert_value(item, self._kind, self._name, self._phase)
+
+    def convert_items(self, kind: Any, name: str, phase: str) -> None:
+        """Convert each item as it is read; ``name`` and ``phase`` are for errors."""
+        self._kind, self._name, self._phase = kind, name, phase
 
     async def _wait(self) -> None:
         self._reading = True
@@ -167,9 +184,28 @@ class Inflow:
 class Pump:
     """Sends the items of a source as the consumer allows; one task does all that touches it."""
 
-    __slots__ = ("_answer", "_channel", "_context", "_producer", "_scope", "_started", "_wake")
+    __slots__ = (
+        "_answer",
+        "_channel",
+        "_context",
+        "_kind",
+        "_name",
+        "_producer",
+        "_scope",
+        "_started",
+        "_wake",
+    )
 
-    def __init__(self, channel: RPCChannel, producer: Producer, context: Context) -> None:
+    def __init__(
+        self,
+        channel: RPCChannel,
+        producer: Producer,
+        context: Context,
+        kind: Any = Any,
+        name: str = "",
+    ) -> None:
+        self._kind = kind
+        self._name = name
         self._channel = channel
         self._producer = producer
         self._context = context
@@ -201,7 +237,7 @@ class Pump:
         try:
             with self._scope:
                 iterator = type(producer.source).__aiter__(producer.source)
-                await self._send_items(iterator)
+                error = await self._send_items(iterator)
         except Exception as exc:  # whatever the source raises goes to its consumer
             error = handler_error(exc, traceback=self._channel._send_tracebacks)
         finally:
@@ -216,8 +252,10 @@ class Pump:
         finally:
             channel._peer.forget(producer)
 
-    async def _send_items(self, iterator: Any) -> None:
+    async def _send_items(self, iterator: Any) -> dict[str, Any] | None:
+        """Send them; return the error if one doesn't fit the annotation of its handler."""
         producer, context, channel = self._producer, self._context, self._channel
+        kind = self._kind
         step = type(iterator).__anext__
         send = channel._transport.send
         while True:
@@ -230,7 +268,12 @@ class Pump:
                 if coroutine is not None:
                     item = await go_on(context, coroutine, item)
             except StopAsyncIteration:
-                return
+                return None
+            if kind is not Any:
+                try:
+                    item = check_own(item, kind, self._name)
+                except RPCValidationError as exc:
+                    return library_error(exc)
             if channel._reason is not None:
                 raise channel._closed_error()
             await send(Envelope(producer.item(item), None, producer.consumer))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import typing
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Coroutine
 from typing import Any
 
-from ._conversion import annotations_of, checkable, convert_value
+from ._conversion import (
+    AWAITABLES,
+    annotations_of,
+    checkable,
+    convert_value,
+    result_of,
+    unwrap,
+)
 from ._streaming import RemoteStream
-
-_STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator)
-_AWAITABLES = (Awaitable, Coroutine)
 
 
 class TypesOf:
@@ -26,17 +28,14 @@ class TypesOf:
         self._item: Any = Any
         self._value: Any = Any
         if annotation is not None:
-            self._value = checkable(_unwrap(annotation, _AWAITABLES))
+            self._value = checkable(unwrap(annotation, AWAITABLES))
 
     @classmethod
     def _method(cls, function: Any) -> TypesOf:
         types = cls()
-        result = annotations_of(function).get("return", Any)
-        result = _unwrap(result, _AWAITABLES)
-        if typing.get_origin(result) in _STREAMS:
-            types._item = checkable(typing.get_args(result)[0])
-        elif result is not type(None):
-            types._result = checkable(result)
+        result, types._item = result_of(function)
+        if result is not type(None):
+            types._result = result
         return types
 
     def child(self, name: str) -> TypesOf:
@@ -69,7 +68,7 @@ class TypesOf:
         :raises RPCValidationError: if it doesn't fit the Protocol
         """
         if value.__class__ is RemoteStream:
-            value._inflow.kind = self._item
+            value._inflow.convert_items(self._item, ".".join(path), "output")
             return value
         if self._result is Any:
             return value
@@ -84,9 +83,3 @@ class TypesOf:
 
 
 NO_TYPES = TypesOf()
-
-
-def _unwrap(annotation: Any, origins: tuple[Any, ...]) -> Any:
-    if typing.get_origin(annotation) in origins:
-        return typing.get_args(annotation)[-1]
-    return annotation

@@ -13,9 +13,9 @@ import cbor2
 import msgspec
 
 from .._exceptions import ProtocolError
+from .._models import plain
 from .._protocol._records import Record
 from ..abc import Codec
-from .json import plain
 
 __all__ = ("CBORCodec",)
 

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
 import msgspec
 
 from .._exceptions import ProtocolError
+from .._models import plain
 from .._protocol._records import Record
 from ..abc import Codec
 
 __all__ = ("JSONCodec",)
-
-
-def plain(value: Any) -> Any:
-    """Return what stands for a value of a subclass of text or numbers, which msgspec refuses.
-
-    :raises TypeError: for values of other types
-    """
-    for base in (str, int, float):
-        if isinstance(value, base):
-            return base(value)
-    raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
 
 
 _encoder = msgspec.json.Encoder(enc_hook=plain)

@@ -28,6 +28,7 @@ import msgspec
 from msgspec import UNSET
 
 from .._exceptions import ProtocolError, RemoteError, RPCError
+from .._models import plain
 from .._protocol._records import (
     CallbackCall,
     Record,
@@ -44,7 +45,6 @@ from .._protocol._values import (
     stream_envelope,
 )
 from ..abc import Codec
-from ..codecs.json import plain
 from . import superjson
 from ._plain import NOT_FOUND, OURS, check_numbers, is_not_found, mark_kind, unknown_segment
 

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET
 
 from .._exceptions import ProtocolError
+from .._models import plain
 from .._protocol._records import (
     Bye,
     CallbackCall,
@@ -24,7 +25,6 @@ from .._protocol._records import (
 )
 from .._protocol._values import ARGUMENT
 from ..abc import Codec
-from ..codecs.json import plain
 from ._plain import NO_CONSTRUCTOR, NOT_FOUND, OURS, check_numbers, mark_kind, unknown_segment
 
 __all__ = ("CompactCodec",)

@@ -14,6 +14,7 @@ from anyio_kkrpc import (
     ChannelStatistics,
     MemoryTransport,
     RedisStreamsTransport,
+    RemoteStream,
     Replies,
     RPCChannel,
     current_call,
@@ -122,6 +123,21 @@ async def check_stream(channel: RPCChannel) -> None:
     async with channel.get_api(Streaming).lines() as lines:
         async for line in lines:
             assert_type(line, str)
+
+
+class Both(Protocol):
+    """Or as what it is, which can be iterated over and closed on exit."""
+
+    def lines(self) -> RemoteStream[str]: ...
+
+
+async def check_remote_stream(channel: RPCChannel) -> None:
+    """Items keep their type in both ways."""
+    api = channel.get_api(Both)
+    async for line in api.lines():
+        assert_type(line, str)
+    async with api.lines() as lines:
+        assert_type([line async for line in lines], list[str])
 
 
 async def check_broadcast(channel: RPCChannel) -> None:

@@ -16,8 +16,8 @@ from anyio import current_time
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 from ..._exceptions import ProtocolError
+from ..._models import plain
 from ..._protocol._records import CallbackRelease, Record, Reply, Request
-from ...codecs.json import plain
 from ...typescript._plain import check_numbers
 from ...typescript._releases import Releases
 from ...typescript.compact import answer_unknown, plain_record, received

@@ -1,0 +1,376 @@
+"""Arguments, results and items of streams against annotations, at either side."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import date
+from typing import Annotated, Any, Protocol
+
+import pytest
+from msgspec import Meta
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing_extensions import TypedDict
+
+from anyio_kkrpc import (
+    MemoryTransport,
+    RemoteError,
+    RemoteStream,
+    RPCChannel,
+    RPCValidationError,
+    expose,
+)
+from anyio_kkrpc.middleware import CallNext, Invocation
+from anyio_kkrpc.testing import connected
+
+pytestmark = pytest.mark.anyio
+CODECS = pytest.mark.parametrize("codec", ["json", "cbor", None])
+
+
+class Item(BaseModel):
+    """A model with an alias, a constraint, a rich type and a validator of its own."""
+
+    name: str = Field(alias="itemName", min_length=2)
+    amount: int = Field(default=1, gt=0)
+    due: date | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _strip(cls, value: str) -> str:
+        return value.strip()
+
+
+class Strict(BaseModel):
+    """Takes nothing that isn't of the right type."""
+
+    model_config = ConfigDict(strict=True)
+    day: date
+
+
+@dataclass
+class Line:
+    """A plain dataclass with a model inside."""
+
+    item: Item
+    note: str = ""
+
+
+class Row(TypedDict):
+    """A dict with a model inside."""
+
+    item: Item
+
+
+@dataclass
+class Point:
+    """Checked by msgspec."""
+
+    x: int
+    y: int = 0
+
+
+class Api:
+    """Takes and gives models, and some that lie about it."""
+
+    broken: int = "text"  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self._theme = "light"
+
+    @property
+    def answer(self) -> int:
+        return 42
+
+    @property
+    def wrong(self) -> int:
+        return None  # type: ignore[return-value]
+
+    @property
+    def theme(self) -> str:
+        return self._theme
+
+    @theme.setter
+    def theme(self, value: Annotated[str, Meta(max_length=5)]) -> None:
+        self._theme = value
+
+    def order(self, item: Item, times: int = 1) -> Item:
+        assert isinstance(item, Item)
+        return item.model_copy(update={"amount": item.amount * times})
+
+    def line(self, line: Line, *, row: Row | None = None) -> list[Item]:
+        assert isinstance(line.item, Item)
+        return [line.item, *([row["item"]] if row else [])]
+
+    def strict(self, value: Strict) -> int:
+        return value.day.year
+
+    def small(self, number: Annotated[int, Field(lt=10)]) -> int:
+        return number
+
+    def loose(self) -> Item:
+        return {"itemName": "ab ", "amount": "3"}  # type: ignore[return-value]
+
+    def unfit(self) -> Item:
+        return {"itemName": "a", "amount": 0}  # type: ignore[return-value]
+
+    def text(self) -> int:
+        return "text"  # type: ignore[return-value]
+
+    def nothing(self) -> None:
+        return 5  # type: ignore[return-value]
+
+    def point(self, x: Any) -> Point:
+        return Point(x)
+
+    def points(self) -> dict[str, list[Point]]:
+        return {"a": [Point(1), Point("2")]}  # type: ignore[arg-type]
+
+    async def later(self) -> Annotated[int, Meta(ge=10)]:
+        return 9
+
+    def raises(self) -> int:
+        raise RPCValidationError("input", "inner", ["not of this call"])
+
+    async def items(self, last: Any) -> AsyncIterator[int]:
+        yield 1
+        yield 2
+        yield last
+
+    async def models(self) -> AsyncIterator[Item]:
+        yield Item(itemName="one")
+        yield {"itemName": "two"}  # type: ignore[misc]
+
+    async def total(self, numbers: AsyncIterator[int]) -> int:
+        return sum([number async for number in numbers])
+
+    async def names(self, items: AsyncIterator[Item]) -> list[str]:
+        return [item.name async for item in items]
+
+    async def called(self, show: Callable[[Item], Awaitable[None]]) -> None:
+        await show(Item(itemName="shown"))
+
+
+async def of(*values: Any) -> AsyncIterator[Any]:
+    for value in values:
+        yield value
+
+
+@CODECS
+async def test_models_travel(codec: str | None) -> None:
+    """A model arrives as itself where one is annotated, by its aliases and with its defaults."""
+    async with connected(Api(), codec=codec) as api:
+        got = await api.order(Item(itemName="apple", due=date(2026, 12, 24)), 3)
+        if codec is None:
+            assert got == Item(itemName="apple", amount=3, due=date(2026, 12, 24))
+        else:
+            assert got == {"itemName": "apple", "amount": 3, "due": "2026-12-24"}
+        assert await api.small(9) == 9
+        wire = {"itemName": " pear "}
+        pear = Item(itemName="pear")
+        expected = [pear, pear] if codec is None else [pear.model_dump(by_alias=True)] * 2
+        assert await api.line({"item": wire}, row={"item": wire}) == expected
+        assert await api.strict({"day": "2026-11-24"}) == 2026
+
+
+@CODECS
+@pytest.mark.parametrize(
+    ("call", "issues"),
+    [
+        (
+            lambda api: api.order({"itemName": "a", "amount": 0}),
+            ["`item.itemName`", "`item.amount`"],
+        ),
+        (lambda api: api.order(item={"amount": 1}), ["`item.itemName`"]),
+        (
+            lambda api: api.order({"itemName": "ab"}, "x"),
+            ["Expected `int`, got `str` - at `times`"],
+        ),
+        (lambda api: api.line({"item": {"itemName": "ab"}}, row={"item": 1}), ["`row.item`"]),
+        (lambda api: api.line(1), ["`line`"]),
+        (lambda api: api.small(10), ["less than 10 - at `number`"]),
+        (lambda api: api.strict({"day": 5}), ["`value.day`"]),
+        (lambda api: api.total([1, 2]), ["Expected a stream, got `list` - at `numbers`"]),
+    ],
+)
+async def test_arguments_that_do_not_fit(
+    codec: str | None, call: Callable[[Any], Awaitable[Any]], issues: list[str]
+) -> None:
+    """Each wrong value is named with its path, and the handler isn't run."""
+    async with connected(Api(), codec=codec) as api:
+        with pytest.raises(RPCValidationError) as caught:
+            await call(api)
+        assert caught.value.phase == "input"
+        assert len(caught.value.issues) == len(issues)
+        for issue, text in zip(caught.value.issues, issues, strict=True):
+            assert text in issue
+
+
+@CODECS
+@pytest.mark.parametrize(
+    ("call", "issues"),
+    [
+        (lambda api: api.unfit(), ["`$.itemName`", "`$.amount`"]),
+        (lambda api: api.text(), ["Expected `int`, got `str`"]),
+        (lambda api: api.nothing(), ["Expected `null`, got `int`"]),
+        (lambda api: api.point("x"), ["Expected `int`, got `str` - at `$.x`"]),
+        (lambda api: api.points(), ["Expected `int`, got `str` - at `$[...][1].x`"]),
+        (lambda api: api.later(), ["Expected `int` >= 10"]),
+        (lambda api: api.wrong, ["Expected `int`, got `null`"]),
+        (lambda api: api.broken, ["Expected `int`, got `str`"]),
+    ],
+)
+async def test_results_that_do_not_fit(
+    codec: str | None, call: Callable[[Any], Awaitable[Any]], issues: list[str]
+) -> None:
+    """The caller is told that the handler broke its own promise, and where."""
+    async with connected(Api(), codec=codec) as api:
+        with pytest.raises(RPCValidationError) as caught:
+            await call(api)
+        assert caught.value.phase == "output"
+        assert len(caught.value.issues) == len(issues)
+        for issue, text in zip(caught.value.issues, issues, strict=True):
+            assert text in issue
+
+
+@CODECS
+async def test_results_that_fit(codec: str | None) -> None:
+    """They go out as they are; what a model makes of a value is what goes out of it."""
+    async with connected(Api(), codec=codec) as api:
+        loose = await api.loose()
+        assert loose == (
+            Item(itemName="ab", amount=3)
+            if codec is None
+            else {"itemName": "ab", "amount": 3, "due": None}
+        )
+        assert await api.point(5) == (Point(5) if codec is None else {"x": 5, "y": 0})
+        assert await api.answer == 42
+
+
+async def test_results_are_not_checked_if_not_wanted() -> None:
+    """Of calls, properties and streams."""
+    async with connected(expose(Api(), validate_results=False)) as api:
+        assert await api.text() == "text"
+        assert await api.point("x") == {"x": "x", "y": 0}
+        assert await api.wrong is None
+        assert [item async for item in api.items("three")] == [1, 2, "three"]
+
+
+async def test_what_a_handler_raises_is_its_own() -> None:
+    """A validation error that came out of a handler isn't taken for one of its arguments."""
+    async with connected(Api()) as api:
+        with pytest.raises(RemoteError) as caught:
+            await api.raises()
+        assert caught.value.name == "RPCValidationError"
+
+
+@CODECS
+async def test_items_of_results(codec: str | None) -> None:
+    """The items before the wrong one arrive, and the source is closed."""
+    got = []
+    async with connected(Api(), codec=codec) as api:
+        assert [item async for item in api.items(3)] == [1, 2, 3]
+        with pytest.raises(RPCValidationError) as caught:
+            async for item in api.items("three"):
+                got.append(item)
+        assert got == [1, 2]
+        assert (caught.value.phase, caught.value.method) == ("output", "items")
+        models = [item async for item in api.models()]
+        if codec is None:
+            assert models == [Item(itemName="one"), Item(itemName="two")]
+        else:
+            assert [model["itemName"] for model in models] == ["one", "two"]
+
+
+@CODECS
+async def test_items_of_arguments(codec: str | None) -> None:
+    """They are converted as the handler reads them."""
+    async with connected(Api(), codec=codec) as api:
+        assert await api.total(of(1, 2, 3)) == 6
+        assert await api.names(of({"itemName": "one"}, Item(itemName="two"))) == ["one", "two"]
+        with pytest.raises(RemoteError, match="total: invalid input: Expected `int`, got `str`"):
+            await api.total(of(1, "2"))
+
+
+async def test_model_for_a_callback() -> None:
+    """A callback's annotation isn't taken for a model."""
+    shown = []
+    async with connected(Api()) as api:
+        await api.called(shown.append)
+    assert shown == [{"itemName": "shown", "amount": 1, "due": None}]
+
+
+class Typed(Protocol):
+    """What a client says of `Api`."""
+
+    @property
+    def answer(self) -> Awaitable[int]: ...
+
+    broken: Awaitable[Item]
+
+    async def order(self, item: Item, times: int = 1) -> Item: ...
+
+    async def text(self) -> list[Item]: ...
+
+    def models(self) -> AsyncIterator[Item]: ...
+
+    def items(self, last: Any) -> RemoteStream[int]: ...
+
+    def called(self, show: Any) -> AbstractAsyncContextManager[AsyncIterator[Item]]: ...
+
+
+async def test_protocol_with_models() -> None:
+    """Results, properties and items become what the client's Protocol says."""
+    table = expose(Api(), validate_results=False)
+    a, b = MemoryTransport.pair(codec="json")
+    async with a, b, RPCChannel(b, expose=table), RPCChannel(a) as channel:
+        api = channel.get_api(Typed)
+        assert await api.order(Item(itemName="apple"), 2) == Item(itemName="apple", amount=2)
+        assert [item async for item in api.models()] == [
+            Item(itemName="one"),
+            Item(itemName="two"),
+        ]
+        with pytest.raises(RPCValidationError) as caught:
+            await api.text()
+        assert (caught.value.phase, caught.value.method) == ("output", "text")
+        assert await api.answer == 42
+        with pytest.raises(RPCValidationError, match="broken"):
+            await api.broken
+        async with api.items("three") as items:
+            with pytest.raises(RPCValidationError, match=r"items: invalid output: Expected `int`"):
+                assert [item async for item in items]
+
+
+async def test_setter() -> None:
+    """What a setter takes is its own annotation, not the getter's."""
+    a, b = MemoryTransport.pair(codec="json")
+    table = expose(Api(), writable=["theme"])
+    async with a, b, RPCChannel(b, expose=table), RPCChannel(a) as channel:
+        await channel.set_property("theme", "dark")
+        assert await channel.get_api().theme == "dark"
+        with pytest.raises(RPCValidationError) as caught:
+            await channel.set_property("theme", "darker")
+        assert caught.value.phase == "input"
+
+
+async def test_results_are_checked_after_middleware() -> None:
+    """What a middleware returns goes out too."""
+
+    async def spoil(call: Invocation, call_next: CallNext) -> Any:
+        return str(await call_next(call))
+
+    async with connected(Api(), middleware=[spoil]) as api:
+        with pytest.raises(RPCValidationError) as caught:
+            await api.small(1)
+        assert caught.value.phase == "output"
+
+
+async def test_model_that_can_not_be_sent() -> None:
+    """A model whose values pydantic can't make JSON of is the sender's TypeError."""
+
+    class Odd(BaseModel):
+        value: Any
+
+    async with connected(Api()) as api:
+        with pytest.raises(TypeError, match="Odd can't be encoded"):
+            await api.order(Odd(value=object()))
