@@ -200,6 +200,7 @@ def test_dead_letters_and_top(shell: Shell) -> None:
         (["serve", "shop:nothing", "-w", "2", "-g", "w"], 1, "can't start"),
         (["dead", "retry"], 2, "--all"),
         (["call", "x", "--url", "redis://:secret@127.0.0.1:1"], 5, "connection error"),
+        (["serve", "shop:Api", "--url", "redis://:secret@127.0.0.1:1"], 5, "connection error"),
         (["top", "--once", "--url", "redis://:secret@127.0.0.1:1"], 5, "connection error"),
     ],
 )
@@ -219,3 +220,39 @@ def test_debug_shows_where(shell: Shell) -> None:
     done = shell("call", "x", "--url", "http://x", "--debug")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.slow
+def test_server(tmp_path: Path) -> None:
+    """It serves until told to end, and says so if it can't."""
+    with RedisServer() as taken:
+        port = taken.port
+        done = subprocess.run(
+            [sys.executable, "-m", "anyio_kkrpc", "server", "-p", str(port)],
+            capture_output=True,
+            text=True,
+            timeout=BOUND,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert f"anyio-kkrpc: port {port} can't be used, --port takes another" in done.stderr
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with subprocess.Popen(
+            [sys.executable, "-m", "anyio_kkrpc", "server", "--port", str(port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert f" at redis://127.0.0.1:{port}, in memory" in process.stdout.readline()
+            with redis.Redis(port=port) as client:
+                pid = client.info("server")["process_id"]
+                if number == signal.SIGKILL:
+                    os.kill(pid, number)
+                    assert process.wait(BOUND) == 1
+                    assert "the server has ended" in process.stderr.read()
+                else:
+                    process.send_signal(number)
+                    assert process.wait(BOUND) == 0
+        wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists())

@@ -23,7 +23,7 @@ from .._exceptions import (
     TransportConnectionError,
 )
 from ..testing import ServerError
-from . import _call, _dead, _serve, _top
+from . import _call, _dead, _serve, _server, _top
 
 # Exit codes beside 0, 2 (wrong usage) and 130 (interrupted).
 EXIT_CODES: dict[type[Exception], int] = {
@@ -237,6 +237,19 @@ def demo(
 
     name, loop = _serve.BACKENDS[backend.value]
     anyio.run(_demo.run, url, name, backend=name, backend_options=loop)
+
+
+@app.command()
+def server(
+    port: Annotated[
+        int, typer.Option("--port", "-p", min=1, max=65535, help="On the loopback interface.")
+    ] = 6379,
+) -> None:
+    """Start a Redis or Valkey server to try things out on. Ctrl-C ends it, and its data are gone.
+
+    It is the redis-server or valkey-server on PATH, else the one of the extra "demo".
+    """
+    _server.run(port)
 
 
 @dead.command("list")

@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from .._channel import RPCChannel
 from .._exposure import Exposed, expose
+from .._groups import lone_error
 from .._signals import serve_until_signalled
 from ..redis import RedisStreamsTransport
 
@@ -114,25 +115,28 @@ def run(options: Options) -> None:
 
 
 async def _serve(options: Options, table: Exposed, supervised: bool) -> None:
-    async with create_task_group() as group:
-        if supervised:
-            group.start_soon(_end_with_parent, name="anyio_kkrpc parent")
-        async with (
-            _transport(options) as transport,
-            RPCChannel(
-                transport,
-                expose=table,
-                max_concurrency=options.concurrency,
-                grace_period=options.grace,
-            ) as channel,
-        ):
-            where = (
-                options.stream if options.group is None else f"{options.stream}, {options.group}"
-            )
-            _say(f"serving {len(list(table))} names on {where} (pid {os.getpid()})")
-            await serve_until_signalled(channel)
-        _say(f"ended (pid {os.getpid()})")
-        group.cancel_scope.cancel()
+    with lone_error():
+        async with create_task_group() as group:
+            if supervised:
+                group.start_soon(_end_with_parent, name="anyio_kkrpc parent")
+            async with (
+                _transport(options) as transport,
+                RPCChannel(
+                    transport,
+                    expose=table,
+                    max_concurrency=options.concurrency,
+                    grace_period=options.grace,
+                ) as channel,
+            ):
+                where = (
+                    options.stream
+                    if options.group is None
+                    else f"{options.stream}, {options.group}"
+                )
+                _say(f"serving {len(list(table))} names on {where} (pid {os.getpid()})")
+                await serve_until_signalled(channel)
+            _say(f"ended (pid {os.getpid()})")
+            group.cancel_scope.cancel()
 
 
 async def _end_with_parent() -> None:
