@@ -5,6 +5,7 @@ python examples/worker.py [redis://localhost:6379]
 
 import os
 import sys
+from datetime import datetime, timezone
 from typing import Any
 
 import anyio
@@ -32,6 +33,7 @@ class Math:
 
 class Api:
     math = Math()
+    started = datetime.now(timezone.utc)
 
     def pid(self) -> int:
         return os.getpid()

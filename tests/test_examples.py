@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,6 +70,15 @@ def test_worker_and_clients(redis_server: RedisServer) -> None:
         steps = [f"{done} of 5" for done in range(1, 6)]
         assert run("progress_callback", url).splitlines() == [*steps, "5 pictures"]
         assert run("streaming", url).split("\n") == ["1", "2", "3", "enough at 10", ""]
+        typed = run("typed_api", url).splitlines()
+        assert [*typed[:1], *typed[2:]] == ["15", "1", "2", "3"]
+        assert re.fullmatch(r"working since \d{4}-\d\d-\d\d", typed[1])
+        bars = run("progress_bar", url).splitlines()
+        assert [(bar.split()[0], "100%" in bar) for bar in bars] == [
+            ("Lisbon", True),
+            ("Oslo", True),
+            ("Cairo", True),
+        ]
         assert run("trio_program", url).splitlines() == ["12 = 2 2 3", "97 = 97", "1001 = 7 11 13"]
     with redis.Redis.from_url(url) as client:
         client.delete("example-jobs", "{example-jobs}:control")
