@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+import http.client
+import json
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
+import anyio
 import pytest
 import redis
 
-from anyio_kkrpc.testing import RedisServer
+from anyio_kkrpc.testing import RedisServer, connected
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 BOUND = 20
@@ -43,6 +51,61 @@ def running(name: str, url: str, first_line: str) -> Iterator[subprocess.Popen[s
         finally:
             if process.poll() is None:
                 process.terminate()
+
+
+@contextmanager
+def serving_app(url: str) -> Iterator[int]:
+    """Run fastapi_app.py until the end of the block, on the port that this gives."""
+    arguments = ["--app-dir", str(EXAMPLES), "fastapi_app:app", "--port", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "REDIS_URL": url},
+    ) as process:
+        log = []
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                log.append(line)
+                ready = re.search(r"running on http://127\.0\.0\.1:(\d+)", line)
+                if ready:
+                    yield int(ready[1])
+                    break
+            else:
+                pytest.fail("".join(log))
+        finally:
+            process.terminate()
+            rest = process.communicate(timeout=BOUND)[1]
+    assert "Application shutdown complete" in rest
+    assert "Traceback" not in rest
+
+
+@contextmanager
+def get(port: int, path: str, **query: object) -> Iterator[http.client.HTTPResponse]:
+    """Make a request; the connection is closed at the end of the block."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=BOUND)) as connection:
+        connection.request("GET", f"{path}?{urlencode(query)}")
+        with connection.getresponse() as response:
+            yield response
+
+
+def answer(port: int, **query: object) -> tuple[int, Any]:
+    """Ask the app for a whole answer; return the status and what came."""
+    with get(port, "/answer", **query) as response:
+        return response.status, json.load(response)
+
+
+def events(response: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:
+    """Give name and data of each Server-Sent Event."""
+    event = {"event": "message"}
+    for line in response:
+        name, _, value = line.decode().rstrip("\n").partition(": ")
+        if name:
+            event[name] = value
+        else:
+            yield event["event"], json.loads(event.get("data", "null"))
+            event = {"event": "message"}
 
 
 def test_publisher_and_subscribers(redis_server: RedisServer) -> None:
@@ -84,6 +147,80 @@ def test_worker_and_clients(redis_server: RedisServer) -> None:
         client.delete("example-jobs", "{example-jobs}:control")
 
 
+@pytest.mark.slow
+def test_web_app(redis_server: RedisServer) -> None:
+    """Answers, refusals and streams, up to a browser that goes away in the middle of one."""
+    url = redis_server.url
+    with serving_app(url) as port, ThreadPoolExecutor(11) as threads:
+        assert answer(port, prompt="a", timeout=0.1)[0] == 504
+        waiting = [threads.submit(answer, port, prompt="hi", timeout=BOUND) for _ in range(11)]
+        refused = next(as_completed(waiting))
+        assert refused.result()[0] == 503
+        waiting.remove(refused)
+
+        with running("fastapi_worker", url, "working") as worker:
+            assert worker.stdout is not None
+            for asked in waiting:
+                assert asked.result() == (200, "You said: hi\nThat is all I know. ")
+                assert worker.stdout.readline() == "7 of 7 tokens\n"
+
+            with get(port, "/") as response:
+                assert b"EventSource" in response.read()
+            with get(port, "/chat", prompt="hi") as response:
+                assert response.headers["Content-Type"].startswith("text/event-stream")
+                *tokens, last = events(response)
+            assert last == ("done", None)
+            assert [name for name, _ in tokens] == ["message"] * 7
+            assert "".join(text for _, text in tokens) == "You said: hi\nThat is all I know. "
+            assert worker.stdout.readline() == "7 of 7 tokens\n"
+
+            with get(port, "/chat", prompt="word " * 1000) as response:
+                coming = events(response)
+                assert [next(coming)[1] for _ in range(3)] == ["You ", "said: ", "word "]
+            sent = re.fullmatch(r"(\d+) of 1007 tokens\n", worker.stdout.readline())
+            assert sent is not None
+            assert int(sent[1]) < 1000
+    with redis.Redis.from_url(url) as client:
+        client.delete("example-chat", "{example-chat}:control")
+
+
+def test_browser_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that goes away while a chunk waits to be sent ends the stream too, and at once."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from fastapi_sse import Events
+
+    async def main() -> None:
+        closed, stalled = anyio.Event(), anyio.Event()
+
+        async def numbers() -> AsyncIterator[int]:
+            try:
+                for number in range(1_000_000):
+                    yield number
+            finally:
+                closed.set()
+
+        async def receive() -> dict[str, Any]:
+            await stalled.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message.get("body", b"").startswith(b"data: 3"):
+                stalled.set()
+                await anyio.sleep_forever()
+
+        async with connected({"numbers": numbers}) as api:
+            response = Events(await api.numbers())
+            with anyio.fail_after(BOUND):
+                await response({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
+                await closed.wait()
+
+    gc.disable()
+    try:
+        anyio.run(main)
+    finally:
+        gc.enable()
+
+
 def test_stdio() -> None:
     """A parent calls its child."""
     assert run("stdio_parent") == "Hello, parent!\n"
@@ -94,7 +231,8 @@ def test_all_are_run() -> None:
     source = Path(__file__).read_text()
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     assert len(names) >= 8
-    assert {name for name in names - {"stdio_child"} if f'"{name}"' not in source} == set()
+    used = {"stdio_child", "fastapi_app", "fastapi_sse"}
+    assert {name for name in names - used if f'"{name}"' not in source} == set()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
