@@ -214,9 +214,12 @@ def top(
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print one look, and end.")] = False,
 ) -> None:
-    """Watch streams: groups, lag, pending calls, workers, rates, dead letters. Ctrl-C ends it.
+    """Watch streams: groups, waiting and running calls, workers, rates, dead letters.
 
-    It reads only. Rates and lag need Redis 7 or Valkey.
+    Ctrl-C or SIGTERM ends it, with exit code 0. When the server goes away it says so, and goes on
+    when the server is there again. Where output is no terminal, one look follows the other.
+
+    It reads only. Rates and the number of waiting calls need Redis 7 or Valkey.
     """
     _top.run(url, stream, interval, once=once)
 
