@@ -173,7 +173,7 @@ def test_dead_letters_and_top(shell: Shell) -> None:
         done = shell("top", "--once", "--stream", shell.stream)
         assert (done.returncode, done.stderr) == (0, "")
         assert shell.stream in done.stdout
-        assert "dead letters" in done.stdout
+        assert "DEAD LETTERS" in done.stdout
         assert "consumer-" in done.stdout
         assert shell.stream in shell("top", "--once").stdout
     done = shell("dead", "retry", letter["id"])

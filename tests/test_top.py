@@ -27,7 +27,7 @@ from anyio_kkrpc import RedisStreamsTransport, RPCChannel, with_call_options
 from anyio_kkrpc._cli._top import Watch
 from anyio_kkrpc._cli._top_look import SEARCH_INTERVAL, GroupLook, Search, StreamLook, Worker, look
 from anyio_kkrpc._cli._top_table import age, rate, shorten
-from anyio_kkrpc._cli._top_view import Frame
+from anyio_kkrpc._cli._top_view import Fitted, Frame
 from anyio_kkrpc.redis._group import HANDED_BACK
 from anyio_kkrpc.testing import RedisServer
 
@@ -37,8 +37,8 @@ ALIKE = [f"consumer-{letter * 26}" for letter in "ab"]
 
 def draw(frame: Frame, width: int = 80, height: int | None = None) -> list[str]:
     """Return the lines without colour."""
-    console = Console(width=width, color_system=None)
-    lines = console.render_lines(frame, console.options.update(height=height), pad=False)
+    console = Console(width=width, height=height or 1, color_system=None)
+    lines = console.render_lines(Fitted(frame) if height else frame, pad=False)
     return ["".join(segment.text for segment in line).rstrip() for line in lines]
 
 
@@ -137,7 +137,7 @@ def test_what_needs_attention_has_a_word() -> None:
     assert re.search(r"DEAD LETTERS +a b: 3  \(anyio-kkrpc dead list -s 'a b'\)", text)
     assert re.search(r"NO WORKER +s, g: 12 waiting, the oldest for 7.0 s", text)
     assert re.search(r"NO WORKER +lost, g: some waiting", text)
-    assert re.search(r"OLD +old, g: a request is unfinished for 5 min", text)
+    assert re.search(r"OLD +old, g: the oldest request is unfinished after 5 min", text)
     assert re.search(r"SILENT +mute, g: 2 held by 1 worker not heard of for 2 min", text)
     assert "nothing needs attention" not in text
     assert "nothing needs attention" in "\n".join(draw(frame(StreamLook("quiet"))))
@@ -359,6 +359,11 @@ class Terminal:
         os.write(self._master, keys)
 
     @property
+    def echoes(self) -> bool:
+        """Whether the terminal shows what is typed."""
+        return bool(termios.tcgetattr(self._master)[3] & termios.ECHO)
+
+    @property
     def frame(self) -> str:
         """What the last whole frame shows."""
         frames = self.output.split("\x1b[H")
@@ -429,11 +434,14 @@ def worker(url: str, directory: Path) -> Iterator[None]:
             process.wait(BOUND)
 
 
-def is_restored(output: str) -> bool:
-    """Whether the screen of before and the cursor are there again, and nothing was written then."""
+def is_restored(shown: Terminal) -> bool:
+    """Whether screen, cursor and keys are as before, and nothing was written then."""
+    output = shown.output
     last = {name: output.rfind(f"\x1b[?{name}") for name in ("1049h", "1049l", "25l", "25h")}
     after = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\^C", "", output[last["1049l"] :]).strip()
-    return -1 < last["1049h"] < last["1049l"] and -1 < last["25l"] < last["25h"] and not after
+    assert -1 < last["1049h"] < last["1049l"]
+    assert -1 < last["25l"] < last["25h"]
+    return shown.echoes and not after
 
 
 @pytest.mark.slow
@@ -466,7 +474,7 @@ def test_live_view(own_server: RedisServer, own: redis.Redis, tmp_path: Path) ->
             assert re.search(r"jobs +workers", text)
             shown.press(b"\x03")
             assert shown.finish() == 0
-            assert is_restored(shown.output)
+            assert is_restored(shown)
             assert "Traceback" not in shown.output
 
 
@@ -490,8 +498,31 @@ def test_server_that_goes_away(own_server: RedisServer, own: redis.Redis) -> Non
         shown.wait(lambda text: "NOT REACHABLE" not in text)
         shown.process.send_signal(signal.SIGTERM)
         assert shown.finish() == 0
-        assert is_restored(shown.output)
+        assert is_restored(shown)
         assert "Traceback" not in shown.output
+
+
+@pytest.mark.slow
+def test_it_fits_the_screen_and_q_ends_it(own_server: RedisServer, own: redis.Redis) -> None:
+    """As in other programs of this kind, without waiting for the next look; other keys do not."""
+    for n in range(40):
+        request(own, f"stream-{n}")
+        own.xgroup_create(f"stream-{n}", "g", id="0")
+    for n in range(200):
+        own.xgroup_createconsumer("stream-7", "g", f"consumer-{n:026}")
+    with terminal("--url", own_server.url, "--interval", "600", columns=80, rows=24) as shown:
+        text = shown.wait(lambda text: "more of these" in text)
+        assert re.search(r"and \d+ more, where \d+ wait", text)
+        assert re.search(r"and \d+ more workers, holding 0 *\n?$", text)
+        assert not shown.echoes
+        shown.press(b"x")
+        # A new size is taken up at once.
+        shown.resize(70, 20)
+        text = shown.wait(lambda text: max(map(len, text.split("\n"))) <= 70)
+        assert "more workers" in text
+        shown.press(b"q")
+        assert shown.finish() == 0
+        assert is_restored(shown)
 
 
 @pytest.mark.slow

@@ -216,8 +216,8 @@ def top(
 ) -> None:
     """Watch streams: groups, waiting and running calls, workers, rates, dead letters.
 
-    Ctrl-C or SIGTERM ends it, with exit code 0. When the server goes away it says so, and goes on
-    when the server is there again. Where output is no terminal, one look follows the other.
+    Ctrl-C, q or SIGTERM ends it, with exit code 0. When the server goes away it says so, and goes
+    on when the server is there again. Where output is no terminal, one look follows the other.
 
     It reads only. Rates and the number of waiting calls need Redis 7 or Valkey.
     """

@@ -5,9 +5,12 @@ What is asked stands in ``_top_look``, how it is shown in ``_top_view``.
 
 from __future__ import annotations
 
+import os
+import select
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -20,7 +23,7 @@ from rich.live import Live
 
 from ..redis._address import Address, describe
 from ._top_look import Search, look
-from ._top_view import Frame
+from ._top_view import Fitted, Frame
 
 # Seconds that an answer may take until it is shown that the server isn't reachable.
 TIMEOUT = 3.0
@@ -129,10 +132,43 @@ def _show(watch: Watch, frame: Frame, console: Console, interval: float) -> None
             time.sleep(interval)
             frame = watch.next()
     # It is drawn in between too, for the terminal may have got another size.
-    with Live(frame, console=console, screen=True, refresh_per_second=2) as live:
-        while True:
-            time.sleep(interval)
-            live.update(watch.next(), refresh=True)
+    with (
+        _pressed_keys() as pressed,
+        Live(Fitted(frame), console=console, screen=True, refresh_per_second=2) as live,
+    ):
+        while not pressed(b"q", interval):
+            live.update(Fitted(watch.next()), refresh=True)
+
+
+@contextmanager
+def _pressed_keys() -> Iterator[Callable[[bytes, float], bool]]:
+    """Give a function that waits for a key, at most so many seconds; keys aren't shown."""
+    if not sys.stdin.isatty():
+        yield _no_key
+        return
+    import termios  # not on Windows
+    import tty
+
+    old = termios.tcgetattr(0)
+    tty.setcbreak(0)
+    try:
+        yield _key
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, old)
+
+
+def _no_key(key: bytes, seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+def _key(key: bytes, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while select.select([0], [], [], max(end - time.monotonic(), 0.0))[0]:
+        keys = os.read(0, 1024)
+        if key in keys or not keys:  # the terminal is gone
+            return True
+    return False
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """How ``top`` shows what it has found: what needs attention, the groups, their workers.
 
-All that is shown fits the screen. Where there is more, the rows that matter most are chosen, and
-shown in the order of their names still, so that they don't jump from one look to the next.
+The live view fits the screen. Where there is more, the rows that matter most are chosen, and shown
+in the order of their names still, so that they don't jump from one look to the next.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Notice(Struct):
 
 
 class Frame(Struct):
-    """One look, drawn for the width and height that there are when it is drawn.
+    """One look.
 
     :ivar before: the look before, for the rates
     :ivar seconds: how long ago that was
@@ -55,7 +55,10 @@ class Frame(Struct):
     searching: bool = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width, height = options.max_width, options.height
+        yield from self.draw(options.max_width, None)
+
+    def draw(self, width: int, height: int | None) -> RenderResult:
+        """Draw it in so many columns and lines; in as many lines as it needs, if ``None``."""
         clock = time.strftime("%H:%M:%S", time.localtime(self.at))
         head = Text(no_wrap=True, overflow="ellipsis")
         head.append(printable(self.title), "bold").append(f"  {clock}", "dim")
@@ -121,6 +124,16 @@ class Frame(Struct):
         return [taken, Text(f"{count:,}", style=_RED if group.some_wait and not count else "")]
 
 
+class Fitted(Struct):
+    """A look that fits the terminal, as large as that is when it is drawn."""
+
+    frame: Frame
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # The options have no height below Rich's own containers.
+        yield from self.frame.draw(*console.size)
+
+
 class _Row(Struct):
     """A line about a group, or a stream that has none."""
 
@@ -180,7 +193,7 @@ def _group_notices(stream: StreamLook, group: GroupLook | None) -> Iterable[Noti
         age_text = f", the oldest for {age(group.oldest)}" if group.oldest is not None else ""
         yield Notice("NO WORKER", f"{name}: {many} waiting{age_text}", _RED)
     elif group.oldest is not None and group.oldest >= OLD:
-        text = f"{name}: a request is unfinished for {age(group.oldest)}"
+        text = f"{name}: the oldest request is unfinished after {age(group.oldest)}"
         yield Notice("OLD", text, _YELLOW)
     silent = [worker for worker in group.workers if worker.holds and worker.idle >= SILENT]
     if silent:
