@@ -149,7 +149,7 @@ class Transport(UnreliableObjectStream[Envelope]):
         :raises TypeError: if a value can't be encoded; nothing was sent
         :raises OverloadedError: if the encoded record exceeds ``max_message_size``, or the
             transport refuses more; nothing was sent
-        :raises TransportClosedError: after `aclose`
+        :raises TransportClosedError: after ``aclose``
         :raises TransportConnectionError: if the transport broke
         """
 

@@ -136,7 +136,7 @@ def _texts(metadata: Mapping[str, Any]) -> dict[str, str]:
 def observe(
     transport: RedisStreamsTransport, *, meter_provider: MeterProvider | None = None
 ) -> None:
-    """Report a transport's `statistics` as metrics, as long as the transport is used.
+    """Report what `RedisStreamsTransport.statistics` tells as metrics, while the transport is used.
 
     ``kkrpc.queue.depth`` (requests that wait here), ``kkrpc.queue.dropped``,
     ``kkrpc.outstanding``, ``kkrpc.claimed``, ``kkrpc.dead_lettered``, ``kkrpc.handed_back`` and

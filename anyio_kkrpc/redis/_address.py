@@ -197,6 +197,18 @@ class Address:
         error.__cause__ = exc
         return error
 
+    def refuses(self, exc: BaseException, stream: str) -> TransportConnectionError:
+        """Return the error for a server that refuses what every peer does at its start."""
+        advice = "what its user may do: the docs about security have the rights that a peer needs"
+        if "WRONGTYPE" in str(exc):
+            advice = f"the name of the stream: {stream!r}, or one of its keys, holds something else"
+        error = TransportConnectionError(
+            f"Redis Streams connection error: {self} refuses to serve the stream {stream!r} "
+            f"({describe(exc)}). Check {advice}."
+        )
+        error.__cause__ = exc
+        return error
+
     def _advice(self, exc: BaseException) -> str:
         if isinstance(exc, (AuthenticationError, AuthenticationWrongNumberOfArgsError)):
             if self.credential_provider is not None:

@@ -398,7 +398,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         with lone_error():
             async with anyio.create_task_group() as group:
                 try:
-                    await self._start(group)
+                    try:
+                        await self._start(group)
+                    except RedisError as exc:
+                        raise self._options.address.refuses(exc, self.stream) from exc
                     yield self
                 finally:
                     await self.destroy()
