@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -91,6 +92,7 @@ nox.options.sessions = [
     *(f"tests-{version}" for version in AVAILABLE if version != DEFAULT),
     "lowest",
     "examples",
+    "docs",
     "build",
 ]
 
@@ -185,36 +187,62 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session(python=DEFAULT)
+def docs(session: nox.Session) -> None:
+    """Build the docs strictly: a name that isn't found or a page in no menu is an error."""
+    session.install("--quiet", "-e", ".[docs]")
+    session.run(
+        *("sphinx-build", "--nitpicky", "--fail-on-warning", "--keep-going", "--quiet"),
+        *("--builder", "html", "--fresh-env", "docs", "docs/_build"),
+    )
+
+
+@nox.session(python=DEFAULT, reuse_venv=False)
 def build(session: nox.Session) -> None:
-    """Build wheel and sdist, install the wheel alone, and import it from an empty directory."""
+    """Build wheel and sdist, and test the wheel in a clean environment, away from the checkout."""
     session.install("--quiet", "build", "twine")
-    dist, empty = Path(session.create_tmp()) / "dist", Path(session.create_tmp()) / "empty"
+    tmp = Path(session.create_tmp()).resolve()
+    dist, empty = tmp / "dist", tmp / "empty"
     for directory in (dist, empty):
-        directory.mkdir(exist_ok=True)
-        for old in directory.iterdir():
-            old.unlink()
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
     session.run("python", "-m", "build", "--outdir", str(dist), str(ROOT), silent=True)
     files = sorted(map(str, dist.iterdir()))
     session.run("twine", "check", "--strict", *files)
+    session.run("python", "-m", "venv", "--clear", str(empty / "venv"))
+    python = str(empty / "venv" / "bin" / "python")
     wheel = next(file for file in files if file.endswith(".whl"))
-    session.install("--quiet", "--force-reinstall", f"{wheel}[redis,cbor]")
+    shutil.copytree(ROOT / "tests", empty / "tests")
+    shutil.copy(ROOT / "pyproject.toml", empty)
     session.chdir(empty)
-    session.run(
-        "python",
-        "-I",
-        "-c",
-        "import anyio_kkrpc as a; print(a.__file__, a.RPCChannel, a.RedisStreamsTransport)",
-    )
+
+    def install(extras: str = "") -> None:
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        session.run(*pip, wheel + extras, external=True)
+
+    install()
+    program = "import anyio_kkrpc as a; print(a.__file__, a.RPCChannel, a.MemoryTransport)"
+    session.run(python, "-I", "-c", program, external=True)
+    install("[redis]")
+    program = "import anyio_kkrpc; print(anyio_kkrpc.RedisStreamsTransport)"
+    session.run(python, "-I", "-c", program, external=True)
+    install("[cli]")
+    session.run(str(empty / "venv" / "bin" / "anyio-kkrpc"), "call", "--help", external=True)
+    install("[dev]")
+    tested = ["tests/protocol", "tests/core", "tests/codecs", "tests/test_testing_kit.py"]
+    session.run(python, "-m", "pytest", "-q", "-n", WORKERS, *tested, external=True)
 
 
 @nox.session(python=AVAILABLE[:1])
 def lowest(session: nox.Session) -> None:
     """Run the core tests on the oldest Python with the oldest dependencies that are promised."""
     extras = PROJECT["optional-dependencies"]
-    direct = [*PROJECT["dependencies"], *extras["redis"], *extras["cbor"], _requirement("trio")]
+    direct = [*PROJECT["dependencies"], _requirement("trio")]
+    for name in ("redis", "cbor", "pydantic"):
+        direct += extras[name]
     constraints = Path(session.create_tmp()) / "lowest.txt"
     lines = [re.sub(r"\s*>=\s*", "==", requirement) for requirement in direct]
     constraints.write_text("\n".join(lines) + "\n")
     session.install("--quiet", "-e", ".[dev]", "-c", str(constraints))
     session.run("python", "-m", "pip", "list", "--format", "freeze", silent=False)
-    _pytest(session, "-m", "not slow", "tests/protocol", "tests/conformance", "tests/redis")
+    tested = ("tests/protocol", "tests/conformance", "tests/redis", "tests/core/test_validation.py")
+    _pytest(session, "-m", "not slow", *tested)

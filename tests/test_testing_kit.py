@@ -65,8 +65,9 @@ def test_fixtures(pytester: pytest.Pytester, there: bool) -> None:
     if not there:
         pytester.makeconftest(
             'pytest_plugins = ["anyio_kkrpc.testing.pytest_plugin"]\n'
-            "from anyio_kkrpc.testing import pytest_plugin\n"
-            "pytest_plugin.find_server = lambda: None"
+            "def pytest_configure():\n"
+            "    from anyio_kkrpc.testing import pytest_plugin\n"
+            "    pytest_plugin.find_server = lambda: None\n"
         )
     pytester.makepyfile(
         """

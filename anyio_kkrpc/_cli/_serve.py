@@ -128,11 +128,7 @@ async def _serve(options: Options, table: Exposed, supervised: bool) -> None:
                     grace_period=options.grace,
                 ) as channel,
             ):
-                where = (
-                    options.stream
-                    if options.group is None
-                    else f"{options.stream}, {options.group}"
-                )
+                where = ", ".join(filter(None, (options.stream, options.group)))
                 _say(f"serving {len(list(table))} names on {where} (pid {os.getpid()})")
                 await serve_until_signalled(channel)
             _say(f"ended (pid {os.getpid()})")

@@ -47,5 +47,5 @@ async def _wait(server: RedisServer) -> None:
                 sys.stdout.write(f"{server.version} at {server.url}, in memory; Ctrl-C ends it\n")
                 sys.stdout.flush()
                 async for _ in caught:
-                    group.cancel_scope.cancel()
-                    return
+                    break
+            group.cancel_scope.cancel()

@@ -1,0 +1,126 @@
+"""A user of Redis with no more rights than docs/security.md gives it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+import redis
+
+from anyio_kkrpc import (
+    DeliveryError,
+    RedisStreamsTransport,
+    RPCChannel,
+    TransportConnectionError,
+    with_call_options,
+)
+from anyio_kkrpc.testing import RedisServer
+
+pytestmark = pytest.mark.anyio
+PAGE = Path(__file__).parents[2] / "docs" / "security.md"
+BOUND = 20
+
+
+class Api:
+    def __init__(self) -> None:
+        self.cancelled = anyio.Event()
+
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+    async def count_to(self, last: int) -> AsyncIterator[int]:
+        for number in range(1, last + 1):
+            yield number
+
+    async def call_back(self, function: Callable[[int], Awaitable[None]]) -> None:
+        await function(1)
+
+    async def sleep(self) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.cancelled.set()
+
+
+@pytest.fixture
+def url(own_server: RedisServer) -> str:
+    """The server's URL as that user."""
+    found = re.search(r"```text acl\n(.*?)\n```", PAGE.read_text())
+    assert found is not None
+    with redis.Redis.from_url(own_server.url) as client:
+        assert client.execute_command(found[1])
+    return f"redis://shop:secret@127.0.0.1:{own_server.port}"
+
+
+async def test_all_that_peers_do(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Calls, streams, callbacks, cancels, trimming, poison, the look at it, the end."""
+    caplog.set_level(logging.WARNING)
+    api = Api()
+    options = {"stream": "jobs", "use_consumer_group": True, "claim_idle": 0.1, "max_deliveries": 1}
+    with anyio.fail_after(BOUND):
+        async with (
+            RedisStreamsTransport(url, max_len=10, **options) as served,
+            RedisStreamsTransport(url, max_backlog=100, **options) as used,
+            RPCChannel(used) as channel,
+        ):
+            async with RPCChannel(served, expose=api):
+                proxy = channel.get_api()
+                assert [await proxy.add(n, 1) for n in range(30)] == list(range(1, 31))
+                assert [item async for item in proxy.count_to(100)] == list(range(1, 101))
+                called: list[int] = []
+                await proxy.call_back(called.append)
+                assert called == [1]
+                with anyio.move_on_after(0.2):
+                    await proxy.sleep()
+                await api.cancelled.wait()
+                await with_call_options(proxy, reply=False).add(1, 2)
+            # A worker that dies: somebody takes a request and is never seen again.
+            with redis.Redis.from_url(url) as dead:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_becomes_a_dead_letter, channel)
+                    while not await anyio.to_thread.run_sync(
+                        lambda: dead.xreadgroup("kkrpc-group", "dead", {"jobs": ">"}, count=1)
+                    ):
+                        pass
+                    async with RPCChannel(served, expose=api):
+                        while not await used.dead_letters():
+                            await anyio.sleep(0.01)
+            (letter,) = await used.dead_letters()
+            async with RPCChannel(served, expose=api):
+                await used.retry_dead_letter(letter.id)
+                assert await proxy.add(1, 2) == 3
+            assert await used.purge_dead_letters() == 0
+            assert (await used.get_stream_info()).groups == 1
+            await used.get_all_entries()
+            await used.trim_stream(0)
+            await used.delete_stream()
+            await served.signal_destroy()
+    assert not [r for r in caplog.records if "NOPERM" in r.getMessage()], caplog.text
+
+
+async def _becomes_a_dead_letter(channel: RPCChannel) -> None:
+    with pytest.raises(DeliveryError):
+        await channel.get_api().add(1, 1)
+
+
+async def test_nothing_else(url: str) -> None:
+    """Another stream is out of its reach, and the error says what to check."""
+    with pytest.raises(
+        TransportConnectionError, match="stream 'other'.*the rights that a peer needs"
+    ):
+        async with RedisStreamsTransport(url, stream="other", use_consumer_group=True):
+            pass
+
+
+@pytest.mark.parametrize("group", [False, True])
+async def test_a_key_that_is_no_stream(own_server: RedisServer, group: bool) -> None:
+    """So is a name that something else has."""
+    with redis.Redis.from_url(own_server.url) as client:
+        client.set("jobs", "text")
+    with pytest.raises(TransportConnectionError, match="the name of the stream: 'jobs'"):
+        async with RedisStreamsTransport(own_server.url, stream="jobs", use_consumer_group=group):
+            pass
