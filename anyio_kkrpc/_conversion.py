@@ -17,6 +17,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import astuple
 
 from ._exceptions import RPCValidationError
 from ._models import ModelKind, Unfit, mentions_model, plain
@@ -155,12 +157,9 @@ class ArgumentConverter:
             self._maximum = -1  # never the short way
         if any(isinstance(kind, (ModelKind, StreamKind)) for kind in self._types):
             self._maximum = -1
-        # For each number of arguments the type of their tuple; None where nothing is to be checked.
-        self._by_count: dict[int, Any] = {
-            n: tuple[tuple(self._types[:n])]  # type: ignore[misc]
-            if any(t is not Any for t in self._types[:n])
-            else None
-            for n in range(self._minimum, self._maximum + 1)
+        # What a number of arguments is converted to; None where nothing is to be checked.
+        self._by_count: dict[int, type[Struct] | None] = {
+            n: _struct_of(self._types[:n]) for n in range(self._minimum, self._maximum + 1)
         }
 
     def convert(
@@ -176,7 +175,7 @@ class ArgumentConverter:
             if kind is None:
                 return args, kwargs
             try:
-                return msgspec.convert(args, kind), kwargs
+                return astuple(msgspec.convert(args, kind)), kwargs
             except msgspec.ValidationError as exc:
                 raise self._error(self._locate(str(exc))) from None
         return self._convert_each(args, kwargs)
@@ -221,6 +220,14 @@ class ArgumentConverter:
 
     def _error(self, *issues: str) -> RPCValidationError:
         return RPCValidationError("input", self._name, list(issues))
+
+
+def _struct_of(types_: list[Any]) -> type[Struct] | None:
+    # A class and not a tuple type: msgspec keeps what it learns of classes only.
+    if all(kind is Any for kind in types_):
+        return None
+    fields = [(f"argument{n}", kind) for n, kind in enumerate(types_)]
+    return msgspec.defstruct("Arguments", fields, array_like=True)
 
 
 def convert_value(value: Any, kind: Any, name: str, phase: str) -> Any:
