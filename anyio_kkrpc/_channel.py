@@ -288,6 +288,11 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         if not isinstance(self._reason, (TransportClosedError, EndOfStream)):
             raise self._closed_error()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is of no more use: left, ended by its peer or a destroy signal, or broken."""
+        return self._reason is not None
+
     def statistics(self) -> ChannelStatistics:
         """Return what the channel holds now and has seen."""
         peer, server = self._peer, self._server

@@ -24,7 +24,8 @@ OTHERS = ("anyio", "typing", "print")
 
 html_theme = "furo"
 html_title = f"anyio_kkrpc {release}"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
@@ -32,7 +33,6 @@ default_role = "any"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 copybutton_exclude = ".linenos, .gp, .go"
 
 PUBLIC = [

@@ -183,6 +183,10 @@ def call(
     """Call a function and print its result as a line of JSON; a stream as a line for each item.
 
     Example: anyio-kkrpc call math.add 1 2
+
+    Text and objects: anyio-kkrpc call order '{"item": "tea"}' gift -k note='"for Ada"' -t 5
+
+    The first lines of a stream, which ends it: anyio-kkrpc call count_to 1000000 | head -3
     """
     if get and (arguments or kwargs):
         raise typer.BadParameter("a property takes no arguments", param_hint="--get")

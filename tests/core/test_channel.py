@@ -203,6 +203,7 @@ async def test_closed_transport_fails_all_at_once(side: int) -> None:
         failed += 1
 
     async with pair(api) as link:
+        assert not link.client.closed
         with anyio.fail_after(5):
             async with anyio.create_task_group() as group:
                 for _ in range(50):
@@ -211,6 +212,8 @@ async def test_closed_transport_fails_all_at_once(side: int) -> None:
                 await link.transports[side].aclose()
             await link.client.serve_forever()
             await link.server.serve_forever()
+        assert link.client.closed
+        assert link.server.closed
         assert failed == 50
         await anyio.wait_all_tasks_blocked()
         assert link.server.statistics().handlers == 0
