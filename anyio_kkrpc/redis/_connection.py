@@ -8,14 +8,14 @@ half-way closes the connection, so that its late reply is never taken for anothe
 
 *Pipelined*: any number of tasks call `Connection.request`, or `Connection.post` and
 `Connection.flush`, while `Connection.run` hands out the replies. Whoever is the first to have
-something to write hands it to the socket at once, without awaiting. What comes up in the same turn
-of the event loop, and what the socket doesn't take, leaves with the writer of `run`, which is next.
-So a lone command waits for nobody, many make large writes, and no cancellation tears a command. A
-request that is cancelled is abandoned: its reply is dropped when it comes, and the connection stays
-good.
+something to write hands it to the socket at once, without awaiting. What comes up behind that, and
+what the socket doesn't take, leaves with the writer of `run`, which is next. So a lone command
+waits for nobody, many make large writes, and no cancellation tears a command. A request that is
+cancelled is abandoned: its reply is dropped when it comes, and the connection stays good.
 
-That the turn is still the same is told by the time: the first writes, and who comes within
-`_BURST` leaves it to the writer, so that a lone command doesn't have to wake that at all.
+Who comes before anything has been read since the last write comes behind it: a lone command doesn't
+have to wake the writer at all. Time doesn't tell this: on a busy machine a turn of the event loop
+takes longer than any bound that a quick one would want.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from time import perf_counter
 from typing import Any, TypeAlias, cast
 
 from anyio import (
@@ -58,8 +57,6 @@ CHUNK = 1024 * 1024
 # Bytes of one read. More is no faster for replies of megabytes (measured with 5 MB).
 READ_SIZE = 64 * 1024
 _YIELD_EVERY = 32
-# Seconds after a write within which what comes is likely of the same turn of the event loop.
-_BURST = 0.0001
 
 _MORE: Any = object()
 _pack = cast(Callable[[tuple[Argument, ...]], bytes], pack_command)
@@ -101,7 +98,8 @@ class Connection(AsyncResource):
         # Streams that can't write at once, such as TLS, leave it all to the writer.
         self._send_nowait: Callable[[bytes], int] = getattr(stream, "send_nowait", _nothing)
         self._flushes = 0
-        self._written_at = 0.0
+        # Whether something was read since the last write.
+        self._answered = True
         self._executing = False
         self._running = False
         self._expected: deque[OnReply] = deque()
@@ -239,10 +237,10 @@ class Connection(AsyncResource):
     def expect_more(self) -> None:
         """Note that several tasks that run next will post commands: these are to go in one write.
 
-        The writer, which is woken after those tasks, does it. Trio may run it before them: then it
-        is the time that tells that they are of one turn.
+        The writer, which is woken after those tasks, does it. Trio may run it before them: then the
+        first of them wakes it again.
         """
-        self._written_at = perf_counter()
+        self._answered = False
         if not self._writing:
             self._writing = True
             self._handed_over.set()
@@ -254,7 +252,7 @@ class Connection(AsyncResource):
         is time to yield to other tasks.
         """
         if not self._writing and self._outgoing:
-            if perf_counter() - self._written_at > _BURST:
+            if self._answered:
                 self._write_now()
             if self._outgoing:
                 self._writing = True
@@ -308,7 +306,6 @@ class Connection(AsyncResource):
         if sent < len(data):
             self._outgoing.appendleft(memoryview(data)[sent:])
             self._outgoing_size += len(data) - sent
-        self._written_at = perf_counter()
 
     async def _go_on_writing(self) -> None:
         """Write what came up behind the first that wrote, and what the socket didn't take."""
@@ -336,6 +333,7 @@ class Connection(AsyncResource):
 
     def _next_chunk(self) -> bytes:
         """Take what is to be written next."""
+        self._answered = False
         if self.before_write is not None:
             self.before_write()
         if self._outgoing_size <= CHUNK:
@@ -375,6 +373,7 @@ class Connection(AsyncResource):
         expected = self._expected
         while True:
             feed(await receive(READ_SIZE))
+            self._answered = True
             while (reply := gets()) is not _MORE:
                 if not expected:
                     raise ProtocolError("a reply that nobody asked for")

@@ -751,34 +751,39 @@ class TestFlush:
         await connection.flush()
         assert stream.written == [b"A"]
 
-    async def test_along(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What comes in the same turn, or during a write, leaves in one piece after it; nobody
+    async def test_along(self) -> None:
+        """What comes before an answer, or during a write, leaves in one piece after it; nobody
         waits for that, and nobody but the writer writes for others.
         """
-        monkeypatch.setattr("anyio_kkrpc.redis._connection._BURST", 1e9)
         connection, stream = fake_connection()
-        async with running(connection):
-            connection._written_at = float("-inf")
-            for data in (b"A", b"B", b"C"):
-                connection.post(data)
+        answers = 0
+
+        def count(reply: object) -> None:
+            nonlocal answers
+            answers += 1
+
+        async def post(*commands: bytes) -> None:
+            for data in commands:
+                connection.post(data, 1, count)
                 await connection.flush()
+
+        async with running(connection):
+            await post(b"A", b"B", b"C")
             assert stream.written == [b"A"]
             await settled(lambda: len(stream.written) == 2)
             assert stream.written == [b"A", b"BC"]
-            connection._written_at = float("-inf")
+            stream.feed(b"+a\r\n+b\r\n")
+            await settled(lambda: answers == 2)
             stream.stall()
-            connection.post(b"D")
-            await connection.flush()
+            await post(b"D")
             await stream.sending.wait()
-            for data in (b"E", b"F"):
-                connection.post(data)
-                await connection.flush()
+            await post(b"E", b"F")
             assert stream.written == [b"A", b"BC"]
             stream.gate.set()
             await settled(lambda: len(stream.written) == 4)
-            connection._written_at = float("-inf")
-            connection.post(b"G")
-            await connection.flush()
+            stream.feed(b"+c\r\n")
+            await settled(lambda: answers == 3)
+            await post(b"G")
             assert stream.written == [b"A", b"BC", b"D", b"EF", b"G"]
 
     async def test_without_at_once(self) -> None:

@@ -27,16 +27,26 @@ class Api:
         return value
 
 
-async def calls(api: Any) -> None:
-    """Make ``CALLS`` calls, 64 at a time."""
+async def calls(api: Any, server: RedisServer) -> None:
+    """Make ``CALLS`` calls, 64 at a time.
+
+    The server gets the first 64 at once, however long it takes to make them: one that gets each by
+    itself answers each by itself, and then nothing is ever read or written together.
+    """
 
     async def some() -> None:
         for _ in range(CALLS // IN_FLIGHT):
             await api.echo("x" * 100)
 
-    async with anyio.create_task_group() as group:
-        for _ in range(IN_FLIGHT):
-            group.start_soon(some)
+    server.pause()
+    try:
+        async with anyio.create_task_group() as group:
+            for _ in range(IN_FLIGHT):
+                group.start_soon(some)
+            await anyio.wait_all_tasks_blocked()
+            server.resume()
+    finally:
+        server.resume()
 
 
 @pytest.fixture
@@ -55,25 +65,22 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.mark.parametrize("group", [False, True], ids=["broadcast", "group"])
 async def test_commands_and_writes_per_call(
-    redis_server: RedisServer,
-    stream_name: str,
-    witness: redis.Redis,
-    written: Counter[str],
-    group: bool,
+    own_server: RedisServer, stream_name: str, written: Counter[str], group: bool
 ) -> None:
     """Two XADD, in a group at most one XACK; what is read or written together is one command."""
+    witness = redis.Redis.from_url(own_server.url)
     options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": group}
     async with (
-        RedisStreamsTransport(redis_server.url, **options) as served,
+        RedisStreamsTransport(own_server.url, **options) as served,
         RPCChannel(served, expose=Api()),
-        RedisStreamsTransport(redis_server.url, **options) as used,
+        RedisStreamsTransport(own_server.url, **options) as used,
         RPCChannel(used) as channel,
     ):
         api = channel.get_api()
-        await calls(api)
+        await calls(api, own_server)
         written.clear()
         witness.config_resetstat()
-        await calls(api)
+        await calls(api, own_server)
         counts = {
             name.removeprefix("cmdstat_"): stats["calls"]
             for name, stats in witness.info("commandstats").items()
@@ -92,8 +99,8 @@ async def test_commands_and_writes_per_call(
     assert counts["xadd"] == 2 * CALLS
     reads = counts.get("xread", 0) + counts.get("xreadgroup", 0)
     assert reads <= CALLS // 4
-    assert counts.get("xack", 0) <= CALLS // 4
-    assert writes <= CALLS // 2  # those that ask for what comes next, too
+    assert counts.get("xack", 0) <= CALLS // 8
+    assert writes <= CALLS // 3  # those that ask for what comes next, too
     assert sum(counts.values()) <= 2.5 * CALLS + housekeeping
     # A lone call: request and reply are added once, each is read once, and one is acknowledged.
     assert alone["xadd"] == 200
@@ -103,22 +110,20 @@ async def test_commands_and_writes_per_call(
     assert alone_writes <= 400 + housekeeping
 
 
-async def test_idle_peers_cost_nothing_per_call(
-    redis_server: RedisServer, stream_name: str, witness: redis.Redis
-) -> None:
+async def test_idle_peers_cost_nothing_per_call(own_server: RedisServer, stream_name: str) -> None:
     """Peers that are attached and don't serve are sent nothing for the calls of others."""
     options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": True}
     async with (
-        RedisStreamsTransport(redis_server.url, **options) as served,
+        RedisStreamsTransport(own_server.url, **options) as served,
         RPCChannel(served, expose=Api()),
-        RedisStreamsTransport(redis_server.url, **options) as used,
+        RedisStreamsTransport(own_server.url, **options) as used,
         RPCChannel(used) as channel,
-        RedisStreamsTransport(redis_server.url, **options) as idle,
+        RedisStreamsTransport(own_server.url, **options) as idle,
         RPCChannel(idle),
     ):
-        await calls(channel.get_api())
+        await calls(channel.get_api(), own_server)
         before = idle.statistics().received
-        await calls(channel.get_api())
+        await calls(channel.get_api(), own_server)
         assert idle.statistics().received == before == 0
 
 
