@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import functools
 import inspect
+import logging
 import re
+import sys
 import types
 import typing
 import uuid
@@ -29,32 +32,59 @@ _NATIVE = (
     bytes, bytearray, datetime.datetime, datetime.date, datetime.time, datetime.timedelta,
     uuid.UUID, decimal.Decimal,
 )  # fmt: skip
-_INDEX = re.compile(r"\$\[(\d+)\]")
+_INDEX = re.compile(r"\[(\d+)\](.*)", re.DOTALL)
+logger = logging.getLogger("anyio_kkrpc")
+_UNIONS = (typing.Union, types.UnionType)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+class UnfitResultError(RPCValidationError):
+    """What this side's own code made doesn't fit its annotation."""
 
 
 class StreamKind:
-    """Takes streams only, whose items are converted as they are read."""
+    """Takes streams only, whose items are converted as they are read.
 
-    __slots__ = ("_item",)
+    :ivar item: what is checked of the items
+    """
 
-    def __init__(self, annotation: Any) -> None:
-        self._item = _item_of(annotation)
+    __slots__ = ("_optional", "item")
 
-    def convert(self, value: Any, name: str) -> Any:
-        """Return the stream.
+    def __init__(self, annotation: Any, *, optional: bool = False) -> None:
+        self.item = _item_of(annotation)
+        self._optional = optional
 
-        :raises Unfit: if it isn't one
+    def check(self, value: Any) -> bool:
+        """Whether it is a stream, and not the None that stands for none.
+
+        :raises Unfit: if it is something else
         """
-        if not is_stream(value):
-            raise Unfit([("", f"Expected a stream, got `{type(value).__name__}`")])
-        value._inflow.convert_items(self._item, name, "input")
+        if is_stream(value):
+            return True
+        if value is None and self._optional:
+            return False
+        raise Unfit([("", f"Expected a stream, got `{type(value).__name__}`")])
+
+    def convert(self, value: Any, name: str, phase: str) -> Any:
+        """Return a stream that came, or None; raises as `check`."""
+        if self.check(value):
+            value._inflow.convert_items(self.item, name, phase)
         return value
 
 
-def _is_stream_type(annotation: Any) -> bool:
-    kind = typing.get_origin(annotation) or annotation
-    return isinstance(kind, type) and issubclass(kind, AsyncIterable)
+def _stream_kind(annotation: Any) -> StreamKind | None:
+    """Return what a stream is checked by, ``None`` for an annotation of something else."""
+    origin = typing.get_origin(annotation)
+    if origin in _UNIONS:
+        members = [one for one in typing.get_args(annotation) if one is not type(None)]
+        if len(members) == 1 and _stream_kind(members[0]) is not None:
+            return StreamKind(members[0], optional=True)
+        return None
+    kind = origin or annotation
+    if isinstance(kind, type) and issubclass(kind, AsyncIterable):
+        return StreamKind(annotation)
+    return None
 
 
 def _item_of(annotation: Any) -> Any:
@@ -79,11 +109,46 @@ def checkable(annotation: Any) -> Any:
 
 
 def annotations_of(thing: Any) -> dict[str, Any]:
-    """Return the resolved annotations of a function or class; none if they don't resolve."""
+    """Return the resolved annotations of a function or class.
+
+    One that doesn't resolve, as of a name that is there for type checkers only, is left out, with
+    a warning: what isn't known can't be checked.
+    """
     try:
         return typing.get_type_hints(thing, include_extras=True)
-    except Exception:  # a name that exists for type checkers only, say
-        return {}
+    except Exception:  # whatever evaluating them raises
+        return _resolve_each(thing)
+
+
+def _resolve_each(thing: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for owner in reversed(thing.__mro__) if isinstance(thing, type) else (inspect.unwrap(thing),):
+        module = sys.modules.get(getattr(owner, "__module__", ""))
+        try:
+            raw = inspect.get_annotations(owner)
+        except Exception:  # on Python 3.14 this evaluates them
+            raw = {}
+        for name, annotation in raw.items():
+            one = types.SimpleNamespace(__annotations__={name: annotation})
+            names = getattr(owner, "__globals__", None) or vars(module or types)
+            try:
+                found |= typing.get_type_hints(one, names, include_extras=True)
+            except Exception as exc:
+                where = getattr(owner, "__qualname__", owner)
+                logger.warning("%s: %s isn't checked: %s", where, name, exc)
+    return found
+
+
+def _annotated(function: Any) -> Any:
+    """Return what the annotations of something callable stand at."""
+    if isinstance(function, functools.partial):
+        return _annotated(function.func)
+    if isinstance(function, type):
+        # A Struct's constructor is made by msgspec and tells nothing.
+        return function if issubclass(function, Struct) else function.__init__
+    if inspect.isroutine(function):
+        return getattr(function, "__func__", function)
+    return type(function).__call__
 
 
 def unwrap(annotation: Any, origins: tuple[Any, ...]) -> Any:
@@ -95,16 +160,11 @@ def unwrap(annotation: Any, origins: tuple[Any, ...]) -> Any:
 
 def result_of(function: Any) -> tuple[Any, Any]:
     """Return what can be checked of a function's results, and of the items if it is a stream."""
-    result = unwrap(annotations_of(function).get("return", Any), AWAITABLES)
+    result = unwrap(annotations_of(_annotated(function)).get("return", Any), AWAITABLES)
     if typing.get_origin(result) is AbstractAsyncContextManager:
         result = typing.get_args(result)[0]  # a Protocol's way to say that a stream is closed
-    if _is_stream_type(result):
-        return Any, _item_of(result)
-    return checkable(result), Any
-
-
-def _argument_kind(annotation: Any) -> Any:
-    return StreamKind(annotation) if _is_stream_type(annotation) else checkable(annotation)
+    stream = _stream_kind(result)
+    return (checkable(result), Any) if stream is None else (stream, stream.item)
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
@@ -125,6 +185,7 @@ class ArgumentConverter:
         "_minimum",
         "_name",
         "_names",
+        "_others",
         "_rest",
         "_signature",
         "_types",
@@ -133,20 +194,24 @@ class ArgumentConverter:
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self._name = name
         signature = self._signature = signature_of(function)
-        target = function
-        if isinstance(function, type):
-            target = function.__init__  # type: ignore[misc]
-        hints = annotations_of(getattr(target, "__func__", target))
+        hints = annotations_of(_annotated(function))
         parameters = [] if signature is None else list(signature.parameters.values())
-        checked = {p.name: _argument_kind(hints.get(p.name, Any)) for p in parameters}
+        annotations = {p.name: hints.get(p.name, Any) for p in parameters}
+        checked = {
+            name: _stream_kind(annotation) or checkable(annotation)
+            for name, annotation in annotations.items()
+        }
         positional = [p for p in parameters if p.kind in _POSITIONAL]
         self._names = [p.name for p in positional]
         self._types = [checked[p.name] for p in positional]
-        self._rest: Any = None
+        self._rest: Any = Any
+        self._others: Any = Any
         for p in parameters:
             if p.kind is inspect.Parameter.VAR_POSITIONAL:
                 self._rest = checked[p.name]
-        self._keywords = checked
+            elif p.kind is inspect.Parameter.VAR_KEYWORD:
+                self._others = checked[p.name]
+        self._keywords = {p.name: checked[p.name] for p in parameters if p.kind in _BY_NAME}
         required = [p for p in positional if p.default is inspect.Parameter.empty]
         self._minimum = len(required)
         self._maximum = len(positional)
@@ -177,7 +242,7 @@ class ArgumentConverter:
             try:
                 return astuple(msgspec.convert(args, kind)), kwargs
             except msgspec.ValidationError as exc:
-                raise self._error(self._locate(str(exc))) from None
+                raise self._error(self._locate(*_split(exc))) from None
         return self._convert_each(args, kwargs)
 
     def _convert_each(
@@ -195,28 +260,25 @@ class ArgumentConverter:
 
         def one(name: str, value: Any, kind: Any) -> Any:
             try:
-                if isinstance(kind, StreamKind):
-                    return kind.convert(value, self._name)
-                return value if kind is Any else _convert(value, kind)
+                return value if kind is Any else _convert(value, kind, self._name, "input")
             except Unfit as exc:
                 issues.extend(_at(name + path, message) for path, message in exc.args[0])
 
-        variadic = next(
-            (p.name for p in self._signature.parameters.values() if p.kind is p.VAR_KEYWORD), ""
-        )
         args = [
             one(name, value, kind) for name, value, kind in zip(names, args, types_, strict=False)
         ]
         kwargs = {
-            name: one(name, value, self._keywords.get(name, self._keywords.get(variadic, Any)))
+            name: one(name, value, self._keywords.get(name, self._others))
             for name, value in kwargs.items()
         }
         if issues:
             raise self._error(*issues)
         return args, kwargs
 
-    def _locate(self, text: str) -> str:
-        return _INDEX.sub(lambda match: self._names[int(match[1])], text, count=1)
+    def _locate(self, message: str, path: str) -> str:
+        """Return the message with the argument that a path such as ``[0].x`` begins with."""
+        found = _INDEX.fullmatch(path)
+        return message if found is None else _at(self._names[int(found[1])] + found[2], message)
 
     def _error(self, *issues: str) -> RPCValidationError:
         return RPCValidationError("input", self._name, list(issues))
@@ -238,38 +300,63 @@ def convert_value(value: Any, kind: Any, name: str, phase: str) -> Any:
     if kind is Any:
         return value
     try:
-        return _convert(value, kind)
+        return _convert(value, kind, name, phase)
     except Unfit as exc:
-        issues = [_at(f"${path}", message) for path, message in exc.args[0]]
-        raise RPCValidationError(phase, name, issues) from None
+        raise RPCValidationError(phase, name, _issues(exc)) from None
+    except Exception as exc:  # a validator of the user's that fails in a way of its own
+        raise RPCValidationError(phase, name, [f"{type(exc).__name__}: {exc}"]) from exc
 
 
 def check_own(value: Any, kind: Any, name: str) -> Any:
-    """Return a value that goes out: itself if it fits the annotation, or what pydantic makes of it.
+    """Return a value that goes out: itself if it fits the annotation, or what a model makes of it.
 
-    :raises RPCValidationError: if it doesn't fit
+    :raises UnfitResultError: if it doesn't fit
     """
     if kind is Any or (value.__class__ is kind and kind in PLAIN):
         return value
-    if isinstance(kind, ModelKind):
-        return convert_value(value, kind, name, "output")
     try:
-        # As the other side will see it: msgspec takes an instance of the right class unseen.
-        seen = msgspec.to_builtins(value, builtin_types=_NATIVE, enc_hook=plain)
-    except (TypeError, ValueError, RecursionError):
-        seen = value  # whether it can be sent is for the codec to say
-    convert_value(seen, kind, name, "output")
+        if isinstance(kind, ModelKind):
+            return kind.dump(value)
+        if isinstance(kind, StreamKind):
+            kind.check(value)
+            return value
+        try:
+            # As the other side will see it: msgspec takes an instance of the right class unseen.
+            seen = msgspec.to_builtins(value, builtin_types=_NATIVE, enc_hook=plain)
+        except (TypeError, ValueError, RecursionError):
+            seen = value  # whether it can be sent is for the codec to say
+        _convert(seen, kind, name, "output")
+    except Unfit as exc:
+        raise UnfitResultError("output", name, _issues(exc)) from None
     return value
 
 
-def _convert(value: Any, kind: Any) -> Any:
+def _convert(value: Any, kind: Any, name: str, phase: str) -> Any:
     if isinstance(kind, ModelKind):
         return kind.convert(value)
+    if isinstance(kind, StreamKind):
+        return kind.convert(value, name, phase)
+    if is_stream(value) and kind is not object:
+        raise Unfit([("", "Expected a value, got a stream")])
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as exc:
-        message, _, path = str(exc).partition(" - at `$")
-        raise Unfit([(path.rstrip("`"), message)]) from None
+        message, path = _split(exc)
+        raise Unfit([(path, message)]) from None
+
+
+def _split(exc: msgspec.ValidationError) -> tuple[str, str]:
+    """Return the message without its path, and the path, such as ``[0].x``.
+
+    A message may hold the wrong value, which may look like a path: the real one is the last.
+    """
+    text = str(exc)
+    message, found, path = text.rpartition(" - at `$")
+    return (message, path[:-1]) if found and text.endswith("`") else (text, "")
+
+
+def _issues(exc: Unfit) -> list[str]:
+    return [_at(f"${path}", message) for path, message in exc.args[0]]
 
 
 def _at(path: str, message: str) -> str:

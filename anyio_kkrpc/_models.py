@@ -40,6 +40,8 @@ class ModelKind:
         from pydantic import ValidationError
 
         try:
+            if is_model(value):
+                return self._adapter.validate_python(value)
             try:
                 text = json.dumps(value)
             except (TypeError, ValueError, RecursionError):
@@ -48,6 +50,20 @@ class ModelKind:
         except ValidationError as exc:
             errors = exc.errors(include_url=False, include_context=False, include_input=False)
             raise Unfit([(_path(error["loc"]), error["msg"]) for error in errors]) from None
+
+    def dump(self, value: Any) -> Any:
+        """Return what stands for a value on the wire, of the fields of the annotated type only.
+
+        :raises Unfit: if it doesn't fit
+        """
+        from pydantic_core import PydanticSerializationError
+
+        try:
+            made = self.convert(value)
+            # An error is also a model that was changed, or made without validation, and is wrong.
+            return self._adapter.dump_python(made, mode="json", by_alias=True, warnings="error")
+        except (PydanticSerializationError, UnicodeDecodeError) as exc:
+            raise Unfit([("", str(exc))]) from None
 
 
 def mentions_model(annotation: Any) -> bool:

@@ -35,7 +35,7 @@ from anyio.abc import TaskGroup
 from msgspec import UNSET
 
 from ._context import CallInfo, _current, begin, current_call, go_on, run_in_context
-from ._conversion import check_own
+from ._conversion import UnfitResultError, check_own
 from ._errors_wire import handler_error, library_error
 from ._exceptions import (
     MethodNotFoundError,
@@ -357,7 +357,9 @@ class Server:
             else:
                 value = await _OPERATIONS[request.op](self, request, handling, context)
             if source is not None and source.result is not Any:
-                value = _check_result(source, value)
+                value = check_own(value, source.result, source.name)
+        except UnfitResultError as exc:
+            error = library_error(exc)
         except Refused as exc:
             if self._broadcast and envelope.recipient is None and _is_not_found(exc.error):
                 raise NoReply from None
@@ -512,13 +514,6 @@ _OPERATIONS: dict[str, _Operation] = {
     "new": Server._construct,
     "ref": Server._reference,
 }
-
-
-def _check_result(source: Method | Property, value: Any) -> Any:
-    try:
-        return check_own(value, source.result, source.name)
-    except RPCValidationError as exc:
-        raise Refused(exc) from None
 
 
 def _in_thread(method: Method) -> Callable[..., Any]:

@@ -12,20 +12,20 @@ from ._conversion import (
     result_of,
     unwrap,
 )
+from ._exceptions import RPCValidationError
 from ._streaming import RemoteStream
 
 
 class TypesOf:
     """What a Protocol class says about the names below one path, or nothing."""
 
-    __slots__ = ("_children", "_hints", "_item", "_protocol", "_result", "_value")
+    __slots__ = ("_children", "_hints", "_protocol", "_result", "_value")
 
     def __init__(self, protocol: type | None = None, annotation: Any = None) -> None:
         self._protocol = protocol
         self._hints: dict[str, Any] | None = None
         self._children: dict[str, TypesOf] = {}
         self._result: Any = Any
-        self._item: Any = Any
         self._value: Any = Any
         if annotation is not None:
             self._value = checkable(unwrap(annotation, AWAITABLES))
@@ -33,7 +33,7 @@ class TypesOf:
     @classmethod
     def _method(cls, function: Any) -> TypesOf:
         types = cls()
-        result, types._item = result_of(function)
+        result, _ = result_of(function)
         if result is not type(None):
             types._result = result
         return types
@@ -67,12 +67,14 @@ class TypesOf:
 
         :raises RPCValidationError: if it doesn't fit the Protocol
         """
-        if value.__class__ is RemoteStream:
-            value._inflow.convert_items(self._item, ".".join(path), "output")
-            return value
         if self._result is Any:
             return value
-        return convert_value(value, self._result, ".".join(path), "output")
+        try:
+            return convert_value(value, self._result, ".".join(path), "output")
+        except RPCValidationError:
+            if isinstance(value, RemoteStream):
+                value._inflow.leave()
+            raise
 
     def convert_value(self, value: Any, path: tuple[str, ...]) -> Any:
         """Convert the value of a property.
