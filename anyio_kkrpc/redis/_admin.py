@@ -72,13 +72,16 @@ async def trim(link: Link, stream: bytes, max_len: int) -> int:
     return removed
 
 
-# Trims to ARGV[1] entries, but never what a consumer group has not read and acknowledged.
+# Trims to ARGV[1] entries, but never what a consumer group has not read and acknowledged. If there
+# is no group yet, and ARGV[2] is 'group', all is for its first worker.
 TRIM_ACKNOWLEDGED = b"""
 local stream, wanted = KEYS[1], tonumber(ARGV[1])
 local extra = redis.call('XLEN', stream) - wanted
 if extra <= 0 then return 0 end
 local groups = redis.call('XINFO', 'GROUPS', stream)
-if #groups == 0 then return redis.call('XTRIM', stream, 'MAXLEN', wanted) end
+if #groups == 0 then
+  return ARGV[2] == 'group' and 0 or redis.call('XTRIM', stream, 'MAXLEN', wanted)
+end
 local function split(id)
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(ms), tonumber(seq)

@@ -313,6 +313,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._inbox_scope: CancelScope | None = None
         self._request_scope: CancelScope | None = None
         self._reading_requests = False
+        # Whether this peer serves a group, and has seen to it that there is one.
+        self._has_group = False
         self._reading: dict[str, tuple[Reader | GroupReader, Connection]] = {}
         self._start_id = self._connected_id = b"0-0"
         self._inbox_reader: Reader | None = None
@@ -408,7 +410,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                     group.cancel_scope.cancel()
 
     async def _start(self, group: TaskGroup) -> None:
-        options, keys = self._options, self._keys
+        options = self._options
         connection = await self._dial("writer")
         # Not group.start(): if that is cancelled, it waits for the task, which is shielded.
         group.start_soon(self._run_link, connection, name="anyio_kkrpc redis writer")
@@ -425,8 +427,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 f"{options.address} is {version[0]}.{version[1]}"
             )
         positions = await self._find_positions()
-        if options.use_consumer_group:
-            await create_group(self._link.request, keys.stream, options.consumer_group.encode())
         reading = await self._dial("inbox")
         self._group = group
         self._started = True
@@ -461,11 +461,15 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if not await execute(b"PEXPIRE", self._inbox, self._ttl):
             logger.warning("the inbox was gone from Redis, and was made again")
             await self._make_inbox(execute)
-        options = self._options
-        if options.use_consumer_group and await create_group(
-            execute, self._keys.stream, options.consumer_group.encode()
-        ):
+        if self._has_group:
+            await self._make_group(execute)
+
+    async def _make_group(self, execute: Callable[..., Awaitable[Any]]) -> None:
+        """Make the group unless it is there. A client doesn't: nobody would read what is in it."""
+        made = await create_group(execute, self._keys.stream, self._options.consumer_group.encode())
+        if made and self._has_group:
             logger.warning("the consumer group was gone from Redis, and was made again")
+        self._has_group = True
 
     def _dialer(self, what: str) -> Dialer:
         return Dialer(lambda: self._dial(what), self._options.reconnect_timeout)
@@ -554,7 +558,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         options = self._options
         try:
             await self._link.request(b"DEL", self._inbox)
-            if not options.use_consumer_group or not self._started:
+            if not self._has_group:
                 return
             await self._hand_back()
             await self._groups.remove_consumer()
@@ -916,8 +920,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def _read_group(self, connection: Connection) -> None:
         options, stream = self._options, self._keys.stream
         name = options.consumer_group.encode()
-        if await create_group(connection.execute, stream, name):
-            logger.warning("the consumer group was gone from Redis, and was made again")
+        await self._make_group(connection.execute)
         reader = GroupReader(
             stream, name, options.consumer_name.encode(), self._decoder, options.block_timeout
         )
@@ -1229,13 +1232,14 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def _keep_short(self, max_len: int) -> None:
         """Trim the stream when enough has been written."""
-        length = b"%d" % max_len
+        options, length = self._options, b"%d" % max_len
+        mode = b"group" if options.use_consumer_group else b"broadcast"
         while True:
             self._trim_wanted = Event()
             await self._trim_wanted.wait()
             try:
                 await self._link.request(
-                    b"EVAL", TRIM_ACKNOWLEDGED, b"1", self._keys.stream, length
+                    b"EVAL", TRIM_ACKNOWLEDGED, b"1", self._keys.stream, length, mode
                 )
             except ResponseError as exc:
                 logger.warning("max_len: the stream could not be trimmed: %s", exc)

@@ -79,19 +79,24 @@ _ADD_BOUNDED = b"""
 if redis.replicate_commands then redis.replicate_commands() end
 local limit = tonumber(ARGV[2])
 if redis.call('EXISTS', KEYS[1]) == 1 then
+  -- Without that group, by the one that has least to do; without any, all entries wait for it.
+  local backlog = redis.call('XLEN', KEYS[1])
   for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     local group = {}
     for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
+    local waiting = group['lag']
+    if not waiting then
+      local ms, seq = string.match(group['last-delivered-id'], '^(%d+)-(%d+)$')
+      local start = string.format('%s-%.0f', ms, tonumber(seq) + 1)
+      waiting = #redis.call('XRANGE', KEYS[1], start, '+', 'COUNT', limit + 1)
+    end
+    backlog = math.min(backlog, waiting + group['pending'])
     if group['name'] == ARGV[1] then
-      local waiting = group['lag']
-      if not waiting then
-        local ms, seq = string.match(group['last-delivered-id'], '^(%d+)-(%d+)$')
-        local start = string.format('%s-%.0f', ms, tonumber(seq) + 1)
-        waiting = #redis.call('XRANGE', KEYS[1], start, '+', 'COUNT', limit + 1)
-      end
-      if waiting + group['pending'] >= limit then return waiting + group['pending'] end
+      backlog = waiting + group['pending']
+      break
     end
   end
+  if backlog >= limit then return backlog end
 end
 return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 3))
 """

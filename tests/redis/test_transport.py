@@ -641,6 +641,25 @@ async def test_destroy(redis_server: RedisServer, stream_name: str) -> None:
                     await call()
 
 
+async def test_client_makes_no_group(redis_server: RedisServer, stream_name: str) -> None:
+    """A group in which nobody serves would keep all requests from being trimmed."""
+    options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": True, "max_len": 10}
+    async with (
+        RedisStreamsTransport(redis_server.url, consumer_group="workers", **options) as served,
+        RedisStreamsTransport(redis_server.url, max_backlog=5, **options) as used,
+        RPCChannel(used, timeout=20) as channel,
+    ):
+        with pytest.raises(RPCTimeoutError):
+            await with_call_options(channel.get_api(), timeout=0.05).who()
+        assert (await used.get_stream_info()).groups == 0
+        async with RPCChannel(served, expose=Worker()):
+            for _ in range(100):
+                await channel.get_api().who()
+            info = await used.get_stream_info()
+            assert info.groups == 1
+            assert info.length < 50
+
+
 @pytest.mark.parametrize("group", [False, True], ids=["broadcast", "group"])
 async def test_signal_destroy(redis_server: RedisServer, stream_name: str, group: bool) -> None:
     """The signal ends others' channels, except of those who opted out, and not the sender's own."""
