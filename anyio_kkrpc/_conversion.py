@@ -24,7 +24,7 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 from ._exceptions import RPCValidationError
-from ._models import ModelKind, Unfit, mentions_model, plain
+from ._models import ModelKind, Unfit, decode, mentions_model, plain
 from ._protocol._values import PLAIN, is_stream
 
 AWAITABLES = (Awaitable, Coroutine)
@@ -32,6 +32,8 @@ _NATIVE = (
     bytes, bytearray, datetime.datetime, datetime.date, datetime.time, datetime.timedelta,
     uuid.UUID, decimal.Decimal,
 )  # fmt: skip
+# The end of a message of msgspec's, and whether it is about a key of a dict.
+_PATH = re.compile(r"(.*) - at (`key` in )?`\$(.*)`", re.DOTALL)
 _INDEX = re.compile(r"\[(\d+)\](.*)", re.DOTALL)
 logger = logging.getLogger("anyio_kkrpc")
 _UNIONS = (typing.Union, types.UnionType)
@@ -103,7 +105,13 @@ def checkable(annotation: Any) -> Any:
         msgspec.convert(None, annotation)
     except msgspec.ValidationError:
         return annotation
-    except Exception:  # whatever they make of an annotation that isn't a type
+    except Exception as exc:  # whatever they make of an annotation that isn't a type
+        if "pydantic" in sys.modules:  # it knows unions that msgspec can't tell apart
+            try:
+                return ModelKind(annotation)
+            except Exception:  # nor does pydantic know it
+                pass
+        logger.warning("%s isn't checked: %s", annotation, exc)
         return Any
     return annotation
 
@@ -240,7 +248,7 @@ class ArgumentConverter:
             if kind is None:
                 return args, kwargs
             try:
-                return astuple(msgspec.convert(args, kind)), kwargs
+                return astuple(_by_msgspec(args, kind)), kwargs
             except msgspec.ValidationError as exc:
                 raise self._error(self._locate(*_split(exc))) from None
         return self._convert_each(args, kwargs)
@@ -339,10 +347,18 @@ def _convert(value: Any, kind: Any, name: str, phase: str) -> Any:
     if is_stream(value) and kind is not object:
         raise Unfit([("", "Expected a value, got a stream")])
     try:
-        return msgspec.convert(value, kind)
+        return _by_msgspec(value, kind)
     except msgspec.ValidationError as exc:
         message, path = _split(exc)
         raise Unfit([(path, message)]) from None
+
+
+def _by_msgspec(value: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        # Keys that JSON made text of, and models in fields, take more than twice the time.
+        return msgspec.convert(value, kind, dec_hook=decode, str_keys=True)
 
 
 def _split(exc: msgspec.ValidationError) -> tuple[str, str]:
@@ -350,9 +366,10 @@ def _split(exc: msgspec.ValidationError) -> tuple[str, str]:
 
     A message may hold the wrong value, which may look like a path: the real one is the last.
     """
-    text = str(exc)
-    message, found, path = text.rpartition(" - at `$")
-    return (message, path[:-1]) if found and text.endswith("`") else (text, "")
+    found = _PATH.fullmatch(str(exc))
+    if found is None:
+        return str(exc), ""
+    return (f"{found[1]} as a key" if found[2] else found[1]), found[3]
 
 
 def _issues(exc: Unfit) -> list[str]:

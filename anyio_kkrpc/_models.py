@@ -76,6 +76,20 @@ def is_model(value: object) -> bool:
     return hasattr(type(value), "__pydantic_serializer__")
 
 
+def decode(kind: type, value: Any) -> Any:
+    """Return a model that a field of a dataclass or Struct holds, for msgspec; others as they are.
+
+    :raises ValueError: if it doesn't fit
+    """
+    if not hasattr(kind, "__pydantic_validator__"):
+        return value
+    try:
+        return ModelKind(kind).convert(value)
+    except Unfit as exc:
+        issues = [f"{path.lstrip('.')}: {message}" for path, message in exc.args[0]]
+        raise ValueError("; ".join(issues)) from None
+
+
 def plain(value: Any) -> Any:
     """Return what stands for what msgspec refuses: a model, or a subclass of text or numbers.
 

@@ -81,6 +81,13 @@ def sums(a: int, b: int = 0) -> int:
     return a + b
 
 
+class Box(Struct):
+    """A Struct with a model inside."""
+
+    item: Item
+    more: list[Item] = []
+
+
 class Echo:
     """An object that can be called."""
 
@@ -152,6 +159,16 @@ class Api:
 
     def position(self, a: int, /, **others: str) -> list[Any]:
         return [a, others]
+
+    def keyed(self, by_number: dict[int, str]) -> dict[int, str]:
+        return by_number
+
+    def boxed(self, box: Box) -> Box:
+        assert isinstance(box.item, Item)
+        return box
+
+    def either(self, shape: Point | Line) -> str:
+        return type(shape).__name__
 
     def choose(self, choice: Literal["a", "b"]) -> str:
         return choice
@@ -258,6 +275,12 @@ async def test_models_travel(codec: str | None) -> None:
         (lambda api: api.called_with("1"), ["Expected `int`, got `str` - at `a`"]),
         (lambda api: api.names_of_names("1"), ["Expected `int`, got `str` - at `[0]`"]),
         (lambda api: api.names_of_names(a=1), ["Expected `str`, got `int` - at `a`"]),
+        (
+            lambda api: api.boxed({"item": {"itemName": "a"}}),
+            ["itemName: String should have at least 2 characters - at `box.item`"],
+        ),
+        (lambda api: api.keyed({"x": "y"}), ["got `str` as a key - at `by_number`"]),
+        (lambda api: api.either({"z": 1}), ["`shape.Point.x`", "`shape.Line.item`"]),
         (lambda api: api.choose("$[99]"), ["'$[99]' - at `choice`"]),
         (lambda api: api.choose("x - at `$[0].y`"), ["'x - at `$[0].y`' - at `choice`"]),
     ],
@@ -311,6 +334,12 @@ async def test_results_that_fit(codec: str | None) -> None:
     async with connected(Api(), codec=codec) as api:
         assert await api.loose() == {"itemName": "ab", "amount": 3, "due": None}
         assert await api.special() == {"itemName": "cake", "amount": 1, "due": None}
+        keys = {1: "a"} if codec != "json" else {"1": "a"}
+        assert await api.keyed({1: "a"}) == keys
+        boxed = await api.boxed({"item": {"itemName": "tea"}, "more": [Item(itemName="cup")]})
+        if codec is not None:
+            assert [boxed["item"]["itemName"], boxed["more"][0]["itemName"]] == ["tea", "cup"]
+        assert await api.either({"x": 1}) == "Point"
         assert await api.point(5) == (Point(5) if codec is None else {"x": 5, "y": 0})
         assert await api.answer == 42
 
