@@ -58,7 +58,7 @@ class CallbackRunner:
                     result = function(*args, **kwargs)
                     if inspect.isawaitable(result):
                         await result
-                except Exception:
+                except (Exception, SystemExit):
                     logger.exception("callback %r failed", function)
         finally:
             self._running = False

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from typing import Any, TypeVar, final, overload
+from weakref import WeakSet
 
 import anyio
 from anyio import (
@@ -81,6 +82,8 @@ CLOSE_TIMEOUT = 2.0
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_CONCURRENCY = 100
 _OPTIONS = CallOptions()
+# Transports that a channel listens to.
+_USED: WeakSet[Transport] = WeakSet()
 
 
 class ChannelStatistics(Struct, frozen=True):
@@ -185,7 +188,10 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
         if self._soon is not None:
             raise RuntimeError("a channel can be entered once; make a new one")
+        if self._transport in _USED:
+            raise RuntimeError("another channel uses this transport; each needs one of its own")
         self._now, self._one_shot, self._soon = clock(), one_shots(), scheduler()
+        _USED.add(self._transport)
         with lone_error():
             async with anyio.create_task_group() as self._group:
                 try:
@@ -203,6 +209,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
                     await self._say_goodbye()
                     self._end(TransportClosedError("the RPC channel has been closed"))
                     self._transport.listen(None)
+                    _USED.discard(self._transport)
                     self._group.cancel_scope.cancel()
 
     # Public
@@ -240,7 +247,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         await self._ask("set", _path(name), CallOptions(to=to), value=value)
 
     async def construct(
-        self, name: str | Sequence[str], *args: Any, to: str | None = None, **kwargs: Any
+        self, name: str | Sequence[str], /, *args: Any, to: str | None = None, **kwargs: Any
     ) -> Any:
         """Make an instance of a class that the other side exposes; return its public fields.
 
@@ -257,7 +264,8 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
 
         ``async for reply in channel.broadcast(api.health()): print(reply.sender, reply.result())``.
         Each peer in broadcast mode answers, and one worker of each consumer group. Peers that don't
-        have the method stay silent in broadcast mode. Middleware isn't asked.
+        have the method stay silent in broadcast mode. Middleware sees the question being sent, as
+        operation ``"broadcast"`` without a result.
 
         :param question: a call of a proxy from `get_api` that wasn't awaited
         :param timeout: seconds to wait for answers
@@ -326,6 +334,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         args: Iterable[Any] = (),
         kwargs: dict[str, Any] | None = None,
         value: Any = UNSET,
+        convert: Callable[[Any], Any] | None = None,
     ) -> Any:
         call = Invocation(
             side="client",
@@ -343,8 +352,10 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             if op == "set":
                 return await self._request(op, path, changed, value=call.args[0])
             if op == "get":
-                return await self._request(op, path, changed)
-            return await self._request(op, path, changed, args=call.args, kwargs=call.kwargs)
+                result = await self._request(op, path, changed)
+            else:
+                result = await self._request(op, path, changed, args=call.args, kwargs=call.kwargs)
+            return result if convert is None else convert(result)
 
         return await pass_through(self._middleware, call, last)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import enum
+import functools
 import inspect
 import sys
 import types
@@ -65,7 +66,7 @@ class Method:
         self.in_thread = bool(getattr(function, _IN_THREAD, False))
         self.arguments = ArgumentConverter(name, function)
         # What results are checked against, and the items of a result that is a stream.
-        self.result, self.item = result_of(function)
+        self.result, self.item = (Any, Any) if isinstance(function, type) else result_of(function)
 
 
 class Property:
@@ -170,7 +171,8 @@ def expose(
     :raises ValueError: if ``writable`` names something that isn't an exposed property
     """
     if isinstance(api, (type, *_DATA)) or inspect.isroutine(api):
-        raise TypeError(f"expose: needs an object, a module or a dict, not {api!r:.80}")
+        hint = f"; make one: {api.__name__}()" if isinstance(api, type) else ""
+        raise TypeError(f"expose: needs an object, a module or a dict, not {api!r:.80}{hint}")
     exposed = Exposed()
     _add_members(exposed, api, (), [])
     if isinstance(writable, str):
@@ -247,6 +249,8 @@ def _members(owner: object) -> Iterator[tuple[Any, Any]]:
             if name.startswith("_"):
                 continue
             static = inspect.getattr_static(owner, name)
+            if isinstance(static, functools.cached_property):
+                static = property(static.func)
             if isinstance(static, property):
                 yield name, static
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
@@ -19,6 +19,7 @@ from ._protocol._streams import Consumer
 from ._streaming import Inflow, RemoteStream
 from ._timer import TimerEntry
 from .abc import Envelope
+from .middleware import Invocation, pass_through
 
 if TYPE_CHECKING:
     from ._channel import RPCChannel
@@ -68,6 +69,7 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         self._items: deque[PeerReply[T]] = deque()
         self._senders: set[str | None] = set()
         self._wake: Event | None = None
+        self._reading = False
         self._ended = False
 
     def __aiter__(self) -> Replies[T]:
@@ -79,8 +81,15 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         :raises TransportClosedError: if the channel was closed
         :raises RPCError: if the question could not be sent
         """
-        if self._wake is not None:
+        if self._reading:
             raise BusyResourceError("reading from")
+        self._reading = True
+        try:
+            return await self._next()
+        finally:
+            self._reading = False
+
+    async def _next(self) -> PeerReply[T]:
         if self._call is None and not self._ended:
             await self._ask()
         if self._items:
@@ -147,14 +156,38 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
             raise channel._closed_error()
         proxy = question._proxy
         options = proxy._rpc_options
+        if not channel._middleware:
+            await self._send(question._args, question._kwargs, options.metadata)
+            return
+
+        async def last(invocation: Invocation) -> None:
+            metadata = invocation.metadata or None
+            await self._send(invocation.args, invocation.kwargs, metadata)
+
+        invocation = Invocation(
+            side="client",
+            operation="broadcast",
+            method=".".join(proxy._rpc_path),
+            args=list(question._args),
+            kwargs=dict(question._kwargs),
+            metadata=dict(options.metadata or {}),
+            peer=options.to,
+        )
+        await pass_through(channel._middleware, invocation, last)
+
+    async def _send(
+        self, args: Sequence[Any], kwargs: dict[str, Any], metadata: dict[str, Any] | None
+    ) -> None:
+        channel, proxy = self._channel, self._question._proxy
+        options = proxy._rpc_options
         call, request = channel._peer.call(
             "call",
             list(proxy._rpc_path),
             options.to,
-            args=question._args,
-            kwargs=question._kwargs,
+            args=args,
+            kwargs=kwargs,
             budget=max(int(self._timeout * 1000), 1),
-            meta=options.metadata,
+            meta=metadata,
         )
         call.gather = True
         call.handle = self

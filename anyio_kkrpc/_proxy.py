@@ -88,8 +88,16 @@ class RemoteCall(Coroutine[Any, Any, Any]):
         proxy = self._proxy
         path, types, channel = proxy._rpc_path, proxy._rpc_types, proxy._rpc_channel
         # Not by _ask(): each step counts here.
-        request = channel._intercept if channel._middleware else channel._request
-        result = await request(
+        if channel._middleware:
+            return await channel._intercept(
+                "call",
+                list(path),
+                proxy._rpc_options,
+                args=self._args,
+                kwargs=self._kwargs,
+                convert=lambda result: types.convert_result(result, path),
+            )
+        result = await channel._request(
             "call", list(path), proxy._rpc_options, args=self._args, kwargs=self._kwargs
         )
         return result if types is NO_TYPES else types.convert_result(result, path)
@@ -203,7 +211,7 @@ class RemoteAPI:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError("use: await channel.set_property(name, value)")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> RemoteCall:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> RemoteCall:
         return RemoteCall(self, args, kwargs)
 
     def __await__(self) -> Generator[Any, Any, Any]:
@@ -242,6 +250,8 @@ def with_call_options(
     if not isinstance(api, RemoteAPI):
         raise TypeError(f"with_call_options: needs a proxy from get_api(), not {api!r:.80}")
     check_timeout(timeout)
+    if metadata is not None and not isinstance(metadata, dict):
+        raise TypeError(f"metadata: needs a dict, not {metadata!r:.80}")
     old = api._rpc_options
     options = CallOptions(
         to=old.to,
@@ -261,3 +271,5 @@ def check_timeout(timeout: Any) -> None:
         raise TypeError(f"timeout: seconds or None, not {timeout!r}")
     if not timeout > 0:
         raise ValueError(f"timeout: must be positive, not {timeout!r}")
+    if timeout == float("inf"):
+        raise ValueError("timeout: None waits for ever, not inf")

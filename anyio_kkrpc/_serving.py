@@ -371,7 +371,7 @@ class Server:
             if current_effective_deadline() == float("-inf"):
                 raise
             error = self._wire_error(exc)
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
             error = self._wire_error(exc)
         if not handling.open:
             raise NoReply
@@ -403,7 +403,7 @@ class Server:
     async def _get(
         self, entry: Property, request: Request, handling: Handling, context: Context
     ) -> Any:
-        get = self._wrapped(entry.get, request)
+        get = self._wrapped(entry.get, request, entry)
         return await self._result(context.run(get), handling, context)
 
     async def _set(self, request: Request, handling: Handling, context: Context) -> Any:
@@ -414,7 +414,7 @@ class Server:
             value = entry.convert(self._peer.unpack_value(request, handling))
         except (ProtocolError, RPCValidationError) as exc:
             raise Refused(exc) from None
-        result = context.run(self._wrapped(entry.set, request), value)
+        result = context.run(self._wrapped(entry.set, request, entry), value)
         await self._result(result, handling, context)
         return True
 
@@ -440,7 +440,8 @@ class Server:
             raise Refused(exc) from None
         function = method.function
         if self._middleware:
-            function = self._wrapped(_in_thread(method) if method.in_thread else function, request)
+            function = _in_thread(method) if method.in_thread else function
+            function = self._wrapped(function, request, method)
         elif method.in_thread:
             # A copy, because the context can't be entered twice and the thread may outlive a step.
             handling.handle.suspends()
@@ -470,22 +471,30 @@ class Server:
         handling.handle.suspends()
         return await run_in_context(context, value)
 
-    def _wrapped(self, function: Callable[..., Any], request: Request) -> Callable[..., Any]:
-        """Return what calls a function through the middleware, in the request's context."""
-        middleware = self._middleware
+    def _wrapped(
+        self, function: Callable[..., Any], request: Request, source: Method | Property
+    ) -> Callable[..., Any]:
+        """Return what calls a function through the middleware, in the request's context.
+
+        The middleware sees the name of what is called, whatever alias the caller has used.
+        """
+        middleware, operation = self._middleware, request.op
         if not middleware:
             return function
 
         async def last(call: Invocation) -> Any:
             result = function(*call.args, **call.kwargs)
-            return await result if inspect.isawaitable(result) else result
+            if inspect.isawaitable(result):
+                result = await result
+            # It is looked at again at the end, for what a middleware may have made of it.
+            return result if operation == "set" else check_own(result, source.result, source.name)
 
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
             info = current_call()
             call = Invocation(
                 side="server",
-                operation=request.op,
-                method=info.method,
+                operation=operation,
+                method=source.name,
                 args=list(args),
                 kwargs=kwargs,
                 metadata=info.metadata,

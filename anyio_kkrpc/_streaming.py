@@ -238,7 +238,7 @@ class Pump:
             with self._scope:
                 iterator = type(producer.source).__aiter__(producer.source)
                 error = await self._send_items(iterator)
-        except Exception as exc:  # whatever the source raises goes to its consumer
+        except (Exception, SystemExit) as exc:  # whatever the source raises goes to its consumer
             error = handler_error(exc, traceback=self._channel._send_tracebacks)
         finally:
             await self._close_source(iterator)

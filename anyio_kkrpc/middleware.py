@@ -32,8 +32,10 @@ class Invocation(Struct, kw_only=True):
     """One call as a middleware sees it.
 
     :ivar side: ``"client"`` before it is sent, ``"server"`` before the handler runs
-    :ivar operation: ``"call"``; ``"get"`` and ``"set"`` of a property; ``"new"`` for a constructor
-    :ivar method: dotted name of what is called
+    :ivar operation: ``"call"``; ``"get"`` and ``"set"`` of a property; ``"new"`` for a constructor;
+        ``"broadcast"`` for the sending of a question to all, whose result is ``None``
+    :ivar method: dotted name of what is called; at the serving side its own name there, also where
+        the caller used an alias of ``expose(naming="camel")``
     :ivar args: positional arguments; of ``"set"`` the value. At the serving side they have been
         converted to the annotations.
     :ivar kwargs: arguments by name
@@ -110,7 +112,8 @@ def retry(
     """Return a client's middleware that makes calls again, after growing pauses with jitter.
 
     Calls that were refused before they ran (`OverloadedError`) are made again in any case, others
-    only if they are marked: ``with_call_options(api, idempotent=True)``.
+    only if they are marked: ``with_call_options(api, idempotent=True)``. A call with an iterator
+    among its arguments is made once: what has been read of it is gone.
 
     :param attempts: how often a call is made at most, at least 1
     :param initial: longest pause after the first failure, in seconds; doubled after each
@@ -128,6 +131,8 @@ def retry(
         again: tuple[type[Exception], ...] = _REFUSED_UNRUN
         if call.idempotent:
             again += on
+        if any(hasattr(type(value), "__anext__") for value in (*call.args, *call.kwargs.values())):
+            return await call_next(call)
         for made in range(1, attempts):
             try:
                 return await call_next(call)
@@ -150,6 +155,8 @@ def limit_concurrency(limit: int, methods: Collection[str] | None = None) -> Mid
     """
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit: must be an int of at least 1, not {limit!r}")
+    if isinstance(methods, str):
+        raise TypeError("methods: needs a list of names, not a str")
     chosen = None if methods is None else frozenset(methods)
     limiters: dict[str, anyio.Semaphore] = {}
 

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 __all__ = ("observe", "tracing")
 
 _NAME = "anyio_kkrpc"
+# What `observe` was given, by meter provider; transports that are of no more use go by themselves.
+_observed: weakref.WeakKeyDictionary[MeterProvider, weakref.WeakSet[RedisStreamsTransport]] = (
+    weakref.WeakKeyDictionary()
+)
 _SYSTEM = "kkrpc"
 # Bounds in seconds that the conventions advise.
 _BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
@@ -110,7 +114,8 @@ def tracing(
         finally:
             durations[side].record(perf_counter() - started, {**attributes, **outcome})
             active[side].add(-1, attributes)
-            otel_context.detach(token)
+            if side == "client":  # a handler's context is its own, and its stream goes on in it
+                otel_context.detach(token)
             span.end()
 
     return middleware
@@ -140,25 +145,34 @@ def observe(
 
     ``kkrpc.queue.depth`` (requests that wait here), ``kkrpc.queue.dropped``,
     ``kkrpc.outstanding``, ``kkrpc.claimed``, ``kkrpc.dead_lettered``, ``kkrpc.handed_back`` and
-    ``kkrpc.reconnects``, each with the stream as ``messaging.destination.name``.
+    ``kkrpc.reconnects``, each with the stream as ``messaging.destination.name``. Give it each
+    transport that is to be seen.
 
     :param meter_provider: the global one if not given
     """
-    meter = metrics.get_meter(_NAME, meter_provider=meter_provider)
-    # Callbacks can't be taken back, and must not keep the transport.
-    reference = weakref.ref(transport)
-    attributes = {
-        "messaging.destination.name": transport.stream,
-        "kkrpc.session_id": transport.session_id,
-    }
+    provider = metrics.get_meter_provider() if meter_provider is None else meter_provider
+    transports = _observed.get(provider)
+    if transports is None:
+        # An instrument is made once for a provider: a second one of its name isn't asked.
+        transports = _observed[provider] = weakref.WeakSet()
+        _make_instruments(metrics.get_meter(_NAME, meter_provider=provider), transports)
+    transports.add(transport)
 
+
+def _make_instruments(
+    meter: metrics.Meter, transports: weakref.WeakSet[RedisStreamsTransport]
+) -> None:
     def reading(
         read: Callable[[RedisStatistics], int],
     ) -> Callable[[CallbackOptions], Iterator[Observation]]:
         def callback(options: CallbackOptions) -> Iterator[Observation]:
-            found = reference()
-            if found is not None:
-                yield Observation(read(found.statistics()), attributes)
+            for transport in list(transports):
+                attributes = {
+                    "messaging.system": "redis",
+                    "messaging.destination.name": transport.stream,
+                    "kkrpc.session_id": transport.session_id,
+                }
+                yield Observation(read(transport.statistics()), attributes)
 
         return callback
 
@@ -176,4 +190,5 @@ def observe(
     for name, read in gauges.items():
         meter.create_observable_gauge(name, [reading(read)], unit="{request}")
     for name, read in counters.items():
-        meter.create_observable_counter(name, [reading(read)])
+        unit = "{reconnect}" if name == "kkrpc.reconnects" else "{request}"
+        meter.create_observable_counter(name, [reading(read)], unit=unit)

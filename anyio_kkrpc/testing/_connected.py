@@ -61,6 +61,8 @@ async def connected(
     """
     table = api if isinstance(api, Exposed) else build_table(api)
     if protocol is not None:
+        if not isinstance(protocol, type):
+            raise TypeError(f"protocol: needs a Protocol class, not {protocol!r:.80}")
         missing = [name for name in _methods(protocol) if (name,) not in table.methods]
         if missing:
             raise TypeError(f"api: lacks {', '.join(missing)} of {protocol.__name__}")

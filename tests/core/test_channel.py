@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import threading
 import time
 import warnings
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -342,3 +344,76 @@ async def test_request_from_the_future() -> None:
             while len(budgets) < 2:
                 await anyio.sleep(0.01)
     assert all(9 < budget <= 10 for budget in budgets)
+
+
+class Exits:
+    def leave(self) -> None:
+        sys.exit("bye")
+
+    async def leave_later(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        raise SystemExit(3)
+
+    async def stream(self) -> AsyncIterator[int]:
+        yield 1
+        raise SystemExit(4)
+
+    async def call_back(self, function: Any) -> str:
+        await function()
+        return "done"
+
+
+async def test_handlers_that_exit(caplog: pytest.LogCaptureFixture) -> None:
+    """A handler can't end the process that serves it, nor a callback its own."""
+    async with pair(Exits()) as link:
+        for name, text in (("leave", "bye"), ("leave_later", "3")):
+            with pytest.raises(RemoteError, match=text) as caught:
+                await link.api[name]()
+            assert caught.value.name == "SystemExit"
+        got = []
+        with pytest.raises(RemoteError, match="SystemExit: 4"):
+            async for number in link.api.stream():
+                got.append(number)
+        assert got == [1]
+        assert await link.api.call_back(sys.exit) == "done"
+    assert "callback <built-in function exit> failed" in caplog.text
+
+
+async def test_a_transport_is_for_one_channel() -> None:
+    """Two at a time would take each other's answers; one after the other is fine."""
+    a, b = MemoryTransport.pair()
+    async with a, b, RPCChannel(b, expose=Api()):
+        async with RPCChannel(a) as channel:
+            with pytest.raises(RuntimeError, match="another channel uses this transport"):
+                async with RPCChannel(a):
+                    pass
+            assert await channel.get_api().add(1, 2) == 3
+        async with RPCChannel(a) as channel:
+            assert await channel.get_api().add(1, 2) == 3
+
+
+async def test_any_name_for_an_argument() -> None:
+    """Also those that the proxy's own methods use."""
+    async with pair({"f": lambda **kwargs: kwargs, "Point": Point}) as link:
+        assert await link.api.f(self=1, args=2) == {"self": 1, "args": 2}
+        assert await link.client.construct("Point", name="p") == {"name": "p"}
+
+
+class Point:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"timeout": float("inf")}, ValueError),
+        ({"timeout": float("nan")}, ValueError),
+        ({"metadata": 3}, TypeError),
+    ],
+)
+async def test_wrong_call_options(options: dict[str, Any], error: type[Exception]) -> None:
+    """They are refused before anything is sent, and named."""
+    async with pair(Api()) as link:
+        with pytest.raises(error, match=next(iter(options))):
+            with_call_options(link.api, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import types
 from dataclasses import dataclass
 from typing import Any
@@ -378,3 +379,33 @@ async def test_names_as_typescript_has_them() -> None:
         assert await api.same_name == "other"
     with pytest.raises(ValueError, match="naming"):
         expose(Naming(), naming="kebab")  # type: ignore[arg-type]
+
+
+@pytest.mark.anyio
+async def test_cached_properties() -> None:
+    """They are read when somebody asks, and not when they are exposed."""
+
+    class Lazy:
+        made = 0
+
+        @functools.cached_property
+        def answer(self) -> int:
+            self.made += 1
+            return 42
+
+    lazy = Lazy()
+    async with pair(lazy) as link:
+        assert lazy.made == 0
+        assert await link.api.answer == 42
+        assert await link.api.answer == 42
+        assert lazy.made == 1
+
+
+def test_a_class_is_to_be_made_first() -> None:
+    """The error says how."""
+
+    class Api:
+        pass
+
+    with pytest.raises(TypeError, match=r"make one: Api\(\)"):
+        expose(Api)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import pytest
@@ -270,3 +270,77 @@ async def test_access_log(caplog: pytest.LogCaptureFixture) -> None:
     assert " RPCTimeoutError " in lines[1]
     assert " cancelled " in lines[2]
     assert "123456" not in caplog.text
+
+
+async def test_an_alias_is_no_way_around() -> None:
+    """The name is that of the function, however the caller writes it."""
+    seen = []
+
+    async def refuse(call: Invocation, call_next: CallNext) -> Any:
+        seen.append(call.method)
+        raise PermissionError("no")
+
+    class Named:
+        def make_report(self) -> None: ...
+
+        @property
+        def last_report(self) -> str:
+            return ""
+
+    table = expose(Named(), naming="camel")
+    async with pair(table, server={"middleware": [refuse]}) as link:
+        for call in (link.api.makeReport, link.api.make_report):
+            with pytest.raises(RemoteError, match="no"):
+                await call()
+        with pytest.raises(RemoteError, match="no"):
+            await link.api.lastReport
+    assert seen == ["make_report", "make_report", "last_report"]
+
+
+async def test_a_stream_is_sent_once() -> None:
+    """A retry would send what is left of it."""
+
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+
+    calls = 0
+
+    async def busy(call: Invocation, call_next: CallNext) -> Any:
+        nonlocal calls
+        calls += 1
+        raise OverloadedError("busy")
+
+    async with pair(Api(), middleware=[retry(3, initial=0), busy]) as link:
+        with pytest.raises(OverloadedError):
+            await link.api.total(numbers())
+        assert calls == 1
+        with pytest.raises(OverloadedError):
+            await link.api.total([1])
+        assert calls == 4
+
+
+async def test_results_that_do_not_fit_are_seen(caplog: pytest.LogCaptureFixture) -> None:
+    """By middleware of the side that finds it out."""
+    caplog.set_level(logging.INFO)
+
+    class Wrong:
+        def number(self) -> int:
+            return "text"  # type: ignore[return-value]
+
+        def untyped(self) -> Any:
+            return "text"
+
+    class Typed(Protocol):
+        async def untyped(self) -> int: ...
+
+    options = {"middleware": [access_log()]}
+    async with pair(Wrong(), server=options, middleware=[access_log()]) as link:
+        with pytest.raises(RPCValidationError):
+            await link.api.number()
+        with pytest.raises(RPCValidationError):
+            await link.client.get_api(Typed).untyped()
+    lines = [record.getMessage() for record in caplog.records]
+    assert [" ".join(line.split()[:3]) for line in lines if " ok " in line] == [
+        "server call untyped"
+    ]
+    assert sum("UnfitResultError" in line or "RPCValidationError" in line for line in lines) == 3

@@ -200,3 +200,23 @@ async def test_used_wrongly() -> None:
             channel.broadcast(call)
         (reply,) = [reply async for reply in channel.broadcast(api.health(), limit=1)]
         assert (reply.sender, reply.result()) == (None, "x")
+
+
+async def test_one_reader_at_a_time() -> None:
+    """A second one is told so, also while the question is being sent."""
+    a, b = MemoryTransport.pair(codec="json")
+    async with a, b, RPCChannel(b, expose=Api("one")), RPCChannel(a) as channel:
+        replies = channel.broadcast(channel.get_api().health(), timeout=10, limit=1)
+        outcomes: list[Any] = []
+
+        async def read() -> None:
+            try:
+                outcomes.append((await replies.__anext__()).result())
+            except anyio.BusyResourceError as exc:
+                outcomes.append(type(exc))
+
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as group:
+                for _ in range(2):
+                    group.start_soon(read)
+        assert sorted(map(str, outcomes)) == [str(anyio.BusyResourceError), "one"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
@@ -54,6 +54,11 @@ class Api:
     def fail(self) -> None:
         raise ValueError("no")
 
+    async def sums(self, count: int) -> AsyncIterator[int]:
+        """Call the caller back for each item."""
+        for number in range(count):
+            yield await self.channel.get_api(to=current_call().sender).add(number, number)
+
     async def sleep(self) -> None:
         self.started.set()
         await anyio.sleep_forever()
@@ -80,6 +85,7 @@ class Watched:
             RPCChannel(two, expose=Api(), middleware=[self.middleware]) as channel,
         ):
             self.served.channel = served
+            self.channel = channel
             yield channel.get_api()
         self.tracers.shutdown()
 
@@ -138,6 +144,31 @@ async def test_one_trace_across_peers(redis_server: RedisServer, stream_name: st
     assert attributes["rpc.system.name"] == "kkrpc"
     assert attributes["rpc.method"] == "add"
     assert attributes["kkrpc.peer"] == two.session_id
+
+
+async def test_what_a_stream_calls_belongs_to_its_trace() -> None:
+    """Though the span of the call that made it has ended."""
+    watched = Watched()
+    async with watched.in_memory() as api:
+        assert [item async for item in api.sums(2)] == [0, 2]
+    spans = watched.spans()
+    assert [span.name for span in spans] == ["sums", "sums", "add", "add", "add", "add"]
+    assert len({trace_of(span) for span in spans}) == 1
+
+
+async def test_broadcast_is_part_of_the_trace() -> None:
+    """Those who answer belong to the trace of who asks."""
+    watched = Watched()
+    async with watched.in_memory() as api:
+        replies = watched.channel.broadcast(api.add(1, 2), timeout=10, limit=1)
+        assert [reply.result() async for reply in replies] == [3]
+    spans = watched.spans()
+    assert [(span.name, span.kind) for span in spans] == [
+        ("add", SpanKind.CLIENT),
+        ("add", SpanKind.SERVER),
+    ]
+    assert (spans[0].attributes or {})["kkrpc.operation"] == "broadcast"
+    assert len({trace_of(span) for span in spans}) == 1
 
 
 async def test_a_foreign_trace_goes_on() -> None:
@@ -240,6 +271,7 @@ async def test_statistics(redis_server: RedisServer, stream_name: str) -> None:
     transport = RedisStreamsTransport(redis_server.url, stream=stream_name, max_queue_size=2)
     async with transport, RedisStreamsTransport(redis_server.url, stream=stream_name) as used:
         observe(transport, meter_provider=watched.meters)
+        observe(used, meter_provider=watched.meters)
         async with (
             RPCChannel(transport, expose=watched.served, max_concurrency=1),
             RPCChannel(used) as channel,
@@ -252,11 +284,26 @@ async def test_statistics(redis_server: RedisServer, stream_name: str) -> None:
             with anyio.fail_after(10):
                 while transport.statistics().queue.dropped < 3:
                     await anyio.sleep(0.01)
-            (depth,) = watched.points("kkrpc.queue.depth")
-            assert depth.value == 2
-            assert depth.attributes["messaging.destination.name"] == stream_name
-            assert [p.value for p in watched.points("kkrpc.queue.dropped")] == [3]
-            assert [p.value for p in watched.points("kkrpc.reconnects")] == [0]
+            depths = {
+                point.attributes["kkrpc.session_id"]: point
+                for point in watched.points("kkrpc.queue.depth")
+            }
+            assert {name: point.value for name, point in depths.items()} == {
+                transport.session_id: 2,
+                used.session_id: 0,
+            }
+            for point in depths.values():
+                assert point.attributes["messaging.destination.name"] == stream_name
+            assert sorted(p.value for p in watched.points("kkrpc.queue.dropped")) == [0, 3]
+            assert [p.value for p in watched.points("kkrpc.reconnects")] == [0, 0]
     del transport
     gc.collect()
-    assert watched.points("kkrpc.queue.depth") == []
+
+    def observed() -> list[str]:
+        points = watched.points("kkrpc.queue.depth")
+        return [point.attributes["kkrpc.session_id"] for point in points]
+
+    assert observed() == [used.session_id]
+    async with RedisStreamsTransport(redis_server.url, stream=stream_name) as next_one:
+        observe(next_one, meter_provider=watched.meters)
+        assert sorted(observed()) == sorted([used.session_id, next_one.session_id])
