@@ -66,7 +66,10 @@ class Method:
         self.in_thread = bool(getattr(function, _IN_THREAD, False))
         self.arguments = ArgumentConverter(name, function)
         # What results are checked against, and the items of a result that is a stream.
-        self.result, self.item = (Any, Any) if isinstance(function, type) else result_of(function)
+        self.result: Any = Any
+        self.item: Any = Any
+        if not isinstance(function, type):
+            self.result, self.item = result_of(function)
 
 
 class Property:

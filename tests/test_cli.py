@@ -42,6 +42,12 @@ class Api:
 
     def pid(self) -> int:
         return os.getpid()
+
+    def leave(self) -> None:
+        raise SystemExit("gone")
+
+    def colour(self) -> None:
+        raise ValueError("\\x1b[31m[/red]")
 """
 
 
@@ -57,6 +63,8 @@ class Shell:
             "ANYIO_KKRPC_STREAM": stream,
             "COLUMNS": "160",
         }
+
+    command = f"{sys.executable} -m anyio_kkrpc"
 
     def __call__(self, *args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -109,6 +117,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 @pytest.fixture
 def shell(redis_server: RedisServer, tmp_path: Path, request: pytest.FixtureRequest) -> Shell:
     (tmp_path / "shop.py").write_text(SHOP)
+    (tmp_path / "exits.py").write_text("raise SystemExit(0)")
     name = re.sub(r"\W", "-", request.node.name)
     return Shell(redis_server.url, f"cli-{name}-{os.getpid()}", tmp_path)
 
@@ -132,6 +141,18 @@ def test_serve_and_call(shell: Shell, backend: str) -> None:
         done = shell("call", "nope")
         assert (done.returncode, done.stderr) == (3, "anyio-kkrpc: nope is not a function\n")
         assert shell("call", "add", "x").returncode == 3
+        done = shell("call", "leave")
+        assert (done.returncode, done.stderr) == (1, "anyio-kkrpc: SystemExit: gone\n")
+        done = shell("call", "colour")
+        assert done.stderr == "anyio-kkrpc: ValueError: \N{REPLACEMENT CHARACTER}[31m[/red]\n"
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", f"{shell.command} call count 100000 | head -2"],
+            capture_output=True,
+            text=True,
+            timeout=BOUND,
+            env=shell.environment,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "0\n1\n", "")
         process.terminate()
         assert process.wait(BOUND) == 0
     done = shell("call", "add", "1", "--timeout", "0.2")
@@ -170,6 +191,15 @@ def test_dead_letters_and_top(shell: Shell) -> None:
         assert (letter["method"], letter["attempts"], letter["group"]) == ("die", 2, "w")
         assert json.loads(shell("dead", "show", letter["id"]).stdout) == letter
         assert letter["id"] in shell("dead", "list").stdout
+        with redis.Redis.from_url(shell.environment["ANYIO_KKRPC_URL"]) as client:
+            # What anybody could have called.
+            fields = client.xrange(f"{{{shell.stream}}}:dead")[0][1]
+            odd = {**fields, b"json": fields[b"json"].replace(b'"die"', b'"a[/b]\\u001b"')}
+            added = client.xadd(f"{{{shell.stream}}}:dead", odd)
+            done = shell("dead", "list")
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "a[/b]\N{REPLACEMENT CHARACTER}" in done.stdout
+            client.xdel(f"{{{shell.stream}}}:dead", added)
         done = shell("top", "--once", "--stream", shell.stream)
         assert (done.returncode, done.stderr) == (0, "")
         assert shell.stream in done.stdout
@@ -198,6 +228,12 @@ def test_dead_letters_and_top(shell: Shell) -> None:
         (["serve", "no_such_module"], 2, "no_such_module"),
         (["serve", "shop:nothing"], 2, "shop has no 'nothing'"),
         (["serve", "shop:nothing", "-w", "2", "-g", "w"], 1, "can't start"),
+        (["call", "x", "-t", "0"], 2, "--timeout"),
+        (["call", "add", "-5"], 2, "put -- before what begins with a dash"),
+        (["serve", "shop:Api", "-g", ""], 2, "--group"),
+        (["serve", "shop:Api", "--grace", "inf"], 2, "--grace"),
+        (["serve", "exits", "-w", "2", "-g", "w"], 1, "can't start"),
+        (["dead", "retry", "x"], 2, "no dead letter 'x'"),
         (["dead", "retry"], 2, "--all"),
         (["call", "x", "--url", "redis://:secret@127.0.0.1:1"], 5, "connection error"),
         (["serve", "shop:Api", "--url", "redis://:secret@127.0.0.1:1"], 5, "connection error"),

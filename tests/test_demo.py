@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -36,18 +39,50 @@ def test_demo(redis_server: RedisServer, backend: str) -> None:
         assert text in done.stdout
     with redis.Redis.from_url(redis_server.url) as client:
         assert client.keys("*kkrpc-demo*") == []
-    assert not [
-        line
-        for line in map(_line, psutil.process_iter())
-        if "anyio_kkrpc._cli._demo" in line and redis_server.url in line
-    ]
+        assert peers_of(client) == []
 
 
-def _line(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+def peers_of(client: redis.Redis) -> list[str]:
+    return [one["name"] for one in client.client_list() if one["name"].startswith("anyio_kkrpc:")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_demo_that_is_ended(number: signal.Signals) -> None:
+    """It takes its workers and its server along, and its workers' arguments hold no password."""
+    with (
+        RedisServer(password="s3cret") as server,
+        redis.Redis(port=server.port, password="s3cret") as client,
+        subprocess.Popen(
+            [sys.executable, "-m", "anyio_kkrpc", "demo"],
+            env={**os.environ, "ANYIO_KKRPC_URL": server.url},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        end = time.monotonic() + 30
+        while len(peers_of(client)) < 4:  # a writer and an inbox for each of two at least
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) == 2
+        assert "s3cret" not in " ".join(part for one in children for part in one.cmdline())
+        process.send_signal(number)
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait(30) == 130
+        assert not any(one.is_running() for one in children)
+    with subprocess.Popen(
+        [sys.executable, "-m", "anyio_kkrpc", "demo"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert "started at" in process.stdout.readline()
+        children = psutil.Process(process.pid).children()
+        assert len(children) >= 1
+        process.send_signal(number)
+        assert process.wait(30) == 130
+        assert not any(one.is_running() for one in children)
 
 
 def test_demo_with_a_server_of_its_own() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Sequence
 from enum import Enum
@@ -24,6 +26,7 @@ from .._exceptions import (
 )
 from ..testing import ServerError
 from . import _call, _dead, _serve, _server, _top
+from ._terminal import ends_on_sigterm, printable
 
 # Exit codes beside 0, 2 (wrong usage) and 130 (interrupted).
 EXIT_CODES: dict[type[Exception], int] = {
@@ -110,7 +113,8 @@ def serve(
         int, typer.Option(min=1, help="Calls that run at once in each process.")
     ] = 100,
     grace: Annotated[
-        float, typer.Option(min=0, help="Seconds that running calls have to finish at the end.")
+        float,
+        typer.Option(min=0, max=1e6, help="Seconds that running calls have to finish at the end."),
     ] = 10.0,
     codec: Annotated[str, typer.Option(help="json or cbor; answers are in the caller's.")] = "json",
     max_len: Annotated[
@@ -133,6 +137,8 @@ def serve(
 
     Example: anyio-kkrpc serve shop.api:Api --group workers --workers 4 --backend trio
     """
+    if group == "":
+        raise typer.BadParameter("needs a name", param_hint="--group")
     if workers > 1 and group is None:
         raise typer.BadParameter(
             "needs --group when above 1: without one each process would run each call",
@@ -146,6 +152,7 @@ def serve(
         backend=backend.value,
         concurrency=concurrency,
         grace=grace,
+        debug="--debug" in sys.argv,
         codec=codec,
         max_len=max_len,
         claim_idle=claim_idle,
@@ -171,7 +178,16 @@ def call(
     ] = None,
     url: Url = DEFAULT_URL,
     stream: Stream = DEFAULT_STREAM,
-    timeout: Annotated[float, typer.Option("--timeout", "-t", help="Seconds.")] = 30.0,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout",
+            "-t",
+            min=0.001,
+            max=1e6,
+            help="Seconds for the answer, and for each item of a stream.",
+        ),
+    ] = 30.0,
     to: Annotated[str | None, typer.Option(help="Id of the peer that is to answer.")] = None,
     reply: Annotated[
         bool, typer.Option("--reply/--no-reply", help="Whether to wait for the answer.")
@@ -199,7 +215,10 @@ def call(
         reply=reply,
         get=get,
     )
-    anyio.run(partial(_call.make, request, url, stream=stream, codec=codec, dialect=dialect))
+    try:
+        anyio.run(partial(_call.make, request, url, stream=stream, codec=codec, dialect=dialect))
+    except BrokenPipeError:  # who reads, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parse_kwarg(text: str) -> tuple[str, Any]:
@@ -231,7 +250,12 @@ def top(
 @app.command()
 def demo(
     url: Annotated[
-        str | None, typer.Option(help="Use this server instead of one of its own.")
+        str | None,
+        typer.Option(
+            envvar="ANYIO_KKRPC_URL",
+            help="Use this server instead of one of its own.",
+            show_envvar=True,
+        ),
     ] = None,
     backend: Annotated[Backend, typer.Option(help="The event loop.")] = Backend.asyncio,
 ) -> None:
@@ -243,7 +267,8 @@ def demo(
     from . import _demo
 
     name, loop = _serve.BACKENDS[backend.value]
-    anyio.run(_demo.run, url, name, backend=name, backend_options=loop)
+    with ends_on_sigterm():
+        anyio.run(_demo.run, url, name, backend=name, backend_options=loop)
 
 
 @app.command()
@@ -332,6 +357,8 @@ def report(exc: Exception) -> int:
     usage = getattr(exc, "format_message", None)  # typer's errors have no public base class
     if usage is not None:
         text, code = f"{usage()} (--help tells more)", 2
+        if re.search(r"No such option: -\.?\d", text):
+            text = text.replace("--help", "put -- before what begins with a dash; --help")
         if type(exc).__name__ == "NoArgsIsHelpError":  # the help has been printed
             return 2
     elif isinstance(exc, RPCError):
@@ -340,6 +367,6 @@ def report(exc: Exception) -> int:
         code = 2
     elif not isinstance(exc, (ServerError, OSError, _serve.WorkerError)):
         text = f"{type(exc).__name__}: {text} (--debug shows where)"
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     sys.stderr.write(f"anyio-kkrpc: {line}\n")
     return code

@@ -10,11 +10,13 @@ from typing import Any
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .._exceptions import ProtocolError
 from .._protocol._records import Request
 from ..codecs import get_codec
 from ..redis import DeadLetter, RedisStreamsTransport
+from ._terminal import printable
 
 _COUNT = 100_000
 
@@ -72,13 +74,17 @@ async def show_all(url: str, stream: str, *, as_json: bool) -> None:
     if not letters:
         sys.stdout.write(f"{stream} has no dead letters\n")
         return
-    table = Table("id", "method", "attempts", "given up (UTC)", "reason", title=stream)
+    table = Table(
+        "id", "method", "attempts", "given up (UTC)", "reason", title=Text(printable(stream))
+    )
     for letter in letters:
         what = _describe(letter)
-        table.add_row(
+        row = (
             letter.id, what["method"] or "?", str(letter.attempts), _when(letter.last)[:-6],
             letter.reason,
         )  # fmt: skip
+        # As they are: a name that somebody called may hold markup, or commands for a terminal.
+        table.add_row(*(Text(printable(cell)) for cell in row))
     Console().print(table)
 
 

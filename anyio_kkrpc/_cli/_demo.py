@@ -1,6 +1,6 @@
 """``anyio-kkrpc demo``: workers, a subscriber and a client at work on a real server.
 
-The workers are processes of their own, with URL, stream, name and backend as arguments.
+The workers are processes of their own, and get URL, stream, name and backend on standard input.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 
 import anyio
+import msgspec
 from anyio import create_task_group, fail_after, sleep
 from anyio.abc import Process
 from rich.console import Console
@@ -61,9 +62,8 @@ class Worker:
             yield word
 
 
-async def serve(*arguments: str) -> None:
-    """Be a worker until the destroy signal comes. Takes URL, stream and name."""
-    url, stream, name = arguments
+async def serve(url: str, stream: str, name: str) -> None:
+    """Be a worker until the destroy signal comes."""
     async with (
         RedisStreamsTransport(url, stream=stream, use_consumer_group=True) as transport,
         RPCChannel(transport, expose=Worker(name)) as channel,
@@ -76,11 +76,18 @@ async def _workers(url: str, stream: str, backend: str) -> AsyncGenerator[None, 
     processes: list[Process] = []
     try:
         for name in ("worker-1", "worker-2"):
-            command = [sys.executable, "-m", "anyio_kkrpc._cli._demo", url, stream, name, backend]
+            command = [sys.executable, "-m", "anyio_kkrpc._cli._demo"]
             process = await anyio.open_process(
-                command, stdin=subprocess.DEVNULL, stdout=None, stderr=None
+                command,
+                stdin=subprocess.PIPE,
+                stdout=None,
+                stderr=None,
+                start_new_session=True,  # a Ctrl-C in the terminal is for this process alone
             )
             processes.append(process)
+            assert process.stdin is not None
+            # Not as arguments: the URL may hold a password, and anybody can list those.
+            await process.stdin.send(msgspec.json.encode([url, stream, name, backend]) + b"\n")
         yield
         with anyio.move_on_after(5):  # they have been told to end
             for process in processes:
@@ -203,4 +210,5 @@ async def _delete(transport: RedisStreamsTransport) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(serve, *sys.argv[1:4], backend=sys.argv[4])
+    *arguments, loop = msgspec.json.decode(sys.stdin.buffer.readline())
+    anyio.run(serve, *arguments, backend=loop)

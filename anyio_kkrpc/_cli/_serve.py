@@ -12,13 +12,14 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 import msgspec
-from anyio import create_task_group, current_time, move_on_after, open_signal_receiver, sleep
+from anyio import create_task_group, current_time, move_on_after, open_signal_receiver
 from anyio.abc import Process, TaskGroup
 from msgspec import Struct
 
@@ -56,10 +57,14 @@ class Options(Struct, frozen=True, kw_only=True):
     backend: str
     concurrency: int
     grace: float
+    debug: bool
     codec: str
     max_len: int | None
     claim_idle: float
     max_deliveries: int
+
+    def __repr__(self) -> str:
+        return f"<Options for {self.target} on {self.stream}>"  # the URL may hold a password
 
 
 def load(target: str) -> Exposed:
@@ -85,6 +90,8 @@ def load(target: str) -> Exposed:
 def check(options: Options) -> None:
     """Raise what the options are refused with, before a process is started."""
     _transport(options)
+    if not options.target:
+        raise ValueError("MODULE:NAME: is empty")
     if options.backend != "asyncio":
         try:
             importlib.import_module(options.backend)
@@ -160,10 +167,11 @@ class _Supervisor:
         while True:
             changed, started = self._changed, current_time()
             pid, code = await self._run_one()
-            if code == 0 and pid not in self._restarted:
-                return
             if pid in self._restarted:
+                self._restarted.discard(pid)
                 continue
+            if code == 0:
+                return
             if code == WRONG_USAGE:
                 if not self._reload:
                     self.error = WorkerError(f"worker {number} can't start; see above")
@@ -176,7 +184,8 @@ class _Supervisor:
                 pause = FIRST_PAUSE
             why = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with code {code}"
             _say(f"worker {number} (pid {pid}) {why}; it is started again in {pause:g} s")
-            await sleep(pause)
+            with move_on_after(pause):
+                await changed.wait()  # what is new may be what mends it
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _run_one(self) -> tuple[int, int]:
@@ -202,7 +211,7 @@ class _Supervisor:
             with move_on_after(KILL_AFTER, shield=True):
                 await process.aclose()  # kills it, if it still runs
 
-    async def watch(self) -> None:
+    async def watch(self, group: TaskGroup) -> None:
         """Start the workers anew when the code changes."""
         from watchfiles import PythonFilter, awatch
 
@@ -212,7 +221,15 @@ class _Supervisor:
             self._changed = anyio.Event()
             for process in list(self._processes.values()):
                 self._restarted.add(process.pid)
-                _terminate(process)
+                group.start_soon(self._end, process, name="anyio_kkrpc reload")
+
+    async def _end(self, process: Process) -> None:
+        _terminate(process)
+        with move_on_after(self._options.grace + KILL_AFTER):
+            await process.wait()
+            return
+        with suppress(ProcessLookupError):
+            process.kill()
 
 
 def _terminate(process: Process) -> None:
@@ -244,7 +261,7 @@ async def supervise(options: Options, workers: int, *, reload: bool) -> None:
 
         group.start_soon(watch_signals, name="anyio_kkrpc signals")
         if reload:
-            group.start_soon(supervisor.watch, name="anyio_kkrpc reload")
+            group.start_soon(supervisor.watch, group, name="anyio_kkrpc reload")
         async with create_task_group() as kept:
             for number in range(1, workers + 1):
                 kept.start_soon(supervisor.keep, number, group, name=f"anyio_kkrpc worker {number}")
@@ -260,14 +277,18 @@ def _be_supervised() -> int:
 
     try:
         table = load(options.target)
-    except Exception as exc:
-        report(exc)
+    except (Exception, SystemExit) as exc:
+        if options.debug:
+            traceback.print_exc()
+        report(exc if isinstance(exc, Exception) else ImportError(f"{options.target}: {exc!r}"))
         return WRONG_USAGE
     backend, loop = BACKENDS[options.backend]
     try:
         anyio.run(_serve, options, table, True, backend=backend, backend_options=loop)
     except Exception as exc:
-        return max(report(exc), 1) if not isinstance(exc, ValueError) else 1
+        if options.debug:
+            traceback.print_exc()
+        return max(report(exc), 1)
     return 0
 
 

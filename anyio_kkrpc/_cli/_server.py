@@ -11,6 +11,7 @@ from anyio import create_task_group, open_signal_receiver, sleep
 
 from .._groups import lone_error
 from ..testing import RedisServer, ServerError
+from ._terminal import ends_on_sigterm
 
 # Seconds between two looks whether it still runs.
 LOOK_INTERVAL = 0.5
@@ -28,7 +29,8 @@ def run(port: int) -> None:
         except OSError as exc:
             text = f"port {port} can't be used, --port takes another one: {exc}"
             raise ServerError(text) from exc
-    with RedisServer(port=port) as server:
+    # From here on, since a SIGTERM while it starts would leave it behind.
+    with ends_on_sigterm(), RedisServer(port=port) as server:
         anyio.run(_wait, server)
 
 

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import redis
 from redis.backoff import NoBackoff
@@ -22,6 +20,7 @@ from rich.console import Console
 from rich.live import Live
 
 from ..redis._address import Address, describe
+from ._terminal import ends_on_sigterm
 from ._top_look import Search, look
 from ._top_view import Fitted, Frame
 
@@ -61,7 +60,10 @@ class Watch:
         try:
             frame = self._look(seconds)
         except RedisError as exc:
-            raise self.address.cannot_connect(exc) from exc
+            # redis-py's own error hides that of the operating system, which tells what to check.
+            cause = exc.__cause__ or exc.__context__
+            reason = cause if isinstance(cause, OSError) else exc
+            raise self.address.cannot_connect(reason) from exc
         error = frame.streams[0].error if self._only is not None else None
         if error is not None:
             if "WRONGTYPE" in str(error):
@@ -117,7 +119,7 @@ def run(url: str, stream: str | None, interval: float, *, once: bool) -> None:
             return
         frame = watch.first(FIRST_SLICE)
         try:
-            with _ends_on_sigterm():
+            with ends_on_sigterm():
                 _show(watch, frame, console, interval)
         except KeyboardInterrupt:
             pass
@@ -169,17 +171,3 @@ def _key(key: bytes, seconds: float) -> bool:
         if key in keys or not keys:  # the terminal is gone
             return True
     return False
-
-
-@contextmanager
-def _ends_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end it as Ctrl-C does, so that the terminal is left as it was."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    old = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)

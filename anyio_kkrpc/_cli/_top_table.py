@@ -15,11 +15,6 @@ T = TypeVar("T")
 _LEAST_NAME = 12
 
 
-def printable(text: str) -> str:
-    """Return a text without what a terminal would take as a command."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
 def number(value: int | None) -> str:
     """Return a number, or a question mark where there is none."""
     return "?" if value is None else f"{value:,}"

@@ -14,8 +14,9 @@ from msgspec import Struct
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from ._terminal import printable
 from ._top_look import GroupLook, StreamLook, Worker
-from ._top_table import age, choose, number, plural, printable, rate, table
+from ._top_table import age, choose, number, plural, rate, table
 
 # Seconds from which an unfinished request is called old, and a worker silent. One that lives
 # speaks to Redis each five seconds (block_timeout), or ten while it is busy (claim_idle / 3).

@@ -53,6 +53,9 @@ class Options(Struct, frozen=True, kw_only=True):
     health_check_interval: float
     signing_key: bytes | None
 
+    def __repr__(self) -> str:
+        return f"<Options of {self.stream} at {self.address}>"  # some of them are secrets
+
 
 def check_options(
     url: str,

@@ -1296,12 +1296,15 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         :raises LookupError: if there is no dead letter with this id
         :raises TransportClosedError: after `destroy`
         """
-        keys = self._keys
-        new = await retry_dead_letter(
-            self._open_link(), keys.stream, keys.dead, letter_id, self._signer
-        )
+        keys, link = self._keys, self._open_link()
+        new: str | None = None
+        try:
+            new = await retry_dead_letter(link, keys.stream, keys.dead, letter_id, self._signer)
+        except ResponseError as exc:
+            if "Invalid stream ID" not in str(exc):
+                raise
         if new is None:
-            raise LookupError(f"there is no dead letter {letter_id!r}")
+            raise LookupError(f"there is no dead letter {letter_id!r:.80}")
         return new
 
     async def purge_dead_letters(self) -> int:

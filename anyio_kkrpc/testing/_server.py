@@ -283,13 +283,11 @@ class RedisServer:
 
     def _launch(self) -> None:
         assert self._directory is not None
-        command = [self.executable, "--port", str(self._port), "--bind", _HOST]
+        command = [self.executable, *self._config(), "--port", str(self._port), "--bind", _HOST]
         command += ["--dir", str(self._directory), "--save", "", "--daemonize", "no"]
         command += ["--appendonly", "yes" if self._appendonly else "no"]
         if self._unix_socket:
             command += ["--unixsocket", str(self._directory / "redis.sock")]
-        if self._password is not None:
-            command += ["--requirepass", self._password]
         if self._tls is not None:
             certificate, key, ca = self._tls
             command += ["--tls-port", str(self._tls_port), "--tls-auth-clients", "optional"]
@@ -318,6 +316,18 @@ class RedisServer:
                 continue
             self._end(signal.SIGKILL)
             raise ServerError(f"{self.executable} {why}. {self._hint}It wrote:\n{self.log}")
+
+    def _config(self) -> list[str]:
+        """Write the password to a file of the owner's: arguments can be listed by anybody."""
+        if self._password is None:
+            return []
+        assert self._directory is not None
+        path = self._directory / "server.conf"
+        path.unlink(missing_ok=True)
+        text = "".join(f"\\x{byte:02x}" for byte in self._password.encode())
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f'requirepass "{text}"\n')
+        return [str(path)]
 
     @property
     def _hint(self) -> str:
