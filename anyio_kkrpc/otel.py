@@ -43,6 +43,7 @@ def tracing(
     meter_provider: MeterProvider | None = None,
     propagator: TextMapPropagator | None = None,
     link: bool = False,
+    transport: RedisStreamsTransport | None = None,
 ) -> Middleware:
     """Return a middleware, for either side, that makes a span of each call and measures it.
 
@@ -56,7 +57,19 @@ def tracing(
     :param meter_provider: the global one if not given
     :param propagator: the global one if not given
     :param link: at the serving side, begin a trace of its own that is linked to the caller's
+    :param transport: adds ``server.address``, ``server.port``, ``messaging.system`` and
+        ``messaging.destination.name`` to the spans
     """
+    about: dict[str, str | int] = {}
+    if transport is not None:
+        address = transport._options.address
+        about = {
+            "messaging.system": "redis",
+            "messaging.destination.name": transport.stream,
+            "server.address": address.path or address.host or "",
+        }
+        if address.path is None:  # no Unix socket
+            about["server.port"] = address.port
     tracer = trace.get_tracer(_NAME, tracer_provider=tracer_provider)
     meter = metrics.get_meter(_NAME, meter_provider=meter_provider)
     durations: dict[str, Histogram] = {}
@@ -80,7 +93,7 @@ def tracing(
             "rpc.method": call.method,
             "kkrpc.operation": call.operation,
         }
-        details = dict(attributes)
+        details = {**attributes, **about}
         if call.peer is not None:
             details["kkrpc.peer"] = call.peer
         if call.attempt > 1:

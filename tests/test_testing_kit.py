@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any, Protocol
 
 import pytest
@@ -40,8 +41,40 @@ async def test_fakes() -> None:
     """A dict of functions will do, if it has all that the Protocol has."""
     async with connected({"add": lambda a, b: 5}, Sums) as api:
         assert await api.add(1, 1) == 5
-    with pytest.raises(TypeError, match="lacks add of Sums"):
+    with pytest.raises(TypeError, match=r"fit Sums: it lacks add\(\)"):
         async with connected({"sub": lambda a, b: 0}, Sums):
+            pass
+
+
+class Nested(Protocol):
+    sums: Sums
+    version: Awaitable[int]
+
+    @property
+    def name(self) -> Awaitable[str]: ...
+
+    async def log(self, text: str, *, level: int = 0) -> None: ...
+
+
+@pytest.mark.anyio
+async def test_fakes_of_all_that_is_described() -> None:
+    """Nested objects, properties and arguments, too."""
+    fake = {"sums": Api(), "version": 1, "name": "fake", "log": lambda text, *, level=0: None}
+    async with connected(fake, Nested) as api:
+        assert await api.sums.add(1, 2) == 3
+        assert await api.version == 1
+        assert await api.name == "fake"
+        await api.log("x", level=2)
+    wrong = {"sums": {}, "log": lambda text: None}
+    with pytest.raises(TypeError) as caught:
+        async with connected(wrong, Nested):
+            pass
+    assert str(caught.value) == (
+        "api: doesn't fit Nested: it lacks sums.add(); it lacks version; "
+        "log() takes other arguments; it lacks name"
+    )
+    with pytest.raises(TypeError, match="protocol: needs a Protocol class"):
+        async with connected(fake, 3):  # type: ignore[call-overload]
             pass
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+import inspect
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar, overload
 
 from .._channel import RPCChannel
+from .._conversion import annotations_of, signature_of
 from .._exposure import Exposed
 from .._exposure import expose as build_table
 from ..middleware import Middleware
@@ -53,19 +55,20 @@ async def connected(
 
     :param api: what `anyio_kkrpc.expose` takes, or the table it made
     :param protocol: a `typing.Protocol` class for `RPCChannel.get_api`. What is exposed must have
-        each of its public methods, so that a fake doesn't stay behind.
+        all that it describes, methods with their arguments, properties and nested objects, so that
+        a fake doesn't stay behind.
     :param codec: ``"json"`` or ``"cbor"``; with ``None`` values are passed as they are
     :param timeout: seconds for each call, see `RPCChannel`
     :param middleware: of the serving side
-    :raises TypeError: if a method of ``protocol`` isn't there
+    :raises TypeError: if something of ``protocol`` isn't there
     """
     table = api if isinstance(api, Exposed) else build_table(api)
     if protocol is not None:
         if not isinstance(protocol, type):
             raise TypeError(f"protocol: needs a Protocol class, not {protocol!r:.80}")
-        missing = [name for name in _methods(protocol) if (name,) not in table.methods]
-        if missing:
-            raise TypeError(f"api: lacks {', '.join(missing)} of {protocol.__name__}")
+        problems = list(_problems(protocol, table, ()))
+        if problems:
+            raise TypeError(f"api: doesn't fit {protocol.__name__}: {'; '.join(problems)}")
     ours, theirs = MemoryTransport.pair(codec=codec)
     async with (
         ours,
@@ -76,12 +79,44 @@ async def connected(
         yield channel.get_api(protocol)
 
 
-def _methods(protocol: type) -> list[str]:
-    """Return the public functions that a Protocol class and its bases describe."""
-    return [
-        name
-        for name in dir(protocol)
-        if not name.startswith("_")
-        and callable(getattr(protocol, name))
-        and not isinstance(getattr(protocol, name), type)
-    ]
+def _problems(protocol: type, table: Exposed, path: tuple[str, ...]) -> Iterator[str]:
+    """Tell what a Protocol class and its bases describe and a table hasn't."""
+    for name, annotation in annotations_of(protocol).items():
+        if not name.startswith("_"):
+            yield from _problems_of(annotation, table, (*path, name))
+    for name in dir(protocol):
+        member = getattr(protocol, name)
+        here = (*path, name)
+        if name.startswith("_") or isinstance(member, type):
+            continue
+        if isinstance(member, property):
+            annotation = annotations_of(member.fget).get("return")
+            yield from _problems_of(annotation, table, here)
+        elif callable(member):
+            found = table.methods.get(here)
+            if found is None:
+                yield f"it lacks {'.'.join(here)}()"
+            elif not _takes(found.function, inspect.signature(member)):
+                yield f"{'.'.join(here)}() takes other arguments"
+
+
+def _problems_of(annotation: Any, table: Exposed, path: tuple[str, ...]) -> Iterator[str]:
+    if getattr(annotation, "_is_protocol", False):
+        yield from _problems(annotation, table, path)
+    elif path not in table.properties:
+        yield f"it lacks {'.'.join(path)}"
+
+
+def _takes(function: Callable[..., Any], described: inspect.Signature) -> bool:
+    """Whether a function can be called with all the arguments that a method is described with."""
+    signature = signature_of(function)
+    parameters = list(described.parameters.values())[1:]  # without self
+    args = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    kwargs = {p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if signature is None:
+        return True
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True

@@ -23,6 +23,7 @@ from anyio_kkrpc import (
     RedisStreamsTransport,
     RemoteError,
     RPCChannel,
+    RPCTimeoutError,
     current_call,
     with_call_options,
 )
@@ -262,6 +263,31 @@ async def test_errors_and_cancellation() -> None:
         }
         assert all(p.value == 0 for p in watched.points(f"kkrpc.{side}.active_calls"))
     assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("unix", [False, True])
+async def test_where_calls_go(redis_server: RedisServer, stream_name: str, unix: bool) -> None:
+    """Spans say which server and stream, if the transport is given."""
+    watched = Watched()
+    url = redis_server.unix_url if unix else redis_server.url
+    async with RedisStreamsTransport(url, stream=stream_name) as transport:
+        middleware = tracing(tracer_provider=watched.tracers, transport=transport)
+        async with RPCChannel(transport, middleware=[middleware], timeout=0.01) as channel:
+            with pytest.raises(RPCTimeoutError):
+                await channel.get_api().nobody()
+    (span,) = watched.spans()
+    attributes = dict(span.attributes or {})
+    assert attributes["messaging.system"] == "redis"
+    assert attributes["messaging.destination.name"] == stream_name
+    if unix:
+        assert str(attributes["server.address"]).endswith("redis.sock")
+        assert "server.port" not in attributes
+    else:
+        assert (attributes["server.address"], attributes["server.port"]) == (
+            "127.0.0.1",
+            redis_server.port,
+        )
 
 
 @pytest.mark.server
