@@ -166,9 +166,14 @@ def unwrap(annotation: Any, origins: tuple[Any, ...]) -> Any:
     return annotation
 
 
-def result_of(function: Any) -> tuple[Any, Any]:
+def hints_of(function: Any) -> dict[str, Any]:
+    """Return the resolved annotations of something that can be called, see `annotations_of`."""
+    return annotations_of(_annotated(function))
+
+
+def result_of(hints: dict[str, Any]) -> tuple[Any, Any]:
     """Return what can be checked of a function's results, and of the items if it is a stream."""
-    result = unwrap(annotations_of(_annotated(function)).get("return", Any), AWAITABLES)
+    result = unwrap(hints.get("return", Any), AWAITABLES)
     if typing.get_origin(result) is AbstractAsyncContextManager:
         result = typing.get_args(result)[0]  # a Protocol's way to say that a stream is closed
     stream = _stream_kind(result)
@@ -199,10 +204,9 @@ class ArgumentConverter:
         "_types",
     )
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+    def __init__(self, name: str, function: Callable[..., Any], hints: dict[str, Any]) -> None:
         self._name = name
         signature = self._signature = signature_of(function)
-        hints = annotations_of(_annotated(function))
         parameters = [] if signature is None else list(signature.parameters.values())
         annotations = {p.name: hints.get(p.name, Any) for p in parameters}
         checked = {

@@ -15,7 +15,7 @@ import sys
 import types
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, TypeVar, final
+from typing import Any, ClassVar, Final, Literal, TypeVar, final
 
 import msgspec
 
@@ -24,8 +24,10 @@ from ._conversion import (
     annotations_of,
     checkable,
     convert_value,
+    hints_of,
     is_module,
     result_of,
+    unwrap,
 )
 
 __all__ = ("Exposed", "expose", "in_thread")
@@ -64,12 +66,13 @@ class Method:
         self.name = name
         self.function = function
         self.in_thread = bool(getattr(function, _IN_THREAD, False))
-        self.arguments = ArgumentConverter(name, function)
+        hints = hints_of(function)
+        self.arguments = ArgumentConverter(name, function, hints)
         # What results are checked against, and the items of a result that is a stream.
         self.result: Any = Any
         self.item: Any = Any
         if not isinstance(function, type):
-            self.result, self.item = result_of(function)
+            self.result, self.item = result_of(hints)
 
 
 class Property:
@@ -82,9 +85,10 @@ class Property:
         self.writable = False
         self.item: Any = Any
         if isinstance(static, property):
-            self.result, self.item = result_of(static.fget)
+            self.result, self.item = result_of(hints_of(static.fget))
             self._accepts = _accepted_by(static)
         else:
+            annotation = unwrap(annotation, (ClassVar, Final))
             self.result = self._accepts = checkable(annotation)
         self._owner = owner
         self._key = key

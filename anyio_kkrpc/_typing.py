@@ -9,6 +9,7 @@ from ._conversion import (
     annotations_of,
     checkable,
     convert_value,
+    hints_of,
     result_of,
     unwrap,
 )
@@ -33,7 +34,7 @@ class TypesOf:
     @classmethod
     def _method(cls, function: Any) -> TypesOf:
         types = cls()
-        result, _ = result_of(function)
+        result, _ = result_of(hints_of(function))
         if result is not type(None):
             types._result = result
         return types

@@ -180,6 +180,21 @@ def test_worker_that_dies_is_started_again(shell: Shell) -> None:
 
 
 @pytest.mark.slow
+def test_signed(shell: Shell) -> None:
+    """With the key that its peers have, each command takes part; without it, none does."""
+    shell.environment["ANYIO_KKRPC_SIGNING_KEY"] = "a secret of 16 bytes"
+    with shell.serving(2, "-g", "w", "--claim-idle", "0.2", "--max-deliveries", "1"):
+        assert shell("call", "add", "1", "2").stdout == "3\n"
+        assert shell("call", "die").returncode == 5
+        letter = json.loads(shell("dead", "list", "--json").stdout)
+        assert shell("dead", "retry", letter["id"]).returncode == 0
+        del shell.environment["ANYIO_KKRPC_SIGNING_KEY"]
+        assert shell("call", "add", "1", "2", "-t", "0.5").returncode == 4
+    with redis.Redis.from_url(shell.environment["ANYIO_KKRPC_URL"]) as client:
+        client.delete(*client.keys(f"*{shell.stream}*"))
+
+
+@pytest.mark.slow
 def test_dead_letters_and_top(shell: Shell) -> None:
     """A call that kills its worker ends as a dead letter, that can be seen and tried again."""
     assert shell("dead", "list").stdout == f"{shell.stream} has no dead letters\n"
@@ -229,6 +244,7 @@ def test_dead_letters_and_top(shell: Shell) -> None:
         (["serve", "shop:nothing"], 2, "shop has no 'nothing'"),
         (["serve", "shop:nothing", "-w", "2", "-g", "w"], 1, "can't start"),
         (["call", "x", "-t", "0"], 2, "--timeout"),
+        (["call", "x", "--signing-key", "short"], 2, "signing_key: needs at least 16 bytes"),
         (["call", "add", "-5"], 2, "put -- before what begins with a dash"),
         (["serve", "shop:Api", "-g", ""], 2, "--group"),
         (["serve", "shop:Api", "--grace", "inf"], 2, "--grace"),

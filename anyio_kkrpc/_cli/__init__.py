@@ -14,4 +14,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = exc.name or str(exc)
         sys.stderr.write(f'anyio-kkrpc: {name} is missing: pip install "anyio_kkrpc[cli]"\n')
         return 1
+    except KeyboardInterrupt:
+        return 130
     return run(sys.argv[1:] if argv is None else argv)

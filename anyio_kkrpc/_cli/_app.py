@@ -78,6 +78,15 @@ Url = Annotated[
 Stream = Annotated[
     str, typer.Option("--stream", "-s", envvar="ANYIO_KKRPC_STREAM", help="The stream of requests.")
 ]
+SigningKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="ANYIO_KKRPC_SIGNING_KEY",
+        help="The secret that entries are signed with, if the stream's peers have one. Better in "
+        "the environment, where it isn't seen by who lists processes.",
+        show_envvar=True,
+    ),
+]
 DEFAULT_URL = "redis://localhost:6379"
 DEFAULT_STREAM = "kkrpc-stream"
 
@@ -126,6 +135,7 @@ def serve(
     max_deliveries: Annotated[
         int, typer.Option(min=1, help="Deliveries until a call becomes a dead letter.")
     ] = 5,
+    signing_key: SigningKey = None,
     reload: Annotated[
         bool, typer.Option("--reload", help="Start anew when a Python file below here changes.")
     ] = False,
@@ -157,6 +167,7 @@ def serve(
         max_len=max_len,
         claim_idle=claim_idle,
         max_deliveries=max_deliveries,
+        signing_key=_encoded(signing_key),
     )
     _serve.check(options)
     if workers == 1 and not reload:
@@ -195,6 +206,7 @@ def call(
     get: Annotated[bool, typer.Option("--get", help="Read a property.")] = False,
     codec: Annotated[str, typer.Option(help="json or cbor.")] = "json",
     dialect: Annotated[str, typer.Option(help="native, kkrpc-2 or kkrpc-0.")] = "native",
+    signing_key: SigningKey = None,
 ) -> None:
     """Call a function and print its result as a line of JSON; a stream as a line for each item.
 
@@ -216,9 +228,23 @@ def call(
         get=get,
     )
     try:
-        anyio.run(partial(_call.make, request, url, stream=stream, codec=codec, dialect=dialect))
+        anyio.run(
+            partial(
+                _call.make,
+                request,
+                url,
+                stream=stream,
+                codec=codec,
+                dialect=dialect,
+                signing_key=_encoded(signing_key),
+            )
+        )
     except BrokenPipeError:  # who reads, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _encoded(key: str | None) -> bytes | None:
+    return None if key is None else key.encode()
 
 
 def _parse_kwarg(text: str) -> tuple[str, Any]:
@@ -312,11 +338,12 @@ def dead_retry(
     url: Url = DEFAULT_URL,
     stream: Stream = DEFAULT_STREAM,
     every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    signing_key: SigningKey = None,
 ) -> None:
     """Put dead letters back into the stream as new requests."""
     if every == bool(letters):
         raise typer.BadParameter("give ids, or --all", param_hint="ID")
-    anyio.run(_dead.retry, url, stream, letters)
+    anyio.run(_dead.retry, url, stream, letters, _encoded(signing_key))
 
 
 @dead.command("purge")

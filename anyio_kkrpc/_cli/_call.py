@@ -34,13 +34,20 @@ def parse_argument(text: str) -> Any:
         return text
 
 
-async def make(request: Request, url: str, *, stream: str, codec: str, dialect: Any) -> None:
+async def make(
+    request: Request, url: str, *, stream: str, codec: str, dialect: Any, signing_key: bytes | None
+) -> None:
     """Make the call and print what comes."""
     # It connects before the deadline of the call begins, so that has a bound of its own.
     connect = min(max(request.timeout, 0.001), 10.0)
     async with (
         RedisStreamsTransport(
-            url, stream=stream, codec=codec, dialect=dialect, connect_timeout=connect
+            url,
+            stream=stream,
+            codec=codec,
+            dialect=dialect,
+            signing_key=signing_key,
+            connect_timeout=connect,
         ) as transport,
         RPCChannel(transport, timeout=request.timeout) as channel,
     ):

@@ -98,9 +98,11 @@ async def show_one(url: str, stream: str, letter_id: str) -> None:
     raise LookupError(f"{stream} has no dead letter {letter_id!r}; see: anyio-kkrpc dead list")
 
 
-async def retry(url: str, stream: str, letter_ids: Sequence[str] | None) -> None:
+async def retry(
+    url: str, stream: str, letter_ids: Sequence[str] | None, signing_key: bytes | None
+) -> None:
     """Put some back, or all."""
-    async with RedisStreamsTransport(url, stream=stream) as transport:
+    async with RedisStreamsTransport(url, stream=stream, signing_key=signing_key) as transport:
         if letter_ids is None:
             letter_ids = [letter.id for letter in await transport.dead_letters(_COUNT)]
         for letter_id in letter_ids:

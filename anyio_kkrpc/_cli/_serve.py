@@ -62,6 +62,7 @@ class Options(Struct, frozen=True, kw_only=True):
     max_len: int | None
     claim_idle: float
     max_deliveries: int
+    signing_key: bytes | None
 
     def __repr__(self) -> str:
         return f"<Options for {self.target} on {self.stream}>"  # the URL may hold a password
@@ -111,6 +112,7 @@ def _transport(options: Options) -> RedisStreamsTransport:
         claim_idle=options.claim_idle,
         max_deliveries=options.max_deliveries,
         consumer_group=options.group or "kkrpc-group",
+        signing_key=options.signing_key,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import date
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import pytest
 from msgspec import Meta, Struct
@@ -102,6 +102,7 @@ class Api:
     add = functools.partial(sums)
 
     broken: int = "text"  # type: ignore[assignment]
+    shared: ClassVar[int] = "text"  # type: ignore[assignment]
 
     def __init__(self) -> None:
         self._theme = "light"
@@ -310,6 +311,7 @@ async def test_arguments_that_do_not_fit(
         (lambda api: api.later(), ["Expected `int` >= 10"]),
         (lambda api: api.wrong, ["Expected `int`, got `null`"]),
         (lambda api: api.broken, ["Expected `int`, got `str`"]),
+        (lambda api: api.shared, ["Expected `int`, got `str`"]),
         (lambda api: api.constructed(), ["Expected `int`"]),
         (lambda api: api.no_stream(), ["Expected a stream, got `int`"]),
         (lambda api: api.a_stream(), ["Expected a value, got a stream"]),
@@ -407,7 +409,9 @@ async def test_constructor_of_a_struct() -> None:
 def test_what_is_not_checked_is_said(caplog: pytest.LogCaptureFixture) -> None:
     """An annotation that doesn't resolve."""
     expose(Api())
-    assert "Api.partly: unknown isn't checked: name 'NotThere' is not defined" in caplog.text
+    assert [record.getMessage() for record in caplog.records] == [
+        "Api.partly: unknown isn't checked: name 'NotThere' is not defined"
+    ]
 
 
 async def test_validator_that_fails_in_its_own_way() -> None:
