@@ -15,6 +15,8 @@ import redis
 
 from anyio_kkrpc.testing import RedisServer
 
+pytestmark = pytest.mark.timeout(240)
+
 
 def cli(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

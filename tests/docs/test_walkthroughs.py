@@ -16,8 +16,9 @@ from anyio_kkrpc.testing import find_server
 from anyio_kkrpc.testing._server import free_port
 from tests.docs.pages import DOCS, blocks_of
 
-pytestmark = pytest.mark.slow
-BOUND = 30
+# Each command is a process of its own, which takes seconds to start on a busy machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+BOUND = 120
 
 
 class Shell:

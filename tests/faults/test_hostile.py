@@ -107,6 +107,7 @@ async def test_signed_dead_letters(
 
             group.start_soon(call)
             await until(lambda: witness.xlen(stream_name))
+            witness.xgroup_create(stream_name, "kkrpc-group", "0")
             assert witness.xreadgroup("kkrpc-group", "gone", {stream_name: ">"})
             async with (
                 RedisStreamsTransport(redis_server.url, **options) as serving,

@@ -264,6 +264,7 @@ async def test_worker_that_comes_back_under_its_name(
             group.start_soon(call)
             await until(lambda: witness.xlen(stream_name))
             # A worker that takes it and is never heard of again.
+            witness.xgroup_create(stream_name, "kkrpc-group", "0")
             assert witness.xreadgroup("kkrpc-group", "worker-7", {stream_name: ">"})
             async with (
                 client(redis_server, stream_name, consumer_name="worker-7") as again,
@@ -407,6 +408,7 @@ async def test_claims_and_reads_wait_for_room_together(
                 group.start_soon(call, n)
             await until(lambda: witness.xlen(stream_name) == 3)
             # These two are lost by a worker that is gone; the others are there to be read.
+            witness.xgroup_create(stream_name, "kkrpc-group", "0")
             witness.xreadgroup("kkrpc-group", "gone", {stream_name: ">"}, count=2)
             async with RPCChannel(serving, expose=Api(), max_concurrency=1):
                 await until(lambda: serving.statistics().outstanding)
