@@ -99,13 +99,13 @@ class Api:
     """Takes and gives models, and some that lie about it."""
 
     called_with = Echo()
-    add = functools.partial(sums)
 
     broken: int = "text"  # type: ignore[assignment]
     shared: ClassVar[int] = "text"  # type: ignore[assignment]
 
     def __init__(self) -> None:
         self._theme = "light"
+        self.add = functools.partial(sums)
 
     @property
     def answer(self) -> int:
