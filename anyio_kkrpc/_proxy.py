@@ -218,8 +218,16 @@ class RemoteAPI:
         return self._get().__await__()
 
     async def _get(self) -> Any:
-        value = await self._rpc_channel._ask("get", list(self._rpc_path), self._rpc_options)
-        return self._rpc_types.convert_value(value, self._rpc_path)
+        path, types, channel = self._rpc_path, self._rpc_types, self._rpc_channel
+        if channel._middleware:
+            return await channel._intercept(
+                "get",
+                list(path),
+                self._rpc_options,
+                convert=lambda value: types.convert_value(value, path),
+            )
+        value = await channel._request("get", list(path), self._rpc_options)
+        return types.convert_value(value, path)
 
     def __repr__(self) -> str:
         return f"<RemoteAPI {'.'.join(self._rpc_path)}>"

@@ -356,7 +356,8 @@ class Server:
                 value = await self._get(source, request, handling, context)
             else:
                 value = await _OPERATIONS[request.op](self, request, handling, context)
-            if source is not None and source.result is not Any:
+            # With middleware it has been checked already, where the middleware could see that.
+            if source is not None and source.result is not Any and not self._middleware:
                 value = check_own(value, source.result, source.name)
         except UnfitResultError as exc:
             error = library_error(exc)
@@ -482,14 +483,19 @@ class Server:
         if not middleware:
             return function
 
-        async def last(call: Invocation) -> Any:
-            result = function(*call.args, **call.kwargs)
-            if inspect.isawaitable(result):
-                result = await result
-            # It is looked at again at the end, for what a middleware may have made of it.
-            return result if operation == "set" else check_own(result, source.result, source.name)
+        kind = Any if operation == "set" else source.result
 
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
+            checked: Any = UNSET
+
+            async def last(call: Invocation) -> Any:
+                nonlocal checked
+                result = function(*call.args, **call.kwargs)
+                if inspect.isawaitable(result):
+                    result = await result
+                checked = check_own(result, kind, source.name)
+                return checked
+
             info = current_call()
             call = Invocation(
                 side="server",
@@ -502,7 +508,9 @@ class Server:
                 deadline=info.deadline,
                 attempt=info.attempt,
             )
-            return await pass_through(middleware, call, last)
+            result = await pass_through(middleware, call, last)
+            # What a middleware has made of it goes out, too.
+            return result if result is checked else check_own(result, kind, source.name)
 
         return wrapped
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, Protocol
 
 import anyio
@@ -327,10 +327,15 @@ async def test_results_that_do_not_fit_are_seen(caplog: pytest.LogCaptureFixture
         def number(self) -> int:
             return "text"  # type: ignore[return-value]
 
+        size = "text"
+
         def untyped(self) -> Any:
             return "text"
 
     class Typed(Protocol):
+        @property
+        def size(self) -> Awaitable[int]: ...
+
         async def untyped(self) -> int: ...
 
     options = {"middleware": [access_log()]}
@@ -339,8 +344,11 @@ async def test_results_that_do_not_fit_are_seen(caplog: pytest.LogCaptureFixture
             await link.api.number()
         with pytest.raises(RPCValidationError):
             await link.client.get_api(Typed).untyped()
+        with pytest.raises(RPCValidationError):
+            await link.client.get_api(Typed).size
     lines = [record.getMessage() for record in caplog.records]
     assert [" ".join(line.split()[:3]) for line in lines if " ok " in line] == [
-        "server call untyped"
+        "server call untyped",
+        "server get size",
     ]
-    assert sum("UnfitResultError" in line or "RPCValidationError" in line for line in lines) == 3
+    assert sum("UnfitResultError" in line or "RPCValidationError" in line for line in lines) == 4

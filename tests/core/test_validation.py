@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import pytest
 from msgspec import Meta, Struct
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator
 from typing_extensions import TypedDict
 
 from anyio_kkrpc import (
@@ -22,7 +22,7 @@ from anyio_kkrpc import (
     RPCValidationError,
     expose,
 )
-from anyio_kkrpc.middleware import CallNext, Invocation
+from anyio_kkrpc.middleware import CallNext, Invocation, access_log
 from anyio_kkrpc.testing import connected
 
 pytestmark = pytest.mark.anyio
@@ -46,6 +46,17 @@ class Special(Item):
     """Has a field that isn't for those who are promised an `Item`."""
 
     secret: str = "sugar"
+
+
+class Renamed(BaseModel):
+    """Goes out under another name than it comes in, with a field that it makes itself."""
+
+    model_config = ConfigDict(extra="forbid")
+    size: int = Field(serialization_alias="theSize")
+
+    @computed_field
+    def double(self) -> int:
+        return self.size * 2
 
 
 class Strict(BaseModel):
@@ -177,6 +188,12 @@ class Api:
     async def maybe(self, numbers: AsyncIterator[int] | None = None) -> int:
         return -1 if numbers is None else sum([number async for number in numbers])
 
+    def renamed(self) -> Renamed:
+        return Renamed(size=1)
+
+    async def many_renamed(self) -> AsyncIterator[Renamed]:
+        yield Renamed(size=2)
+
     def unfit(self) -> Item:
         return {"itemName": "a", "amount": 0}  # type: ignore[return-value]
 
@@ -237,6 +254,19 @@ async def of(*values: Any) -> AsyncIterator[Any]:
         yield value
 
 
+async def check_refusal(
+    codec: str | None, call: Callable[[Any], Awaitable[Any]], phase: str, issues: list[str]
+) -> None:
+    """Check that a call is refused in that phase, for reasons with these texts in them."""
+    async with connected(Api(), codec=codec) as api:
+        with pytest.raises(RPCValidationError) as caught:
+            await call(api)
+    assert caught.value.phase == phase
+    assert len(caught.value.issues) == len(issues)
+    for issue, text in zip(caught.value.issues, issues, strict=True):
+        assert text in issue
+
+
 @CODECS
 async def test_models_travel(codec: str | None) -> None:
     """A model arrives as itself where one is annotated, by its aliases and with its defaults."""
@@ -290,13 +320,7 @@ async def test_arguments_that_do_not_fit(
     codec: str | None, call: Callable[[Any], Awaitable[Any]], issues: list[str]
 ) -> None:
     """Each wrong value is named with its path, and the handler isn't run."""
-    async with connected(Api(), codec=codec) as api:
-        with pytest.raises(RPCValidationError) as caught:
-            await call(api)
-        assert caught.value.phase == "input"
-        assert len(caught.value.issues) == len(issues)
-        for issue, text in zip(caught.value.issues, issues, strict=True):
-            assert text in issue
+    await check_refusal(codec, call, "input", issues)
 
 
 @CODECS
@@ -321,13 +345,7 @@ async def test_results_that_do_not_fit(
     codec: str | None, call: Callable[[Any], Awaitable[Any]], issues: list[str]
 ) -> None:
     """The caller is told that the handler broke its own promise, and where."""
-    async with connected(Api(), codec=codec) as api:
-        with pytest.raises(RPCValidationError) as caught:
-            await call(api)
-        assert caught.value.phase == "output"
-        assert len(caught.value.issues) == len(issues)
-        for issue, text in zip(caught.value.issues, issues, strict=True):
-            assert text in issue
+    await check_refusal(codec, call, "output", issues)
 
 
 @CODECS
@@ -511,6 +529,14 @@ async def test_results_are_checked_after_middleware() -> None:
         with pytest.raises(RPCValidationError) as caught:
             await api.small(1)
         assert caught.value.phase == "output"
+
+
+@pytest.mark.parametrize("middleware", [[], [access_log()]], ids=["plain", "middleware"])
+async def test_a_result_is_made_once(middleware: list[Any]) -> None:
+    """What a model is on the wire needs not be what the model takes."""
+    async with connected(Api(), middleware=middleware) as api:
+        assert await api.renamed() == {"theSize": 1, "double": 2}
+        assert [item async for item in api.many_renamed()] == [{"theSize": 2, "double": 4}]
 
 
 async def test_model_that_can_not_be_sent() -> None:
