@@ -14,8 +14,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from ._dead_letters import WRITE_LETTER
 from ._link import Link
-from ._signing import Signer
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -67,6 +67,7 @@ return done
 # others has been idle.
 _TAKE_OVER = (
     _PREAMBLE
+    + WRITE_LETTER
     + b"""
 local mode, idle, wanted = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local limit, now, handed_back = tonumber(ARGV[6]), ARGV[7], ARGV[8]
@@ -91,10 +92,7 @@ for _, item in ipairs(pending) do
     if #entry == 0 then
       redis.call('XACK', stream, group, id)
     elseif mode ~= 'own' and deliveries >= limit then
-      redis.call('XADD', KEYS[2], '*', 'id', id, 'group', group, 'reason',
-        'delivered ' .. deliveries .. ' times without being finished',
-        'attempts', deliveries, 'first', string.match(id, '^%d+'), 'last', now,
-        unpack(entry[1][2]))
+      write_letter(KEYS[2], id, group, deliveries, now, entry[1][2])
       redis.call('XACK', stream, group, id)
       dead[#dead + 1] = {id, deliveries, entry[1][2]}
     else
@@ -141,35 +139,6 @@ end
 return removed
 """
 )
-
-_RETRY_DEAD = b"""
-if redis.replicate_commands then redis.replicate_commands() end
-if redis.call('XDEL', KEYS[2], ARGV[1]) == 0 then return false end
-return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
-"""
-
-
-class DeadLetter(Struct, frozen=True):
-    """A request that was delivered too often without being finished.
-
-    :ivar id: its id among the dead letters, for `RedisStreamsTransport.retry_dead_letter`
-    :ivar entry_id: the id it had in the stream
-    :ivar group: the consumer group that gave it up
-    :ivar reason: why, in words
-    :ivar attempts: how often it was delivered
-    :ivar first: when it was written, in seconds since the epoch on Redis' clock
-    :ivar last: when it was given up, on the same clock
-    :ivar fields: the original fields of the entry
-    """
-
-    id: str
-    entry_id: str
-    group: str
-    reason: str
-    attempts: int
-    first: float
-    last: float
-    fields: dict[str, bytes]
 
 
 class Taken(Struct):
@@ -289,47 +258,3 @@ class Groups:
         return await self._link.request(
             b"EVAL", script, b"1", self._stream, self._group, self._consumer, *args
         )
-
-
-async def dead_letters(link: Link, dead: bytes, count: int) -> list[DeadLetter]:
-    """Return the oldest dead letters."""
-    entries = await link.request(b"XRANGE", dead, b"-", b"+", b"COUNT", b"%d" % count)
-    letters = []
-    for letter_id, flat in entries:
-        about = dict(zip(flat[:12:2], flat[1:12:2], strict=True))
-        fields = flat[12:]
-        letters.append(
-            DeadLetter(
-                letter_id.decode(),
-                about[b"id"].decode(),
-                about[b"group"].decode(),
-                about[b"reason"].decode(),
-                int(about[b"attempts"]),
-                int(about[b"first"]) / 1000,
-                int(about[b"last"]) / 1000,
-                {
-                    name.decode(errors="backslashreplace"): value
-                    for name, value in zip(fields[::2], fields[1::2], strict=True)
-                },
-            )
-        )
-    return letters
-
-
-async def retry_dead_letter(
-    link: Link, stream: bytes, dead: bytes, letter_id: str, signer: Signer | None
-) -> str | None:
-    """Put a dead letter back into the stream; return its new id, ``None`` if there is none such."""
-    entries = await link.request(b"XRANGE", dead, letter_id, letter_id)
-    if not entries:
-        return None
-    fields = tuple(entries[0][1][12:])
-    if signer is not None:
-        fields = signer.sign(stream, fields[:-2])
-    new = await link.request(b"EVAL", _RETRY_DEAD, b"2", stream, dead, letter_id, *fields)
-    return None if new is None else new.decode()
-
-
-async def purge_dead_letters(link: Link, dead: bytes) -> int:
-    """Remove all dead letters; return how many."""
-    return int(await link.request(b"XTRIM", dead, b"MAXLEN", b"0"))

@@ -57,9 +57,13 @@ class Decoder:
                 self._signer.check(stream, entry_id, fields)
             return self._dialects.decode(fields)
         except ProtocolError as exc:
-            self.invalid += 1
-            logger.warning("skipped entry %s of %s: %s", entry_id.decode(), stream.decode(), exc)
+            self.skip(stream, entry_id, exc)
             return None
+
+    def skip(self, stream: bytes, entry_id: bytes, reason: ProtocolError) -> None:
+        """Count and log an entry that can't be read."""
+        self.invalid += 1
+        logger.warning("skipped entry %s of %s: %s", entry_id.decode(), stream.decode(), reason)
 
 
 class Reader:

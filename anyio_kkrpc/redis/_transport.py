@@ -8,6 +8,7 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import anyio
@@ -31,6 +32,7 @@ from .._errors_wire import library_error
 from .._exceptions import (
     DeliveryError,
     OverloadedError,
+    ProtocolError,
     RPCError,
     TransportClosedError,
     TransportConnectionError,
@@ -50,14 +52,8 @@ from ._admin import (
     trim,
 )
 from ._connection import Connection, open_connection
-from ._group import (
-    Claims,
-    DeadLetter,
-    Groups,
-    dead_letters,
-    purge_dead_letters,
-    retry_dead_letter,
-)
+from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
+from ._group import Claims, Groups
 from ._keys import Keys
 from ._link import Dialer, Link, is_gone, is_passing
 from ._options import Dialect, Overflow, check_options
@@ -1285,21 +1281,27 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def dead_letters(self, count: int = 1000) -> list[DeadLetter]:
         """Return the oldest dead letters: requests given up after ``max_deliveries``.
 
+        What is there and can't be read as one is counted as invalid, logged and skipped.
+
         :param count: how many at most
         :raises TransportClosedError: after `destroy`
         """
-        return await dead_letters(self._open_link(), self._keys.dead, count)
+        link, dead = self._open_link(), self._keys.dead
+        return await dead_letters(link, dead, count, partial(self._decoder.skip, dead))
 
     async def retry_dead_letter(self, letter_id: str) -> str:
         """Put a dead letter back into the stream, as a new request; return its new id.
 
-        :raises LookupError: if there is no dead letter with this id
+        :raises LookupError: if there is no dead letter with this id, or what has it can't be read
+            as one
         :raises TransportClosedError: after `destroy`
         """
         keys, link = self._keys, self._open_link()
         new: str | None = None
         try:
             new = await retry_dead_letter(link, keys.stream, keys.dead, letter_id, self._signer)
+        except ProtocolError as exc:
+            raise LookupError(f"{letter_id} is no dead letter: {exc}") from exc
         except ResponseError as exc:
             if "Invalid stream ID" not in str(exc):
                 raise
