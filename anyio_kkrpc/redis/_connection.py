@@ -37,11 +37,11 @@ from anyio import (
 from anyio.abc import AsyncResource, ByteStream, TaskStatus
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from hiredis import ProtocolError, Reader, pack_command
-from redis.connection import DefaultParser
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from .._exceptions import TransportClosedError, TransportConnectionError
 from ._address import Address, describe
+from ._errors import named, parse_error
 
 __all__ = ("Argument", "Connection", "open_connection")
 
@@ -92,7 +92,7 @@ class Connection(AsyncResource):
         self.before_write: Callable[[], None] | None = None
         self._stream = stream
         self._write_timeout = write_timeout
-        reader = Reader(replyError=DefaultParser.parse_error, notEnoughData=_MORE, errors="replace")
+        reader = Reader(replyError=parse_error, notEnoughData=_MORE, errors="replace")
         self._feed, self._gets, self._has_data = reader.feed, reader.gets, reader.has_data
         self._send, self._receive = stream.send, stream.receive
         # Streams that can't write at once, such as TLS, leave it all to the writer.
@@ -120,13 +120,14 @@ class Connection(AsyncResource):
     async def execute(self, *args: Argument) -> Any:
         """Send a command and return its reply. If it is cancelled, the connection is closed.
 
-        :raises redis.exceptions.ResponseError: the server's error reply, in redis-py's classes
+        :raises redis.exceptions.ResponseError: the server's error reply, in redis-py's classes;
+            if it is about the command, its text names command and key
         :raises TransportConnectionError: if the connection breaks or is broken
         :raises TransportClosedError: if it is closed
         """
         (reply,) = await self._execute(_pack(args), 1)
         if isinstance(reply, Exception):
-            raise reply
+            raise named(reply, args)
         return reply
 
     async def execute_many(self, commands: Iterable[tuple[Argument, ...]]) -> list[Any]:
@@ -194,7 +195,8 @@ class Connection(AsyncResource):
 
         If it is cancelled, the command may or may not have been sent, and its reply is dropped.
 
-        :raises redis.exceptions.ResponseError: the server's error reply, in redis-py's classes
+        :raises redis.exceptions.ResponseError: the server's error reply, in redis-py's classes;
+            if it is about the command, its text names command and key
         :raises TransportConnectionError: if the connection breaks or is broken
         :raises TransportClosedError: if it is closed
         """
@@ -209,7 +211,7 @@ class Connection(AsyncResource):
             await checkpoint_if_cancelled()
         reply = pending.reply
         if isinstance(reply, Exception):
-            raise reply
+            raise named(reply, args)
         return reply
 
     def post(self, packed: bytes, replies: int = 1, on_reply: OnReply | None = None) -> None:

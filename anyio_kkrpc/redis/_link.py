@@ -10,19 +10,11 @@ from typing import Any
 import anyio.lowlevel
 from anyio import Event, aclose_forcefully, current_time, sleep
 from redis.backoff import FullJitterBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    AuthenticationWrongNumberOfArgsError,
-    BusyLoadingError,
-    ClusterDownError,
-    MasterDownError,
-    NoPermissionError,
-    ReadOnlyError,
-    RedisError,
-)
+from redis.exceptions import RedisError
 
 from .._exceptions import RPCError, TransportClosedError, TransportConnectionError
 from ._connection import Argument, Connection
+from ._errors import Meaning, meaning_of
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -31,27 +23,6 @@ Dial = Callable[[], Awaitable[Connection]]
 # Seconds of the first and of the longest pause between two attempts, at most (full jitter).
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 1.0
-# What a server says that will take commands again soon, here or at the address' new owner.
-PASSING = (BusyLoadingError, ReadOnlyError, MasterDownError, ClusterDownError)
-# What no further attempt will change.
-_FINAL = (
-    AuthenticationError,
-    AuthenticationWrongNumberOfArgsError,
-    NoPermissionError,
-)
-_UNBLOCKED = ("UNBLOCKED", "NOGROUP", "-UNBLOCKED")
-
-
-def is_passing(exc: BaseException) -> bool:
-    """Whether connecting again may help."""
-    if isinstance(exc, TransportConnectionError):
-        return not isinstance(exc.__cause__, _FINAL)
-    return isinstance(exc, (TransportClosedError, *PASSING)) or is_gone(exc)
-
-
-def is_gone(exc: BaseException) -> bool:
-    """Whether the server says that the stream or its group was deleted."""
-    return isinstance(exc, RedisError) and str(exc).startswith(_UNBLOCKED)
 
 
 class Dialer:
@@ -90,7 +61,7 @@ class Dialer:
             try:
                 return await self.first()
             except TransportConnectionError as exc:
-                if not is_passing(exc):
+                if meaning_of(exc) is not Meaning.ELSEWHERE:
                     raise
                 if self._limit is not None and current_time() - self._failing_since >= self._limit:
                     raise
@@ -135,7 +106,7 @@ class Link:
                     self._up.set()
                     await connection.run()
                 except (RPCError, RedisError) as exc:
-                    if not is_passing(exc):
+                    if meaning_of(exc) not in (Meaning.ELSEWHERE, Meaning.GONE):
                         raise
                     reason: object = exc
                 else:
@@ -179,7 +150,9 @@ class Link:
                     if self._end is not None:
                         raise
                     continue
-                except PASSING as exc:
+                except RedisError as exc:
+                    if meaning_of(exc) is not Meaning.ELSEWHERE:
+                        raise
                     connection.break_off(exc)
                     continue
             if self._end is not None:

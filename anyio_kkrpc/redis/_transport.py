@@ -53,9 +53,10 @@ from ._admin import (
 )
 from ._connection import Connection, open_connection
 from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
+from ._errors import Meaning, meaning_of
 from ._group import Claims, Groups
 from ._keys import Keys
-from ._link import Dialer, Link, is_gone, is_passing
+from ._link import Dialer, Link
 from ._options import Dialect, Overflow, check_options
 from ._reader import (
     COUNT,
@@ -683,7 +684,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                         connection = await dialer.again()
                     await read(connection)
                 except (RPCError, RedisError) as exc:
-                    if not is_passing(exc):
+                    if meaning_of(exc) not in (Meaning.ELSEWHERE, Meaning.GONE):
                         raise
                     logger.warning("%s; reading %s again", exc, what)
                 finally:
@@ -1012,7 +1013,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                     sweep_at = current_time() + sweep_idle
                     await self._groups.sweep(sweep_idle)
             except ResponseError as exc:
-                if not is_gone(exc):
+                if meaning_of(exc) is not Meaning.GONE:
                     raise
                 claims = Claims([], [], None)  # the reader makes the group again
             if len(claims.taken) >= room:
@@ -1042,7 +1043,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                     await self._hand_back()
                 lost = await self._groups.touch(list(self._held)) if self._held else []
             except ResponseError as exc:
-                if is_gone(exc):
+                if meaning_of(exc) is Meaning.GONE:
                     continue
                 self._broken(exc)
                 return

@@ -32,8 +32,8 @@ from .._protocol._records import Bye, Cancel, Record, Request
 from ..abc import Codec, Envelope
 from ._connection import Connection
 from ._connection import _pack as pack_command
+from ._errors import Meaning, meaning_of
 from ._keys import Keys
-from ._link import PASSING
 from ._signing import Signer
 from .dialects import Dialects
 
@@ -435,7 +435,7 @@ class Writer:
         if isinstance(reply, Exception):
             if isinstance(reply, (TransportConnectionError, TransportClosedError)):
                 return  # the outcome isn't known; it stays in the ledger
-            if isinstance(reply, PASSING):
+            if meaning_of(reply) is Meaning.ELSEWHERE:
                 if self._connection is not None:
                     self._connection.break_off(reply)
                 return
