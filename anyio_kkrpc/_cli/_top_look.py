@@ -15,7 +15,7 @@ from msgspec import Struct
 from redis.exceptions import ResponseError
 
 from ..redis._group import HANDED_BACK
-from ..redis._keys import Keys
+from ..redis._keys import Keys, stream_of
 
 # Seconds from the end of a search for streams to the next one: at least so many, and as many times
 # as long as the search took, so that a server with many keys spends little time on it.
@@ -130,7 +130,7 @@ class Search:
                 # An inbox tells of peers, not of a stream that exists; dead letters are to be seen.
                 self._bases.add(side[1])
                 if key.endswith(":dead"):
-                    self._streams.add(_untagged(side[1]))
+                    self._streams.add(stream_of(side[1]))
                 continue
             self._streams.add(key)
             if key not in self._verdicts:
@@ -151,11 +151,6 @@ class Search:
             if self._verdicts.get(name)
             or Keys.of(name).control.decode().removesuffix(":control") in self._bases
         }
-
-
-def _untagged(base: str) -> str:
-    inner = base[1:-1]
-    return inner if base == f"{{{inner}}}" and not set(inner) & set("{}") else base
 
 
 def _is_ours(fields: dict[bytes, bytes] | None) -> bool:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from binascii import crc_hqx
+from functools import lru_cache
+from itertools import count
+
 from msgspec import Struct
+
+_SLOTS = 16384
 
 
 class Keys(Struct, frozen=True):
@@ -20,12 +26,42 @@ class Keys(Struct, frozen=True):
 
     @classmethod
     def of(cls, stream: str) -> Keys:
-        """Return the keys of a stream. A name that has a hash tag keeps it."""
-        start = stream.find("{")
-        tagged = stream if start >= 0 and stream.find("}", start + 2) > 0 else f"{{{stream}}}"
-        base = tagged.encode()
-        return cls(stream.encode(), base + b":control", base + b":dead", base + b":inbox:")
+        """Return the keys of a stream. A name that has a hash tag keeps it.
+
+        Where braces in the name keep it from being one itself, the tag is the least number that is
+        in the same slot: `a}b` has `{20658}a}b:control`.
+        """
+        name = stream.encode()
+        base = b"{%b}" % name if _hashed(name) == name else name
+        if hash_slot(base) != hash_slot(name):
+            base = b"{%d}%b" % (_number_in(hash_slot(name)), name)
+        return cls(name, base + b":control", base + b":dead", base + b":inbox:")
 
     def inbox(self, session_id: str) -> bytes:
         """Return the key of what is addressed to one peer."""
         return self._inbox + session_id.encode()
+
+
+def stream_of(base: str) -> str:
+    """Return the name of the stream whose other keys begin so."""
+    tag, _, rest = base.partition("}")
+    name = rest if tag[1:].isdigit() and rest else tag[1:]
+    return name if Keys.of(name).control == b"%b:control" % base.encode() else base
+
+
+def hash_slot(key: bytes) -> int:
+    """Return the slot that Redis Cluster keeps a key in."""
+    return crc_hqx(_hashed(key), 0) % _SLOTS
+
+
+def _hashed(key: bytes) -> bytes:
+    """Return what is hashed of a key: what is within its first braces, unless that is nothing."""
+    start = key.find(b"{")
+    end = key.find(b"}", start + 1) if start >= 0 else -1
+    return key[start + 1 : end] if end > start + 1 else key
+
+
+@lru_cache
+def _number_in(slot: int) -> int:
+    """Return the least number whose decimal digits are in a slot. None is above 109,757."""
+    return next(number for number in count() if crc_hqx(b"%d" % number, 0) % _SLOTS == slot)

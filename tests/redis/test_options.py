@@ -8,7 +8,6 @@ import pytest
 
 from anyio_kkrpc import RedisStreamsTransport
 from anyio_kkrpc.codecs import get_codec
-from anyio_kkrpc.redis._keys import Keys
 
 
 def test_defaults() -> None:
@@ -109,29 +108,3 @@ def test_capabilities_of_dialects(dialect: Any) -> None:
     assert capabilities.cancellation is native
     assert capabilities.deadlines is native
     assert capabilities.addressing is (dialect != "kkrpc-0")
-
-
-@pytest.mark.parametrize(
-    ("stream", "base"),
-    [
-        ("s", b"{s}"),
-        ("a:{tag}:b", b"a:{tag}:b"),
-        ("{tag}", b"{tag}"),
-        ("a{}b", b"{a{}b}"),
-        ("a}b{", b"{a}b{}"),
-    ],
-)
-def test_keys_are_in_the_slot_of_the_stream(stream: str, base: bytes) -> None:
-    """All keys hash as the stream does, by Redis' rule for hash tags."""
-
-    def tag(key: bytes) -> bytes:
-        start = key.find(b"{")
-        end = key.find(b"}", start + 1) if start >= 0 else -1
-        return key[start + 1 : end] if end > start + 1 else key
-
-    keys = Keys.of(stream)
-    assert keys.control == base + b":control"
-    if stream != "a{}b" and stream != "a}b{":
-        assert {tag(key) for key in (keys.control, keys.dead, keys.inbox("x"))} == {
-            tag(keys.stream)
-        }
