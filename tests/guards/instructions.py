@@ -1,0 +1,139 @@
+"""Instructions per call, counted by callgrind: the same on every run, whatever else a machine does.
+
+As a program it is one side of the calls that are counted: ``instructions.py SIDE MODE LOOP URL``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from anyio_kkrpc import RedisStreamsTransport, RPCChannel
+
+# Calls that are counted. More of them change the result by less than a thousandth.
+CALLS = 1000
+WARM = 600
+IN_FLIGHT = 64
+PAYLOAD = "x" * 100
+# Names of the counted side and of the library that starts and stops the counting.
+SIDE, LIBRARY = "KKRPC_COUNTED_SIDE", "KKRPC_COUNTING_LIBRARY"
+
+_SWITCH = """
+#include <valgrind/callgrind.h>
+void counting_start(void) { CALLGRIND_START_INSTRUMENTATION; CALLGRIND_ZERO_STATS; }
+void counting_stop(void) { CALLGRIND_STOP_INSTRUMENTATION; }
+"""
+
+
+def build_switch(folder: Path) -> Path | None:
+    """Build what lets a program start and stop the counting; ``None`` where it can't be built."""
+    if shutil.which("valgrind") is None or shutil.which("gcc") is None:
+        return None
+    source, library = folder / "switch.c", folder / "switch.so"
+    source.write_text(_SWITCH)
+    command = ["gcc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source)]
+    done = subprocess.run(command, capture_output=True)
+    return library if done.returncode == 0 else None
+
+
+def count(folder: Path, library: Path, side: str, mode: str, loop: str, url: str) -> int:
+    """Return the instructions per call that one side executes, calls being 64 in flight."""
+    out = folder / f"{side}.{mode}.{loop}.out"
+    environment = {
+        **os.environ,
+        SIDE: side,
+        LIBRARY: str(library),
+        "PYTHONHASHSEED": "0",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    # Coverage of the test run must not be counted.
+    for name in [name for name in environment if name.startswith("COV")]:
+        del environment[name]
+    callgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no", "--quiet"]
+    callgrind.append(f"--callgrind-out-file={out}")
+
+    def command(role: str) -> list[str]:
+        program = [sys.executable, __file__, role, mode, loop, url]
+        return [*callgrind, *program] if role == side else program
+
+    worker = subprocess.Popen(command("worker"), stdout=subprocess.PIPE, env=environment, text=True)
+    try:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+        subprocess.run(command("client"), env=environment, check=True, timeout=500)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(100) == 0
+    finally:
+        worker.kill()
+        worker.wait()
+        if worker.stdout is not None:
+            worker.stdout.close()
+    totals = re.findall(r"^(?:summary|totals):\s*(\d+)", out.read_text(), re.MULTILINE)
+    return round(int(totals[-1]) / CALLS)
+
+
+def _switch(name: str) -> Callable[[], object]:
+    function: Any = getattr(ctypes.CDLL(os.environ[LIBRARY]), name)
+    return lambda: function() and None
+
+
+async def _echo(value: str) -> str:
+    if value in ("counting_start", "counting_stop"):
+        _switch(value)()
+    return value
+
+
+async def _worker(url: str, options: dict[str, Any]) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with (
+            RedisStreamsTransport(url, **options) as transport,
+            RPCChannel(transport, expose={"echo": _echo}),
+        ):
+            print("ready", flush=True)
+            async for _ in signals:
+                return
+
+
+async def _client(url: str, options: dict[str, Any]) -> None:
+    async with RedisStreamsTransport(url, **options) as transport, RPCChannel(transport) as channel:
+        echo = channel.get_api().echo
+
+        async def some(number: int) -> None:
+            for _ in range(number // IN_FLIGHT):
+                await echo(PAYLOAD)
+
+        async def many(number: int) -> None:
+            async with anyio.create_task_group() as group:
+                for _ in range(IN_FLIGHT):
+                    group.start_soon(some, number)
+
+        async def switch(name: str) -> None:
+            await (echo(name) if os.environ[SIDE] == "worker" else _echo(name))
+
+        await many(WARM)
+        await switch("counting_start")
+        await many(CALLS)
+        await switch("counting_stop")
+
+
+def main() -> None:
+    role, mode, loop, url = sys.argv[1:]
+    options = {"stream": "counted", "max_len": 10_000, "use_consumer_group": mode == "group"}
+    backend: dict[str, Any] = {"backend": "trio"}
+    if loop != "trio":
+        backend = {"backend": "asyncio", "backend_options": {"use_uvloop": loop == "uvloop"}}
+    anyio.run(_worker if role == "worker" else _client, url, options, **backend)
+
+
+if __name__ == "__main__":
+    main()

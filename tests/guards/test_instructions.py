@@ -1,0 +1,33 @@
+"""How many instructions one call costs at client and worker. The numbers may only shrink."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..servers import Servers
+from .instructions import build_switch, count
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.version_info[:2] != (3, 11), reason="the numbers are of one version of Python"
+    ),
+]
+
+# Thousand instructions per call at 64 in flight, in a group, on uvloop, with Valkey 8.1.
+MOST = {"client": 125, "worker": 123}
+# What another build of Python or of a library may add.
+_SPARE = 0.03
+
+
+@pytest.mark.parametrize("side", MOST)
+def test_instructions_per_call(side: str, tmp_path: Path, servers: Servers) -> None:
+    library = build_switch(tmp_path)
+    if library is None:
+        pytest.skip("needs valgrind with its headers, and gcc")
+    found = count(tmp_path, library, side, "group", "uvloop", servers["valkey8"].url)
+    assert 10_000 < found <= MOST[side] * 1000 * (1 + _SPARE)

@@ -1,0 +1,199 @@
+"""Who may import whom, read from the source; imports for type checkers and in functions count.
+
+`ROOMS` says what each room may import of the package; a room includes what is below it, and a rule
+for a longer name comes first. Modules that don't stand in their room yet have one in `MOVING`.
+What is broken today is in `KNOWN`, and `CIRCLES` has the modules that import each other: both may
+only shrink.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from .source import circles, imports, modules
+
+GROUND = {"_protocol", "_runtime", "_exceptions"}
+WORDS = GROUND | {"abc", "records", "_wire_errors"}
+SPOKEN = WORDS | {"codecs", "typescript", "_spoken"}
+
+ROOMS: dict[str, set[str]] = {
+    "_protocol": set(),
+    "_runtime": set(),
+    "_exceptions": {"_protocol"},
+    "records": {"_protocol"},
+    "abc": {"_protocol", "records"},
+    "_wire_errors": {"_exceptions"},
+    "middleware": {"_exceptions"},
+    "_values": {"_exceptions", "_protocol"},
+    "codecs": WORDS | {"_values"},
+    "typescript": WORDS | {"_values", "codecs"},
+    "_spoken": WORDS | {"codecs", "typescript"},
+    "kit": WORDS | {"codecs", "_spoken"},
+    "transports": SPOKEN | {"kit"},
+    "redis": SPOKEN | {"kit"},
+    "redis._connection": {"_exceptions", "_runtime"},
+    "redis._stream": {"redis._connection"},
+    "redis.dialects": SPOKEN | {"redis._stream"},
+    "redis._writing": WORDS | {"redis.dialects", "redis._stream", "redis._connection"},
+    "redis._reading": WORDS | {"kit", "redis.dialects", "redis._stream", "redis._connection"},
+    "redis._group": WORDS
+    | {"redis._reading", "redis._writing", "redis._stream", "redis._connection"},
+    "_driver": WORDS | {"_values"},
+    "_calling": WORDS | {"_values", "_driver", "middleware"},
+    "_serving": WORDS | {"_values", "_driver", "middleware"},
+    "_channel": WORDS | {"_driver", "_calling", "_serving", "middleware"},
+    "_signals": {"_channel"},
+    "relay": {"abc", "records", "_exceptions"},
+    "otel": {"_exceptions", "middleware", "redis"},
+    # The public names; transports are loaded on first use.
+    "": WORDS
+    | {"_channel", "_calling", "_serving", "_driver", "_signals", "kit", "transports", "redis"},
+    # They use the library as anybody does, and may know of everything.
+    "testing": {""},
+    "_cli": {"", "testing"},
+    "__main__": {"_cli"},
+}
+
+# Where modules belong that stand elsewhere today.
+MOVING = {
+    "_loop": "_runtime",
+    "_timer": "_runtime",
+    "_groups": "_runtime",
+    "_errors_wire": "_wire_errors",
+    "_conversion": "_values",
+    "_models": "_values",
+    "_callbacks": "_driver",
+    "_context": "_driver",
+    "_streaming": "_driver",
+    "_gathering": "_calling",
+    "_proxy": "_calling",
+    "_typing": "_calling",
+    "_exposure": "_serving",
+    "_inbound": "kit",
+    "_queue": "kit",
+    "redis._address": "redis._connection",
+    "redis._link": "redis._connection",
+    "redis._socket": "redis._connection",
+    "redis._keys": "redis._stream",
+    "redis._reader": "redis._reading",
+    "redis._signing": "redis.dialects",
+    "redis._writer": "redis._writing",
+}
+
+# What the rule of a whole folder is for: everything else in it has a room of its own.
+OPEN = {"redis": {"", "_admin", "_options", "_transport"}}
+
+_CHANNEL = "parts of the channel, which reach back into it: issue 17 gives each what it needs"
+KNOWN = {
+    ("_callbacks", "_channel"): _CHANNEL,
+    ("_gathering", "_channel"): _CHANNEL,
+    ("_proxy", "_channel"): _CHANNEL,
+    ("_serving", "_channel"): _CHANNEL,
+    ("_streaming", "_channel"): _CHANNEL,
+    ("redis._group", "redis._signing"): "signs dead letters again; belongs to the dialects",
+    ("redis._reader", "redis._admin"): "`pairs` belongs to redis._stream",
+    ("redis.dialects.kkrpc2", "_models"): "plain values of models; belongs to the codecs",
+}
+
+# Each with what holds it together.
+CIRCLES = [
+    # report() stands in _app, which starts what _serve has
+    {"_cli._app", "_cli._serve"},
+    # all of them take the channel itself
+    {
+        "_callbacks",
+        "_channel",
+        "_gathering",
+        "_proxy",
+        "_serving",
+        "_streaming",
+        "_typing",
+    },
+]
+
+
+def room_of(module: str) -> str | None:
+    """Return the name of the rule for a module."""
+    if module in MOVING:
+        return MOVING[module]
+    rule = module
+    while rule not in ROOMS:
+        if not rule:
+            return None
+        rule = rule.rpartition(".")[0]
+    if not rule and module:
+        return None
+    rest = module.removeprefix(rule).lstrip(".")
+    return rule if rest in OPEN.get(rule, (rest,)) else None
+
+
+def _is_inside(name: str, place: str) -> bool:
+    return not place or name == place or name.startswith(place + ".")
+
+
+def broken(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Return the imports that no rule allows."""
+    found = set()
+    for module, target in arrows:
+        rule, end = room_of(module), room_of(target)
+        if rule is None or end is None or end == rule:
+            continue
+        if "." not in rule and rule and _is_inside(end, rule):
+            continue  # a folder's own page puts its parts together
+        if not any(_is_inside(end, one) for one in ROOMS[rule]):
+            found.add((module, target))
+    return found
+
+
+ARROWS = {(module, target) for module, target, _, _ in imports()}
+
+
+def test_each_module_has_a_room() -> None:
+    assert [name for name in modules() if room_of(name) is None] == []
+
+
+def test_rooms_and_moves_that_are_done_are_not_listed() -> None:
+    assert [name for name in MOVING if name not in modules()] == []
+
+
+def test_imports_follow_the_rules() -> None:
+    found = broken(ARROWS)
+    assert found - KNOWN.keys() == set(), "these imports break the rules above"
+    assert KNOWN.keys() - found == set(), "these are mended: take them out of KNOWN"
+
+
+def test_no_circles() -> None:
+    found = sorted(circles(ARROWS), key=len)
+    assert found == CIRCLES, "circles of imports may only become fewer and smaller"
+
+
+def test_the_table_has_no_circle() -> None:
+    arrows = {(room, one) for room, ones in ROOMS.items() for one in ones if room and one}
+    assert circles(arrows) == []
+
+
+def test_absolute_and_late_imports_are_seen(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    (package / "low").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "low" / "__init__.py").write_text("")
+    (package / "high.py").write_text("def f() -> None:\n    from package.low import a\n")
+    (package / "low" / "a.py").write_text("import package.high\nfrom .. import high\n")
+    found = {(start, end) for start, end, _, _ in imports(package)}
+    assert found == {("high", "low.a"), ("low.a", "high")}
+    assert circles(found) == [{"high", "low.a"}]
+
+
+def test_the_core_loads_nothing_of_the_transports() -> None:
+    program = (
+        "import sys, anyio_kkrpc._protocol._peer\n"
+        "print(*[name for name in ('anyio', 'redis', 'cbor2') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = done.stdout.split()
+    assert "redis" not in loaded
+    assert "cbor2" not in loaded
