@@ -74,6 +74,8 @@ MOVING = {
     "_inbound": "kit",
     "_queue": "kit",
     "redis._address": "redis._connection",
+    "redis._dead_letters": "redis._group",
+    "redis._errors": "redis._connection",
     "redis._link": "redis._connection",
     "redis._socket": "redis._connection",
     "redis._keys": "redis._stream",
@@ -92,7 +94,8 @@ KNOWN = {
     ("_proxy", "_channel"): _CHANNEL,
     ("_serving", "_channel"): _CHANNEL,
     ("_streaming", "_channel"): _CHANNEL,
-    ("redis._group", "redis._signing"): "signs dead letters again; belongs to the dialects",
+    ("redis._dead_letters", "redis._admin"): "`after` and `PAGE` belong to redis._stream",
+    ("redis._dead_letters", "redis._signing"): "signs letters again; belongs to the dialects",
     ("redis._reader", "redis._admin"): "`pairs` belongs to redis._stream",
     ("redis.dialects.kkrpc2", "_models"): "plain values of models; belongs to the codecs",
 }
