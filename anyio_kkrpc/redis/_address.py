@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
-from anyio import BrokenResourceError, EndOfStream, connect_tcp, to_thread
+from anyio import BrokenResourceError, EndOfStream, aclose_forcefully, create_task_group, sleep
 from anyio.abc import ByteStream
+from anyio.streams.tls import TLSStream
 from redis.connection import parse_url
 from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
+    BusyLoadingError,
     ResponseError,
 )
 from redis.exceptions import (
@@ -22,12 +24,35 @@ from redis.exceptions import (
 )
 
 from .._exceptions import TransportConnectionError
+from .._groups import lone_error
 from . import _socket
+from ._threads import in_thread
 
 if TYPE_CHECKING:
     from redis.credentials import CredentialProvider
 
 _DEFAULT_PORT = 6379
+# Seconds that a server may think about a TLS handshake before it is asked whether it speaks TLS.
+_DOUBT_AFTER = 1.0
+# What OpenSSL calls an answer that isn't TLS.
+_NOT_TLS = (
+    "WRONG_VERSION_NUMBER",
+    "UNKNOWN_PROTOCOL",
+    "HTTP_REQUEST",
+    "PACKET_LENGTH_TOO_LONG",
+    "RECORD_LAYER_FAILURE",
+    "RECORD_TOO_LARGE",
+)
+# What a server's alert about the certificate of its client ends with.
+_CERTIFICATE_ALERTS = (
+    "ALERT_ACCESS_DENIED",
+    "ALERT_BAD_CERTIFICATE",
+    "ALERT_CERTIFICATE_EXPIRED",
+    "ALERT_CERTIFICATE_REVOKED",
+    "ALERT_CERTIFICATE_UNKNOWN",
+    "ALERT_UNKNOWN_CA",
+    "ALERT_UNSUPPORTED_CERTIFICATE",
+)
 _CERT_REQS = {
     "none": ssl.CERT_NONE,
     "optional": ssl.CERT_OPTIONAL,
@@ -153,10 +178,7 @@ class Address:
         """Return what AUTH takes, nothing if there is nobody to log in as."""
         if self.credential_provider is not None:
             # It may ask a service and block, so a connect that is given up doesn't wait for it.
-            found = await to_thread.run_sync(
-                self.credential_provider.get_credentials, abandon_on_cancel=True
-            )
-            return tuple(found)
+            return tuple(await in_thread(self.credential_provider.get_credentials))
         if self.username is not None:
             # A user may have no password (nopass); AUTH takes one still.
             return self.username, self.password or ""
@@ -175,18 +197,74 @@ class Address:
         context = self.ssl_context
         if context is None:
             # Reads files, and those may have been renewed since the last connect.
-            context = await to_thread.run_sync(self._make_context)
-        return await connect_tcp(
-            self.host, self.port, ssl_context=context, tls_standard_compatible=False
-        )
+            context = await in_thread(self._make_context)
+        stream = await _socket.connect_tcp(self.host, self.port)
+        try:
+            with lone_error():
+                return await self._encrypt(stream, context)
+        except BaseException:
+            await aclose_forcefully(stream)
+            raise
+
+    async def _encrypt(self, stream: ByteStream, context: ssl.SSLContext) -> ByteStream:
+        # A server that doesn't speak TLS waits for the rest of what looks like a command to it.
+        async with create_task_group() as group:
+            group.start_soon(self._doubt)
+            encrypted = await TLSStream.wrap(
+                stream, hostname=self.host, ssl_context=context, standard_compatible=False
+            )
+            group.cancel_scope.cancel()
+        return encrypted
+
+    async def _doubt(self) -> None:
+        """Ask the server whether it speaks plain TCP.
+
+        :raises _PlainPortError: if it does
+        """
+        assert self.host is not None
+        await sleep(_DOUBT_AFTER)
+        try:
+            async with await _socket.connect_tcp(self.host, self.port) as stream:
+                await stream.send(b"PING\r\n")
+                answer = await stream.receive()
+        except (OSError, BrokenResourceError, EndOfStream):
+            return
+        if answer[:1] in (b"+", b"-"):
+            raise _PlainPortError("this port speaks plain TCP")
 
     def _make_context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self.ssl_ca_certs)
+        for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+            path = getattr(self, name)
+            if path is not None:
+                try:
+                    with open(path, "rb"):
+                        pass
+                except OSError as exc:
+                    raise _FileError(f"{name}: {describe(exc)}: {path!r}") from exc
+        try:
+            context = ssl.create_default_context(cafile=self.ssl_ca_certs)
+        except ssl.SSLError as exc:
+            raise _FileError(f"ssl_ca_certs: no certificates in {self.ssl_ca_certs!r}") from exc
         context.check_hostname = self.ssl_check_hostname and self.ssl_cert_reqs != "none"
         context.verify_mode = _CERT_REQS[self.ssl_cert_reqs]
         if self.ssl_certfile is not None:
-            context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile)
+            self._load_certificate(context, self.ssl_certfile)
         return context
+
+    def _load_certificate(self, context: ssl.SSLContext, path: str) -> None:
+        def no_password() -> str:
+            # Without it, OpenSSL would ask on the terminal.
+            raise _FileError(
+                "ssl_keyfile: the key is encrypted; give an ssl_context in place of it"
+            )
+
+        try:
+            context.load_cert_chain(path, self.ssl_keyfile, no_password)
+        except ssl.SSLError as exc:
+            key = "" if self.ssl_keyfile is None else f" with the key in {self.ssl_keyfile!r}"
+            raise _FileError(
+                f"ssl_certfile, ssl_keyfile: no certificate in {path!r}{key} ({describe(exc)})"
+            ) from exc
 
     def cannot_connect(self, exc: BaseException) -> TransportConnectionError:
         """Return the error for a connect that failed: why, and what to check."""
@@ -210,31 +288,66 @@ class Address:
         return error
 
     def _advice(self, exc: BaseException) -> str:
+        while isinstance(exc, BrokenResourceError) and exc.__cause__ is not None:
+            exc = exc.__cause__
         if isinstance(exc, (AuthenticationError, AuthenticationWrongNumberOfArgsError)):
             if self.credential_provider is not None:
                 return "user and password that the credential_provider gives"
             if self.username is None and self.password is None:
                 return "user and password: the url has none, and the server asks for them"
             return "user and password in the url, and that the server knows them"
+        if isinstance(exc, BusyLoadingError):
+            return "whether the server has loaded its data meanwhile"
         if isinstance(exc, NotReadyError):
-            return "maxclients of the server, or whether it is loading its data and ready soon"
+            return "maxclients of the server, and what else is connected to it"
         if isinstance(exc, ResponseError):
             return "the number of the database in the url, and what the user may do"
-        if isinstance(exc, ssl.SSLCertVerificationError):
-            return "that the server's certificate is for this host name, and ssl_ca_certs"
+        if isinstance(exc, _FileError):
+            return "the files that the ssl_ options in the url name"
+        if isinstance(exc, ssl.SSLError):
+            return self._tls_advice(exc)
+        if isinstance(exc, _PlainPortError):
+            return "the port, and that it speaks TLS (if not, the url begins with redis://)"
         if isinstance(exc, socket.gaierror):
             return "the host name in the url"
         if self.path is not None:
             return "that a Redis server is running with this Unix socket, and its permissions"
+        speaks = "plain TCP (if it is TLS, the url begins with rediss://)"
         if self.tls:
-            return (
-                "that a Redis server is running there, the port, the firewall, and that this "
-                "port speaks TLS (if not, the url begins with redis://)"
-            )
+            speaks = "TLS (if not, the url begins with redis://)"
+        if isinstance(exc, (EndOfStream, ConnectionResetError, BrokenPipeError)):
+            return f"the port, that it speaks {speaks}, and maxclients of the server"
         return (
             "that a Redis server is running there, the port, the firewall, and that this port "
-            "speaks plain TCP (if it is TLS, the url begins with rediss://)"
+            f"speaks {speaks}"
         )
+
+    def _tls_advice(self, exc: ssl.SSLError) -> str:
+        if isinstance(exc, ssl.SSLCertVerificationError):
+            return "that the server's certificate is valid for this host name, and ssl_ca_certs"
+        reason = exc.reason or ""
+        if reason.endswith(_NOT_TLS):
+            return "the port, and that it speaks TLS (if not, the url begins with redis://)"
+        own = (
+            "ssl_certfile and ssl_keyfile in the url" if self.ssl_context is None else "ssl_context"
+        )
+        if reason.endswith("ALERT_CERTIFICATE_REQUIRED"):
+            return f"{own}: the server asks for a certificate of its clients"
+        if reason.endswith(_CERTIFICATE_ALERTS):
+            return f"{own}: the server doesn't accept the certificate"
+        if reason.endswith("ALERT_HANDSHAKE_FAILURE"):
+            return (
+                f"the versions and ciphers of TLS, and {own}: the server may ask for a certificate"
+            )
+        return "the versions and ciphers of TLS that server and client have in common"
+
+
+class _FileError(ValueError):
+    """A file that an option names can't be used."""
+
+
+class _PlainPortError(OSError):
+    """The server at a port that was to speak TLS does not."""
 
 
 def describe(exc: BaseException) -> str:

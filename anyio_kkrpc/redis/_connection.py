@@ -27,8 +27,10 @@ from typing import Any, TypeAlias, cast
 
 from anyio import (
     TASK_STATUS_IGNORED,
+    BrokenResourceError,
     BusyResourceError,
     CancelScope,
+    EndOfStream,
     Event,
     aclose_forcefully,
     create_task_group,
@@ -59,6 +61,7 @@ READ_SIZE = 64 * 1024
 _YIELD_EVERY = 32
 
 _MORE: Any = object()
+_LOST = (BrokenResourceError, EndOfStream)
 _pack = cast(Callable[[tuple[Argument, ...]], bytes], pack_command)
 
 
@@ -156,7 +159,9 @@ class Connection(AsyncResource):
             if self._has_data():
                 raise ProtocolError("a reply that nobody asked for")
         except BaseException as exc:
-            self._break(exc)
+            refusals = [reply for reply in replies if isinstance(reply, Exception)]
+            # A server that takes no more clients says so and closes, whatever it was asked.
+            self._break(refusals[-1] if refusals and isinstance(exc, _LOST) else exc)
             await aclose_forcefully(self._stream)
             if isinstance(exc, Exception):
                 raise self._unusable()

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, final
 
 from anyio import (
@@ -19,21 +20,34 @@ from anyio import (
     ClosedResourceError,
     EndOfStream,
     Event,
+    TypedAttributeSet,
     create_task_group,
-    getaddrinfo,
     move_on_after,
     notify_closing,
+    typed_attribute,
     wait_readable,
     wait_writable,
 )
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
+from ._threads import in_thread
+
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
+if sys.platform == "linux":
+    from fcntl import ioctl
+    from termios import TIOCOUTQ
 
 # Seconds after which the next address is tried beside the one that doesn't answer (RFC 8305).
 _NEXT_ATTEMPT = 0.25
+
+
+class Traffic(TypedAttributeSet):
+    """What a socket knows of its traffic, for those who hold it below TLS."""
+
+    #: What changes whenever bytes come or leave, or the other side acknowledges some.
+    progress: tuple[int, int] = typed_attribute()
 
 
 @final
@@ -41,11 +55,13 @@ class PlainSocket(ByteStream):
     """A connected TCP or Unix socket.
 
     :param sock: is made non-blocking, and closed with the stream
+    :ivar moved: how often bytes have come or left
     """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._socket = sock
+        self.moved = 0
         self._closed = False
         self._sending = False
         # Whether the last read filled its buffer, so that there is likely more.
@@ -53,10 +69,16 @@ class PlainSocket(ByteStream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return {SocketAttribute.raw_socket: lambda: self._socket}
+        return {
+            SocketAttribute.raw_socket: lambda: self._socket,
+            Traffic.progress: lambda: (self.moved, _unacknowledged(self._socket)),
+        }
 
     def send_nowait(self, data: bytes | memoryview) -> int:
         """Write as much as the socket takes now; return how many bytes that were, 0 if none.
+
+        If the other side has closed, but left something to read, that may say why: the data goes
+        nowhere then, and who reads comes to the end.
 
         :raises BrokenResourceError: if the connection is gone
         :raises ClosedResourceError: after `aclose`
@@ -66,11 +88,15 @@ class PlainSocket(ByteStream):
         if self._sending:
             raise BusyResourceError("writing to")
         try:
-            return self._socket.send(data)
+            sent = self._socket.send(data)
         except BlockingIOError:
             return 0
         except OSError as exc:
-            raise BrokenResourceError from exc
+            if not _has_unread(self._socket):
+                raise BrokenResourceError from exc
+            return len(data)
+        self.moved += 1
+        return sent
 
     async def send(self, item: bytes | memoryview) -> None:
         rest = memoryview(item)
@@ -100,6 +126,7 @@ class PlainSocket(ByteStream):
                 raise BrokenResourceError from exc
             if not data:
                 raise EndOfStream
+            self.moved += 1
             self._more = len(data) == max_bytes
             return data
 
@@ -129,7 +156,7 @@ async def connect_tcp(host: str, port: int) -> PlainSocket:
 
     :raises OSError: if all of them fail; its cause tells why
     """
-    addresses = await getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = await getaddrinfo(host, port)
     errors: list[Exception] = []
     connected: list[socket.socket] = []
 
@@ -161,6 +188,41 @@ async def connect_tcp(host: str, port: int) -> PlainSocket:
     for sock in connected[1:]:
         sock.close()
     return PlainSocket(connected[0])
+
+
+async def getaddrinfo(host: str, port: int) -> list[tuple[Any, ...]]:
+    """Look up a host; what `socket.getaddrinfo` returns.
+
+    :raises socket.gaierror: if there is no such host
+    """
+    try:
+        name = host.encode("ascii")
+    except UnicodeEncodeError:
+        import idna  # comes with AnyIO; Python's own codec knows the rules of 2003 only
+
+        name = idna.encode(host, uts46=True)
+    look_up = partial(socket.getaddrinfo, name, port, type=socket.SOCK_STREAM)
+    try:
+        return look_up(flags=socket.AI_NUMERICHOST)  # an address needs no look-up, so no thread
+    except socket.gaierror:
+        return await in_thread(look_up)
+
+
+def _has_unread(sock: socket.socket) -> bool:
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
+
+
+def _unacknowledged(sock: socket.socket) -> int:
+    """Return how many bytes the kernel holds that the other side hasn't got, where it tells."""
+    if sys.platform == "linux":
+        try:
+            return int.from_bytes(ioctl(sock, TIOCOUTQ, bytes(4)), sys.byteorder)
+        except OSError:  # closed
+            return 0
+    return 0
 
 
 async def _connect(family: int, protocol: int, address: Any) -> socket.socket:

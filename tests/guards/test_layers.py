@@ -78,6 +78,7 @@ MOVING = {
     "redis._errors": "redis._connection",
     "redis._link": "redis._connection",
     "redis._socket": "redis._connection",
+    "redis._threads": "redis._connection",
     "redis._keys": "redis._stream",
     "redis._reader": "redis._reading",
     "redis._signing": "redis.dialects",

@@ -164,15 +164,30 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, st
     return names[0], names[1], names[2]
 
 
-@pytest.fixture(scope="module")
-def tls_server(server_executable: str, certificates: tuple[str, str, str]) -> Iterator[RedisServer]:
-    """A server that also speaks TLS; skips the programs that can't."""
-    server = RedisServer(server_executable, tls=certificates)
+def start_tls(executable: str, certificates: tuple[str, str, str], *args: str) -> RedisServer:
+    server = RedisServer(executable, tls=certificates, args=args)
     try:
         server.start()
     except ServerError as exc:
         if "built without TLS" not in str(exc):
             raise
-        pytest.skip(f"{server_executable} was built without TLS")
+        pytest.skip(f"{executable} was built without TLS")
+    return server
+
+
+@pytest.fixture(scope="module")
+def tls_server(server_executable: str, certificates: tuple[str, str, str]) -> Iterator[RedisServer]:
+    """A server that also speaks TLS; skips the programs that can't."""
+    server = start_tls(server_executable, certificates)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def strict_tls_server(
+    server_executable: str, certificates: tuple[str, str, str]
+) -> Iterator[RedisServer]:
+    """The same, but it wants certificates of its clients."""
+    server = start_tls(server_executable, certificates, "--tls-auth-clients", "yes")
     yield server
     server.stop()

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import shutil
 import socket
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 import hiredis
 import pytest
 import redis
+import trustme
 from anyio import wait_all_tasks_blocked
 from anyio.abc import SocketAttribute, SocketStream
 from anyio.lowlevel import checkpoint
 from anyio.streams.stapled import StapledByteStream
+from cryptography.hazmat.primitives import serialization
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import exceptions as errors
@@ -28,6 +32,7 @@ from anyio_kkrpc.redis._address import Address
 from anyio_kkrpc.redis._connection import HIGH_WATER, Connection, open_connection
 from anyio_kkrpc.testing._server import RedisServer, free_port
 
+from ..faults.proxy import proxy
 from .conftest import NOWHERE, FakeStream, fake_connection, fake_peer, pieces, running
 
 pytestmark = pytest.mark.anyio
@@ -55,6 +60,15 @@ async def settled(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(LIMIT):
         while not condition():
             await anyio.sleep(0.005)
+
+
+def encrypted(key: bytes) -> bytes:
+    """Return a private key as one that needs a password."""
+    return serialization.load_pem_private_key(key, None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"s3cret"),
+    )
 
 
 class TestOpening:
@@ -133,11 +147,105 @@ class TestOpening:
             async with await open_connection(unchecked) as connection:
                 assert await connection.execute("PING") == b"PONG"
 
-    async def test_tls_to_plain_port(self, redis_server: RedisServer) -> None:
-        """TLS to a port without it fails, and the text says what to check."""
+    async def test_tls_to_plain_port(
+        self, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """TLS to a port without it fails soon, and the text says what to check."""
+        monkeypatch.setattr("anyio_kkrpc.redis._address._DOUBT_AFTER", 0.01)
         url = redis_server.url.replace("redis://", "rediss://")
-        error = await refused(Address.parse(url), timeout=0.5)
+        error = await refused(Address.parse(url), timeout=1000)
         assert "begins with redis://" in str(error)
+        assert "firewall" not in str(error)
+
+    async def test_slow_handshake(
+        self, tls_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A server that speaks TLS may take longer than it takes to doubt that."""
+        monkeypatch.setattr("anyio_kkrpc.redis._address._DOUBT_AFTER", 0.01)
+        opened = []
+        async with proxy(tls_server.tls_url) as middle:
+
+            async def connect() -> None:
+                address = Address.parse(middle.url)
+                async with await open_connection(address, timeout=LIMIT) as connection:
+                    opened.append(await connection.execute("PING"))
+
+            async with anyio.create_task_group() as group:
+                middle.freeze()
+                group.start_soon(connect)
+                await settled(lambda: middle.connections == 2)
+                middle.thaw()
+        assert opened == [b"PONG"]
+
+    @pytest.mark.parametrize(
+        ("options", "named"),
+        [
+            ({"ssl_ca_certs": "missing"}, "ssl_ca_certs: No such file or directory: '{}missing'"),
+            ({"ssl_ca_certs": ""}, "ssl_ca_certs: Is a directory: '{}'"),
+            ({"ssl_ca_certs": "rubbish"}, "ssl_ca_certs: no certificates in '{}rubbish'"),
+            ({"ssl_certfile": "missing"}, "ssl_certfile: No such file or directory: '{}missing'"),
+            (
+                {"ssl_certfile": "cert", "ssl_keyfile": "missing"},
+                "ssl_keyfile: No such file or directory: '{}missing'",
+            ),
+            ({"ssl_certfile": "cert"}, "no certificate in '{}cert' ("),
+            (
+                {"ssl_certfile": "cert", "ssl_keyfile": "other"},
+                "no certificate in '{0}cert' with the key in '{0}other'",
+            ),
+            (
+                {"ssl_certfile": "cert", "ssl_keyfile": "secret"},
+                "ssl_keyfile: the key is encrypted",
+            ),
+        ],
+    )
+    async def test_files(
+        self,
+        certificates: tuple[str, str, str],
+        tmp_path: Path,
+        options: dict[str, str],
+        named: str,
+    ) -> None:
+        """A file that is missing, or isn't what it should be, is named with its option."""
+        shutil.copy(certificates[0], tmp_path / "cert")
+        (tmp_path / "rubbish").write_text("rubbish")
+        other = trustme.CA().issue_cert("localhost").private_key_pem.bytes()
+        (tmp_path / "other").write_bytes(other)
+        (tmp_path / "secret").write_bytes(encrypted(other))
+        query = "&".join(f"{name}={tmp_path}/{file}" for name, file in options.items())
+        error = await refused(Address.parse(f"rediss://127.0.0.1:{free_port()}?{query}"))
+        assert named.format(f"{tmp_path}/") in str(error)
+        assert "Check the files that the ssl_ options in the url name" in str(error)
+
+    async def test_client_certificate_is_asked_for(
+        self, strict_tls_server: RedisServer, certificates: tuple[str, str, str], tmp_path: Path
+    ) -> None:
+        """A server that asks for a certificate is told as such; so is one that refuses ours."""
+        url = strict_tls_server.tls_url
+        error = await refused(Address.parse(url))
+        assert "ssl_certfile and ssl_keyfile in the url: the server asks for a" in str(error)
+        context = ssl.create_default_context(cafile=certificates[2])
+        error = await refused(Address.parse(url.partition("?")[0], ssl_context=context))
+        assert "Check ssl_context: the server asks for a certificate" in str(error)
+        own = trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem
+        own.write_to_path(str(tmp_path / "own"))
+        error = await refused(Address.parse(f"{url}&ssl_certfile={tmp_path}/own"))
+        assert "the server doesn't accept the certificate" in str(error)
+        good = f"{url}&ssl_certfile={certificates[0]}&ssl_keyfile={certificates[1]}"
+        async with await open_connection(Address.parse(good)) as connection:
+            assert await connection.execute("PING") == b"PONG"
+
+    async def test_too_many_clients(self, server_executable: str) -> None:
+        """A server that takes no more clients says so at once, whatever the log-in asks."""
+        with (
+            RedisServer(server_executable, unix_socket=True) as server,
+            redis.Redis.from_url(server.url) as witness,
+        ):
+            witness.config_set("maxclients", 1)
+            for url in (f"redis://:s3cret@127.0.0.1:{server.port}/1", server.unix_url):
+                error = await refused(Address.parse(url), client_name="me", timeout=1000)
+                assert "max number of clients reached" in str(error)
+                assert "Check maxclients of the server" in str(error)
 
     async def test_plain_to_tls_port(self, tls_server: RedisServer) -> None:
         """A connection without TLS to a port with it fails, and the text says what to check."""
