@@ -8,12 +8,16 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from .._exceptions import ProtocolError
+from .._errors_wire import library_error
+from .._exceptions import DeliveryError, ProtocolError
 from .._loop import clock
+from .._protocol._records import Reply
+from ..abc import Envelope
 from ._admin import pairs
 from ._connection import Connection
 from ._signing import Signer
 from .dialects import Dialects, Entry
+from .dialects.native import NewerWireError
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -27,6 +31,9 @@ class Decoder:
     """Decodes entries; what isn't valid is counted, logged and skipped.
 
     :param on_hint: told of entries that hold no record but a word for the transport
+    :param refuse: given the answers to requests that only a newer peer can serve
+    :param silent_on: key of a stream whose requests are not answered so: in a broadcast, a newer
+        peer may be there and answer them itself
     """
 
     def __init__(
@@ -35,10 +42,14 @@ class Decoder:
         max_message_size: int,
         on_hint: Callable[[bytes], object],
         signer: Signer | None,
+        refuse: Callable[[Envelope], object],
+        silent_on: bytes | None,
     ) -> None:
         self._dialects = dialects
         self._max_size = max_message_size
         self._on_hint = on_hint
+        self._refuse = refuse
+        self._silent_on = silent_on
         self._signer = signer
         self.invalid = 0
 
@@ -58,7 +69,15 @@ class Decoder:
             return self._dialects.decode(fields)
         except ProtocolError as exc:
             self.skip(stream, entry_id, exc)
+            if isinstance(exc, NewerWireError) and stream != self._silent_on:
+                self._answer(exc)
             return None
+
+    def _answer(self, newer: NewerWireError) -> None:
+        request = newer.request
+        if request is not None and request.o is not True:
+            error = library_error(DeliveryError(f"{newer}; it did not run"))
+            self._refuse(Envelope(Reply(request.id, e=error), None, newer.sender))
 
     def skip(self, stream: bytes, entry_id: bytes, reason: ProtocolError) -> None:
         """Count and log an entry that can't be read."""

@@ -250,14 +250,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         )
         keys = self._keys = Keys.of(options.stream)
         self._inbox = keys.inbox(options.session_id)
-        self._signer = None
-        if options.signing_key is not None:
-            self._signer = Signer(options.signing_key, self._redis_time)
+        key = options.signing_key
+        self._signer = None if key is None else Signer(key, self._redis_time)
         self._queue: BoundedQueue[Envelope] = BoundedQueue(
-            options.max_queue_size,
-            options.max_queue_bytes,
-            options.overflow,
-            on_drop=self._on_drop,
+            options.max_queue_size, options.max_queue_bytes, options.overflow, on_drop=self._on_drop
         )
         self._inbound = Inbound(self._queue)
         self._dialects = Dialects(
@@ -271,8 +267,14 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             max_queue_bytes=options.max_queue_bytes,
             deliver=self._hand_on,
         )
+        self._refusals: deque[Envelope] = deque()
         self._decoder = Decoder(
-            self._dialects, options.max_message_size, self._on_hint, self._signer
+            self._dialects,
+            options.max_message_size,
+            self._on_hint,
+            self._signer,
+            self._refusals.append,
+            None if options.use_consumer_group else keys.stream,
         )
         native = options.dialect == "native"
         self._capabilities = Capabilities(
@@ -304,8 +306,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             max_deliveries=options.max_deliveries,
         )
         self._group: TaskGroup | None = None
-        self._entered = False
-        self._started = False
+        self._entered = self._started = False
         self._writer_scope: CancelScope | None = None
         self._inbox_scope: CancelScope | None = None
         self._request_scope: CancelScope | None = None
@@ -329,7 +330,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._touch_now: Event | None = None
         self._clock_offset = 0.0
         self._consumed: list[bytes] = []
-        self._refusals: list[Envelope] = []
         self._dropped: list[tuple[bytes, int]] = []
         self._waiting: deque[tuple[Envelope, int]] = deque()
         self._numbers: OrderedDict[tuple[bytes, str], tuple[bytes, int]] = OrderedDict()
@@ -848,9 +848,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             await self._tell_peers(b"destroy " + self._destroyed_by.encode())
             self._take_destroy_signal(self._destroyed_by)
             await checkpoint()
-        refusals, self._refusals = self._refusals, []
-        for envelope in refusals:
-            await self.send(envelope)
+        while self._refusals:
+            await self.send(self._refusals.popleft())
         if len(self._consumed) >= _DELETE_BATCH:
             await self._delete_consumed()
         if self._dropped:

@@ -36,6 +36,7 @@ from ._errors import Meaning, meaning_of
 from ._keys import Keys
 from ._signing import Signer
 from .dialects import Dialects
+from .dialects.native import MARK
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -49,6 +50,9 @@ HIGH_WATER = 16 * 1024 * 1024
 # How far, in seconds, a lookup goes back behind the moment of writing: clocks aren't exact.
 _MARGIN = 2.0
 _PAGE = b"500"
+
+# The end of each native entry, packed.
+_MARK = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in MARK)
 
 # Removes a request that no group has taken yet; one that was taken is cancelled by the record.
 _CANCEL = b"""
@@ -187,7 +191,7 @@ class Writer:
         self._plain = signer is None and max_backlog is None
         self._heads: OrderedDict[tuple[str, Codec], bytes] = OrderedDict()
         self._request_head = _beginning(
-            (b"XADD", keys.stream, b"*", b"from", self._native.sender), self._native.codec, 0
+            (b"XADD", keys.stream, b"*", b"from", self._native.sender), self._native.codec, 2
         )
         self._connection: Connection | None = None
         self._now: Callable[[], float] = current_time
@@ -320,20 +324,24 @@ class Writer:
         dialect = self._dialects.of(recipient)
         if recipient is None and isinstance(record, (Cancel, Bye)):
             dialect = self._dialects.native  # on the control stream
-        fields = dialect.encode(record, recipient)
-        if fields is None:
-            return None
-        self._check_size(max(map(len, fields)))
-        if dialect.shared:
+        if dialect is not self._native:
+            shared = dialect.encode(record, recipient)
+            if shared is None:
+                return None
+            self._check_size(max(map(len, shared)))
             self.sent += 1
-            return self._make_shared(envelope, fields)
-        self.sent += 1
+            return self._make_shared(envelope, shared)
         keys = self._keys
         if recipient is None and not isinstance(record, (Cancel, Bye)):
+            fields = self._native.encode(record, None)
+            self._check_size(max(map(len, fields)))
+            self.sent += 1
             self._note_added()
             return Post(self, envelope, self._add_to_stream(fields), 1, True)
         number = b"%s.%d" % (self._epoch, next(self._numbers))
-        fields = (*fields, b"n", number)
+        fields = self._native.encode(record, recipient, number)
+        self._check_size(max(map(len, fields)))
+        self.sent += 1
         key = keys.control if recipient is None else self._inbox(recipient)
         if self._signer is not None:
             fields = self._signer.sign(key, fields)
@@ -360,7 +368,7 @@ class Writer:
         self.sent += 1
         if self._on_stream is not None:
             self._on_stream()
-        packed = b"%s$%d\r\n%s\r\n" % (self._request_head, size, data)
+        packed = b"%s$%d\r\n%s\r\n%s" % (self._request_head, size, data, _MARK)
         return Post(self, envelope, packed, 1, True)
 
     def _make_addressed(self, envelope: Envelope, recipient: str) -> Post:
@@ -370,12 +378,13 @@ class Writer:
             self._check_size(len(data))
         self.sent += 1
         number = b"%s.%d" % (self._epoch, next(self._numbers))
-        packed = b"%s$%d\r\n%s\r\n$1\r\nn\r\n$%d\r\n%s\r\n" % (
+        packed = b"%s$%d\r\n%s\r\n$1\r\nn\r\n$%d\r\n%s\r\n%s" % (
             self._head(recipient, codec),
             len(data),
             data,
             len(number),
             number,
+            _MARK,
         )
         return Post(self, envelope, packed, 1, False)
 
@@ -389,7 +398,7 @@ class Writer:
             head = self._heads[recipient, codec] = _beginning(
                 (b"XADD", self._inbox(recipient), *options, b"*", b"from", self._native.sender),
                 codec,
-                2,
+                4,
             )
         return head
 

@@ -463,10 +463,10 @@ async def test_entries(
         assert isinstance(transport, RedisStreamsTransport)
         await client.get_api().who()
         ((_, fields),) = witness.xrange(stream_name)
-        assert list(fields) == [b"from", codec.encode()]
+        assert list(fields) == [b"from", codec.encode(), b"v"]
         assert fields[b"from"].decode() == transport.session_id
         (entry,) = witness.xrange(f"{{{stream_name}}}:inbox:{transport.session_id}")
-        assert list(entry[1]) == [b"from", codec.encode(), b"n"]
+        assert list(entry[1]) == [b"from", codec.encode(), b"n", b"v"]
         if codec == "json":
             record = json.loads(fields[b"json"])
             assert record.pop("id")

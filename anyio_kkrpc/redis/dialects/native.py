@@ -1,7 +1,10 @@
 """The native dialect: fields ``from`` (the sender's id), then ``json`` or ``cbor`` (the record).
 
 What isn't a request to the stream has a third field ``n``: ``epoch.count``, where the count grows
-with each entry that the sender writes, and the epoch changes when the sender starts anew.
+with each entry that the sender writes, and the epoch changes when the sender starts anew. Behind
+these stands ``v``: the version of the wire that the sender speaks and, where a reader must know it,
+a space and the version that this entry needs. Further fields are ignored. ``docs/wire.md`` is the
+whole definition.
 """
 
 from __future__ import annotations
@@ -9,17 +12,53 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import final
 
+from msgspec import Struct
+
 from ..._exceptions import ProtocolError
-from ..._protocol._records import Record
+from ..._protocol._records import Record, Request
 from ...abc import Codec
 from ...codecs import get_codec
 from ._base import Dialect, Entry
 
-__all__ = ("NativeDialect",)
+__all__ = ("MARK", "VERSION", "NativeDialect", "NewerWireError")
+
+# The version of the native wire that is spoken here. Entries of the one before have no mark.
+VERSION = 1
+UNMARKED = 0
+# The last field of what is written here, but for a signature.
+MARK = (b"v", b"%d" % VERSION)
 
 _MAX_PEER_ID = 256
-# Peers whose codec is remembered.
+# Peers whose codec and version are remembered.
 _PEERS = 4096
+# Bytes of a mark, at most.
+_MAX_MARK = 32
+# In place of the mark of an entry that was refused; equal to none, so that the next is looked at.
+_REFUSED = object()
+
+
+class NewerWireError(ProtocolError):
+    """An entry that says that its reader must know more than this one does.
+
+    :ivar sender: who wrote it
+    :ivar request: the request that it holds, if that can be read, so that it is answered
+    """
+
+    def __init__(self, message: str, sender: str, request: Request | None) -> None:
+        super().__init__(message)
+        self.sender = sender
+        self.request = request
+
+
+class _Sender(Struct):
+    """A peer that has written something.
+
+    :ivar mark: what stood in its last entry as ``v``, ``None`` if nothing did
+    """
+
+    id: str
+    mark: object = None
+    version: int = UNMARKED
 
 
 @final
@@ -38,8 +77,8 @@ class NativeDialect(Dialect):
         self.sender: bytes = session_id.encode()
         self.codec: Codec = codec
         self._codec_of: OrderedDict[str, Codec] = OrderedDict()
-        # Ids as they stand in the fields, and as text.
-        self._ids: OrderedDict[bytes, str] = OrderedDict()
+        # By their ids as they stand in the fields.
+        self._senders: OrderedDict[bytes, _Sender] = OrderedDict()
         self._codecs: dict[bytes, Codec | None] = {codec.name.encode(): codec}
         for name in ("json", "cbor"):
             if name.encode() not in self._codecs:
@@ -52,9 +91,25 @@ class NativeDialect(Dialect):
         """Return what a peer is answered in: what it wrote in last."""
         return self._codec_of.get(recipient, self.codec)
 
-    def encode(self, record: Record, recipient: str | None) -> tuple[bytes, ...]:
+    def version_of(self, peer: str) -> int:
+        """Return the version of the wire that a peer speaks, as its last entry told.
+
+        It is that of the version before for a peer that has written nothing yet, or of which
+        nothing is remembered any more.
+        """
+        sender = self._senders.get(peer.encode())
+        return UNMARKED if sender is None else sender.version
+
+    def encode(
+        self, record: Record, recipient: str | None, number: bytes | None = None
+    ) -> tuple[bytes, ...]:
+        """Return the fields of an entry.
+
+        :param number: ``n``, for what isn't a request to the stream
+        """
         codec = self.codec if recipient is None else self.codec_for(recipient)
-        return (b"from", self.sender, codec.name.encode(), codec.encode(record))
+        fields = (b"from", self.sender, codec.name.encode(), codec.encode(record))
+        return (*fields, *MARK) if number is None else (*fields, b"n", number, *MARK)
 
     def try_decode(self, fields: list[bytes]) -> Entry | None:
         """Return what an entry holds; ``None`` if it isn't of this dialect.
@@ -69,16 +124,40 @@ class NativeDialect(Dialect):
             if name not in self._codecs:
                 return None
             raise ProtocolError('an entry in CBOR: pip install "anyio_kkrpc[cbor]" to read it')
-        raw = fields[1]
-        sender = self._ids.get(raw)
-        if sender is None:
-            sender = self._ids[raw] = peer_id(raw)
-            if len(self._ids) > _PEERS:
-                self._ids.popitem(last=False)
+        number = mark = None
+        if len(fields) > 5:
+            if fields[4] == b"n":
+                number = fields[5]
+                if len(fields) > 7 and fields[6] == b"v":
+                    mark = fields[7]
+            elif fields[4] == b"v":
+                mark = fields[5]
+        sender = self._senders.get(fields[1])
+        if sender is None or sender.mark != mark:
+            sender = self._meet(fields, mark, codec)
         if codec is not self.codec or self._codec_of:
-            self._remember(sender, codec)
-        number = fields[5] if len(fields) > 5 and fields[4] == b"n" else None
-        return Entry(codec.decode(data), sender, len(data), number)
+            self._remember(sender.id, codec)
+        return Entry(codec.decode(data), sender.id, len(data), number)
+
+    def _meet(self, fields: list[bytes], mark: bytes | None, codec: Codec) -> _Sender:
+        """Return the sender of an entry, and note what it says of itself.
+
+        :raises NewerWireError: if the entry needs a newer reader
+        """
+        raw = fields[1]
+        version, needs = (UNMARKED, UNMARKED) if mark is None else _parse(mark)
+        sender = self._senders.get(raw)
+        if sender is None:
+            sender = _Sender(peer_id(raw))
+            if len(self._senders) >= _PEERS:
+                self._senders.popitem(last=False)
+            self._senders[raw] = sender
+        sender.mark, sender.version = mark, version
+        if needs > VERSION:
+            sender.mark = _REFUSED
+            self._remember(sender.id, codec)
+            raise _newer(needs, codec, fields[3], sender.id)
+        return sender
 
     def matches(self, fields: list[bytes]) -> bool:
         """Whether an entry with these fields is of this dialect."""
@@ -98,6 +177,27 @@ class NativeDialect(Dialect):
         if peer not in self._codec_of and len(self._codec_of) >= _PEERS:
             self._codec_of.popitem(last=False)
         self._codec_of[peer] = codec
+
+
+def _parse(mark: bytes) -> tuple[int, int]:
+    """Return the version that a mark tells, and the one that the entry needs.
+
+    :raises ProtocolError: if it tells none
+    """
+    version, _, needs = mark.partition(b" ")
+    needs = needs.partition(b" ")[0] or b"0"
+    if len(mark) > _MAX_MARK or not (version.isdigit() and needs.isdigit()):
+        raise ProtocolError("an entry with a version that isn't one")
+    return int(version), int(needs)
+
+
+def _newer(needs: int, codec: Codec, data: bytes, sender: str) -> NewerWireError:
+    text = f"an entry that needs version {needs} of the wire; this peer knows {VERSION}"
+    try:
+        record: Record | None = codec.decode(data)
+    except ProtocolError:
+        record = None
+    return NewerWireError(text, sender, record if isinstance(record, Request) else None)
 
 
 def peer_id(value: bytes) -> str:
