@@ -1,12 +1,30 @@
-"""Backends: every async test runs on asyncio (debug mode), asyncio with uvloop, and trio."""
+"""Backends: every async test runs on asyncio (debug mode), asyncio with uvloop, and trio.
+
+Hypothesis makes the same examples each time, so that a run tells of what has changed in the code, and
+has no bounds of time, which would tell of the load. ``pytest --hypothesis-profile=explore`` tries
+others, and more of them.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.servers"]
+
+settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "explore", settings.get_profile("suite"), derandomize=False, max_examples=2000
+)
+settings.load_profile("suite")
 
 BACKENDS: list[Any] = [
     pytest.param(("asyncio", {"debug": True}), id="asyncio"),

@@ -17,10 +17,9 @@ import pytest
 import redis
 
 from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND
 
 # Each command is a process of its own, which takes seconds to start on a busy machine.
-pytestmark = pytest.mark.timeout(240)
-BOUND = 60
 SHOP = """
 import os
 from collections.abc import AsyncIterator

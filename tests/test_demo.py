@@ -14,8 +14,7 @@ import pytest
 import redis
 
 from anyio_kkrpc.testing import RedisServer
-
-pytestmark = pytest.mark.timeout(240)
+from tests.bounds import BOUND
 
 
 def cli(*args: str) -> subprocess.CompletedProcess[str]:
@@ -23,7 +22,7 @@ def cli(*args: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "anyio_kkrpc", *args],
         capture_output=True,
         text=True,
-        timeout=45,
+        timeout=BOUND,
         check=False,
     )
 
@@ -63,7 +62,7 @@ def test_demo_that_is_ended(number: signal.Signals) -> None:
             text=True,
         ) as process,
     ):
-        end = time.monotonic() + 30
+        end = time.monotonic() + BOUND
         while len(peers_of(client)) < 4:  # a writer and an inbox for each of two at least
             assert time.monotonic() < end
             time.sleep(0.01)
@@ -73,7 +72,7 @@ def test_demo_that_is_ended(number: signal.Signals) -> None:
         process.send_signal(number)
         assert process.stderr is not None
         assert process.stderr.read() == ""
-        assert process.wait(30) == 130
+        assert process.wait(BOUND) == 130
         assert not any(one.is_running() for one in children)
     with subprocess.Popen(
         [sys.executable, "-m", "anyio_kkrpc", "demo"], stdout=subprocess.PIPE, text=True
@@ -83,7 +82,7 @@ def test_demo_that_is_ended(number: signal.Signals) -> None:
         children = psutil.Process(process.pid).children()
         assert len(children) >= 1
         process.send_signal(number)
-        assert process.wait(30) == 130
+        assert process.wait(BOUND) == 130
         assert not any(one.is_running() for one in children)
 
 
@@ -121,7 +120,7 @@ def test_missing_extra() -> None:
     code = "import sys; sys.modules['typer'] = None\n"
     code += "from anyio_kkrpc._cli import main; sys.exit(main(['demo']))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=BOUND, check=False
     )
     assert done.returncode == 1
     assert 'pip install "anyio_kkrpc[cli]"' in done.stderr

@@ -21,9 +21,9 @@ import pytest
 import redis
 
 from anyio_kkrpc.testing import RedisServer, connected
+from tests.bounds import BOUND
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-BOUND = 20
 
 
 def run(name: str, *args: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import anyio_kkrpc
+from tests.bounds import BOUND
 
 ROOT = Path(anyio_kkrpc.__file__).parents[1]
 
@@ -27,7 +28,7 @@ def _run(*command: str, cwd: Path, **environment: str) -> str:
         [sys.executable, *command],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=BOUND,
         check=False,
         cwd=cwd,
         env={"PATH": "", **environment},

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 
 import anyio_kkrpc
+from tests.bounds import BOUND
 
 TOP_LEVEL = {
     "BoundedQueue",
@@ -202,7 +203,7 @@ def _run(program: str) -> str:
         [sys.executable, "-W", "error", "-c", program],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=BOUND,
         check=False,
         # Without coverage, which imports things of its own.
         env={name: value for name, value in os.environ.items() if "COV" not in name},

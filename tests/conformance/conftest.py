@@ -16,6 +16,7 @@ from anyio_kkrpc import (
     expose,
 )
 from anyio_kkrpc.abc import Transport
+from tests.bounds import CALL_BOUND
 
 from .api import Api
 
@@ -150,7 +151,7 @@ def open_link(connect: Connect) -> Open:
         **options: Any,
     ) -> AsyncIterator[Link]:
         served = Api()
-        options.setdefault("timeout", 20)
+        options.setdefault("timeout", CALL_BOUND)
         async with AsyncExitStack() as stack:
             a, b = await stack.enter_async_context(connect(**(transport_options or {})))
             server = await stack.enter_async_context(

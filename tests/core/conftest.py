@@ -10,6 +10,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from anyio_kkrpc import MemoryTransport, RPCChannel
+from tests.bounds import CALL_BOUND
 
 
 class Pair(NamedTuple):
@@ -27,7 +28,7 @@ async def pair(
 ) -> AsyncIterator[Pair]:
     """Open two channels; ``options`` are the client's."""
     a, b = MemoryTransport.pair(codec=codec)
-    options.setdefault("timeout", 10)
+    options.setdefault("timeout", CALL_BOUND)
     async with a, b, RPCChannel(b, expose=api, **(server or {})) as serving:
         async with RPCChannel(a, **options) as client:
             yield Pair(client, serving, client.get_api(), (a, b))

@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel
 from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND, CALL_BOUND
 
 from .conftest import pair
 
@@ -128,7 +129,7 @@ async def cancelled_after(ticks: int, scenario: Callable[[Any], Awaitable[None]]
 
 
 async def settled(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(BOUND):
         while not condition():
             await anyio.sleep(0.001)
 
@@ -189,7 +190,7 @@ async def test_at_many_turns_on_redis(
         RedisStreamsTransport(redis_server.url, **options) as serving,
         RedisStreamsTransport(redis_server.url, **options) as calling,
         RPCChannel(serving, expose=api) as server,
-        RPCChannel(calling, timeout=10) as client,
+        RPCChannel(calling, timeout=CALL_BOUND) as client,
     ):
         for ticks in (*range(12), *range(12, 60, 6), *range(60, 2000, 100)):
             finished = await cancelled_after(ticks, scenario, client.get_api())

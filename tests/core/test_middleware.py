@@ -29,6 +29,7 @@ from anyio_kkrpc.middleware import (
     limit_concurrency,
     retry,
 )
+from tests.bounds import BOUND
 
 from .conftest import pair
 
@@ -172,11 +173,11 @@ async def test_cancelled_in_the_middle() -> None:
     async with pair(api, server={"middleware": [watch]}, middleware=[watch]) as link:
         async with anyio.create_task_group() as group:
             group.start_soon(link.api.slow)
-            with anyio.fail_after(10):
+            with anyio.fail_after(BOUND):
                 while not api.now:
                     await anyio.sleep(0.01)
             group.cancel_scope.cancel()
-        with anyio.fail_after(10):
+        with anyio.fail_after(BOUND):
             while len(cancelled) < 2:
                 await anyio.sleep(0.01)
     assert sorted(cancelled) == ["client", "server"]

@@ -24,6 +24,7 @@ from anyio_kkrpc import (
 )
 from anyio_kkrpc.middleware import CallNext, Invocation, access_log
 from anyio_kkrpc.testing import connected
+from tests.bounds import CALL_BOUND
 
 pytestmark = pytest.mark.anyio
 CODECS = pytest.mark.parametrize("codec", ["json", "cbor", None])
@@ -440,7 +441,9 @@ async def test_validator_that_fails_in_its_own_way() -> None:
         typed = channel.get_api(Picking)
         with pytest.raises(RPCValidationError, match="RuntimeError: never"):
             await typed.pick()
-        replies = [reply async for reply in channel.broadcast(typed.pick(), timeout=5, limit=1)]
+        replies = [
+            reply async for reply in channel.broadcast(typed.pick(), timeout=CALL_BOUND, limit=1)
+        ]
         assert isinstance(replies[0].error, RPCValidationError)
 
 

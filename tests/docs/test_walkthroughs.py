@@ -14,11 +14,11 @@ import pytest
 
 from anyio_kkrpc.testing import find_server
 from anyio_kkrpc.testing._server import free_port
+from tests.bounds import BOUND
 from tests.docs.pages import DOCS, blocks_of
 
 # Each command is a process of its own, which takes seconds to start on a busy machine.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-BOUND = 120
+pytestmark = pytest.mark.slow
 
 
 class Shell:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.bounds import BOUND
+
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.timeout(120)
 def test_short_run(backend: str) -> None:
     """Every call has its outcome, each result was produced by a run, and no run is unexplained."""
     done = subprocess.run(
@@ -25,7 +26,7 @@ def test_short_run(backend: str) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=BOUND,
         check=False,
         cwd=ROOT,
     )

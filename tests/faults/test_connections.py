@@ -19,6 +19,7 @@ from anyio_kkrpc import (
     with_call_options,
 )
 from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND, CALL_BOUND
 
 from .proxy import proxy
 
@@ -64,13 +65,13 @@ async def link(
         RedisStreamsTransport(served_url, **options) as serving,
         RedisStreamsTransport(used_url, **options) as using,
         RPCChannel(serving, expose=api),
-        RPCChannel(using, timeout=20) as channel,
+        RPCChannel(using, timeout=CALL_BOUND) as channel,
     ):
         yield api, channel.get_api(), serving, using
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    with anyio.fail_after(15):
+    with anyio.fail_after(BOUND):
         while not condition():
             await anyio.sleep(0.01)
 
@@ -170,7 +171,7 @@ async def test_requests_of_unknown_outcome_run_once(
             for n in range(5):
                 middle.swallow_reply_to(lambda data: b"XADD" in data and b'"work"' in data)
                 assert await remote.work(n) == n
-                with anyio.fail_after(10):
+                with anyio.fail_after(BOUND):
                     await middle.swallowed.wait()
             assert api.ran == list(range(5))
             await until(lambda: using.statistics().reconnects >= 5)
@@ -280,11 +281,11 @@ async def test_new_password(own_server: RedisServer, stream_name: str) -> None:
     """A server that won't let this peer in again ends it, with an error that says so."""
     with pytest.raises(TransportConnectionError, match="user and password"):
         async with RedisStreamsTransport(own_server.url, stream=stream_name, **QUICK) as transport:
-            async with RPCChannel(transport) as channel:
+            async with RPCChannel(transport, timeout=CALL_BOUND) as channel:
                 with redis.Redis.from_url(own_server.url) as witness:
                     witness.config_set("requirepass", "new")
                     witness.client_kill_filter(_type="normal", skipme=True)
-                    with anyio.fail_after(10):
+                    with anyio.fail_after(BOUND):
                         await channel.serve_forever()
 
 
@@ -293,9 +294,9 @@ async def test_deadline_while_the_server_is_away(own_server: RedisServer, stream
     async with link(own_server.url, own_server.url, stream_name, True) as (api, remote, _, using):
         own_server.kill()
         await until(lambda: using._link.connection is None)
-        with anyio.fail_after(10), pytest.raises(RPCTimeoutError):
+        with anyio.fail_after(BOUND), pytest.raises(RPCTimeoutError):
             await with_call_options(remote, timeout=0.3).work("late")
-        with anyio.fail_after(10), pytest.raises(RPCTimeoutError):
+        with anyio.fail_after(BOUND), pytest.raises(RPCTimeoutError):
             await with_call_options(remote, timeout=0.3, reply=False).work("late too")
         await anyio.to_thread.run_sync(own_server.start)
         assert await remote.work("fine") == "fine"
@@ -323,7 +324,7 @@ async def test_much_waits_for_the_server(
                 group.start_soon(call, 5000, 0.2)
             await until(lambda: len(outcomes) == 5)
             for _ in range(5):
-                group.start_soon(call, 6000, 20)
+                group.start_soon(call, 6000, CALL_BOUND)
             await anyio.wait_all_tasks_blocked()
             await anyio.to_thread.run_sync(own_server.start)
         assert outcomes == ["timeout"] * 5 + ["x" * 6000] * 5

@@ -13,6 +13,7 @@ import redis
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel
 from anyio_kkrpc.redis import _signing
 from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND, CALL_BOUND
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
 KEY = b"a secret of sixteen bytes"
@@ -28,7 +29,7 @@ class Api:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    with anyio.fail_after(15):
+    with anyio.fail_after(BOUND):
         while not condition():
             await anyio.sleep(0.01)
 
@@ -50,7 +51,7 @@ async def test_signed_entries(
         RedisStreamsTransport(redis_server.url, signing_key=KEY, **options) as using,
         RedisStreamsTransport(redis_server.url, **options) as stranger,
         RPCChannel(serving, expose=api),
-        RPCChannel(using, timeout=10) as client,
+        RPCChannel(using, timeout=CALL_BOUND) as client,
     ):
         remote = client.get_api()
         assert await remote.work(1) == 1
@@ -96,7 +97,10 @@ async def test_signed_dead_letters(
     }
     api = Api()
     async with RedisStreamsTransport(redis_server.url, **options) as using:
-        async with RPCChannel(using, timeout=10) as client, anyio.create_task_group() as group:
+        async with (
+            RPCChannel(using, timeout=CALL_BOUND) as client,
+            anyio.create_task_group() as group,
+        ):
             failed: list[Exception] = []
 
             async def call() -> None:
@@ -146,7 +150,7 @@ async def test_bombs(
         RedisStreamsTransport(redis_server.url, **options) as serving,
         RedisStreamsTransport(redis_server.url, **options) as using,
         RPCChannel(serving, expose=api),
-        RPCChannel(using, timeout=10) as client,
+        RPCChannel(using, timeout=CALL_BOUND) as client,
     ):
         for key in (
             stream_name,
@@ -171,7 +175,7 @@ async def test_flood_of_cancels_and_replies(
         RedisStreamsTransport(redis_server.url, stream=stream_name) as serving,
         RedisStreamsTransport(redis_server.url, stream=stream_name) as using,
         RPCChannel(serving, expose=api) as server,
-        RPCChannel(using, timeout=20) as client,
+        RPCChannel(using, timeout=CALL_BOUND) as client,
     ):
         pipe = witness.pipeline()
         inbox = f"{{{stream_name}}}:inbox:{serving.session_id}"
@@ -194,7 +198,7 @@ async def test_inbox_of_the_wrong_type(
         RedisStreamsTransport(redis_server.url, stream=stream_name) as serving,
         RedisStreamsTransport(redis_server.url, stream=stream_name) as using,
         RPCChannel(serving, expose=api),
-        RPCChannel(using, timeout=10) as client,
+        RPCChannel(using, timeout=CALL_BOUND) as client,
     ):
         witness.set(f"{{{stream_name}}}:inbox:evil", "not a stream")
         request = b'{"t":"q","id":"1","op":"call","p":["work"],"a":[7]}'

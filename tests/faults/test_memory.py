@@ -13,6 +13,7 @@ import redis
 
 from anyio_kkrpc import OverloadedError, RedisStreamsTransport, RPCChannel
 from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND, CALL_BOUND
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
 
@@ -33,7 +34,7 @@ def resident() -> int:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(BOUND):
         while not condition():
             await anyio.sleep(0.02)
 
@@ -56,7 +57,7 @@ async def test_million_entries(
         RedisStreamsTransport(redis_server.url, stream=stream_name) as serving,
         RedisStreamsTransport(redis_server.url, stream=stream_name) as using,
         RPCChannel(serving, expose=api),
-        RPCChannel(using, timeout=10) as client,
+        RPCChannel(using, timeout=CALL_BOUND) as client,
     ):
         assert (await using.get_stream_info()).length == 1_000_000
         assert await client.get_api().work(1) == 1
@@ -117,7 +118,7 @@ async def test_client_that_sends_faster_than_it_is_served(
         ) as serving,
         RedisStreamsTransport(redis_server.url, stream=stream_name, max_len=100) as using,
         RPCChannel(serving, expose=Slow(), max_concurrency=5),
-        RPCChannel(using, timeout=20) as client,
+        RPCChannel(using, timeout=CALL_BOUND) as client,
     ):
         payload = "x" * 100_000
 
@@ -151,7 +152,7 @@ async def test_trimmed_past_the_reader(
         RedisStreamsTransport(redis_server.url, stream=stream_name) as serving,
         RedisStreamsTransport(redis_server.url, stream=stream_name) as using,
         RPCChannel(serving, expose=api),
-        RPCChannel(using, timeout=10) as client,
+        RPCChannel(using, timeout=CALL_BOUND) as client,
     ):
         assert await client.get_api().work(1) == 1
         with caplog.at_level(logging.WARNING):

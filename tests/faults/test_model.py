@@ -10,7 +10,7 @@ import anyio
 import pytest
 import redis
 from anyio.from_thread import start_blocking_portal
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -229,7 +229,6 @@ def _position(entry: bytes) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.timeout(120)
 def test_against_the_model(backend: str, redis_server: RedisServer) -> None:
     """Whatever workers do in whatever order, Redis holds what the model says, and loses nothing."""
     seen: Counter[str] = Counter()
@@ -246,8 +245,7 @@ def test_against_the_model(backend: str, redis_server: RedisServer) -> None:
                 settings=settings(
                     max_examples=40,
                     stateful_step_count=40,
-                    deadline=None,
-                    suppress_health_check=list(HealthCheck),
+                    derandomize=False,  # the next round does other things
                 ),
             )
             if min(seen[name] for name in wanted) > 5:

@@ -12,6 +12,7 @@ import redis
 
 from anyio_kkrpc import OverloadedError, RedisStreamsTransport, RPCChannel, with_call_options
 from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND, CALL_BOUND
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
 
@@ -21,7 +22,7 @@ def group(server: RedisServer, stream: str, **options: Any) -> RedisStreamsTrans
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    with anyio.fail_after(15):
+    with anyio.fail_after(BOUND):
         while not condition():
             await anyio.sleep(0.01)
 
@@ -49,10 +50,10 @@ async def test_workers_that_call_each_other(redis_server: RedisServer, stream_na
                 group(redis_server, stream_name, max_queue_size=1)
             )
             api.channel = await stack.enter_async_context(
-                RPCChannel(transport, expose=api, max_concurrency=1, timeout=20)
+                RPCChannel(transport, expose=api, max_concurrency=1, timeout=CALL_BOUND)
             )
         using = await stack.enter_async_context(group(redis_server, stream_name))
-        client = await stack.enter_async_context(RPCChannel(using, timeout=20))
+        client = await stack.enter_async_context(RPCChannel(using, timeout=CALL_BOUND))
         results: list[int] = []
 
         async def call(depth: int) -> None:
@@ -85,7 +86,7 @@ async def test_reverse_calls_to_a_full_peer(redis_server: RedisServer, stream_na
         for peer, transport, other in zip(peers, transports, reversed(transports), strict=True):
             peer.other = other.session_id
             peer.channel = await stack.enter_async_context(
-                RPCChannel(transport, expose=peer, max_concurrency=1, timeout=20)
+                RPCChannel(transport, expose=peer, max_concurrency=1, timeout=CALL_BOUND)
             )
         assert peers[0].channel is not None
         assert await peers[0].channel.get_api(to=peers[0].other).ping(6) == 0
@@ -102,7 +103,7 @@ async def test_max_backlog(redis_server: RedisServer, stream_name: str) -> None:
     refused: list[str] = []
     async with (
         group(redis_server, stream_name, max_backlog=5) as using,
-        RPCChannel(using) as client,
+        RPCChannel(using, timeout=CALL_BOUND) as client,
     ):
 
         async def call(n: int) -> None:
@@ -142,7 +143,7 @@ async def test_backlog_is_not_trimmed(
     results: list[int] = []
     async with (
         group(redis_server, stream_name, max_len=20) as using,
-        RPCChannel(using, timeout=30) as client,
+        RPCChannel(using, timeout=CALL_BOUND) as client,
     ):
         api = client.get_api()
 
@@ -184,7 +185,7 @@ async def test_dropped_in_a_group_is_late_not_lost(
         ) as serving,
         RPCChannel(serving, expose=Slow(), max_concurrency=100),
         group(redis_server, stream_name) as using,
-        RPCChannel(using) as client,
+        RPCChannel(using, timeout=CALL_BOUND) as client,
     ):
 
         async def call(n: int) -> None:
@@ -217,7 +218,7 @@ async def test_fair_among_workers(redis_server: RedisServer, stream_name: str) -
         group(redis_server, stream_name) as one,
         group(redis_server, stream_name) as using,
         RPCChannel(one, expose=slow, max_concurrency=1),
-        RPCChannel(using) as client,
+        RPCChannel(using, timeout=CALL_BOUND) as client,
     ):
         results: list[str] = []
 

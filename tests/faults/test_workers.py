@@ -22,6 +22,7 @@ from anyio_kkrpc import (
     with_call_options,
 )
 from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND, CALL_BOUND
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
 
@@ -64,7 +65,7 @@ def start(
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    with anyio.fail_after(15):
+    with anyio.fail_after(BOUND):
         while not condition():
             await anyio.sleep(0.01)
 
@@ -77,7 +78,10 @@ async def test_killed_worker(
     redis_server: RedisServer, stream_name: str, witness: redis.Redis, start: Start, ledger: Path
 ) -> None:
     """Its call is run by another worker, though nothing new is asked; the caller gets the result."""
-    async with client(redis_server, stream_name) as transport, RPCChannel(transport) as channel:
+    async with (
+        client(redis_server, stream_name) as transport,
+        RPCChannel(transport, timeout=CALL_BOUND) as channel,
+    ):
         first = await start()
         results: list[str] = []
 
@@ -109,7 +113,10 @@ async def test_poison(
             return "survived"
 
     outcome: list[BaseException] = []
-    async with client(redis_server, stream_name) as transport, RPCChannel(transport) as channel:
+    async with (
+        client(redis_server, stream_name) as transport,
+        RPCChannel(transport, timeout=CALL_BOUND) as channel,
+    ):
 
         async def call() -> None:
             try:
@@ -158,19 +165,21 @@ async def test_purge(redis_server: RedisServer, stream_name: str, witness: redis
 async def test_long_handler_keeps_its_entry(redis_server: RedisServer, stream_name: str) -> None:
     """A handler that outlasts `claim_idle` several times is run once, though others are idle."""
 
+    claim_idle = 2.0  # much longer than a busy machine lets this process wait for its turn
+
     class Api:
         def __init__(self) -> None:
             self.ran = 0
 
         async def long(self) -> int:
             self.ran += 1
-            await anyio.sleep(5 * 0.1)
+            await anyio.sleep(2.5 * claim_idle)
             return current_call().attempt
 
     apis = [Api(), Api()]
     async with (
-        client(redis_server, stream_name, claim_idle=0.1) as one,
-        client(redis_server, stream_name, claim_idle=0.1) as two,
+        client(redis_server, stream_name, claim_idle=claim_idle) as one,
+        client(redis_server, stream_name, claim_idle=claim_idle) as two,
         RPCChannel(one, expose=apis[0]),
         RPCChannel(two, expose=apis[1]) as channel,
     ):
@@ -198,21 +207,24 @@ async def test_orderly_end_hands_back(
             return n
 
     results: list[int] = []
-    async with client(redis_server, stream_name) as used, RPCChannel(used) as channel:
+    async with (
+        client(redis_server, stream_name) as used,
+        RPCChannel(used, timeout=CALL_BOUND) as channel,
+    ):
 
         async def call(n: int) -> None:
             results.append(await channel.get_api().work(n))
 
         async with anyio.create_task_group() as group:
-            # With the default claim_idle of 30 seconds nothing would be claimed in this test.
-            async with client(redis_server, stream_name) as leaving:
+            # Long after the end of this test something could be claimed.
+            async with client(redis_server, stream_name, claim_idle=CALL_BOUND) as leaving:
                 async with RPCChannel(leaving, expose=Slow(), max_concurrency=3):
                     for n in range(3):
                         group.start_soon(call, n)
                     await until(lambda: leaving.statistics().outstanding == 3)
-                    staying = client(redis_server, stream_name)
+                    staying = client(redis_server, stream_name, claim_idle=CALL_BOUND)
                     async with staying, RPCChannel(staying, expose=Quick()):
-                        with anyio.fail_after(10):
+                        with anyio.fail_after(BOUND):
                             await leaving.destroy()
                             await until(lambda: len(results) == 3)
                     assert leaving.statistics().handed_back == 3
@@ -226,7 +238,10 @@ async def test_sigterm(
 ) -> None:
     """A worker that is told to end finishes what runs, in its grace period, and leaves nothing."""
     results: list[str] = []
-    async with client(redis_server, stream_name) as transport, RPCChannel(transport) as channel:
+    async with (
+        client(redis_server, stream_name) as transport,
+        RPCChannel(transport, timeout=CALL_BOUND) as channel,
+    ):
         worker = await start(grace=10)
 
         async def call() -> None:
@@ -255,7 +270,10 @@ async def test_worker_that_comes_back_under_its_name(
             return current_call().attempt
 
     results: list[int] = []
-    async with client(redis_server, stream_name) as used, RPCChannel(used) as channel:
+    async with (
+        client(redis_server, stream_name) as used,
+        RPCChannel(used, timeout=CALL_BOUND) as channel,
+    ):
 
         async def call() -> None:
             results.append(await channel.get_api().work())
@@ -308,9 +326,14 @@ async def test_cancelled_before_it_was_taken(
         def note(self, what: str) -> None:
             ran.append(what)
 
-    async with client(redis_server, stream_name) as used, RPCChannel(used) as channel:
-        with anyio.move_on_after(0.2):
-            await channel.get_api().note("cancelled")
+    async with (
+        client(redis_server, stream_name) as used,
+        RPCChannel(used, timeout=CALL_BOUND) as channel,
+    ):
+        async with anyio.create_task_group() as group:
+            group.start_soon(channel.get_api().note, "cancelled")
+            await until(lambda: witness.xlen(stream_name) == 1)
+            group.cancel_scope.cancel()
         await until(lambda: witness.xlen(stream_name) == 0)
         async with client(redis_server, stream_name) as late, RPCChannel(late, expose=Api()):
             await channel.get_api().note("wanted")
@@ -327,7 +350,10 @@ async def test_expired_requests_are_not_started(
         def note(self, n: int) -> None:
             ran.append(n)
 
-    async with client(redis_server, stream_name) as used, RPCChannel(used) as channel:
+    async with (
+        client(redis_server, stream_name) as used,
+        RPCChannel(used, timeout=CALL_BOUND) as channel,
+    ):
         api = with_call_options(channel.get_api(), timeout=1, reply=False)
         await api.note(1)
         entry_id, _ = witness.xrange(stream_name)[0]
@@ -362,7 +388,7 @@ async def test_channel_that_leaves_its_transport(
         client(redis_server, stream_name) as used,
         client(redis_server, stream_name) as kept,
         client(redis_server, stream_name) as other,
-        RPCChannel(used) as channel,
+        RPCChannel(used, timeout=CALL_BOUND) as channel,
     ):
 
         async def call(n: int) -> None:
@@ -397,7 +423,7 @@ async def test_claims_and_reads_wait_for_room_together(
     async with (
         client(redis_server, stream_name, claim_idle=0.1) as serving,
         client(redis_server, stream_name) as used,
-        RPCChannel(used) as channel,
+        RPCChannel(used, timeout=CALL_BOUND) as channel,
     ):
 
         async def call(n: int) -> None:

@@ -21,6 +21,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from anyio_kkrpc._queue import BoundedQueue, Overflow, QueueStatistics, fresh_copy
+from tests.bounds import BOUND
 
 pytestmark = pytest.mark.anyio
 
@@ -444,7 +445,7 @@ class TestReceiving:
             queue.put_nowait(1)
             await wait_all_tasks_blocked()
             assert first.outcome is None
-            with anyio.fail_after(5):
+            with anyio.fail_after(BOUND):
                 assert await queue.get() == 1
 
     async def test_cancelled_waiting_receiver(self) -> None:
@@ -603,7 +604,7 @@ class TestSending:
     async def test_put_that_drops(self, policy: Overflow, outcome: bool) -> None:
         """With a policy that drops, ``put`` never waits, and tells what became of the item."""
         queue: BoundedQueue[int] = BoundedQueue(1, overflow=policy)
-        with anyio.fail_after(5):
+        with anyio.fail_after(BOUND):
             assert await queue.put(1)
             assert await queue.put(2) is outcome
         assert drained(queue) == [2 if outcome else 1]
@@ -650,7 +651,7 @@ class TestWaitRoom:
     async def test_waits(self) -> None:
         """``wait_room`` returns at once if there is room, and else when there is."""
         queue: BoundedQueue[int] = BoundedQueue(1, overflow="block")
-        with anyio.fail_after(5):
+        with anyio.fail_after(BOUND):
             await queue.wait_room()
         queue.put_nowait(1)
         async with create_task_group() as group:
@@ -667,7 +668,7 @@ class TestWaitRoom:
         queue.put_nowait(0, 4)
         queue.put_nowait(1, 5)
         async with create_task_group() as group:
-            with anyio.fail_after(5):
+            with anyio.fail_after(BOUND):
                 await queue.wait_room()
             waiter = await Sender.start(group, queue.wait_room, 5)
             assert waiter.outcome == "waiting"
@@ -778,7 +779,7 @@ class TestWaitRoom:
         """A loop that calls it with the wrong size polls, but doesn't stop the event loop."""
         queue: BoundedQueue[int] = BoundedQueue(5, 10, "block")
         queue.put_nowait(0, 6)
-        with anyio.fail_after(5):
+        with anyio.fail_after(BOUND):
             async with create_task_group() as group:
                 group.start_soon(queue.get)
                 while True:
@@ -805,7 +806,7 @@ class TestClosing:
             queue.close()
             await wait_all_tasks_blocked()
             assert [type(task.outcome) for task in tasks] == [ClosedResourceError] * 3
-        with anyio.fail_after(5):
+        with anyio.fail_after(BOUND):
             for call in (queue.get, lambda: queue.put(1), queue.wait_room):
                 with pytest.raises(ClosedResourceError):
                     await call()
@@ -828,7 +829,7 @@ class TestClosing:
             await wait_all_tasks_blocked()
             for sender in senders:
                 assert isinstance(sender.outcome, EndOfStream)
-        with anyio.fail_after(5):
+        with anyio.fail_after(BOUND):
             assert await queue.get() == 1
             assert queue.get_nowait() == 2
             with pytest.raises(EndOfStream, match="the end"):
@@ -875,7 +876,7 @@ class TestClosing:
             queue.put_nowait(1)
             queue.close()
             receiver.scope.cancel()
-            with anyio.fail_after(5):
+            with anyio.fail_after(BOUND):
                 outcomes: list[Any] = []
                 try:
                     outcomes.append(await queue.get())
@@ -956,7 +957,7 @@ class TestIteration:
             async for item in queue:
                 received.append(item)
 
-        with anyio.fail_after(5):
+        with anyio.fail_after(BOUND):
             async with create_task_group() as group:
                 queue.put_nowait(1)
                 group.start_soon(consume)

@@ -19,14 +19,15 @@ from anyio_kkrpc import (
     with_call_options,
 )
 from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND, CALL_BOUND
 
 pytestmark = pytest.mark.anyio
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
-BOUND = 20
 
 
 class Api:
     def __init__(self) -> None:
+        self.started = anyio.Event()
         self.cancelled = anyio.Event()
 
     def add(self, a: int, b: int) -> int:
@@ -40,6 +41,7 @@ class Api:
         await function(1)
 
     async def sleep(self) -> None:
+        self.started.set()
         try:
             await anyio.sleep_forever()
         finally:
@@ -65,7 +67,7 @@ async def test_all_that_peers_do(url: str, caplog: pytest.LogCaptureFixture) -> 
         async with (
             RedisStreamsTransport(url, max_len=10, **options) as served,
             RedisStreamsTransport(url, max_backlog=100, **options) as used,
-            RPCChannel(used) as channel,
+            RPCChannel(used, timeout=CALL_BOUND) as channel,
         ):
             async with RPCChannel(served, expose=api):
                 proxy = channel.get_api()
@@ -74,8 +76,10 @@ async def test_all_that_peers_do(url: str, caplog: pytest.LogCaptureFixture) -> 
                 called: list[int] = []
                 await proxy.call_back(called.append)
                 assert called == [1]
-                with anyio.move_on_after(0.2):
-                    await proxy.sleep()
+                async with anyio.create_task_group() as group:
+                    group.start_soon(proxy.sleep)
+                    await api.started.wait()
+                    group.cancel_scope.cancel()
                 await api.cancelled.wait()
                 await with_call_options(proxy, reply=False).add(1, 2)
             # A worker that dies: somebody takes a request and is never seen again.

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
 
 from anyio_kkrpc.redis._address import Address, describe
+from tests.bounds import BOUND
 
 
 @pytest.mark.parametrize(
@@ -199,10 +200,10 @@ class TestCredentials:
 
         address = Address.parse("redis://h", credential_provider=Provider())
         try:
-            with anyio.fail_after(10):
+            with anyio.fail_after(BOUND):
                 async with anyio.create_task_group() as group:
                     group.start_soon(address.credentials)
-                    await anyio.to_thread.run_sync(asked.wait, 10)
+                    await anyio.to_thread.run_sync(asked.wait, BOUND)
                     group.cancel_scope.cancel()
             assert not release.is_set()
         finally:

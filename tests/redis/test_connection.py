@@ -31,6 +31,7 @@ from anyio_kkrpc._exceptions import TransportClosedError, TransportConnectionErr
 from anyio_kkrpc.redis._address import Address
 from anyio_kkrpc.redis._connection import HIGH_WATER, Connection, open_connection
 from anyio_kkrpc.testing._server import RedisServer, free_port
+from tests.bounds import BOUND, CALL_BOUND
 
 from ..faults.proxy import proxy
 from .conftest import NOWHERE, FakeStream, fake_connection, fake_peer, pieces, running
@@ -38,7 +39,7 @@ from .conftest import NOWHERE, FakeStream, fake_connection, fake_peer, pieces, r
 pytestmark = pytest.mark.anyio
 
 # Seconds within which what should come has to come.
-LIMIT = 20
+LIMIT = BOUND
 PHRASE = "Redis Streams connection error"
 
 
@@ -1030,7 +1031,7 @@ class TestFlush:
 
         with socket.create_server(("127.0.0.1", 0)) as listener:
             address = Address(host="127.0.0.1", port=listener.getsockname()[1])
-            connection = Connection(await address.dial(), address, write_timeout=10)
+            connection = Connection(await address.dial(), address, write_timeout=CALL_BOUND)
             with listener.accept()[0] as peer, anyio.fail_after(LIMIT):
                 peer.settimeout(LIMIT)
                 async with running(connection), anyio.create_task_group() as group:

@@ -15,6 +15,7 @@ from anyio.lowlevel import current_token
 from anyio_kkrpc import MemoryTransport, RedisStreamsTransport, RPCChannel
 from anyio_kkrpc.redis._socket import PlainSocket
 from anyio_kkrpc.testing._server import RedisServer
+from tests.bounds import CALL_BOUND
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
@@ -74,7 +75,7 @@ async def test_commands_and_writes_per_call(
         RedisStreamsTransport(own_server.url, **options) as served,
         RPCChannel(served, expose=Api()),
         RedisStreamsTransport(own_server.url, **options) as used,
-        RPCChannel(used) as channel,
+        RPCChannel(used, timeout=CALL_BOUND) as channel,
     ):
         api = channel.get_api()
         await calls(api, own_server)
@@ -117,7 +118,7 @@ async def test_idle_peers_cost_nothing_per_call(own_server: RedisServer, stream_
         RedisStreamsTransport(own_server.url, **options) as served,
         RPCChannel(served, expose=Api()),
         RedisStreamsTransport(own_server.url, **options) as used,
-        RPCChannel(used) as channel,
+        RPCChannel(used, timeout=CALL_BOUND) as channel,
         RedisStreamsTransport(own_server.url, **options) as idle,
         RPCChannel(idle),
     ):

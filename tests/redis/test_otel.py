@@ -30,6 +30,7 @@ from anyio_kkrpc import (
 from anyio_kkrpc.abc import Transport
 from anyio_kkrpc.otel import observe, tracing
 from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND, CALL_BOUND
 
 pytestmark = pytest.mark.anyio
 
@@ -161,7 +162,7 @@ async def test_broadcast_is_part_of_the_trace() -> None:
     """Those who answer belong to the trace of who asks."""
     watched = Watched()
     async with watched.in_memory() as api:
-        replies = watched.channel.broadcast(api.add(1, 2), timeout=10, limit=1)
+        replies = watched.channel.broadcast(api.add(1, 2), timeout=CALL_BOUND, limit=1)
         assert [reply.result() async for reply in replies] == [3]
     spans = watched.spans()
     assert [(span.name, span.kind) for span in spans] == [
@@ -300,14 +301,14 @@ async def test_statistics(redis_server: RedisServer, stream_name: str) -> None:
         observe(used, meter_provider=watched.meters)
         async with (
             RPCChannel(transport, expose=watched.served, max_concurrency=1),
-            RPCChannel(used) as channel,
+            RPCChannel(used, timeout=CALL_BOUND) as channel,
         ):
             api = with_call_options(channel.get_api(), reply=False)
             await api.sleep()
             await watched.served.started.wait()
             for _ in range(5):
                 await api.sleep()
-            with anyio.fail_after(10):
+            with anyio.fail_after(BOUND):
                 while transport.statistics().queue.dropped < 3:
                     await anyio.sleep(0.01)
             depths = {

@@ -18,10 +18,11 @@ from anyio_kkrpc.redis import _socket
 from anyio_kkrpc.redis._address import describe
 from anyio_kkrpc.redis._socket import PlainSocket, connect_tcp, connect_unix
 from anyio_kkrpc.testing._server import free_port
+from tests.bounds import BOUND
 
 pytestmark = pytest.mark.anyio
 
-LIMIT = 20
+LIMIT = BOUND
 
 
 @pytest.fixture

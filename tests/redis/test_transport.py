@@ -27,6 +27,7 @@ from anyio_kkrpc import (
 from anyio_kkrpc._protocol._records import Reply, Request
 from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.testing._server import RedisServer
+from tests.bounds import BOUND, CALL_BOUND
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
@@ -69,7 +70,7 @@ class Worker:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until a condition on the server holds; each look is a round trip to it."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(BOUND):
         while not condition():
             await anyio.sleep(0.005)
 
@@ -86,7 +87,9 @@ async def peers(
                 RedisStreamsTransport(url, stream=stream, **options)
             )
             channels.append(
-                await stack.enter_async_context(RPCChannel(transport, expose=api, timeout=20))
+                await stack.enter_async_context(
+                    RPCChannel(transport, expose=api, timeout=CALL_BOUND)
+                )
             )
         yield channels
 
@@ -231,7 +234,7 @@ async def test_addressed_calls(redis_server: RedisServer, stream_name: str) -> N
         mine = await stack.enter_async_context(
             RedisStreamsTransport(redis_server.url, stream=stream_name)
         )
-        client = await stack.enter_async_context(RPCChannel(mine, timeout=20))
+        client = await stack.enter_async_context(RPCChannel(mine, timeout=CALL_BOUND))
         for peer, name in names.items():
             assert await client.get_api(to=peer).who() == name
         with pytest.raises(MethodNotFoundError):
@@ -283,7 +286,7 @@ async def test_acknowledged_after_the_handler(
     ):
         async with anyio.create_task_group() as group:
             group.start_soon(client.get_api().gated, 1)
-            with anyio.fail_after(10):
+            with anyio.fail_after(BOUND):
                 await worker._started.wait()
             assert witness.xpending(stream_name, "kkrpc-group")["pending"] == 1
             worker._gate.set()
@@ -304,7 +307,7 @@ async def test_acknowledgement_is_ahead_of_what_comes_later(
         for number in range(3):
             group.start_soon(client.get_api().who, number)
         for _ in range(3):
-            with anyio.fail_after(10):
+            with anyio.fail_after(BOUND):
                 envelope = await transport.receive()
             # Not transport.settle(), which writes: here nothing is written in between.
             transport._writer.settle(
@@ -332,7 +335,7 @@ async def test_worker_takes_no_more_than_it_has_room_for(
             )
         (client,) = await stack.enter_async_context(peers(redis_server.url, stream_name, None))
         async with anyio.create_task_group() as group:
-            group.start_soon(with_call_options(client.get_api(), timeout=20).gated, "first")
+            group.start_soon(with_call_options(client.get_api(), timeout=CALL_BOUND).gated, "first")
             await until(lambda: bool(slow._calls or quick._calls))
             busy, idle = (slow, quick) if slow._calls else (quick, slow)
             for number in range(30):
@@ -437,7 +440,7 @@ async def test_reply_to_a_vanished_client_leaves_nothing(
         async with peers(redis_server.url, stream_name, None) as (client,):
             async with anyio.create_task_group() as group:
                 group.start_soon(client.get_api().gated, 1)
-                with anyio.fail_after(10):
+                with anyio.fail_after(BOUND):
                     await worker._started.wait()
                 for key in witness.scan_iter(f"{{{stream_name}}}:inbox:*"):
                     if key.decode().endswith(client._transport.session_id):  # type: ignore[attr-defined]
@@ -637,7 +640,7 @@ async def test_destroy(redis_server: RedisServer, stream_name: str) -> None:
                 transport.receive,
                 lambda: transport.send(Envelope(Request("1", "call", ["x"]))),
             ):
-                with anyio.fail_after(5), pytest.raises(TransportClosedError, match=message):
+                with anyio.fail_after(BOUND), pytest.raises(TransportClosedError, match=message):
                     await call()
 
 
@@ -647,7 +650,7 @@ async def test_client_makes_no_group(redis_server: RedisServer, stream_name: str
     async with (
         RedisStreamsTransport(redis_server.url, consumer_group="workers", **options) as served,
         RedisStreamsTransport(redis_server.url, max_backlog=5, **options) as used,
-        RPCChannel(used, timeout=20) as channel,
+        RPCChannel(used, timeout=CALL_BOUND) as channel,
     ):
         with pytest.raises(RPCTimeoutError):
             await with_call_options(channel.get_api(), timeout=0.05).who()
@@ -678,7 +681,7 @@ async def test_signal_destroy(redis_server: RedisServer, stream_name: str, group
         server = await stack.enter_async_context(RPCChannel(ended[0], expose=Worker()))
         caller = await stack.enter_async_context(RPCChannel(ended[1], timeout=None))
         await stack.enter_async_context(RPCChannel(stubborn, expose=Worker("stubborn")))
-        admin = await stack.enter_async_context(RPCChannel(sender, timeout=20))
+        admin = await stack.enter_async_context(RPCChannel(sender, timeout=CALL_BOUND))
         async with anyio.create_task_group() as tasks:
 
             async def wait() -> None:
@@ -688,7 +691,7 @@ async def test_signal_destroy(redis_server: RedisServer, stream_name: str, group
             tasks.start_soon(wait)
             await anyio.wait_all_tasks_blocked()
             await sender.signal_destroy()
-            with anyio.fail_after(10):
+            with anyio.fail_after(BOUND):
                 await server.serve_forever()
                 await caller.serve_forever()
         assert await admin.get_api().who() == "stubborn"
@@ -724,7 +727,7 @@ async def test_memory_protection(
         with caplog.at_level(logging.WARNING):
             async with anyio.create_task_group() as group:
                 group.start_soon(call, 0)
-                with anyio.fail_after(10):
+                with anyio.fail_after(BOUND):
                     await worker._started.wait()
                 for n in range(1, 21):
                     group.start_soon(call, n)
@@ -764,7 +767,7 @@ async def test_broadcast_that_blocks_loses_nothing(
 async def test_no_server() -> None:
     """Nobody listens: an error within the time, with the address, without the password."""
     url = "redis://user:secret@127.0.0.1:1/0"
-    with anyio.fail_after(10), pytest.raises(TransportConnectionError) as caught:
+    with anyio.fail_after(BOUND), pytest.raises(TransportConnectionError) as caught:
         async with RedisStreamsTransport(url, connect_timeout=2):
             pytest.fail("there is no server")
     text = str(caught.value)
@@ -803,7 +806,10 @@ async def test_wrong_kind_of_key(
 ) -> None:
     """A stream's name that belongs to a string is an error that says so, not a hang."""
     witness.set(stream_name, "not a stream")
-    with anyio.fail_after(10), pytest.raises(Exception, match="WRONGTYPE|Redis refused|wrong kind"):
+    with (
+        anyio.fail_after(BOUND),
+        pytest.raises(Exception, match="WRONGTYPE|Redis refused|wrong kind"),
+    ):
         async with peers(redis_server.url, stream_name, Worker(), None) as (_, client):
             await client.get_api().who()
 

@@ -21,6 +21,7 @@ from anyio_kkrpc import (
 from anyio_kkrpc._protocol._records import Reply, Request
 from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.transports._framing import LengthFraming
+from tests.bounds import BOUND, CALL_BOUND
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +50,7 @@ async def receive_all(stream: ByteStream, wanted: int) -> bytes:
     """Read until so many newlines have come."""
     chunks: list[bytes] = []
     lines = 0
-    with anyio.fail_after(20):
+    with anyio.fail_after(BOUND):
         while lines < wanted:
             chunks.append(await stream.receive())
             lines += chunks[-1].count(b"\n")
@@ -98,7 +99,7 @@ async def test_lines_are_those_of_kkrpc() -> None:
                     await peer.send(bytes([byte]))
 
             group.start_soon(send)
-            with anyio.fail_after(10):
+            with anyio.fail_after(BOUND):
                 assert (await transport.receive()).record == Request("8", "get", ["x"])
         statistics = transport.statistics()
         assert (statistics.sent, statistics.received) == (1, 1)
@@ -110,7 +111,7 @@ async def test_bad_frames_are_skipped(caplog: pytest.LogCaptureFixture) -> None:
     async with peer, ByteStreamTransport(stream, max_message_size=1000) as transport:
         await peer.send(b"rubbish\n" + b'{"t":"zap"}\n' + b"\xff\xfe\n" + b"x" * 5000 + b"\n")
         await peer.send(b'{"t":"q","id":"1","op":"get","p":[]}\n')
-        with anyio.fail_after(10):
+        with anyio.fail_after(BOUND):
             assert (await transport.receive()).record == Request("1", "get", [])
         statistics = transport.statistics()
         assert (statistics.invalid, statistics.oversized, statistics.received) == (3, 1, 1)
@@ -140,7 +141,7 @@ async def test_cbor_frames() -> None:
     stream, peer = await sockets()
     async with peer, ByteStreamTransport(stream, codec="cbor") as transport:
         await transport.send(Envelope(Reply("1", b"\n\x00")))
-        with anyio.fail_after(10):
+        with anyio.fail_after(BOUND):
             (frame,) = LengthFraming(100).feed(await peer.receive())
         import cbor2
 
@@ -163,7 +164,7 @@ async def test_peer_that_closes() -> None:
                 if last:
                     await peer.send(last)
                 await peer.aclose()
-            with anyio.fail_after(5):
+            with anyio.fail_after(BOUND):
                 await channel.serve_forever()
             with pytest.raises(TransportClosedError):
                 await transport.send(request(1))
@@ -193,7 +194,7 @@ async def test_slow_reader_pushes_back_and_tears_nothing() -> None:
     """While the peer doesn't read, senders wait; cancelled ones leave whole frames; then all that
     was sent arrives in order of sending."""
     stream, peer = await sockets()
-    async with peer, ByteStreamTransport(stream, write_timeout=30) as transport:
+    async with peer, ByteStreamTransport(stream, write_timeout=CALL_BOUND) as transport:
         done = 0
 
         async def send(n: int) -> None:
@@ -221,14 +222,14 @@ async def test_slow_reader_pushes_back_and_tears_nothing() -> None:
 async def test_cancelled_senders_tear_nothing() -> None:
     """Senders that are cancelled while the peer reads slowly leave whole frames only."""
     stream, peer = await sockets()
-    async with peer, ByteStreamTransport(stream, write_timeout=30) as transport:
+    async with peer, ByteStreamTransport(stream, write_timeout=CALL_BOUND) as transport:
         data = bytearray()
 
         async def read() -> None:
             while b'"id":"last"' not in data[-100:]:
                 data.extend(await peer.receive(50_000))
 
-        with anyio.fail_after(20):
+        with anyio.fail_after(BOUND):
             async with anyio.create_task_group() as outer:
                 for n in range(30):
                     async with anyio.create_task_group() as group:
@@ -249,7 +250,7 @@ async def test_peer_that_never_reads() -> None:
     """After the write timeout the transport is broken, and says so."""
     stream, peer = await sockets()
     async with peer, ByteStreamTransport(stream, write_timeout=0.2) as transport:
-        with anyio.fail_after(20), pytest.raises(TransportConnectionError, match="lost"):
+        with anyio.fail_after(BOUND), pytest.raises(TransportConnectionError, match="lost"):
             while True:
                 await transport.send(request(1, size=1_000_000))
 
@@ -270,7 +271,7 @@ async def test_full_queue_answers_overloaded(caplog: pytest.LogCaptureFixture) -
             ByteStreamTransport(stream, max_queue_size=2) as mine,
             ByteStreamTransport(other) as theirs,
             RPCChannel(mine, expose=Slow(), max_concurrency=1),
-            RPCChannel(theirs, timeout=10) as client,
+            RPCChannel(theirs, timeout=CALL_BOUND) as client,
         ):
             results: dict[int, Any] = {}
 
@@ -285,7 +286,7 @@ async def test_full_queue_answers_overloaded(caplog: pytest.LogCaptureFixture) -
                 await started.wait()
                 for n in range(1, 6):
                     group.start_soon(call, n)
-                    with anyio.fail_after(10):
+                    with anyio.fail_after(BOUND):
                         while mine.statistics().received < n + 1:
                             await anyio.sleep(0.001)
                 gate.set()

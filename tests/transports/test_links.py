@@ -17,6 +17,7 @@ from anyio.streams.tls import TLSListener
 
 from anyio_kkrpc import ByteStreamTransport, RemoteError, RPCChannel, TransportClosedError
 from anyio_kkrpc.transports import connect_tcp, connect_unix, open_process, serve
+from tests.bounds import BOUND, CALL_BOUND
 
 pytestmark = pytest.mark.anyio
 
@@ -65,7 +66,7 @@ async def serve_api(transport: ByteStreamTransport) -> None:
 
 
 async def use(transport: ByteStreamTransport) -> None:
-    async with RPCChannel(transport, timeout=10) as channel:
+    async with RPCChannel(transport, timeout=CALL_BOUND) as channel:
         assert await channel.get_api().add(1, 2) == 3
         with pytest.raises(RemoteError):
             await channel.get_api().fail()
@@ -97,7 +98,7 @@ async def test_failing_handler_ends_its_own_connection(caplog: pytest.LogCapture
         async with anyio.create_task_group() as group:
             group.start_soon(serve, listener, handler)
             async with connect_tcp("127.0.0.1", port) as one, RPCChannel(one) as channel:
-                with anyio.fail_after(10):
+                with anyio.fail_after(BOUND):
                     await channel.serve_forever()
             assert "handler broke" in caplog.text
             async with connect_tcp("127.0.0.1", port) as two:
@@ -162,7 +163,7 @@ async def test_child_process(tmp_path: Path, anyio_backend: Any, codec: str) -> 
             return "of the parent"
 
     async with open_process(child(tmp_path, anyio_backend, codec), codec=codec) as transport:
-        async with RPCChannel(transport, expose=Parent(), timeout=20) as channel:
+        async with RPCChannel(transport, expose=Parent(), timeout=CALL_BOUND) as channel:
             api = channel.get_api()
             assert await api.add(1, 2) == 3
             assert await api.fetch() == "of the parent"
@@ -180,10 +181,10 @@ async def test_child_process(tmp_path: Path, anyio_backend: Any, codec: str) -> 
 async def test_child_process_that_dies(tmp_path: Path, anyio_backend: Any) -> None:
     """When the child is killed, waiting calls fail at once."""
     async with open_process(child(tmp_path, anyio_backend, "json")) as transport:
-        async with RPCChannel(transport, timeout=20) as channel:
+        async with RPCChannel(transport, timeout=CALL_BOUND) as channel:
             pid = await channel.get_api().pid()
             os.kill(pid, signal.SIGKILL)
-            with anyio.fail_after(10), pytest.raises(TransportClosedError):
+            with anyio.fail_after(BOUND), pytest.raises(TransportClosedError):
                 while True:
                     await channel.get_api().add(1, 1)
 
@@ -196,5 +197,5 @@ async def test_child_process_that_ignores_the_end() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(links, "EXIT_TIMEOUT", 0.2)
         async with open_process([sys.executable, "-c", program]) as transport:
-            with anyio.fail_after(10):
+            with anyio.fail_after(BOUND):
                 await transport.receive()

@@ -9,6 +9,7 @@ from typing import Any
 
 from anyio_kkrpc import Exposed, RPCChannel, current_call, expose
 from anyio_kkrpc.abc import Transport
+from tests.bounds import CALL_BOUND
 
 
 class CustomError(Exception):
@@ -107,6 +108,6 @@ async def serve(stack: AsyncExitStack, transport: Transport) -> Api:
     """Serve a new API on an entered transport."""
     api = Api()
     api._channel = await stack.enter_async_context(
-        RPCChannel(transport, expose=exposed(api), timeout=20)
+        RPCChannel(transport, expose=exposed(api), timeout=CALL_BOUND)
     )
     return api

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.bounds import BOUND
+
 JS = Path(__file__).parent / "js"
 # Set by CI, which must have them: then what is missing is a failure.
 REQUIRED = bool(os.environ.get("ANYIO_KKRPC_REQUIRE_NODE"))
@@ -29,7 +31,7 @@ def javascript(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(JS, target, ignore=shutil.ignore_patterns("node_modules"))
     options = ["--no-package-lock", "--no-audit", "--no-fund", "--legacy-peer-deps"]
     done = subprocess.run(
-        ["npm", "install", *options], cwd=target, capture_output=True, text=True, timeout=50
+        ["npm", "install", *options], cwd=target, capture_output=True, text=True, timeout=BOUND
     )
     if done.returncode:
         _missing(f"npm could not install the TypeScript peers: {done.stderr[-500:]}")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND
 
 pytestmark = pytest.mark.slow
 PAGE = Path(__file__).parents[2] / "docs" / "typescript.md"
-BOUND = 30
 
 
 def write_files(directory: Path, server: RedisServer, stream: str) -> list[str]:

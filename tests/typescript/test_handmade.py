@@ -22,6 +22,7 @@ from anyio_kkrpc import (
     with_call_options,
 )
 from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND, CALL_BOUND
 from tests.faults.proxy import proxy
 
 from .api import Api, serve
@@ -70,7 +71,7 @@ class Peer:
 
     async def wait(self, sender: str, wanted: Callable[[Any], bool]) -> Any:
         """Return the first message of a peer that is wanted, once it is there."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(BOUND):
             while True:
                 for message in self.written(sender):
                     if wanted(message):
@@ -206,7 +207,7 @@ async def test_a_group_acknowledges_what_is_no_request(
         peer.client.xadd(stream_name, {"something": "else"})
         peer.compact(call("last", "closed"), to="kkrpc-group")
         await peer.wait("server", answers("last"))
-        with anyio.fail_after(10):
+        with anyio.fail_after(BOUND):
             while peer.client.xpending(stream_name, "kkrpc-group")["pending"]:
                 await anyio.sleep(0.005)
         assert [message["id"] for message in peer.written("server")] == ["last"]
@@ -230,7 +231,7 @@ async def test_a_group_passes_on_what_is_for_one_worker(
         await peer.wait("three", answers("three"))
         peer.compact(call("last", "closed"))
         await peer.wait("three", answers("last"))
-        with anyio.fail_after(10):
+        with anyio.fail_after(BOUND):
             while peer.client.xpending(stream_name, "kkrpc-group")["pending"]:
                 await anyio.sleep(0.005)
         assert len(peer.written("two")) <= 31
@@ -253,7 +254,7 @@ async def test_a_new_group_does_not_run_history(
         assert (await peer.wait("server", answers("new")))["v"] == 0
         assert (await peer.wait("server", answers("waiting")))["args"] == {"result": 0}
         assert (await peer.wait("server", answers("old")))["e"]["n"] == "DeliveryError"
-        with anyio.fail_after(10):
+        with anyio.fail_after(BOUND):
             while peer.client.xpending(stream_name, "kkrpc-group")["pending"]:
                 await anyio.sleep(0.005)
 
@@ -271,7 +272,7 @@ async def test_an_old_destroy_signal_is_none(
         peer.compact(call("c", "closed"))
         await peer.wait("third", answers("c"))
         peer.client.xadd(stream_name, {"data": "__DESTROY__", "sessionId": "handmade"})
-        with anyio.fail_after(10):
+        with anyio.fail_after(BOUND):
             for api in (worker, other, third):
                 assert api._channel is not None
                 await api._channel.serve_forever()
@@ -322,7 +323,7 @@ async def test_a_server_of_another_dialect_answers_natives(
     async with server(redis_server.url, stream_name, dialect="kkrpc-2"):
         async with (
             RedisStreamsTransport(redis_server.url, stream=stream_name) as transport,
-            RPCChannel(transport, timeout=10) as channel,
+            RPCChannel(transport, timeout=CALL_BOUND) as channel,
         ):
             assert await channel.get_api().add(1, 2) == 3
             assert [x async for x in channel.get_api().count_to(50)] == list(range(1, 51))
@@ -337,7 +338,7 @@ async def test_python_clients_keep_deadlines_to_themselves(
         RedisStreamsTransport(
             redis_server.url, stream=stream_name, dialect="kkrpc-2", session_id="client"
         ) as transport,
-        RPCChannel(transport) as channel,
+        RPCChannel(transport, timeout=CALL_BOUND) as channel,
     ):
         api = with_call_options(channel.get_api(), timeout=0.05)
         with pytest.raises(RPCTimeoutError):
@@ -379,7 +380,7 @@ async def test_nothing_is_written_twice_after_a_reconnect(
         RedisStreamsTransport(
             redis_server.url, stream=stream_name, dialect=dialect, max_queue_size=100_000
         ) as transport,
-        RPCChannel(transport, timeout=20) as channel,
+        RPCChannel(transport, timeout=CALL_BOUND) as channel,
     ):
         received = []
         async with channel.get_api().repeat(400) as items:
@@ -420,7 +421,7 @@ async def raw_pair(**options: Any) -> AsyncIterator[tuple[Any, ByteStreamTranspo
 
 
 async def read_line(raw: Any, buffer: bytearray) -> Any:
-    with anyio.fail_after(10):
+    with anyio.fail_after(BOUND):
         while b"\n" not in buffer:
             buffer += await raw.receive()
     line, _, rest = bytes(buffer).partition(b"\n")
@@ -454,7 +455,7 @@ async def test_flood_over_a_byte_stream_is_cancelled() -> None:
         raw, transport = await stack.enter_async_context(
             raw_pair(dialect="kkrpc-0", superjson=False, max_queue_size=5)
         )
-        channel = await stack.enter_async_context(RPCChannel(transport, timeout=10))
+        channel = await stack.enter_async_context(RPCChannel(transport, timeout=CALL_BOUND))
         buffer = bytearray()
         errors: list[Exception] = []
 
@@ -503,7 +504,7 @@ async def test_unknown_names_over_a_byte_stream() -> None:
             raw, transport = await stack.enter_async_context(raw_pair(dialect=dialect))
             peer = await stack.enter_async_context(ByteStreamTransport(raw, dialect=dialect))
             await serve(stack, transport)
-            channel = await stack.enter_async_context(RPCChannel(peer, timeout=10))
+            channel = await stack.enter_async_context(RPCChannel(peer, timeout=CALL_BOUND))
             with pytest.raises(MethodNotFoundError, match="nope"):
                 await channel.get_api().nope()
             with pytest.raises(RemoteError, match="outer"):

@@ -31,11 +31,12 @@ from anyio_kkrpc import (
 from anyio_kkrpc.testing._server import RedisServer
 from anyio_kkrpc.transports.links import open_process
 from anyio_kkrpc.typescript.superjson import URL, Map
+from tests.bounds import BOUND, CALL_BOUND
 from tests.servers import Servers
 
 from .api import Api, serve
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 DIALECTS = ["kkrpc-2", "kkrpc-0-superjson", "kkrpc-0-json"]
 CLASSIC = ["kkrpc-0-superjson", "kkrpc-0-json"]
@@ -63,7 +64,7 @@ async def node(directory: Path, script: str, *args: str) -> AsyncIterator[Any]:
         try:
             assert process.stdout is not None
             lines = TextReceiveStream(process.stdout)
-            with anyio.fail_after(20):
+            with anyio.fail_after(BOUND):
                 assert await lines.receive() == "ready\n"
             yield process, lines
         finally:
@@ -73,7 +74,7 @@ async def node(directory: Path, script: str, *args: str) -> AsyncIterator[Any]:
 
 async def run_client(directory: Path, script: str, *args: str) -> str:
     """Run a script that checks what Python serves; return what it printed."""
-    with anyio.fail_after(60):
+    with anyio.fail_after(BOUND):
         done = await anyio.run_process(["node", str(directory / script), *args], check=False)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
     return done.stdout.decode()
@@ -86,7 +87,7 @@ async def redis_channel(
     """Open a channel on Redis."""
     async with (
         RedisStreamsTransport(url, stream=stream, **options) as transport,
-        RPCChannel(transport, expose=api, timeout=20) as channel,
+        RPCChannel(transport, expose=api, timeout=CALL_BOUND) as channel,
     ):
         yield channel
 
@@ -120,13 +121,13 @@ async def test_typescript_calls_python(
         assert "reverse ok\n" in output
         assert api._channel is not None
         if dialect != "kkrpc-2":
-            with anyio.fail_after(10):
+            with anyio.fail_after(BOUND):
                 await api._channel.serve_forever()  # ended by __DESTROY__
         statistics = api._channel.statistics()
         assert statistics.handlers == statistics.outgoing_streams == 0
         assert transport.statistics().invalid == 0
         if group:
-            with anyio.fail_after(10):
+            with anyio.fail_after(BOUND):
                 while witness.xpending(stream_name, "kkrpc-group")["pending"]:
                     await anyio.sleep(0.005)
 
@@ -241,7 +242,7 @@ async def check_calls(channel: RPCChannel, dialect: str, *, silent: bool) -> Non
     closed = await api.closed()
     async with api.slowCount(100_000, 1) as items:
         assert await items.__anext__() == 1
-    with anyio.fail_after(10):
+    with anyio.fail_after(BOUND):
         while await api.closed() == closed:
             await anyio.sleep(0.005)
     received = []
@@ -288,7 +289,7 @@ async def check_calls(channel: RPCChannel, dialect: str, *, silent: bool) -> Non
     if dialect != "kkrpc-0-superjson":
         with pytest.raises(TypeError, match=r"2\*\*53"):
             await api.echo([2**53])
-    with anyio.fail_after(10):
+    with anyio.fail_after(BOUND):
         while channel.statistics().incoming_streams:
             await anyio.sleep(0.005)
     assert channel.statistics().calls == channel.statistics().outgoing_streams == 0
@@ -358,7 +359,7 @@ async def test_python_calls_typescript(
                 await check_types(channel.get_api())
             if dialect == "kkrpc-2":
                 assert await channel.get_api().letGo() is True
-                with anyio.fail_after(10):
+                with anyio.fail_after(BOUND):
                     while channel.statistics().callbacks:
                         await anyio.sleep(0.005)
                 return
@@ -366,11 +367,11 @@ async def test_python_calls_typescript(
             transport: Any = channel._transport
             if mode == "broadcast":
                 await transport.signal_destroy()
-                with anyio.fail_after(10):
+                with anyio.fail_after(BOUND):
                     assert await lines.receive() == "destroyed\n"
                     await process.wait()
             else:
-                with anyio.move_on_after(5):
+                with anyio.move_on_after(BOUND):
                     await with_call_options(channel.get_api(), reply=False).signalDestroy()
                     await channel.serve_forever()
                 with pytest.raises(TransportClosedError, match="destroy signal"):
@@ -443,7 +444,7 @@ async def test_python_calls_a_child_process(javascript: Path, dialect: str) -> N
     command = ["node", str(javascript / "server.mjs"), dialect, "server", "stdio"]
     async with (
         open_process(command, **options_of(dialect)) as transport,
-        RPCChannel(transport, expose=Api(), timeout=20) as channel,
+        RPCChannel(transport, expose=Api(), timeout=CALL_BOUND) as channel,
     ):
         await check_calls(channel, dialect, silent=False)
         if dialect == "kkrpc-0-superjson":
@@ -466,7 +467,7 @@ async def test_a_child_process_calls_python(javascript: Path, dialect: str) -> N
         stream: Any = anyio.streams.stapled.StapledByteStream(process.stdin, process.stdout)
         transport = await stack.enter_async_context(ByteStreamTransport(stream, **options))
         await serve(stack, transport)
-        with anyio.fail_after(60):
+        with anyio.fail_after(BOUND):
             output = "".join([text async for text in TextReceiveStream(process.stderr)])
         assert output == "all ok\n"
         assert transport.statistics().invalid == 0
@@ -491,7 +492,7 @@ async def test_released_kkrpc_as_child_process(javascript: Path, dialect: str, r
             await check_released(api._channel, rich=dialect == "kkrpc-0-superjson")
             process.kill()
             return
-        with anyio.fail_after(60):
+        with anyio.fail_after(BOUND):
             output = "".join([text async for text in TextReceiveStream(process.stderr)])
         assert output == "all ok\n"
 
