@@ -55,6 +55,7 @@ from ._connection import Connection, open_connection
 from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
 from ._errors import Meaning, meaning_of
 from ._group import Claims, Groups
+from ._intake import Intake
 from ._keys import Keys
 from ._link import Dialer, Link
 from ._options import Dialect, Overflow, check_options
@@ -256,6 +257,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             options.max_queue_size, options.max_queue_bytes, options.overflow, on_drop=self._on_drop
         )
         self._inbound = Inbound(self._queue)
+        self._intake: Intake[Envelope] = Intake(self._queue)
         self._dialects = Dialects(
             options.dialect,
             options.session_id,
@@ -310,7 +312,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._writer_scope: CancelScope | None = None
         self._inbox_scope: CancelScope | None = None
         self._request_scope: CancelScope | None = None
-        self._reading_requests = False
+        self._requests_wanted = False
         # Whether this peer serves a group, and has seen to it that there is one.
         self._has_group = False
         self._reading: dict[str, tuple[Reader | GroupReader, Connection]] = {}
@@ -330,8 +332,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._touch_now: Event | None = None
         self._clock_offset = 0.0
         self._consumed: list[bytes] = []
-        self._dropped: list[tuple[bytes, int]] = []
-        self._waiting: deque[tuple[Envelope, int]] = deque()
+        self._dropped: dict[bytes, int] = {}  # to hand back, with the deliveries that count
         self._numbers: OrderedDict[tuple[bytes, str], tuple[bytes, int]] = OrderedDict()
         self._received = 0
         self._claimed = 0
@@ -596,23 +597,29 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def listen(self, listener: Listener | None, *, serve: int = 0) -> None:
         """Hand what isn't a request to ``listener``; see `Transport.listen`.
 
-        When a worker's listener is taken away, what it holds goes back to the group.
+        What a worker of a group holds and hasn't begun goes back to the group when it is to serve
+        no more; when its listener is taken away, all that it holds does.
         """
         self._inbound.listen(listener, serve=serve)
         self._limit = serve
-        if listener is None:
-            if self._options.use_consumer_group and self._request_scope is not None:
-                self._request_scope.cancel()
-                self._queue.extract(lambda envelope: envelope.token is not None)
-                self._dropped += self._release_held()
-                if self._touch_now is not None:
-                    self._touch_now.set()
-            return
-        self._notify_room()
         if serve:
+            self._notify_room()
             self._start_requests()
-        elif self._request_scope is not None:
+            return
+        grouped = self._options.use_consumer_group
+        if listener is None and not grouped:
+            return  # what others ask is kept for who comes next
+        self._requests_wanted = False
+        if self._request_scope is not None:
             self._request_scope.cancel()
+        forgotten = self._intake.clear()
+        if not grouped:
+            self._inbound.unserved += forgotten
+        else:
+            self._queue.extract(lambda envelope: envelope.token is not None)
+            self._dropped.update(self._release_held(begun=listener is None))
+            if self._dropped and self._touch_now is not None:
+                self._touch_now.set()
 
     def serve_more(self, change: int) -> None:
         """Take more requests, or fewer; see `Transport.serve_more`."""
@@ -621,7 +628,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def receive(self) -> Envelope:
         """Return the next request; without a listener, the next record of any kind."""
-        if not self._reading_requests:
+        if not self._requests_wanted:
             self._start_requests()
         envelope = await self._inbound.receive()
         if envelope.token is not None:
@@ -754,7 +761,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             return
         if isinstance(record, Bye):
             # Whoever serves the group acknowledges it first, and tells the others.
-            if not (self._options.use_consumer_group and self._reading_requests):
+            if not (self._options.use_consumer_group and self._requests_wanted):
                 self._take_destroy_signal(sender)
             return
         if self._is_for_others(entry):
@@ -868,25 +875,27 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     # Requests
 
     def _start_requests(self) -> None:
-        if self._group is None or self._reading_requests or self._inbound.ended_reason is not None:
+        """Have requests read. A task that has been told to stop and hasn't yet goes on after it."""
+        if self._group is None or self._inbound.ended_reason is not None:
             return
-        self._reading_requests = True
-        self._request_scope = CancelScope()
-        self._group.start_soon(self._read_requests, name="anyio_kkrpc redis requests")
+        self._requests_wanted = True
+        if self._request_scope is None:
+            self._request_scope = CancelScope()
+            self._group.start_soon(self._read_requests, name="anyio_kkrpc redis requests")
 
     async def _read_requests(self) -> None:
-        assert self._request_scope is not None
-        with self._request_scope:
-            try:
-                if self._options.use_consumer_group:
+        try:
+            while self._requests_wanted and self._inbound.ended_reason is None:
+                with CancelScope() as self._request_scope:
+                    if not self._options.use_consumer_group:
+                        await self._keep_reading("requests", self._read_broadcast)
+                        continue
                     async with create_task_group() as group:
                         group.start_soon(self._keep_claiming, name="anyio_kkrpc redis claims")
                         await self._keep_reading("requests", self._read_group)
                         group.cancel_scope.cancel()
-                else:
-                    await self._keep_reading("requests", self._read_broadcast)
-            finally:
-                self._reading_requests = False
+        finally:
+            self._request_scope = None
 
     async def _read_broadcast(self, connection: Connection) -> None:
         stream = self._keys.stream
@@ -910,7 +919,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 self._writer.expect_more()
             self._start_id = reader.positions[stream]
             await self._after_reading()
-            await self._wait_for_queue()
+            if self._intake.waiting:
+                await self._intake.wait()
             await _let_others_run()
 
     async def _read_group(self, connection: Connection) -> None:
@@ -923,8 +933,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         # A read that was cut may have been served; a process that died may have had this name.
         counted, self._counted = self._counted, False
         async with self._taking:
+            known = (*self._held, *self._dropped)
             await self._take_over(
-                await self._groups.recover(self._redis_time(), self._held, counted=counted)
+                await self._groups.recover(self._redis_time(), known, counted=counted)
             )
         self._reading["requests"] = (reader, connection)
 
@@ -941,7 +952,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 self._skipped = False
                 await self._writer.flush()
             await self._after_reading()
-            await self._wait_for_queue()
+            if self._intake.waiting:
+                await self._intake.wait()
             await _let_others_run()
 
     def _take(self, entry_id: bytes, entry: Entry, attempt: int) -> None:
@@ -992,7 +1004,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             await self._writer.send(Envelope(reply, None, entry.sender))
         if claims.taken:
             await self._writer.flush()
-            await self._wait_for_queue()
+            await self._intake.wait()
         if self._dropped:
             await self._hand_back()
 
@@ -1052,24 +1064,26 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             if lost:
                 logger.warning("%d entries were taken over by other workers meanwhile", len(lost))
 
-    def _release_held(self) -> list[tuple[bytes, int]]:
-        """Hold nothing any more; return what is to be handed back."""
-        # One that was not started here doesn't count as delivered.
-        entries = [
-            (entry_id, held.attempt if held.started else held.attempt - 1)
-            for entry_id, held in self._held.items()
-        ]
-        self._held.clear()
-        return entries
+    def _release_held(self, *, begun: bool = True) -> dict[bytes, int]:
+        """Hold nothing any more, or only what was ``begun``; return what is to be handed back."""
+        released = {}
+        for entry_id, held in list(self._held.items()):
+            if begun or not held.started:
+                # One that was not started here doesn't count as delivered.
+                released[entry_id] = held.attempt if held.started else held.attempt - 1
+                del self._held[entry_id]
+        return released
 
     async def _hand_back(self) -> None:
         """Give what isn't wanted here, or at the end everything, to the other workers."""
-        entries, self._dropped = self._dropped, []
         if self._inbound.ended_reason is not None:
-            entries += self._release_held()
+            self._dropped.update(self._release_held())
+        entries = list(self._dropped.items())
         if not entries:
             return
         self._handed_back += await self._groups.hand_back(entries)
+        for entry_id, _ in entries:
+            self._dropped.pop(entry_id, None)
         await self._tell_peers(b"claim")
 
     async def _tell_peers(self, hint: bytes) -> None:
@@ -1111,11 +1125,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             return False
         if record.__class__ is Request:
             envelope.sent_at = int(entry_id.partition(b"-")[0]) / 1000 + self._clock_offset
-            if not self._inbound.deliver(envelope, entry.size):
-                if recipient is None:
-                    self._waiting.append((envelope, entry.size))
-                else:
+            if recipient is not None:
+                if not self._inbound.deliver(envelope, entry.size):
                     self._on_drop(envelope)  # what follows in the inbox must not wait
+            elif self._intake.waiting or not self._inbound.deliver(envelope, entry.size):
+                self._intake.add(envelope, entry.size)
             return True
         if recipient is not None:
             self._inbound.deliver(envelope, entry.size)
@@ -1157,20 +1171,13 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         age = self._redis_time() - written[0] / 1000
         return age > stale_after and written <= order(self._connected_id)
 
-    async def _wait_for_queue(self) -> None:
-        """Wait until what the policy ``block`` kept out of the queue is in it."""
-        while self._waiting:
-            envelope, size = self._waiting[0]
-            await self._queue.put(envelope, size)
-            self._waiting.popleft()
-
     def _on_drop(self, envelope: Envelope) -> None:
         """A request found no room: its caller is told. One of a group goes back to the group."""
         record = envelope.record
         if envelope.token is not None:
             held = self._held.pop(envelope.token, None)
             if held is not None:
-                self._dropped.append((envelope.token, held.attempt - 1))
+                self._dropped[envelope.token] = held.attempt - 1
         elif isinstance(record, Request) and record.o is not True:
             error = OverloadedError("the queue of requests is full; the request did not run")
             reply = Reply(record.id, e=library_error(error))

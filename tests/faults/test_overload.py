@@ -197,6 +197,41 @@ async def test_dropped_in_a_group_is_late_not_lost(
     assert sorted(results) == list(range(300))
 
 
+async def test_new_and_claimed_requests_wait_for_the_same_room(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """A full worker that reads and claims at once runs each request once."""
+    ran: list[int] = []
+
+    class Api:
+        async def work(self, n: int, data: str) -> int:
+            ran.append(n)
+            await anyio.sleep(0.02)
+            return n
+
+    results: list[int] = []
+    witness.xgroup_create(stream_name, "kkrpc-group", "0", mkstream=True)
+    async with group(redis_server, stream_name) as using, RPCChannel(using) as client:
+
+        async def call(n: int) -> None:
+            results.append(await client.get_api().work(n, "x" * 1000))
+
+        async with anyio.create_task_group() as tasks:
+            for n in range(60):
+                tasks.start_soon(call, n)
+            await until(lambda: witness.xlen(stream_name) == 60)
+            # Half of them were taken by a worker that was killed.
+            witness.xreadgroup("kkrpc-group", "dead", {stream_name: ">"}, count=30)
+            await anyio.sleep(0.1)
+            async with (
+                group(redis_server, stream_name, claim_idle=0.1, max_queue_bytes=2500) as serving,
+                RPCChannel(serving, expose=Api(), max_concurrency=8),
+            ):
+                await until(lambda: len(results) == 60)
+                assert serving.statistics().outstanding == 0
+    assert sorted(ran) == sorted(results) == list(range(60))
+
+
 async def test_fair_among_workers(redis_server: RedisServer, stream_name: str) -> None:
     """A slow worker with room for one takes one; the idle ones serve the rest meanwhile."""
     gate = anyio.Event()

@@ -403,9 +403,57 @@ async def test_channel_that_leaves_its_transport(
                 await until(lambda: len(results) == 5)
         assert kept.statistics().outstanding == 0
         assert kept.statistics().handed_back == 2
-        # And it can be used again.
-        async with RPCChannel(kept, expose=Quick()):
-            assert await channel.get_api().work(7) == 7
+        # And it can be used again, and again at once.
+        for n in range(3):
+            async with RPCChannel(kept, expose=Quick()):
+                if n:
+                    assert await channel.get_api().work(n) == n
+
+
+async def test_draining_worker_keeps_only_what_it_has_begun(
+    redis_server: RedisServer, stream_name: str
+) -> None:
+    """What waits in a worker that takes no more goes to others at once, not after its grace."""
+    gate = anyio.Event()
+
+    class Slow:
+        begun = 0
+
+        async def work(self, n: int) -> str:
+            self.begun += 1
+            await gate.wait()
+            return "slow"
+
+    class Quick:
+        def work(self, n: int) -> str:
+            return "quick"
+
+    api = Slow()
+    results: list[str] = []
+    async with (
+        client(redis_server, stream_name) as slow,
+        client(redis_server, stream_name) as using,
+        RPCChannel(using) as channel,
+        anyio.create_task_group() as group,
+    ):
+
+        async def call(n: int) -> None:
+            results.append(await channel.get_api().work(n))
+
+        async def drain() -> None:
+            async with RPCChannel(slow, expose=api, max_concurrency=2, grace_period=30):
+                slow.serve_more(2)  # as while two handlers wait for calls of their own
+                for n in range(4):
+                    group.start_soon(call, n)
+                await until(lambda: slow.statistics().outstanding == 4 and api.begun == 2)
+
+        group.start_soon(drain)
+        await until(lambda: slow.statistics().handed_back == 2)
+        async with client(redis_server, stream_name) as quick, RPCChannel(quick, expose=Quick()):
+            await until(lambda: len(results) == 2)
+        assert results == ["quick", "quick"]
+        gate.set()
+    assert sorted(results) == ["quick", "quick", "slow", "slow"]
 
 
 async def test_claims_and_reads_wait_for_room_together(

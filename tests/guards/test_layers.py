@@ -80,6 +80,7 @@ MOVING = {
     "redis._socket": "redis._connection",
     "redis._threads": "redis._connection",
     "redis._keys": "redis._stream",
+    "redis._intake": "redis._reading",
     "redis._reader": "redis._reading",
     "redis._signing": "redis.dialects",
     "redis._writer": "redis._writing",
