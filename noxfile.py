@@ -38,16 +38,27 @@ ASYNC_IGNORED = {
 ASYNC_EXCEPTIONS = {
     # The await in a `finally` is of a function that bounds itself by move_on_after(shield=True).
     "ASYNC102": (
+        "_callbacks",
         "_channel",
         "_cli/_demo",
         "_proxy",
-        "_streaming",
+        "_pump",
         "redis/_transport",
         "transports/links",
     ),
     # What is caught is not swallowed: it is thrown into a coroutine or raised to whoever waits.
-    "ASYNC103": ("_context", "_serving", "redis/_connection", "transports/bytestream"),
-    "ASYNC104": ("redis/_connection",),
+    "ASYNC103": (
+        "_callbacks",
+        "_context",
+        "_pump",
+        "_serving",
+        "redis/_connection",
+        "transports/bytestream",
+    ),
+    "ASYNC104": (
+        "_pump",
+        "redis/_connection",
+    ),
 }
 
 

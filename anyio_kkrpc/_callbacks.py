@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, final
 
 from anyio import Event
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._protocol._peer import CallbackExport
 
@@ -58,7 +59,11 @@ class CallbackRunner:
                     result = function(*args, **kwargs)
                     if inspect.isawaitable(result):
                         await result
-                except (Exception, SystemExit):
+                except KeyboardInterrupt:
+                    raise
+                except BaseException:
+                    await checkpoint_if_cancelled()
+                    # Nobody has cancelled this task: whatever it is, the callback raised it.
                     logger.exception("callback %r failed", function)
         finally:
             self._running = False

@@ -55,12 +55,13 @@ from ._protocol._peer import (
     StreamLeft,
     StreamPulled,
 )
-from ._protocol._records import CallbackRelease, Cancel, Record, Request
+from ._protocol._records import CallbackRelease, Cancel, Record, Reply, Request
 from ._protocol._state import CallInput, CallState
 from ._protocol._streams import Consumer, Producer
 from ._proxy import CallOptions, RemoteAPI, RemoteCall, check_timeout
+from ._pump import Outlet, Pump, close_unopened
 from ._serving import Server
-from ._streaming import Inflow, Pump, RemoteStream, stream_error
+from ._streaming import Inflow, RemoteStream, stream_error
 from ._timer import Timer
 from ._typing import NO_TYPES, TypesOf
 from .abc import Envelope, Listener, Transport
@@ -167,6 +168,9 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         self._timer = Timer()
         self._now: Callable[[], float] = current_time
         self._one_shot: Callable[[], OneShot] = Event
+        self._outlet = Outlet(
+            self._peer, self._timer, self._send, transport.send, self._start_if, send_tracebacks
+        )
         self._server: Server | None = None
         if expose is not None:
             table = expose if isinstance(expose, Exposed) else build_table(expose)
@@ -395,7 +399,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             meta=options.metadata,
         )
         for producer in call.producers or ():
-            Pump(self, producer, copy_context())
+            Pump(self._outlet, producer, copy_context())
         envelope = call.sent = Envelope(request, None, options.to, deadline=deadline)
         if not options.reply:
             with move_on_after(None if deadline is None else deadline - current_time()) as scope:
@@ -586,6 +590,8 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
                 call.value = error
                 call.handle.set()
                 return
+        elif isinstance(record, Reply):
+            close_unopened(self._outlet, record)
         logger.info("a %s could not be delivered: %s", type(record).__name__, error)
 
     def _on_call_finished(self, event: CallFinished) -> None:

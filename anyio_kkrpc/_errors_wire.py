@@ -48,6 +48,19 @@ def handler_error(exc: BaseException, *, traceback: bool = False) -> dict[str, A
     return error
 
 
+def brief_error(error: dict[str, Any]) -> dict[str, Any]:
+    """Return the least of an error that still tells what it was, for one that can't be sent."""
+    brief: dict[str, Any] = {"n": _plain(error["n"]), "m": _plain(error["m"])}
+    if "rpc_error" in error:
+        brief["rpc_error"] = error["rpc_error"]
+    return brief
+
+
+def _plain(text: str) -> str:
+    text = text[:_MAX_NAME]
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _one(exc: BaseException) -> dict[str, Any]:
     if isinstance(exc, RemoteError):
         fields = {"n": exc.name, "m": exc.message}

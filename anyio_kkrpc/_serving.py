@@ -51,7 +51,8 @@ from ._protocol._peer import Handling
 from ._protocol._records import Reply, Request
 from ._protocol._streams import Consumer
 from ._protocol._values import PLAIN
-from ._streaming import Inflow, Pump, RemoteStream
+from ._pump import Pump, close_unopened
+from ._streaming import Inflow, RemoteStream
 from ._timer import TimerEntry
 from .abc import Envelope
 from .middleware import Invocation, Middleware, pass_through
@@ -190,6 +191,7 @@ class Server:
         self._middleware = middleware
         self._exposed = exposed
         self._peer = channel._peer
+        self._outlet = channel._outlet
         self._transport = channel._transport
         self._broadcast = channel._transport.capabilities.broadcast
         self.limit = max_concurrency
@@ -277,6 +279,7 @@ class Server:
 
     async def settle_with_error(self, envelope: Envelope, reply: Reply, exc: Exception) -> None:
         """Settle a request whose result can't be sent: that is the handler's error."""
+        close_unopened(self._outlet, reply)
         error = Reply(reply.id, e=handler_error(exc))
         await self._transport.settle(envelope, Envelope(error, recipient=envelope.sender))
 
@@ -381,11 +384,12 @@ class Server:
         reply = self._peer.reply(handling, value)
         if handling.producer is not None:
             assert source is not None
-            Pump(self._channel, handling.producer, context, source.item, source.name)
+            pump = Pump(self._outlet, handling.producer, context, source.item, source.name)
+            pump.expect_reader()
         return reply
 
     def _wire_error(self, exc: BaseException) -> dict[str, Any]:
-        return handler_error(exc, traceback=self._channel._send_tracebacks)
+        return handler_error(exc, traceback=self._outlet.send_tracebacks)
 
     # Operations
 

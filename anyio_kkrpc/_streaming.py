@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
-from contextvars import Context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
-from anyio import BusyResourceError, CancelScope, Event, current_time, move_on_after
+from anyio import BusyResourceError, Event, current_time
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._context import begin_awaiting, go_on, run_in_context
-from ._conversion import check_own, convert_value
-from ._errors_wire import error_from_wire, handler_error, library_error
-from ._exceptions import ProtocolError, RPCTimeoutError, RPCValidationError
-from ._protocol._records import StreamReply
-from ._protocol._streams import Consumer, Producer
+from ._conversion import convert_value
+from ._errors_wire import error_from_wire
+from ._exceptions import ProtocolError, RPCTimeoutError
+from ._protocol._streams import Consumer
 from ._timer import TimerEntry
-from .abc import Envelope
+
+if sys.version_info < (3, 11):
+    pass
 
 if TYPE_CHECKING:
     from ._channel import RPCChannel
@@ -31,6 +31,9 @@ logger = logging.getLogger("anyio_kkrpc")
 
 # How long the source of a stream that ended early may take to close.
 CLOSE_TIMEOUT = 5.0
+# Seconds that the stream of a reply may wait for its reader before its source is closed.
+FIRST_PULL = 60.0
+_NONE: Any = object()
 
 
 @final
@@ -179,116 +182,6 @@ class Inflow:
     def _notify(self) -> None:
         if self._wake is not None:
             self._wake.set()
-
-
-class Pump:
-    """Sends the items of a source as the consumer allows; one task does all that touches it."""
-
-    __slots__ = (
-        "_answer",
-        "_channel",
-        "_context",
-        "_kind",
-        "_name",
-        "_producer",
-        "_scope",
-        "_started",
-        "_wake",
-    )
-
-    def __init__(
-        self,
-        channel: RPCChannel,
-        producer: Producer,
-        context: Context,
-        kind: Any = Any,
-        name: str = "",
-    ) -> None:
-        self._kind = kind
-        self._name = name
-        self._channel = channel
-        self._producer = producer
-        self._context = context
-        self._wake: Event | None = None
-        self._scope = CancelScope()
-        self._started = False
-        self._answer: StreamReply | None = None
-        producer.handle = self
-
-    def wake(self) -> bool:
-        """Note that credit came; return whether a task must be started that calls `run`."""
-        if self._wake is not None:
-            self._wake.set()
-        started, self._started = self._started, True
-        return not started
-
-    def stop(self, answer: StreamReply | None) -> bool:
-        """Close the source, then send ``answer``; return whether `run` must be started for it."""
-        self._answer = answer
-        self._scope.cancel()
-        started, self._started = self._started, True
-        return not started
-
-    async def run(self) -> None:
-        """Send items until the source ends or the consumer leaves; close the source in any case."""
-        producer = self._producer
-        error: dict[str, Any] | None = None
-        iterator: Any = producer.source
-        try:
-            with self._scope:
-                iterator = type(producer.source).__aiter__(producer.source)
-                error = await self._send_items(iterator)
-        except (Exception, SystemExit) as exc:  # whatever the source raises goes to its consumer
-            error = handler_error(exc, traceback=self._channel._send_tracebacks)
-        finally:
-            await self._close_source(iterator)
-        channel = self._channel
-        try:
-            if producer.open and not self._scope.cancel_called:
-                end = channel._peer.end_production(producer, error)
-                await channel._send(end, producer.consumer)
-            elif self._answer is not None:
-                await channel._send(self._answer, producer.consumer)
-        finally:
-            channel._peer.forget(producer)
-
-    async def _send_items(self, iterator: Any) -> dict[str, Any] | None:
-        """Send them; return the error if one doesn't fit the annotation of its handler."""
-        producer, context, channel = self._producer, self._context, self._channel
-        kind = self._kind
-        step = type(iterator).__anext__
-        send = channel._transport.send
-        while True:
-            while not producer.credit:
-                self._wake = Event()
-                await self._wake.wait()
-                self._wake = None
-            try:
-                coroutine, item = context.run(begin_awaiting, step(iterator))
-                if coroutine is not None:
-                    item = await go_on(context, coroutine, item)
-            except StopAsyncIteration:
-                return None
-            if kind is not Any:
-                try:
-                    item = check_own(item, kind, self._name)
-                except RPCValidationError as exc:
-                    return library_error(exc)
-            if channel._reason is not None:
-                raise channel._closed_error()
-            await send(Envelope(producer.item(item), None, producer.consumer))
-
-    async def _close_source(self, iterator: Any) -> None:
-        close = getattr(iterator, "aclose", None)
-        if close is None:
-            return
-        with move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
-            try:
-                await run_in_context(self._context, close())
-            except Exception:
-                logger.exception("closing the source of a stream failed")
-        if scope.cancelled_caught:
-            logger.warning("the source of a stream took over %s s to close", CLOSE_TIMEOUT)
 
 
 def stream_error(error: dict[str, Any] | None) -> Exception:

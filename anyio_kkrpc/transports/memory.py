@@ -92,7 +92,6 @@ class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
         return await self._inbound.receive()
 
     async def send(self, item: Envelope) -> None:
-        await checkpoint()
         if self._inbound.ended_reason is not None:
             raise TransportClosedError("the transport has been closed")
         peer, record, size = self._peer, item.record, 0
@@ -102,6 +101,7 @@ class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
             record, size = self._codec.decode(data), len(data)
         while not peer._inbound.deliver(Envelope(record), size):
             await peer._queue.wait_room()
+        await checkpoint()  # behind it: who is cancelled here has sent it
 
     def _refuse(self, envelope: Envelope) -> None:
         record = envelope.record

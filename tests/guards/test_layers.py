@@ -66,6 +66,7 @@ MOVING = {
     "_models": "_values",
     "_callbacks": "_driver",
     "_context": "_driver",
+    "_pump": "_driver",
     "_streaming": "_driver",
     "_gathering": "_calling",
     "_proxy": "_calling",

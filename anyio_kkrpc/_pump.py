@@ -1,0 +1,299 @@
+"""The sending end of a stream: runs its source, and closes it whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import Any
+
+from anyio import CancelScope, Event, current_time, get_cancelled_exc_class
+from anyio.lowlevel import checkpoint_if_cancelled
+from msgspec import Struct
+
+from ._context import begin_awaiting, go_on, run_in_context
+from ._conversion import UnfitResultError, check_own
+from ._errors_wire import brief_error, handler_error, library_error
+from ._exceptions import (
+    RPCError,
+    RPCTimeoutError,
+    TransportClosedError,
+    TransportConnectionError,
+)
+from ._protocol._peer import Peer
+from ._protocol._records import Record, Reply, StreamReply
+from ._protocol._streams import Producer
+from ._protocol._values import unpack_result
+from ._timer import Timer, TimerEntry
+from .abc import Envelope
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+logger = logging.getLogger("anyio_kkrpc")
+
+# How long the source of a stream that ended early may take to close.
+CLOSE_TIMEOUT = 5.0
+# Seconds that the stream of a reply may wait for its reader before its source is closed.
+FIRST_PULL = 60.0
+_NONE: Any = object()
+
+
+class Outlet(Struct, frozen=True):
+    """What the pumps of a channel need of it.
+
+    :ivar send: sends a record to a peer
+    :ivar send_envelope: the same for an envelope, without asking whether the channel is open
+    :ivar start_if: starts a task if its first argument is true: function and name follow
+    :ivar send_tracebacks: whether errors carry the source's traceback
+    """
+
+    peer: Peer
+    timer: Timer
+    send: Callable[[Record, str | None], Awaitable[None]]
+    send_envelope: Callable[[Envelope], Awaitable[None]]
+    start_if: Callable[[bool, Callable[[], Any], str], None]
+    send_tracebacks: bool
+
+
+class Pump:
+    """Sends the items of a source as the consumer allows; one task does all that touches it.
+
+    A source may hold cancel scopes and task groups around what it yields. They are entered in the
+    pump's task, inside the pump's scope, so the source is closed before that is left, and no other
+    scope is open around a step of the source. What cancels the pump while the source is at its
+    ``yield``, such as the time-out of a ``fail_after`` there, is the source's, and raised in it.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_bounded",
+        "_context",
+        "_kind",
+        "_name",
+        "_outlet",
+        "_paused",
+        "_producer",
+        "_raising",
+        "_scope",
+        "_started",
+        "_stopped",
+        "_unread",
+        "_wake",
+    )
+
+    def __init__(
+        self,
+        outlet: Outlet,
+        producer: Producer,
+        context: Context,
+        kind: Any = Any,
+        name: str = "an argument",
+    ) -> None:
+        self._kind = kind
+        self._name = name
+        self._outlet = outlet
+        self._producer = producer
+        self._context = context
+        self._wake: Event | None = None
+        self._scope = CancelScope()
+        self._started = self._stopped = False
+        # Whether something is waited for with the source at its yield.
+        self._paused = self._raising = False
+        # Whether the source is being closed, and has CLOSE_TIMEOUT for it.
+        self._bounded = False
+        self._answer: StreamReply | None = None
+        self._unread: TimerEntry | None = None
+        producer.handle = self
+
+    def expect_reader(self) -> None:
+        """Close the source unless somebody begins to read within `FIRST_PULL` seconds."""
+        self._unread = self._outlet.timer.at(current_time() + FIRST_PULL, self._give_up)
+
+    def _give_up(self) -> None:
+        error = RPCTimeoutError(f"nobody began to read the stream within {FIRST_PULL:.0f} s")
+        logger.warning("the stream of %s was closed: %s", self._name, error)
+        answer = self._outlet.peer.end_production(self._producer, library_error(error))
+        self._outlet.start_if(self.stop(answer), self.run, "stream")
+
+    def wake(self) -> bool:
+        """Note that credit came; return whether a task must be started that calls `run`."""
+        if self._wake is not None:
+            self._wake.set()
+        return self._starts()
+
+    def stop(self, answer: StreamReply | None) -> bool:
+        """Close the source, then send ``answer``; return whether `run` must be started for it."""
+        self._answer = answer
+        self._stopped = True
+        if self._raising:
+            self._bound(self._scope)
+        elif self._wake is not None:
+            self._wake.set()
+        elif not (self._paused or self._bounded):
+            self._scope.cancel()
+        return self._starts()
+
+    def _starts(self) -> bool:
+        started, self._started = self._started, True
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        return not started
+
+    async def run(self) -> None:
+        """Send items until the source ends or the consumer leaves; close the source in any case."""
+        outlet, producer = self._outlet, self._producer
+        try:
+            error = await self._run_source()
+            if self._answer is not None:
+                await outlet.send(self._answer, producer.consumer)
+            elif producer.open and not self._stopped:
+                await self._send_end(error)
+        except RPCError as exc:
+            logger.warning("the end of the stream of %s was not sent: %s", self._name, exc)
+        finally:
+            outlet.peer.forget(producer)
+
+    async def _send_end(self, error: dict[str, Any] | None) -> None:
+        outlet, consumer = self._outlet, self._producer.consumer
+        end = outlet.peer.end_production(self._producer, error)
+        try:
+            await outlet.send(end, consumer)
+        except Exception as exc:
+            if error is None or isinstance(exc, (TransportClosedError, TransportConnectionError)):
+                raise
+            logger.warning("the error of a stream can't be sent as it is: %s", exc)
+            end.e = brief_error(error)
+            await outlet.send(end, consumer)
+
+    async def _run_source(self) -> dict[str, Any] | None:
+        """Run the source and close it; return its error, whatever it raised."""
+        iterator: Any = self._producer.source
+        error: dict[str, Any] | None = None
+        failure: BaseException | None = None
+        closed = False
+        with self._scope:
+            try:
+                iterator = type(iterator).__aiter__(iterator)
+                error = await self._send_items(iterator)
+            except BaseException as exc:
+                failure = exc
+            # In its scopes; if this one was cancelled, what that takes is cut short.
+            closed = await self._close_source(iterator, self._scope)
+        if not closed and not self._bounded:
+            with CancelScope() as scope:
+                await self._close_source(iterator, scope)
+        if failure is None:
+            return error
+        if isinstance(failure, KeyboardInterrupt):
+            raise failure
+        await checkpoint_if_cancelled()
+        # Nobody has cancelled this task: whatever it is, the source raised it.
+        return handler_error(failure, traceback=self._outlet.send_tracebacks)
+
+    async def _send_items(self, iterator: Any) -> dict[str, Any] | None:
+        """Send them; return the error if one doesn't fit the annotation of its handler."""
+        producer, context, send = self._producer, self._context, self._outlet.send_envelope
+        step = type(iterator).__anext__
+        item: Any = _NONE
+        try:
+            while not self._stopped:
+                if not producer.credit:
+                    raised = await self._wait_for_credit(iterator)
+                    item = raised if item is _NONE else item
+                    continue
+                if item is _NONE:
+                    coroutine, item = context.run(begin_awaiting, step(iterator))
+                    if coroutine is not None:
+                        item = await go_on(context, coroutine, item)
+                if self._kind is not Any:
+                    item = check_own(item, self._kind, self._name)
+                envelope = Envelope(producer.item(item), None, producer.consumer)
+                item = _NONE
+                self._paused = True
+                try:
+                    await send(envelope)
+                except get_cancelled_exc_class() as exc:  # it is on its way all the same
+                    item = await self._raise_in_source(iterator, exc)
+                finally:
+                    self._paused = False
+        except StopAsyncIteration:
+            return None
+        except UnfitResultError as exc:
+            return library_error(exc)
+        return None
+
+    async def _wait_for_credit(self, iterator: Any) -> Any:
+        """Wait until the consumer wants more, or leaves; return what `_raise_in_source` does."""
+        self._wake = Event()
+        self._paused = True
+        try:
+            await self._wake.wait()
+        except get_cancelled_exc_class() as exc:
+            return await self._raise_in_source(iterator, exc)
+        finally:
+            self._paused = False
+            self._wake = None
+        return _NONE
+
+    async def _raise_in_source(self, iterator: Any, exc: BaseException) -> Any:
+        """Raise a cancellation at the source's yield; return its next item if it goes on."""
+        throw = getattr(iterator, "athrow", None)
+        if throw is None:
+            raise exc
+        # If it is everybody who is cancelled, the source may still clean up: `stop` bounds that.
+        self._raising = self._scope.shield = True
+        try:
+            item = await run_in_context(self._context, throw(exc))
+        finally:
+            self._raising = False
+        if not self._bounded:
+            self._scope.shield = False
+        await checkpoint_if_cancelled()
+        return item
+
+    async def _close_source(self, iterator: Any, scope: CancelScope) -> bool:
+        """Close it within the present scope; return whether that was not cut short."""
+        close = getattr(iterator, "aclose", None)
+        if close is None:
+            return True
+        if not scope.cancel_called:
+            self._bound(scope)
+        try:
+            await run_in_context(self._context, close())
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:
+            if scope.cancel_called and isinstance(exc, get_cancelled_exc_class()):
+                if self._bounded:
+                    logger.warning("the source of a stream took over %s s to close", CLOSE_TIMEOUT)
+                return False
+            await checkpoint_if_cancelled()
+            if not _is_closing(exc):
+                logger.exception("closing the source of a stream failed")
+        return True
+
+    def _bound(self, scope: CancelScope) -> None:
+        """Let the source finish, though others be cancelled, within its time."""
+        self._bounded = True
+        scope.shield, scope.deadline = True, current_time() + CLOSE_TIMEOUT
+
+
+def close_unopened(outlet: Outlet, reply: Reply) -> None:
+    """Close the source of a stream whose reader wasn't told of it, since the reply was lost."""
+    opened: list[str] = []
+    unpack_result(reply.v, opened.append)
+    for stream_id in opened:
+        producer = outlet.peer.producers.get(stream_id)
+        if producer is not None:
+            pump: Pump = producer.handle
+            outlet.start_if(pump.stop(None), pump.run, "stream")
+
+
+def _is_closing(exc: BaseException) -> bool:
+    """Whether it is what closes a generator, as it comes back from a task group in that on trio."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(map(_is_closing, exc.exceptions))
+    return isinstance(exc, GeneratorExit)
