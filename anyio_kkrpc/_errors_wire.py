@@ -8,6 +8,7 @@ and ``rpc_error``, which marks errors that the library itself raised at the othe
 from __future__ import annotations
 
 import traceback as traceback_module
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -20,11 +21,15 @@ from ._exceptions import (
     RPCError,
     RPCTimeoutError,
     RPCValidationError,
+    TransportClosedError,
+    TransportConnectionError,
 )
 
 _RESERVED = frozenset({"n", "m", "s", "cause", "rpc_error"})
 _MAX_CAUSES = 8
 _MAX_NAME = 200
+# Characters of text that are tried one after the other for an error that is too large to be sent.
+_LENGTHS = (64 * 1024, 1024, 64, 16)
 
 _CODES: dict[str, type[RPCError]] = {
     "method_not_found": MethodNotFoundError,
@@ -38,7 +43,7 @@ def handler_error(exc: BaseException, *, traceback: bool = False) -> dict[str, A
     """Return what travels for an exception that a handler raised."""
     error = _one(exc)
     if traceback:
-        error["s"] = "".join(traceback_module.format_exception(exc))
+        error["s"] = _encodable("".join(traceback_module.format_exception(exc)))
     inner, target = exc.__cause__, error
     for _ in range(_MAX_CAUSES):
         if inner is None:
@@ -48,25 +53,12 @@ def handler_error(exc: BaseException, *, traceback: bool = False) -> dict[str, A
     return error
 
 
-def brief_error(error: dict[str, Any]) -> dict[str, Any]:
-    """Return the least of an error that still tells what it was, for one that can't be sent."""
-    brief: dict[str, Any] = {"n": _plain(error["n"]), "m": _plain(error["m"])}
-    if "rpc_error" in error:
-        brief["rpc_error"] = error["rpc_error"]
-    return brief
-
-
-def _plain(text: str) -> str:
-    text = text[:_MAX_NAME]
-    return text.encode(errors="backslashreplace").decode()
-
-
 def _one(exc: BaseException) -> dict[str, Any]:
     if isinstance(exc, RemoteError):
-        fields = {"n": exc.name, "m": exc.message}
+        fields = {"n": _encodable(str(exc.name)), "m": _encodable(str(exc.message))}
         own = exc.data
     else:
-        fields = {"n": type(exc).__name__, "m": _text(exc)}
+        fields = {"n": _encodable(type(exc).__name__), "m": _text(exc)}
         own = {key: value for key, value in vars(exc).items() if not key.startswith("_")}
     for key, value in own.items():
         if key not in _RESERVED:
@@ -79,13 +71,56 @@ def _one(exc: BaseException) -> dict[str, Any]:
 
 def _text(exc: BaseException) -> str:
     if type(exc) is KeyError and len(exc.args) == 1 and isinstance(exc.args[0], str):
-        return exc.args[0]  # str() of it would show the repr of the key
+        return _encodable(exc.args[0])  # str() of it would show the repr of the key
     try:
-        text = str(exc)
-        # A lone surrogate has no bytes on the wire.
-        return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+        return _encodable(str(exc))
     except Exception:  # a broken __str__ must not hide the error itself
         return f"<{type(exc).__name__} whose text can't be made>"
+
+
+def _encodable(text: str) -> str:
+    """Return text without lone surrogates, which have no bytes on the wire."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+async def send_shortened(
+    error: dict[str, Any], send: Callable[[dict[str, Any]], Awaitable[object]]
+) -> None:
+    """Send an error that can't be sent as it is, with as much of its text as can be.
+
+    :param send: sends it
+    :raises RPCError: what the shortest one met with
+    """
+    for length in _LENGTHS[:-1]:
+        try:
+            await send(_shortened(error, length))
+        except (TransportClosedError, TransportConnectionError):
+            raise
+        except Exception:  # whatever a transport refuses it with
+            continue
+        return
+    await send(_shortened(error, _LENGTHS[-1]))
+
+
+def _shortened(error: dict[str, Any], length: int) -> dict[str, Any]:
+    """Return the beginning of an error that travels: its name, and so many characters of its text.
+
+    What the library's own errors are known by is kept; the exception's fields, its traceback and
+    its causes are not.
+    """
+    name_length = min(length, _MAX_NAME)
+    short: dict[str, Any] = {"n": error["n"][:name_length], "m": _beginning(error["m"], length)}
+    if "rpc_error" in error:
+        short.update((key, error[key]) for key in ("rpc_error", "at", "phase") if key in error)
+    if error.get("rpc_error") == "validation":
+        short["method"] = error["method"][:name_length]
+        short["issues"] = [_beginning("; ".join(error["issues"]), length)]
+    return short
+
+
+def _beginning(text: str, length: int) -> str:
+    more = len(text) - length
+    return text if more <= 0 else f"{text[:length]} ... ({more} more characters)"
 
 
 def library_error(exc: RPCError) -> dict[str, Any]:
@@ -114,7 +149,7 @@ def error_from_wire(error: dict[str, Any]) -> RPCError:
         return RPCValidationError(
             _string(error.get("phase"), "input"),
             _string(error.get("method"), ""),
-            [str(issue) for issue in issues] if isinstance(issues, list) else [message],
+            [_issue(issue) for issue in issues] if isinstance(issues, list) else [message],
         )
     if isinstance(code, str) and code in _CODES:
         return _CODES[code](message)
@@ -138,6 +173,14 @@ def _remote(error: dict[str, Any]) -> RemoteError:
         data,
         trace if isinstance(trace, str) else None,
     )
+
+
+def _issue(value: Any) -> str:
+    """Return an issue as text. TypeScript peers have objects."""
+    try:
+        return str(value)
+    except Exception:  # too many digits, or nested too deep
+        return f"<{type(value).__name__}>"
 
 
 def _string(value: Any, default: str) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ("RemoteAPI", "RemoteCall", "with_call_options")
 
 P = TypeVar("P")
+# Seconds. What travels is milliseconds, whose bound is far beyond.
+MAX_TIMEOUT = 1_000_000_000
 
 
 class CallOptions(Struct, frozen=True):
@@ -279,5 +281,5 @@ def check_timeout(timeout: Any) -> None:
         raise TypeError(f"timeout: seconds or None, not {timeout!r}")
     if not timeout > 0:
         raise ValueError(f"timeout: must be positive, not {timeout!r}")
-    if timeout == float("inf"):
-        raise ValueError("timeout: None waits for ever, not inf")
+    if timeout > MAX_TIMEOUT:
+        raise ValueError(f"timeout: at most {MAX_TIMEOUT:,} s; None waits for ever")

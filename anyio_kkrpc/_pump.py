@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from ._context import begin_awaiting, go_on, run_in_context
 from ._conversion import UnfitResultError, check_own
-from ._errors_wire import brief_error, handler_error, library_error
+from ._errors_wire import handler_error, library_error, send_shortened
 from ._exceptions import (
     RPCError,
     RPCTimeoutError,
@@ -165,8 +165,12 @@ class Pump:
             if error is None or isinstance(exc, (TransportClosedError, TransportConnectionError)):
                 raise
             logger.warning("the error of a stream can't be sent as it is: %s", exc)
-            end.e = brief_error(error)
-            await outlet.send(end, consumer)
+
+            async def send(shorter: dict[str, Any]) -> None:
+                end.e = shorter
+                await outlet.send(end, consumer)
+
+            await send_shortened(error, send)
 
     async def _run_source(self) -> dict[str, Any] | None:
         """Run the source and close it; return its error, whatever it raised."""

@@ -36,7 +36,7 @@ from msgspec import UNSET
 
 from ._context import CallInfo, _current, begin, current_call, go_on, run_in_context
 from ._conversion import UnfitResultError, check_own
-from ._errors_wire import handler_error, library_error
+from ._errors_wire import handler_error, library_error, send_shortened
 from ._exceptions import (
     MethodNotFoundError,
     ProtocolError,
@@ -278,10 +278,25 @@ class Server:
             self._finished.set()
 
     async def settle_with_error(self, envelope: Envelope, reply: Reply, exc: Exception) -> None:
-        """Settle a request whose result can't be sent: that is the handler's error."""
+        """Settle a request whose reply can't be sent, with an error that can.
+
+        Of a result, that is the handler's error; of an error, its name and the beginning of its
+        text arrive.
+        """
         close_unopened(self._outlet, reply)
-        error = Reply(reply.id, e=handler_error(exc))
-        await self._transport.settle(envelope, Envelope(error, recipient=envelope.sender))
+        error = handler_error(exc) if reply.e is UNSET else reply.e
+
+        async def send(error: dict[str, Any]) -> None:
+            short = Envelope(Reply(reply.id, e=error), None, envelope.sender)
+            await self._transport.settle(envelope, short)
+
+        try:
+            await send_shortened(error, send)
+        except _ENDS:
+            raise
+        except Exception as reason:
+            logger.warning("an error could not be sent to its caller: %s", reason)
+            await self._transport.settle(envelope, None)
 
     async def answer(self, envelope: Envelope, worker: _Worker) -> Reply | None:
         """Run a request; return the reply, or ``None`` if it wants none.

@@ -1,13 +1,12 @@
 """One side of a conversation without any I/O: records in, events out; wishes in, records out.
 
 A `Peer` holds the tables of calls made, requests served, callbacks given away and the two ends of
-streams. A driver feeds it what it received and sends what it returns. It never blocks, and it never
-calls user code.
+streams. A driver feeds it what it received and sends what it returns. It calls no code of users.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any, Literal, TypeAlias
@@ -562,15 +561,16 @@ class Peer:
 
     def _receive_release(self, record: CallbackRelease, sender: str | None) -> Event | None:
         released = []
+        # What waits for its reply may have passed it once more meanwhile.
+        open_calls = self.calls.values() if record.all is True else ()
+        passed = Counter(export.id for call in open_calls for export in call.callbacks or ())
         for callback_id in record.ids:
             export = self.callbacks.get(callback_id)
             if export is None:
                 self.ignored += 1
                 continue
             if record.all is True:
-                # What waits for its reply may have passed it once more meanwhile.
-                open_calls = self.calls.values()
-                export.uses = 1 + sum((call.callbacks or []).count(export) for call in open_calls)
+                export.uses = 1 + passed[callback_id]
             if self._release(export):
                 released.append(export)
         return CallbacksReleased(released) if released else None

@@ -2,7 +2,8 @@
 
 Each is a tagged struct: ``t`` in a message names the class. Members are named as on the wire, so
 that one declaration is schema, validation and codec at once. A member that is absent is ``UNSET``,
-never null: a null where a member is optional makes the record invalid, as in kkrpc.
+never null: a null where a member is optional makes the record invalid, as in kkrpc. So does a
+number or an id beyond its bound: what is kept of a record, or calculated with, is bounded here.
 
 ====  ==================  =====================================================================
 t     class               meaning
@@ -20,9 +21,9 @@ bye   `Bye`               end your channel: the destroy signal (ours)
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 __all__ = (
     "Bye",
@@ -35,6 +36,17 @@ __all__ = (
     "StreamReply",
     "StreamRequest",
 )
+
+# Characters of an id.
+MAX_ID = 256
+# What every codec and every language holds exactly; as milliseconds, 285,000 years.
+MAX_NUMBER = (1 << 53) - 1
+
+Id: TypeAlias = Annotated[str, Meta(max_length=MAX_ID)]
+Index: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_NUMBER)]
+_Whole: TypeAlias = Annotated[int, Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+_Real: TypeAlias = Annotated[float, Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+Number: TypeAlias = _Whole | _Real
 
 
 class Request(Struct, tag_field="t", tag="q", omit_defaults=True):
@@ -52,13 +64,13 @@ class Request(Struct, tag_field="t", tag="q", omit_defaults=True):
     :ivar meta: metadata such as ``traceparent``
     """
 
-    id: str
+    id: Id
     op: Literal["call", "get", "set", "new", "ref"]
     p: list[str]
     a: list[Any] | UnsetType = UNSET
     v: Any = UNSET
     k: dict[str, Any] | UnsetType = UNSET
-    d: int | float | UnsetType = UNSET
+    d: Number | UnsetType = UNSET
     o: bool | UnsetType = UNSET
     meta: dict[str, Any] | UnsetType = UNSET
 
@@ -70,7 +82,7 @@ class Reply(Struct, tag_field="t", tag="r", omit_defaults=True):
     fields beside them.
     """
 
-    id: str
+    id: Id
     v: Any = UNSET
     e: dict[str, Any] | UnsetType = UNSET
 
@@ -78,7 +90,7 @@ class Reply(Struct, tag_field="t", tag="r", omit_defaults=True):
 class CallbackCall(Struct, tag_field="t", tag="cb", omit_defaults=True):
     """Call the callback ``id`` with positional arguments ``a`` and keyword arguments ``k``."""
 
-    id: str
+    id: Id
     a: list[Any]
     k: dict[str, Any] | UnsetType = UNSET
 
@@ -90,15 +102,15 @@ class CallbackRelease(Struct, tag_field="t", tag="cbr", omit_defaults=True):
         otherwise an id counts once for each time that it was passed (ours)
     """
 
-    ids: list[str]
+    ids: list[Id]
     all: bool | UnsetType = UNSET
 
 
 class StreamRequest(Struct, tag_field="t", tag="sq", omit_defaults=True):
     """From a stream's consumer: ``pull`` allows ``n`` more items; ``return``, ``throw`` end it."""
 
-    id: str
-    sid: str
+    id: Id
+    sid: Id
     op: Literal["pull", "return", "throw"]
     n: Any = UNSET
     v: Any = UNSET
@@ -110,18 +122,18 @@ class StreamReply(Struct, tag_field="t", tag="sr", omit_defaults=True):
     :ivar i: index of the item, from 0, so that a lost or doubled one is seen (ours)
     """
 
-    id: str
-    sid: str
+    id: Id
+    sid: Id
     d: bool | UnsetType = UNSET
     v: Any = UNSET
     e: dict[str, Any] | UnsetType = UNSET
-    i: int | UnsetType = UNSET
+    i: Index | UnsetType = UNSET
 
 
 class Cancel(Struct, tag_field="t", tag="x"):
     """The sender of request ``id`` has stopped waiting for it."""
 
-    id: str
+    id: Id
 
 
 class Bye(Struct, tag_field="t", tag="bye"):

@@ -7,11 +7,12 @@ a mapping that a receiver would take for an envelope.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 from msgspec import UNSET
 
 from ._errors import ProtocolError
+from ._records import MAX_ID
 
 ARGUMENT = "__kkrpc_next_arg__"
 STREAM = "__kkrpc_next_stream__"
@@ -71,9 +72,9 @@ def unpack_argument(item: Any, callback: Callable[[str], Any], stream: Callable[
         return unpack_result(value, stream) if value.__class__ is dict else value
     if kind == "callback":
         callback_id = item.get("id")
-        if isinstance(callback_id, str):
+        if _is_id(callback_id):
             return callback(callback_id)
-        raise ProtocolError("a callback argument without a string id")
+        raise ProtocolError("a callback argument without an id")
     raise ProtocolError(f"an argument of unknown kind {str(kind)[:40]!r}")
 
 
@@ -94,6 +95,10 @@ def unpack_result(value: Any, stream: Callable[[str], Any]) -> Any:
         return None
     if value.__class__ is dict and value.get(STREAM) == "async-iterable" and len(value) == 2:
         stream_id = value.get("id")
-        if isinstance(stream_id, str):
+        if _is_id(stream_id):
             return stream(stream_id)
     return value
+
+
+def _is_id(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and len(value) <= MAX_ID

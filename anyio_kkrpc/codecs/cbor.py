@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import re
 import uuid
 from collections.abc import Callable
 from io import BytesIO
@@ -32,11 +33,57 @@ def _refuse(tag: int) -> Callable[[Any], Any]:
     return refuse
 
 
-# Tags that cbor2 would turn into something else than plain data: fractions, shared and string
-# references, regular expressions, MIME messages, IP addresses, complex numbers, nested CBOR.
-_REFUSED = (24, 25, 28, 29, 30, 35, 36, 52, 54, 256, 260, 261, 43000)
-_DECODERS = {tag: _refuse(tag) for tag in _REFUSED}
+# Digits of a number and of its exponent's power of ten: what Python itself makes text of and reads.
+# What time it takes to make a decimal of an integer, or an integer of a decimal, grows with the
+# square of the digits, and a few bytes are enough for an exponent of millions.
+MAX_DIGITS = 4300
+_TOO_LARGE = 10**MAX_DIGITS
+_MAX_BYTES = (_TOO_LARGE.bit_length() + 7) // 8
 
+
+def _bignum(value: bytes, immutable: bool) -> int:
+    """Return an integer; one less than the bound, so that the negative one has no more digits."""
+    if len(value) <= _MAX_BYTES and (number := int.from_bytes(value, "big")) < _TOO_LARGE - 1:
+        return number
+    raise ValueError(f"an integer of more than {MAX_DIGITS} digits")
+
+
+def _negative_bignum(value: bytes, immutable: bool) -> int:
+    return -1 - _bignum(value, immutable)
+
+
+def _decimal(parts: Any, immutable: bool) -> decimal.Decimal:
+    exponent, digits = parts
+    if not -MAX_DIGITS <= exponent <= MAX_DIGITS:
+        raise ValueError(f"a decimal with the exponent {exponent!r:.40}")
+    return decimal.Decimal((digits < 0, tuple(map(int, str(abs(digits)))), exponent))
+
+
+# Tags that cbor2 would turn into something else than plain data: binary and other fractions, shared
+# and string references, regular expressions, MIME messages, IP addresses, complex numbers, nested
+# CBOR.
+_REFUSED = (5, 24, 25, 28, 29, 30, 35, 36, 52, 54, 256, 260, 261, 43000)
+_DECODERS = {tag: _refuse(tag) for tag in _REFUSED} | {
+    2: _bignum,
+    3: _negative_bignum,
+    4: _decimal,
+}
+# How a large integer begins; other bytes may look so, too.
+_LARGE = re.compile(rb"[\xc2\xc3][\x59-\x5b]")
+
+
+def _encode_decimal(encoder: cbor2.CBOREncoder, value: decimal.Decimal) -> None:
+    parts = value.as_tuple()
+    if isinstance(parts.exponent, int) and (
+        len(parts.digits) > MAX_DIGITS or abs(parts.exponent) > MAX_DIGITS
+    ):
+        raise ValueError(f"a decimal of more than {MAX_DIGITS} digits")
+    encoder.encode_decimal(value)
+
+
+_ENCODERS: dict[type, Callable[[cbor2.CBOREncoder, Any], object]] = {
+    decimal.Decimal: _encode_decimal
+}
 
 _CLASSES: dict[str, type[Record]] = {
     str(cls.__struct_config__.tag): cls for cls in get_args(Record)
@@ -51,18 +98,22 @@ def _refuse_unknown(*args: Any) -> Any:
 class CBORCodec(Codec):
     """Encodes records as CBOR.
 
-    ``bytes``, aware datetimes, dates, UUIDs and decimals arrive as what they were, and integers of
-    any size. Naive datetimes are refused: CBOR has none. Sets and tuples arrive as lists, as in
-    JSON, unless an annotation says otherwise.
+    ``bytes``, aware datetimes, dates, UUIDs and decimals arrive as what they were, and integers;
+    numbers may have 4,300 digits. Naive datetimes are refused: CBOR has none. Sets and tuples
+    arrive as lists, as in JSON, unless an annotation says otherwise.
     """
 
     name = "cbor"
 
     def encode(self, record: Record) -> bytes:
         try:
-            return cbor2.dumps(msgspec.to_builtins(record, builtin_types=_NATIVE, enc_hook=plain))
-        except (cbor2.CBOREncodeError, RecursionError, UnicodeEncodeError) as exc:
+            plainer = msgspec.to_builtins(record, builtin_types=_NATIVE, enc_hook=plain)
+            data = cbor2.dumps(plainer, encoders=_ENCODERS)
+            if _LARGE.search(data) is not None:
+                self.decode(data)
+        except (cbor2.CBOREncodeError, RecursionError, ValueError, ProtocolError) as exc:
             raise TypeError(f"can't be encoded as CBOR: {exc}") from exc
+        return data
 
     def decode(self, data: bytes | bytearray | memoryview) -> Record:
         source = BytesIO(data)

@@ -71,7 +71,9 @@ class Decoder:
             self.skip(stream, entry_id, exc)
             if isinstance(exc, NewerWireError) and stream != self._silent_on:
                 self._answer(exc)
-            return None
+        except Exception as exc:  # a codec of the user's that keeps no promise ends no reader
+            self.skip(stream, entry_id, ProtocolError(f"{type(exc).__name__}: {exc}"))
+        return None
 
     def _answer(self, newer: NewerWireError) -> None:
         request = newer.request

@@ -20,6 +20,8 @@ from .._exceptions import ProtocolError
 WINDOW = 60.0
 # Nonces that are remembered at least as long as the window.
 _LEAST_REMEMBERED = 100_000
+# Of a time in milliseconds.
+_MOST_DIGITS = 15
 
 
 class Signer:
@@ -50,6 +52,8 @@ class Signer:
         if not hmac.compare_digest(digest, self._digest(stream, head, fields[:-2])):
             raise ProtocolError("an entry whose signature is wrong")
         time, _, nonce = head.partition(b".")
+        if not time.isdigit() or len(time) > _MOST_DIGITS:
+            raise ProtocolError("an entry whose signature tells no time")
         written = int(entry_id.partition(b"-")[0]) / 1000
         if abs(written - int(time) / 1000) > WINDOW:
             raise ProtocolError("an entry that was signed long before it was written")

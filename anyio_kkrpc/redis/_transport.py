@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 import sys
 from collections import OrderedDict, deque
@@ -72,6 +73,7 @@ from ._reader import (
 from ._signing import Signer
 from ._writer import Writer
 from .dialects import Dialects, Entry, SharedPeer
+from .dialects.native import peer_id
 
 if sys.version_info >= (3, 11):
     from typing import Self
@@ -96,6 +98,8 @@ _TRIM_AT_MOST = 1000
 _MARGIN = 2.0
 # Peers whose last number is remembered, to recognize what they wrote twice.
 _PEERS = 4096
+# Bytes of such a number.
+_MAX_NUMBER = 40
 # A consumer that holds nothing is removed after so many times claim_idle, or seconds at least.
 _SWEEP_FACTOR = 10
 _SWEEP_LEAST = 300.0
@@ -488,7 +492,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         facts = dict(
             line.split(":", 1) for line in text.decode(errors="replace").splitlines() if ":" in line
         )
-        version = tuple(int(part) for part in facts.get("redis_version", "6.2").split(".")[:2])
+        found = re.match(r"(\d{1,5})\.(\d{1,5})", facts.get("redis_version", ""))
+        version = (6, 2) if found is None else (int(found[1]), int(found[2]))
         return version, facts.get("maxmemory_policy", "")
 
     async def _find_positions(self) -> dict[bytes, bytes]:
@@ -827,7 +832,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def _came_before(self, stream: bytes, sender: str, number: bytes) -> bool:
         """Whether its sender wrote it a second time, because of a lost connection."""
         epoch, _, text = number.partition(b".")
-        if not text.isdigit() or len(text) > 18:
+        if not text.isdigit() or len(number) > _MAX_NUMBER:
             return False
         key, numbers = (stream, sender), self._numbers
         count, last = int(text), numbers.get(key)
@@ -1039,7 +1044,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if kind == b"claim" and self._claim_now is not None:
             self._claim_now.set()
         elif kind.startswith(b"destroy ") and self._signer is None:
-            sender = kind[8:].decode(errors="replace")
+            sender = peer_id(kind[8:])
             if sender != self._options.session_id:
                 self._take_destroy_signal(sender)
 

@@ -243,8 +243,8 @@ class Writer:
 
     def settle(self, entry_id: bytes, reply: Envelope | None) -> None:
         """Queue the acknowledgement of an entry of the group behind its reply, for one write."""
-        self._settled.append(entry_id)
         post = None if reply is None else self._make(reply)
+        self._settled.append(entry_id)  # not before: a reply that can't be made is replaced
         if post is None:
             self._acknowledge()
         else:

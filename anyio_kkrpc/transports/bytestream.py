@@ -273,7 +273,7 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
     def _take(self, payload: bytes) -> None:
         try:
             record = self._decode(payload)
-        except ProtocolError as exc:
+        except Exception as exc:  # a codec of the user's may keep no promise, and ends no reader
             self._invalid += 1
             logger.warning("skipped a frame of %d bytes: %s", len(payload), exc)
             return

@@ -30,6 +30,7 @@ from msgspec import UNSET
 from .._exceptions import ProtocolError, RemoteError, RPCError
 from .._models import plain
 from .._protocol._records import (
+    MAX_ID,
     CallbackCall,
     Record,
     Reply,
@@ -47,6 +48,7 @@ from .._protocol._values import (
 from ..abc import Codec
 from . import superjson
 from ._plain import NOT_FOUND, OURS, check_numbers, is_not_found, mark_kind, unknown_segment
+from .superjson import MAX_SAFE
 
 __all__ = ("ClassicCodec",)
 
@@ -87,9 +89,9 @@ class ClassicCodec(Codec):
             return superjson.dumps(message)
         try:
             text = msgspec.json.encode(_plain(message))
-        except (RecursionError, UnicodeEncodeError) as exc:
+            check_numbers(text)
+        except (RecursionError, ValueError) as exc:
             raise TypeError(f"can't be encoded as JSON: {exc}") from exc
-        check_numbers(text)
         return text
 
     def decode(self, data: bytes | bytearray | memoryview) -> Record:
@@ -258,8 +260,11 @@ def _plain(value: Any) -> Any:
 
 def _take_id(value: Any) -> str:
     if isinstance(value, str):
+        # Here the first would be an integer.
+        if value.startswith(_INTEGER) or len(value) > MAX_ID:
+            raise ProtocolError("a message with an id that can't be one")
         return value
-    if value.__class__ is int:
+    if value.__class__ is int and -MAX_SAFE <= value <= MAX_SAFE:
         return f"{_INTEGER}{value}"
     raise ProtocolError("a message without an id")
 
@@ -356,7 +361,10 @@ def _take_callback(message: dict[str, Any], values: dict[str, Any]) -> Record:
     if not isinstance(args, list):
         raise ProtocolError("a callback whose args are no list")
     packed = [pack_argument(value, _no_callback) for value in args]
-    return CallbackCall(_text(message["method"], "method"), packed)
+    callback_id = _text(message["method"], "method")
+    if len(callback_id) > MAX_ID:
+        raise ProtocolError("a callback with an id that can't be one")
+    return CallbackCall(callback_id, packed)
 
 
 def _stream_record(message: dict[str, Any]) -> StreamReply:

@@ -170,6 +170,116 @@ def test_large_numbers() -> None:
         assert JSON.decode(JSON.encode(Reply("1", number))) == Reply("1", number)
 
 
+NOT_NUMBERS = [10**16, -(10**16), 10**30, -(10**400), 10**4000, 1e16, 1e308, -1e308]
+NOT_INDICES = [*NOT_NUMBERS, -1, 0.5]
+LONG_IDS = ["x" * 257, "x" * 1_000_000]
+REQUEST: dict[str, Any] = {"t": "q", "id": "1", "op": "call", "p": ["add"]}
+STREAM_REQUEST: dict[str, Any] = {"t": "sq", "id": "1", "sid": "1", "op": "pull"}
+STREAM_REPLY: dict[str, Any] = {"t": "sr", "id": "1", "sid": "1", "v": 1}
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("valid", "member", "wrong"),
+    [
+        (REQUEST, "d", NOT_NUMBERS),
+        (REQUEST, "id", LONG_IDS),
+        ({"t": "r", "id": "1"}, "id", LONG_IDS),
+        ({"t": "cb", "id": "1", "a": []}, "id", LONG_IDS),
+        ({"t": "cbr", "ids": ["1"]}, "ids", [["1", long] for long in LONG_IDS]),
+        (STREAM_REQUEST, "id", LONG_IDS),
+        (STREAM_REQUEST, "sid", LONG_IDS),
+        (STREAM_REPLY, "id", LONG_IDS),
+        (STREAM_REPLY, "sid", LONG_IDS),
+        (STREAM_REPLY, "i", NOT_INDICES),
+        ({"t": "x", "id": "1"}, "id", LONG_IDS),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bounds(codec: Codec, valid: dict[str, Any], member: str, wrong: list[Any]) -> None:
+    """What is kept of a record, or calculated with, is bounded: else the record is invalid."""
+    encode = msgspec.json.encode if codec is JSON else cbor2.dumps
+    assert codec.decode(encode(valid))
+    for value in wrong:
+        with pytest.raises(ProtocolError):
+            codec.decode(encode({**valid, member: value}))
+
+
+@pytest.mark.parametrize("budget", [float("nan"), float("inf"), float("-inf")])
+def test_budgets_that_are_no_numbers(budget: float) -> None:
+    with pytest.raises(ProtocolError):
+        CBOR.decode(cbor2.dumps({**REQUEST, "d": budget}))
+
+
+def test_integers_of_too_many_digits_in_json() -> None:
+    """Python makes no text of them and reads none: that is told as what it is, on both sides."""
+    with pytest.raises(TypeError, match="4300 digits"):
+        JSON.encode(Reply("1", 10**5000))
+    decodes_or_refuses(JSON, b'{"t":"r","id":"1","v":1%s}' % (b"0" * 5000))
+    value = int("9" * 4300)
+    assert JSON.decode(JSON.encode(Reply("1", value))) == Reply("1", value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        10**4300,
+        -(10**4300),
+        decimal.Decimal("1E+4301"),
+        decimal.Decimal("1E-4301"),
+        decimal.Decimal("1E+999999999999999999"),
+        decimal.Decimal("9" * 4301),
+        [{"deep": decimal.Decimal("-1E+5000000")}],
+        1 << 800_000,
+    ],
+    ids=["integer", "negative", "large", "small", "largest", "long", "inner", "100 KB"],
+)
+def test_numbers_of_too_many_digits_in_cbor(value: Any) -> None:
+    """They would cost whoever converts them time that grows with the square; neither side has them."""
+    with pytest.raises(TypeError, match="CBOR"):
+        CBOR.encode(Reply("1", value))
+    data = cbor2.dumps({"t": "r", "id": "1", "v": value})
+    with pytest.raises(ProtocolError):
+        CBOR.decode(data)
+
+
+def test_decimals_that_cbor_makes_of_hostile_parts() -> None:
+    for parts in (
+        [0, 1 << 800_000],
+        [10**400, 1],
+        [1 << 62, 1],
+        ["1", 1],
+        [1],
+        1,
+        [0.5, 1],
+        [1, 2, 3],
+    ):
+        for tag in (4, 5):
+            data = cbor2.dumps({"t": "r", "id": "1", "v": cbor2.CBORTag(tag, parts)})
+            with pytest.raises(ProtocolError):
+                CBOR.decode(data)
+
+
+@given(
+    st.integers(1 - 10**4300, 10**4300 - 2)
+    | st.decimals(allow_nan=False, allow_infinity=False)
+    | st.builds(
+        lambda digits, exponent: decimal.Decimal(f"{digits}E{exponent}"),
+        st.integers(-(10**40), 10**40),
+        st.integers(-4300, 4300),
+    )
+    | st.binary(max_size=3000)
+)
+@example(10**4300 - 2)
+@example(1 - 10**4300)
+@example(b"\xc2\x59" * 1000)
+@example(decimal.Decimal("9" * 4300))
+@example(decimal.Decimal("-1E-4300"))
+def test_numbers_within_the_bounds(value: Any) -> None:
+    """What isn't beyond the bounds goes through CBOR, and so do bytes that look like a number."""
+    assert CBOR.decode(CBOR.encode(Reply("1", value))) == Reply("1", value)
+
+
 def test_get_codec() -> None:
     """By name, or the codec itself; wrong names are told."""
     assert isinstance(get_codec("json"), JSONCodec)

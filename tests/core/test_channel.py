@@ -409,6 +409,8 @@ class Point:
     ("options", "error"),
     [
         ({"timeout": float("inf")}, ValueError),
+        ({"timeout": 1e9 + 1}, ValueError),
+        ({"timeout": 10**400}, ValueError),
         ({"timeout": float("nan")}, ValueError),
         ({"metadata": 3}, TypeError),
     ],

@@ -14,7 +14,10 @@ from anyio.abc import ByteStream, SocketAttribute, SocketStream
 from anyio_kkrpc import (
     ByteStreamTransport,
     OverloadedError,
+    RemoteError,
     RPCChannel,
+    RPCTimeoutError,
+    RPCValidationError,
     TransportClosedError,
     TransportConnectionError,
 )
@@ -307,3 +310,95 @@ async def test_used_wrongly() -> None:
         with pytest.raises(RuntimeError, match="once"):
             async with transport:
                 pytest.fail("entered again")
+
+
+class Failures:
+    """Raises what is too large for a message, in different ways."""
+
+    def text(self) -> None:
+        raise ValueError("begin " + "x" * 30_000)
+
+    def wide_text(self) -> None:
+        raise ValueError("begin " + "\u20ac" * 30_000)
+
+    def escaped_text(self) -> None:
+        raise ValueError("begin " + "\x01" * 30_000)
+
+    def name(self) -> None:
+        raise type("Long" * 10_000, (Exception,), {})("begin")
+
+    def field(self) -> None:
+        exc = ValueError("begin")
+        exc.data = "x" * 30_000  # type: ignore[attr-defined]
+        raise exc
+
+    def causes(self) -> None:
+        try:
+            raise KeyError("x" * 30_000)
+        except KeyError as exc:
+            raise ValueError("begin") from exc
+
+    def surrogates(self) -> None:
+        raise ValueError("begin \ud800" + "x" * 30_000)
+
+    def remote(self) -> None:
+        raise RemoteError("ValueError", "begin \ud800" + "x" * 30_000, {"more": "x" * 30_000})
+
+    def issues(self, *numbers: int) -> None: ...
+
+    def result(self) -> str:
+        return "x" * 30_000
+
+
+@pytest.mark.parametrize("tracebacks", [False, True], ids=["plain", "tracebacks"])
+@pytest.mark.parametrize("size", [400, 4_000, 16 << 20])
+async def test_errors_that_are_too_large(size: int, tracebacks: bool) -> None:
+    """Their name and the beginning of their text arrive, whatever it is that is too large."""
+    stream, other = await sockets()
+    async with (
+        ByteStreamTransport(stream, max_message_size=size) as mine,
+        ByteStreamTransport(other) as theirs,
+        RPCChannel(mine, expose=Failures(), send_tracebacks=tracebacks),
+        RPCChannel(theirs, timeout=30) as client,
+    ):
+        api = client.get_api()
+        for name in (
+            "text",
+            "wide_text",
+            "escaped_text",
+            "field",
+            "causes",
+            "surrogates",
+            "remote",
+        ):
+            with pytest.raises(RemoteError) as caught:
+                await api[name]()
+            assert caught.value.name == "ValueError"
+            assert caught.value.message.startswith("begin"), name
+        with pytest.raises(RemoteError, match="begin") as caught:
+            await api.name()
+        assert caught.value.name.startswith("Long")
+        if size > 30_000:
+            return
+        with pytest.raises(RPCValidationError, match="numbers|Expected `int`") as invalid:
+            await api.issues(*["x" * 50] * 5)
+        assert invalid.value.method == "issues"
+        with pytest.raises(RemoteError, match="exceeds max_message_size") as caught:
+            await api.result()
+        assert caught.value.name == "OverloadedError"
+
+
+async def test_no_error_fits(caplog: pytest.LogCaptureFixture) -> None:
+    """Not even the shortest answer can be sent: that is logged, and nothing else ends by it."""
+    stream, other = await sockets()
+    async with (
+        ByteStreamTransport(stream, max_message_size=100) as mine,
+        ByteStreamTransport(other) as theirs,
+        RPCChannel(mine, expose=Failures()) as server,
+        RPCChannel(theirs, timeout=0.3) as client,
+    ):
+        with pytest.raises(RPCTimeoutError):
+            await client.get_api().text()
+        assert not server.closed
+        assert server.statistics().handlers == 0
+    assert "an error could not be sent to its caller" in caplog.text

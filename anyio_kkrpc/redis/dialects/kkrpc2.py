@@ -17,7 +17,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 from ..._exceptions import ProtocolError
 from ..._models import plain
-from ..._protocol._records import CallbackRelease, Record, Reply, Request
+from ..._protocol._records import CallbackRelease, Id, Number, Record, Reply, Request
 from ...typescript._plain import check_numbers
 from ...typescript._releases import Releases
 from ...typescript.compact import answer_unknown, plain_record, received
@@ -37,10 +37,10 @@ class BusEnvelope(Struct):
     transport_id: str = field(name="transportId")
     sender: str = field(name="from")
     message: Raw
-    to: str | UnsetType = UNSET
+    to: Id | UnsetType = UNSET
     correlation_id: str | UnsetType = field(default=UNSET, name="correlationId")
-    sent_at: int | float | UnsetType = field(default=UNSET, name="sentAt")
-    sequence: int | float | UnsetType = UNSET
+    sent_at: Number | UnsetType = field(default=UNSET, name="sentAt")
+    sequence: Number | UnsetType = UNSET
 
 
 _encoder = msgspec.json.Encoder(enc_hook=plain)
@@ -94,9 +94,9 @@ class CompactDialect(Dialect):
         envelope["message"] = message
         try:
             data = _encoder.encode(envelope)
-        except (RecursionError, UnicodeEncodeError) as exc:
+            check_numbers(data)
+        except (RecursionError, ValueError) as exc:
             raise TypeError(f"can't be encoded as JSON: {exc}") from exc
-        check_numbers(data)
         return (b"data", data + b"\n")
 
     def decode(self, fields: list[bytes]) -> Entry | None:
@@ -106,7 +106,7 @@ class CompactDialect(Dialect):
             if self._skips_own and envelope.sender == self._session_id:
                 return None
             message = _message_decoder.decode(envelope.message)
-        except (msgspec.MsgspecError, RecursionError, UnicodeError) as exc:
+        except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are
             raise ProtocolError(f"not a valid message: {str(exc)[:200]}") from exc
         record = received(message)
         if isinstance(record, Reply) and self._is_of_nobody(record):
