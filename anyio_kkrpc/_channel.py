@@ -440,9 +440,10 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         raise self._closed_error(call.value)
 
     def _expire(self, call: Call) -> None:
-        self._finish_call(call, CallInput.TIMEOUT)
-        self._post_cancel(call)
-        call.handle.set()
+        if call.state is CallState.WAITING:  # its reply may have come in the same turn
+            self._finish_call(call, CallInput.TIMEOUT)
+            self._post_cancel(call)
+            call.handle.set()
 
     def _give_up(self, call: Call, was_sent: bool) -> None:
         """The caller stopped waiting, or sending failed."""
@@ -532,10 +533,10 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
                 envelope = self._outbox.popleft()
                 try:
                     await self._transport.send(envelope)
-                except (TypeError, RPCError) as exc:
+                except Exception as exc:  # what can't be sent is no reason to end the channel
                     if self._reason is None:
                         what = type(envelope.record).__name__
-                        logger.warning("a %s was not sent: %s", what, exc)
+                        logger.warning("a %s was not sent: %r", what, exc)
             if not (self._released or self._abandoned):
                 await self._outbox_filled.wait()
 
@@ -569,7 +570,12 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             self._refuse(exc)
             return
         if event is not None:
-            _REACT[event.__class__](self, event)
+            try:
+                _REACT[event.__class__](self, event)
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # the transport's reader is not to end by it
+                logger.exception("what came of a %s failed", type(record).__name__)
 
     def ended(self, reason: Exception) -> None:
         """Learn that the transport ended. Called by the transport."""
@@ -601,7 +607,9 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         call.handle.set()
 
     def _on_peer_replied(self, event: PeerReplied) -> None:
-        event.call.handle.add(event.sender, event.value, event.error)
+        wanted = event.call.handle.add(event.sender, event.value, event.error)
+        if not wanted and isinstance(event.value, Consumer):
+            self._abandon_stream(event.value)
 
     def _on_cancelled(self, event: HandlingCancelled) -> None:
         event.handling.handle.cancel()
@@ -620,10 +628,12 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         event.consumer.handle.add(event.value)
 
     def _on_stream_end(self, event: StreamEnded) -> None:
-        event.consumer.handle.finish(StopAsyncIteration())
+        if event.consumer.handle is not None:  # of a reply that nobody wanted
+            event.consumer.handle.finish(StopAsyncIteration())
 
     def _on_stream_error(self, event: StreamFailed) -> None:
-        event.consumer.handle.finish(stream_error(event.error))
+        if event.consumer.handle is not None:
+            event.consumer.handle.finish(stream_error(event.error))
 
     def _on_pull(self, event: StreamPulled) -> None:
         pump: Pump = event.producer.handle
@@ -696,8 +706,8 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             try:
                 while self._outbox:
                     await self._transport.send(self._outbox.popleft())
-            except (RPCError, TypeError):
-                return
+            except Exception as exc:
+                logger.info("the other side was not told all of the end: %r", exc)
 
 
 _REACT: dict[type, Callable[[RPCChannel, Any], None]] = {

@@ -129,10 +129,12 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         if self._wake is not None:
             self._wake.set()
 
-    def add(self, sender: str | None, value: Any, error: dict[str, Any] | None) -> None:
-        """Take an answer that came. A second one of the same peer is a repetition."""
+    def add(self, sender: str | None, value: Any, error: dict[str, Any] | None) -> bool:
+        """Take an answer that came; return whether it is wanted. A second one of the same peer is a
+        repetition.
+        """
         if sender in self._senders or self._ended:
-            return
+            return False
         self._senders.add(sender)
         failure: RPCError | None = None
         if error is not None:
@@ -149,6 +151,7 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         if len(self._senders) == self._limit:
             self._end(CallInput.CANCEL)
         self.set()
+        return True
 
     async def _ask(self) -> None:
         channel, question = self._channel, self._question

@@ -75,7 +75,9 @@ class Inbound:
         ):
             try:
                 listener.received(envelope)
-            except Exception:
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # a model's code, say, may raise what no reader expects
                 self._note_failure(envelope)
             return True
         if not self._serving:
@@ -122,7 +124,9 @@ class Inbound:
         self._told = listener
         try:
             listener.ended(fresh_copy(reason))
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             self.listener_errors += 1
             logger.exception("a listener failed at the end of its transport")
 

@@ -175,6 +175,8 @@ class Inflow:
             self._notify()
 
     def _expire(self) -> None:
+        if self._items or self._end is not None:
+            return  # an item or the end came in the same turn
         self.leave()
         self._end = RPCTimeoutError(f"no item of the stream came within {self._timeout} s")
         self._notify()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
 
 from anyio import CancelScope, current_time, sleep_forever
+
+logger = logging.getLogger("anyio_kkrpc")
 
 # Finished entries stay in the heap until they come up; beyond this many they are swept out.
 _SWEEP_FROM = 1024
@@ -41,7 +44,11 @@ class Timer:
         return len(self._heap) - self._cancelled
 
     def at(self, deadline: float, action: Callable[[], None]) -> TimerEntry:
-        """Have ``action`` called, without awaiting, at ``deadline``; it must not raise."""
+        """Have ``action`` called, without awaiting, at ``deadline``.
+
+        What it was to end may have ended in the same turn: it has to look. If it raises, that is
+        logged, and the others are called all the same.
+        """
         entry = TimerEntry(self, action)
         heappush(self._heap, (deadline, next(self._number), entry))
         scope = self._scope
@@ -75,4 +82,9 @@ class Timer:
                 self._cancelled -= 1
             else:
                 entry.action = None
-                action()
+                try:
+                    action()
+                except KeyboardInterrupt:
+                    raise
+                except BaseException:
+                    logger.exception("what was due at a deadline failed")

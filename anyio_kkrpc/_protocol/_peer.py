@@ -305,12 +305,12 @@ class Peer:
         return call, request
 
     def finish_call(self, call: Call, step: CallInput) -> list[Producer]:
-        """End a call without an answer: ``TIMEOUT``, ``CANCEL`` or ``LOSE``.
+        """End a call by ``TIMEOUT``, ``CANCEL`` or ``LOSE``, unless it has ended already.
 
-        What it had passed to the other side is taken back.
-
-        :return: the streams it passed, whose sources must be closed
+        :return: the streams it had passed to the other side, whose sources must be closed
         """
+        if call.state is not CallState.WAITING:
+            return []
         call.state = advance(CALL, call.state, step)
         self.calls.pop(call.id, None)
         return self._take_back(call)
