@@ -29,7 +29,7 @@ MODES = pytest.mark.parametrize("grouped", [False, True], ids=["broadcast", "gro
 QUICK: dict[str, Any] = {
     "block_timeout": 0.2,
     "health_check_interval": 0.3,
-    "connect_timeout": 1.0,
+    "connect_timeout": 20.0,
 }
 
 

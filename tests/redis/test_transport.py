@@ -473,7 +473,7 @@ async def test_entries(
         if codec == "json":
             record = json.loads(fields[b"json"])
             assert record.pop("id")
-            assert 0 < record.pop("d") <= 20_000
+            assert 0 < record.pop("d") <= 250_000
             assert record == {"t": "q", "op": "call", "p": ["who"], "a": []}
 
 
@@ -768,7 +768,7 @@ async def test_no_server() -> None:
     """Nobody listens: an error within the time, with the address, without the password."""
     url = "redis://user:secret@127.0.0.1:1/0"
     with anyio.fail_after(BOUND), pytest.raises(TransportConnectionError) as caught:
-        async with RedisStreamsTransport(url, connect_timeout=2):
+        async with RedisStreamsTransport(url, connect_timeout=20):
             pytest.fail("there is no server")
     text = str(caught.value)
     assert "Redis Streams connection error" in text
@@ -780,7 +780,7 @@ async def test_no_server() -> None:
 async def test_server_that_stays_away(own_server: RedisServer, stream_name: str) -> None:
     """After `reconnect_timeout` all that waits fails with a connection error and its cause."""
     async with peers(
-        own_server.url, stream_name, Worker(), None, reconnect_timeout=0.2, connect_timeout=1.0
+        own_server.url, stream_name, Worker(), None, reconnect_timeout=0.2, connect_timeout=20.0
     ) as (server, client):
         async with anyio.create_task_group() as group:
 
