@@ -44,6 +44,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from .._exceptions import TransportClosedError, TransportConnectionError
 from ._address import Address, describe
 from ._errors import named, parse_error
+from ._socket import SocketTraffic, Traffic
 
 __all__ = ("Argument", "Connection", "open_connection")
 
@@ -54,7 +55,7 @@ OnReply: TypeAlias = Callable[[Any], None]
 
 # Bytes that wait for a write under way before those who add more wait too.
 HIGH_WATER = 1024 * 1024
-# Bytes of one write: what one task writes for others at most, and what the write timeout is for.
+# Bytes of one write: what one task writes for others at most.
 CHUNK = 1024 * 1024
 # Bytes of one read. More is no faster for replies of megabytes (measured with 5 MB).
 READ_SIZE = 64 * 1024
@@ -86,15 +87,16 @@ class Connection(AsyncResource):
         a cancelled `execute`, `TransportConnectionError` with its cause if it broke, else ``None``
     :ivar refused: error replies to commands that nobody waits for; they are logged
     :ivar before_write: called before each write and each `request`, to `post` what is to go along
+    :ivar silence: seconds for which nothing may move while the server owes an answer, see `Watch`
     """
 
-    def __init__(self, stream: ByteStream, address: Address, *, write_timeout: float) -> None:
+    def __init__(self, stream: ByteStream, address: Address, *, silence: float = 5.0) -> None:
         self.address = address
         self.error: TransportClosedError | TransportConnectionError | None = None
         self.refused = 0
         self.before_write: Callable[[], None] | None = None
+        self.silence = silence
         self._stream = stream
-        self._write_timeout = write_timeout
         reader = Reader(replyError=parse_error, notEnoughData=_MORE, errors="replace")
         self._feed, self._gets, self._has_data = reader.feed, reader.gets, reader.has_data
         self._send, self._receive = stream.send, stream.receive
@@ -117,6 +119,17 @@ class Connection(AsyncResource):
     def closed(self) -> bool:
         """Whether it can't be used any more."""
         return self.error is not None
+
+    @property
+    def owed(self) -> bool:
+        """Whether the server owes an answer."""
+        return self._executing or bool(self._expected)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What has come and left, and what is to leave, what waits here included."""
+        received, gone, given = self._stream.extra(SocketTraffic.traffic)
+        return Traffic(received, gone, given + self._outgoing_size)
 
     # Exclusive use
 
@@ -331,12 +344,8 @@ class Connection(AsyncResource):
 
     async def _write(self, data: bytes) -> None:
         sent = self._send_nowait(data)
-        if sent == len(data):
-            return
-        with move_on_after(self._write_timeout) as scope:
+        if sent < len(data):
             await self._send(data[sent:])
-        if scope.cancelled_caught:
-            raise TimeoutError(f"it took no data for {self._write_timeout:g} seconds")
 
     def _next_chunk(self) -> bytes:
         """Take what is to be written next."""
@@ -399,6 +408,11 @@ class Connection(AsyncResource):
         self._break(exc)
         self._broken_off.set()
 
+    async def give_up(self, why: str) -> None:
+        """Give the connection up, because the other side seems to be dead; who waits is told."""
+        self.break_off(TimeoutError(why))
+        await aclose_forcefully(self._stream)
+
     def _settle(self, on_reply: OnReply, reply: Any) -> None:
         try:
             on_reply(reply)
@@ -449,13 +463,12 @@ async def open_connection(
     *,
     client_name: str | None = None,
     timeout: float = 5.0,
-    write_timeout: float = 10.0,
 ) -> Connection:
     """Connect and log in.
 
     :param client_name: shown by CLIENT LIST, if the server allows that; one in the URL has priority
-    :param timeout: seconds for all of it; ``socket_connect_timeout`` in the URL has priority
-    :param write_timeout: seconds that the server may take no data before the connection is broken
+    :param timeout: seconds for all of it; ``socket_connect_timeout`` in the URL has priority. The
+        connection's `Connection.silence` is the same.
     :raises TransportConnectionError: if it fails; the text says why and what to check
     """
     if address.connect_timeout is not None:
@@ -464,7 +477,7 @@ async def open_connection(
         with move_on_after(timeout):
             credentials = await address.credentials()
             stream = await address.dial()
-            connection = Connection(stream, address, write_timeout=write_timeout)
+            connection = Connection(stream, address, silence=timeout)
             try:
                 await _log_in(connection, credentials, address.client_name or client_name)
             except BaseException:

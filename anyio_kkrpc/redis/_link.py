@@ -159,8 +159,3 @@ class Link:
                 raise type(self._end)(*self._end.args)
             # Lost, and not yet noticed by `run`.
             await anyio.lowlevel.checkpoint()
-
-    def break_off(self, reason: str) -> None:
-        """Give up the connection, because the server doesn't answer on it."""
-        if self.connection is not None:
-            self.connection.break_off(TimeoutError(reason))

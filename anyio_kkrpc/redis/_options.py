@@ -21,6 +21,8 @@ Dialect: TypeAlias = Literal["native", "kkrpc-2", "kkrpc-0"]
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _SESSION_ID_LENGTH = 26
+# Seconds that a blocking read may last longer than it should, at least.
+_MARGIN = 2.0
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -52,6 +54,16 @@ class Options(Struct, frozen=True, kw_only=True):
     reconnect_timeout: float | None
     health_check_interval: float
     signing_key: bytes | None
+
+    @property
+    def read_silence(self) -> float:
+        """Seconds after which a blocking read without an answer is given up."""
+        return self.block_timeout + max(self.health_check_interval, _MARGIN)
+
+    @property
+    def shortest_silence(self) -> float:
+        """Seconds after which a connection is given up at the soonest."""
+        return min(self.connect_timeout, self.health_check_interval, self.read_silence)
 
     def __repr__(self) -> str:
         return f"<Options of {self.stream} at {self.address}>"  # some of them are secrets

@@ -10,7 +10,6 @@ from redis.exceptions import ResponseError
 
 from .._errors_wire import library_error
 from .._exceptions import DeliveryError, ProtocolError
-from .._loop import clock
 from .._protocol._records import Reply
 from ..abc import Envelope
 from ._admin import pairs
@@ -91,16 +90,13 @@ class Reader:
     """Reads streams by XREAD from given ids on, on a connection of its own.
 
     :param positions: for each stream the id of the last entry that isn't wanted
-    :ivar since: when the read that goes on began, on AnyIO's clock; ``None`` between two reads
     :ivar count: how many entries came last
     """
 
     def __init__(
         self, positions: dict[bytes, bytes], decoder: Decoder, block_timeout: float
     ) -> None:
-        self._now = clock()
         self.positions = positions
-        self.since: float | None = None
         self.count = 0
         self._decoder = decoder
         self._head = (b"XREAD", b"COUNT", b"%d" % COUNT, b"BLOCK", block_ms(block_timeout))
@@ -112,11 +108,9 @@ class Reader:
         of what was handled.
         """
         positions, decode = self.positions, self._decoder.decode
-        self.since = self._now()
         reply = await connection.execute(
             *self._head, b"STREAMS", *positions.keys(), *positions.values()
         )
-        self.since = None
         self.count = 0
         for stream, entries in reply or ():
             self.count += len(entries)
@@ -130,7 +124,6 @@ class Reader:
 class GroupReader:
     """Takes entries for one consumer of a group by XREADGROUP, on a connection of its own.
 
-    :ivar since: when the read that goes on began, on AnyIO's clock; ``None`` between two reads
     :ivar count: how many entries came last
     """
 
@@ -142,9 +135,7 @@ class GroupReader:
         decoder: Decoder,
         block_timeout: float,
     ) -> None:
-        self._now = clock()
         self._stream = stream
-        self.since: float | None = None
         self.count = 0
         self._decoder = decoder
         self._head = (b"XREADGROUP", b"GROUP", group, consumer, b"BLOCK", block_ms(block_timeout))
@@ -155,11 +146,9 @@ class GroupReader:
         :return: the ids of those that aren't valid; they are to be acknowledged
         """
         decode, stream = self._decoder.decode, self._stream
-        self.since = self._now()
         reply = await connection.execute(
             *self._head, b"COUNT", b"%d" % count, b"STREAMS", stream, b">"
         )
-        self.since = None
         invalid = []
         self.count = 0
         for _, entries in reply or ():

@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from anyio import (
     BrokenResourceError,
@@ -43,11 +43,24 @@ if sys.platform == "linux":
 _NEXT_ATTEMPT = 0.25
 
 
-class Traffic(TypedAttributeSet):
-    """What a socket knows of its traffic, for those who hold it below TLS."""
+class Traffic(NamedTuple):
+    """What has passed a socket.
 
-    #: What changes whenever bytes come or leave, or the other side acknowledges some.
-    progress: tuple[int, int] = typed_attribute()
+    :ivar received: how often bytes came
+    :ivar gone: bytes that the other side has got, or, where the kernel doesn't tell, only it
+    :ivar given: bytes that were to be sent, those that wait for it included
+    """
+
+    received: int
+    gone: int
+    given: int
+
+
+class SocketTraffic(TypedAttributeSet):
+    """For those who know the socket only below TLS."""
+
+    #: what has passed the socket
+    traffic: Traffic = typed_attribute()
 
 
 @final
@@ -55,13 +68,14 @@ class PlainSocket(ByteStream):
     """A connected TCP or Unix socket.
 
     :param sock: is made non-blocking, and closed with the stream
-    :ivar moved: how often bytes have come or left
     """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._socket = sock
-        self.moved = 0
+        self._received = self._sent = 0
+        # Bytes that a `send` still has to write.
+        self._rest = 0
         self._closed = False
         self._sending = False
         # Whether the last read filled its buffer, so that there is likely more.
@@ -71,7 +85,7 @@ class PlainSocket(ByteStream):
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         return {
             SocketAttribute.raw_socket: lambda: self._socket,
-            Traffic.progress: lambda: (self.moved, _unacknowledged(self._socket)),
+            SocketTraffic.traffic: self._traffic,
         }
 
     def send_nowait(self, data: bytes | memoryview) -> int:
@@ -95,17 +109,17 @@ class PlainSocket(ByteStream):
             if not _has_unread(self._socket):
                 raise BrokenResourceError from exc
             return len(data)
-        self.moved += 1
+        self._sent += sent
         return sent
 
     async def send(self, item: bytes | memoryview) -> None:
         rest = memoryview(item)
         while rest := rest[self.send_nowait(rest) :]:
-            self._sending = True
+            self._sending, self._rest = True, len(rest)
             try:
                 await wait_writable(self._socket)
             finally:
-                self._sending = False
+                self._sending, self._rest = False, 0
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         while True:
@@ -126,9 +140,13 @@ class PlainSocket(ByteStream):
                 raise BrokenResourceError from exc
             if not data:
                 raise EndOfStream
-            self.moved += 1
+            self._received += 1
             self._more = len(data) == max_bytes
             return data
+
+    def _traffic(self) -> Traffic:
+        gone = self._sent - _unacknowledged(self._socket)
+        return Traffic(self._received, gone, self._sent + self._rest)
 
     async def send_eof(self) -> None:
         if self._closed:
@@ -220,7 +238,7 @@ def _unacknowledged(sock: socket.socket) -> int:
     if sys.platform == "linux":
         try:
             return int.from_bytes(ioctl(sock, TIOCOUTQ, bytes(4)), sys.byteorder)
-        except OSError:  # closed
+        except (OSError, ValueError):  # closed
             return 0
     return 0
 

@@ -71,6 +71,7 @@ from ._reader import (
     was_trimmed,
 )
 from ._signing import Signer
+from ._watch import Watch
 from ._writer import Writer
 from .dialects import Dialects, Entry, SharedPeer
 from .dialects.native import peer_id
@@ -94,8 +95,6 @@ CLOSE_TIMEOUT = 2.0
 _DELETE_BATCH = 128
 # Requests sent between two trims, where max_len is larger.
 _TRIM_AT_MOST = 1000
-# Seconds that a blocking read may last longer than it should before its connection is doubted.
-_MARGIN = 2.0
 # Peers whose last number is remembered, to recognize what they wrote twice.
 _PEERS = 4096
 # Bytes of such a number.
@@ -182,7 +181,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         `OverloadedError`; ``None`` for any number
     :param reconnect_timeout: seconds to go on connecting again after a connection was lost;
         ``None`` for ever
-    :param health_check_interval: seconds between two looks whether the server answers
+    :param health_check_interval: seconds between two looks whether the server answers. A connection
+        on which nothing moves for as long, though an answer is due, is given up for a new one; one
+        that is slow is not.
     :param signing_key: secret of at least 16 bytes that all peers share: entries are signed, and
         those that are not, or were written before, are refused
     :param credential_provider: redis-py's, in place of a password in the URL
@@ -319,7 +320,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._requests_wanted = False
         # Whether this peer serves a group, and has seen to it that there is one.
         self._has_group = False
-        self._reading: dict[str, tuple[Reader | GroupReader, Connection]] = {}
+        self._watch = Watch(options.shortest_silence)
         self._start_id = self._connected_id = b"0-0"
         self._inbox_reader: Reader | None = None
         self._wake_inbox = False
@@ -416,6 +417,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         connection = await self._dial("writer")
         # Not group.start(): if that is cancelled, it waits for the task, which is shielded.
         group.start_soon(self._run_link, connection, name="anyio_kkrpc redis writer")
+        group.start_soon(self._watch.run, name="anyio_kkrpc redis watch")
         version, policy = await self._look_at_server()
         if policy not in ("noeviction", ""):
             logger.warning(
@@ -457,6 +459,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if self._started:
             await self._restore(connection.execute)
         await self._writer.attach(connection, self._clock_offset)
+        connection.silence = self._options.health_check_interval
 
     async def _restore(self, execute: Callable[..., Awaitable[Any]]) -> None:
         """Make again what this peer needs, should the server have lost it."""
@@ -477,11 +480,13 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         return Dialer(lambda: self._dial(what), self._options.reconnect_timeout)
 
     async def _dial(self, what: str) -> Connection:
-        return await open_connection(
+        connection = await open_connection(
             self._options.address,
             client_name=f"anyio_kkrpc:{what}:{self._options.session_id[:32]}",
             timeout=self._options.connect_timeout,
         )
+        self._watch.add(connection)
+        return connection
 
     async def _look_at_server(self) -> tuple[tuple[int, ...], str]:
         """Return version and eviction policy; of a server that hides them, modern guesses."""
@@ -700,7 +705,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                         raise
                     logger.warning("%s; reading %s again", exc, what)
                 finally:
-                    self._reading.pop(what, None)
                     if connection is not None:
                         await aclose_forcefully(connection)
                         connection = None
@@ -710,7 +714,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def _read_inbox(self, reader: Reader, connection: Connection) -> None:
         async def read(connection: Connection) -> None:
-            self._reading["inbox"] = (reader, connection)
+            connection.silence = self._options.read_silence
             while True:
                 await reader.read(connection, self._handle_addressed)
                 if reader.count > 1:
@@ -911,7 +915,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 "%s was trimmed past what this peer had read: it may have missed requests",
                 options.stream,
             )
-        self._reading["requests"] = (reader, connection)
+        connection.silence = self._options.read_silence
 
         def handle(key: bytes, entry_id: bytes, entry: Entry) -> None:
             if not self._is_own(entry) and not self._is_for_others(entry):
@@ -942,7 +946,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             await self._take_over(
                 await self._groups.recover(self._redis_time(), known, counted=counted)
             )
-        self._reading["requests"] = (reader, connection)
+        connection.silence = self._options.read_silence
 
         def handle(key: bytes, entry_id: bytes, entry: Entry) -> None:
             self._take(entry_id, entry, 1)
@@ -1191,25 +1195,15 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     # Housekeeping
 
     async def _keep_house(self) -> None:
-        """Keep the inbox alive and the clock offset right, and look whether connections answer."""
+        """Keep the inbox alive and the clock offset right; `Watch` sees if nobody answers."""
         interval = min(self._options.health_check_interval, self._options.inbox_ttl / 3)
         try:
             while True:
                 await sleep(interval)
-                with move_on_after(self._options.health_check_interval) as scope:
-                    await self._restore(self._link.request)
-                    await self._read_clock(self._link.request)
-                    await self._delete_consumed()
-                    await self._release_callbacks()
-                if scope.cancelled_caught:
-                    self._link.break_off("the server does not answer")
-                    continue
-                latest = current_time() - self._options.block_timeout - _MARGIN
-                for what, (reader, connection) in list(self._reading.items()):
-                    # The server answers here, so that connection is dead, or was paused for long.
-                    if reader.since is not None and reader.since < latest:
-                        logger.warning("the connection that reads %s does not answer", what)
-                        await aclose_forcefully(connection)
+                await self._restore(self._link.request)
+                await self._read_clock(self._link.request)
+                await self._delete_consumed()
+                await self._release_callbacks()
         except (TransportClosedError, TransportConnectionError):
             return
         except RedisError as exc:

@@ -27,6 +27,9 @@ class Proxy:
         self._refusing = False
         self._swallow: Callable[[bytes], bool] | None = None
         self.swallowed = anyio.Event()
+        self._silence: Callable[[bytes], bool] | None = None
+        self.silenced = anyio.Event()
+        self._rate: float | None = None
 
     @property
     def connections(self) -> int:
@@ -57,6 +60,15 @@ class Proxy:
         """Forward the next data to the server that match, then cut before the reply comes back."""
         self._swallow = matches
         self.swallowed = anyio.Event()
+
+    def silence(self, matches: Callable[[bytes], bool]) -> None:
+        """Forward no more to the server on the connection that next has data that match."""
+        self._silence = matches
+        self.silenced = anyio.Event()
+
+    def slow_down(self, rate: float | None) -> None:
+        """Forward so many bytes per second on each connection, in each direction."""
+        self._rate = rate
 
     async def handle(self, client: SocketStream) -> None:
         if self._refusing:
@@ -91,8 +103,14 @@ class Proxy:
     ) -> None:
         try:
             while True:
-                data = await source.receive()
+                data = await source.receive(65536 if self._rate is None else 16384)
                 await (self._up if up else self._down).wait()
+                if self._rate is not None:
+                    await anyio.sleep(len(data) / self._rate)
+                if up and self._silence is not None and self._silence(data):
+                    self._silence = None
+                    self.silenced.set()
+                    await anyio.sleep_forever()
                 if up and self._swallow is not None and self._swallow(data):
                     self._swallow = None
                     cut.set()

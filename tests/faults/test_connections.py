@@ -21,6 +21,7 @@ from anyio_kkrpc import (
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 
+from ..servers import Servers
 from .proxy import proxy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
@@ -47,6 +48,12 @@ class Api:
         for number in range(count):
             await anyio.sleep(0.005)
             yield number
+
+    def text(self, length: int) -> str:
+        return "x" * length
+
+    def length(self, text: str) -> int:
+        return len(text)
 
     async def call_back(self, count: int, function: Any) -> int:
         for number in range(count):
@@ -153,6 +160,50 @@ async def test_frozen_connections_are_replaced(redis_server: RedisServer, stream
             middle.thaw()
             assert await remote.work(2) == 2
             assert using.statistics().reconnects > 0
+
+
+@pytest.mark.parametrize(
+    ("grouped", "serving", "command"),
+    [(False, False, b"TIME"), (True, True, b"XGROUP"), (False, True, b"$5\r\nXINFO")],
+    ids=["writer", "reader of a group", "reader of a broadcast"],
+)
+async def test_silent_while_prepared(
+    servers: Servers, stream_name: str, grouped: bool, serving: bool, command: bytes
+) -> None:
+    """A new connection that falls silent right after its login is given up for another one."""
+    url = servers["valkey8"].url
+    async with proxy(url) as middle:
+        served_url, used_url = url, middle.url
+        if serving:
+            served_url, used_url = used_url, served_url
+        async with link(served_url, used_url, stream_name, grouped) as (_, remote, *both):
+            assert await remote.work(1) == 1
+            middle.silence(lambda data: command in data)
+            session = both[0 if serving else 1].session_id
+            with redis.Redis.from_url(url) as witness:
+                for client in witness.client_list():
+                    if client["name"].endswith(session):
+                        witness.client_kill_filter(_id=client["id"])
+            with anyio.fail_after(BOUND):
+                await middle.silenced.wait()
+                assert await remote.work(2) == 2
+
+
+async def test_slow_network(servers: Servers, stream_name: str) -> None:
+    """What takes longer than a server may be silent is no reason to connect again."""
+    options = {"health_check_interval": 1.5, "block_timeout": 0.1}
+    size, url = 3_000_000, servers["valkey8"].url
+    async with proxy(url) as middle:
+        async with link(url, middle.url, stream_name, True, **options) as (_, remote, _, using):
+            middle.slow_down(1_000_000)
+
+            async def download() -> None:
+                assert await remote.text(size) == "x" * size
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(download)
+                assert await remote.length("x" * size) == size
+            assert using.statistics().reconnects == 0
 
 
 @MODES

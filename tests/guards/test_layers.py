@@ -80,6 +80,7 @@ MOVING = {
     "redis._link": "redis._connection",
     "redis._socket": "redis._connection",
     "redis._threads": "redis._connection",
+    "redis._watch": "redis._connection",
     "redis._keys": "redis._stream",
     "redis._intake": "redis._reading",
     "redis._reader": "redis._reading",

@@ -89,10 +89,10 @@ class FakeStream(ByteStream):
         await anyio.lowlevel.checkpoint()
 
 
-def fake_connection(write_timeout: float = 10.0) -> tuple[Connection, FakeStream]:
+def fake_connection() -> tuple[Connection, FakeStream]:
     """Return a connection to nobody, and the stream that it uses."""
     stream = FakeStream()
-    return Connection(stream, NOWHERE, write_timeout=write_timeout), stream
+    return Connection(stream, NOWHERE), stream
 
 
 @asynccontextmanager

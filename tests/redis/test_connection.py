@@ -31,7 +31,7 @@ from anyio_kkrpc._exceptions import TransportClosedError, TransportConnectionErr
 from anyio_kkrpc.redis._address import Address
 from anyio_kkrpc.redis._connection import HIGH_WATER, Connection, open_connection
 from anyio_kkrpc.testing._server import RedisServer, free_port
-from tests.bounds import BOUND, CALL_BOUND
+from tests.bounds import BOUND
 
 from ..faults.proxy import proxy
 from .conftest import NOWHERE, FakeStream, fake_connection, fake_peer, pieces, running
@@ -899,7 +899,7 @@ class TestFlush:
         """A stream that can't write at once, such as TLS, is written to by the writer."""
         stream = FakeStream()
         slow = StapledByteStream(stream, stream)
-        connection = Connection(slow, NOWHERE, write_timeout=10)
+        connection = Connection(slow, NOWHERE)
         async with running(connection):
             stream.stall()
 
@@ -973,51 +973,6 @@ class TestFlush:
         assert b"".join(stream.written) == b"head" + data + b"tail"
         assert max(map(len, stream.written)) == HIGH_WATER
 
-    @pytest.mark.parametrize("by_writer", [False, True])
-    async def test_never_reads(self, by_writer: bool) -> None:
-        """A peer that takes no data for the write timeout breaks the connection for everyone."""
-        connection, stream = fake_connection(write_timeout=0.1)
-        failed: list[BaseException | None] = []
-
-        async def ask() -> None:
-            with pytest.raises(TransportConnectionError, match=r"took no data for 0\.1") as caught:
-                await connection.request("PING")
-            failed.append(caught.value.__cause__)
-
-        with anyio.fail_after(LIMIT):
-            async with anyio.create_task_group() as group:
-                group.start_soon(suppressed_run, connection)
-                stream.stall()
-                group.start_soon(ask)
-                if by_writer:
-                    await stream.sending.wait()
-                    group.start_soon(ask)
-                    await settled(lambda: len(connection._expected) == 2)
-                    first, stream.gate = stream.gate, anyio.Event()
-                    first.set()
-        assert len(failed) == 1 + by_writer
-        assert all(isinstance(cause, TimeoutError) for cause in failed)
-        assert stream.closed
-
-    async def test_never_reads_tcp(self) -> None:
-        """The same with a real socket, whose buffers fill up first."""
-        failed: list[BaseException | None] = []
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            address = Address(host="127.0.0.1", port=listener.getsockname()[1])
-            connection = Connection(await address.dial(), address, write_timeout=0.2)
-
-            async def ask() -> None:
-                with pytest.raises(TransportConnectionError) as caught:
-                    await connection.request("ECHO", b"x" * 30_000_000)
-                failed.append(caught.value.__cause__)
-
-            with anyio.fail_after(LIMIT):
-                async with anyio.create_task_group() as group:
-                    group.start_soon(suppressed_run, connection)
-                    group.start_soon(ask)
-                    group.start_soon(ask)
-        assert [type(cause) for cause in failed] == [TimeoutError] * 2
-
     async def test_cancelled_write_is_whole(self) -> None:
         """Requests cancelled while the peer reads nothing leave whole commands behind."""
         commands: list[Any] = []
@@ -1031,7 +986,7 @@ class TestFlush:
 
         with socket.create_server(("127.0.0.1", 0)) as listener:
             address = Address(host="127.0.0.1", port=listener.getsockname()[1])
-            connection = Connection(await address.dial(), address, write_timeout=CALL_BOUND)
+            connection = Connection(await address.dial(), address)
             with listener.accept()[0] as peer, anyio.fail_after(LIMIT):
                 peer.settimeout(LIMIT)
                 async with running(connection), anyio.create_task_group() as group:
@@ -1237,7 +1192,7 @@ class TestEnd:
             gone.set()
 
         async with fake_peer(handler) as address:
-            connection = Connection(await address.dial(), address, write_timeout=1)
+            connection = Connection(await address.dial(), address)
             with anyio.CancelScope() as scope:
                 scope.cancel()
                 await connection.aclose()

@@ -18,11 +18,12 @@ from anyio_kkrpc.redis._address import Address
 from anyio_kkrpc.redis._connection import open_connection
 from anyio_kkrpc.redis._threads import in_thread
 from anyio_kkrpc.testing._server import RedisServer
+from tests.bounds import BOUND
 
 pytestmark = pytest.mark.anyio
 
 # Seconds within which what should come has to come.
-LIMIT = 20
+LIMIT = BOUND
 
 
 async def settled(condition: Callable[[], bool]) -> None:
