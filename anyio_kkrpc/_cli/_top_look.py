@@ -22,7 +22,7 @@ from ..redis._keys import Keys, stream_of
 SEARCH_INTERVAL = 5.0
 SEARCH_FACTOR = 20
 _PAGE = 1000
-_SIDE_KEY = re.compile(r"(.*?\{.+?\}.*?):(?:control|dead|inbox:.+)", re.DOTALL)
+_SIDE_KEY = re.compile(r"(.*?\{.+?\}.*?):(?:control|dead|(?:inbox|claimer):.+)", re.DOTALL)
 
 
 class Worker(Struct):

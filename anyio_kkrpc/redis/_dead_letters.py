@@ -28,8 +28,8 @@ _MOST_ATTEMPTS = 2**63 - 1
 # The end of the year 9999, in milliseconds.
 _MOST_TIME = 253_402_300_799_999
 
-# Adds a letter to ARGV's key, for scripts. A script can't pass on more than some 8,000 values: what
-# has more fields than that is no request of any dialect, and is cut.
+# Adds a letter, for scripts; returns why Redis refused it, if it did. A script can't pass on more
+# than some 8,000 values: what has more fields than that is no request of any dialect, and is cut.
 WRITE_LETTER = b"""
 local function write_letter(key, id, group, deliveries, now, fields)
   local letter = {'id', id, 'group', group,
@@ -39,7 +39,8 @@ local function write_letter(key, id, group, deliveries, now, fields)
   for i = 1, count do letter[12 + i] = fields[i] end
   letter[13 + count] = 'request'
   letter[14 + count] = string.format('6 %d', count / 2)
-  redis.call('XADD', key, '*', unpack(letter))
+  local added = redis.pcall('XADD', key, '*', unpack(letter))
+  return type(added) == 'table' and added.err or nil
 end
 """
 

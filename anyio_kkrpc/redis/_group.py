@@ -2,8 +2,10 @@
 
 A worker that has taken an entry holds it until it is acknowledged, and says so to Redis now and
 then (*touch*), which resets the entry's idle time. An entry idle for ``claim_idle`` belongs
-to a worker that is gone: another one claims it. Each step that looks before it acts is one script,
-so that Redis decides it at one moment.
+to a worker that is gone. One worker at a time looks for such entries, page by page, and moves them
+to the consumer ``HANDED_BACK``, where all workers take what they have room for; what a worker hands
+back when it leaves is there, too. Each step that looks before it acts is one script, so that Redis
+decides it at one moment, and each is bounded, so that no script holds up the server.
 """
 
 from __future__ import annotations
@@ -13,165 +15,89 @@ from collections.abc import Iterable
 from typing import Any
 
 from msgspec import Struct
+from redis.exceptions import ResponseError
 
-from ._dead_letters import WRITE_LETTER
+from ._errors import Meaning, meaning_of, reason
+from ._group_scripts import HAND_BACK, LEAD, LOOK, RECOVER, REMOVE, RESIGN, TAKE, TOUCH
+from ._keys import Keys
 from ._link import Link
 
 logger = logging.getLogger("anyio_kkrpc")
 
-# Owns, in Redis, what workers that left in good order handed back.
+# Owns, in Redis, what is there for any worker to take.
 HANDED_BACK = b"kkrpc-handed-back"
+# Owns what was delivered more than once and is not to be delivered yet.
+DELAYED = b"kkrpc-delayed"
+# Pending entries that one script looks at, which takes Redis about half a millisecond.
+PAGE = 500
 # Ids that one script touches or hands back.
-_CHUNK = 500
+_CHUNK = 250
+# Consumers that one script removes.
+_SWEEP_CHUNK = 100
+# Entries in one reply are no more than so many bytes, or one.
+_REPLY_BYTES = b"1048576"
 # An idle time, in milliseconds, that is more than any claim_idle.
 _LONG_IDLE = b"2147483647"
-
-_PREAMBLE = b"""
-if redis.replicate_commands then redis.replicate_commands() end
-local stream, group, me = KEYS[1], ARGV[1], ARGV[2]
-"""
-
-_TOUCH = (
-    _PREAMBLE
-    + b"""
-local lost = {}
-for i = 3, #ARGV do
-  if #redis.call('XPENDING', stream, group, ARGV[i], ARGV[i], 1, me) > 0 then
-    redis.call('XCLAIM', stream, group, me, 0, ARGV[i], 'JUSTID')
-  else
-    lost[#lost + 1] = ARGV[i]
-  end
-end
-return lost
-"""
-)
-
-# Entries not taken here yet keep their number of deliveries; see `Groups.hand_back`.
-_HAND_BACK = (
-    _PREAMBLE
-    + b"""
-local done = 0
-for i = 5, #ARGV, 2 do
-  if #redis.call('XPENDING', stream, group, ARGV[i], ARGV[i], 1, me) > 0 then
-    redis.call('XCLAIM', stream, group, ARGV[3], 0, ARGV[i], 'IDLE', ARGV[4],
-      'RETRYCOUNT', ARGV[i + 1], 'JUSTID')
-    done = done + 1
-  end
-end
-return done
-"""
-)
-
-# Takes entries over: of others that were idle for long, or (mode own) of this consumer that it
-# doesn't know of. Those delivered too often become dead letters. Tells how long the longest of the
-# others has been idle.
-_TAKE_OVER = (
-    _PREAMBLE
-    + WRITE_LETTER
-    + b"""
-local mode, idle, wanted = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local limit, now, handed_back = tonumber(ARGV[6]), ARGV[7], ARGV[8]
-local taken, dead, oldest = {}, {}, -1
-local known = {}
-for i = 9, #ARGV do known[ARGV[i]] = true end
-local pending
-if mode == 'others' then
-  pending = redis.call('XPENDING', stream, group, 'IDLE', math.floor(idle / 2), '-', '+', 1000)
-else
-  pending = redis.call('XPENDING', stream, group, '-', '+', 10000, me)
-end
-local from_handed_back = false
-for _, item in ipairs(pending) do
-  local id, owner, idle_now, deliveries = item[1], item[2], item[3], item[4]
-  local mine = owner == me
-  if mode == 'others' and (mine or idle_now < idle or #taken >= wanted) then
-    if not mine and idle_now > oldest then oldest = idle_now end
-  elseif not known[id] then
-    local entry = redis.call('XRANGE', stream, id, id)
-    if owner == handed_back then from_handed_back = true end
-    if #entry == 0 then
-      redis.call('XACK', stream, group, id)
-    elseif mode ~= 'own' and deliveries >= limit then
-      write_letter(KEYS[2], id, group, deliveries, now, entry[1][2])
-      redis.call('XACK', stream, group, id)
-      dead[#dead + 1] = {id, deliveries, entry[1][2]}
-    else
-      if mode == 'own' then
-        redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID')
-        taken[#taken + 1] = {id, deliveries, entry[1][2]}
-      else
-        redis.call('XCLAIM', stream, group, me, 0, id)
-        taken[#taken + 1] = {id, deliveries + 1, entry[1][2]}
-      end
-    end
-  end
-end
-if from_handed_back and #redis.call('XPENDING', stream, group, '-', '+', 1, handed_back) == 0 then
-  redis.call('XGROUP', 'DELCONSUMER', stream, group, handed_back)
-end
-return {taken, dead, oldest}
-"""
-)
-
-# Removes a consumer only if it holds nothing.
-_REMOVE_CONSUMER = (
-    _PREAMBLE
-    + b"""
-if #redis.call('XPENDING', stream, group, '-', '+', 1, me) > 0 then return 0 end
-return redis.call('XGROUP', 'DELCONSUMER', stream, group, me) + 1
-"""
-)
-
-# Removes consumers that have been idle for long and hold nothing.
-_SWEEP = (
-    _PREAMBLE
-    + b"""
-local removed = 0
-for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
-  local consumer = {}
-  for i = 1, #flat, 2 do consumer[flat[i]] = flat[i + 1] end
-  if consumer['pending'] == 0 and consumer['idle'] > tonumber(ARGV[3])
-      and consumer['name'] ~= me then
-    redis.call('XGROUP', 'DELCONSUMER', stream, group, consumer['name'])
-    removed = removed + 1
-  end
-end
-return removed
-"""
-)
+# The longest pause, in milliseconds, before a request is delivered again; or claim_idle, if longer.
+_LONGEST_PAUSE = b"300000"
+# How long nobody else looks after a claimer was last heard of, as a part of claim_idle.
+_LEASE = 0.6
 
 
 class Taken(Struct):
     """An entry that was taken over, or given up.
 
     :ivar attempt: how often it has been delivered
+    :ivar refusal: why it could not become a dead letter
     """
 
     id: bytes
     attempt: int
     fields: list[bytes]
+    refusal: bytes = b""
 
 
 class Claims(Struct):
-    """What `Groups.claim` found.
+    """What `Groups.take` and `Groups.recover` found.
 
-    :ivar oldest: seconds that the longest-idle entry of another worker has been idle, of those that
-        have been for half of ``claim_idle`` at least; ``None`` if there is none
+    :ivar dead: given up; they are dead letters now
+    :ivar kept: given up, but they could not become dead letters, and will be tried again
+    :ivar more: whether there is more to take
+    :ivar after: where `Groups.recover` goes on, ``None`` at the end
     """
 
     taken: list[Taken]
     dead: list[Taken]
-    oldest: float | None
+    kept: list[Taken]
+    more: bool = False
+    after: bytes | None = None
+
+
+class Look(Struct):
+    """What `Groups.look` found.
+
+    :ivar due: how many entries are for anybody now that belonged to workers that are gone
+    :ivar soonest: seconds until the next one of this page is due, ``None`` if there is none
+    :ivar after: where the next page begins, ``None`` if this was the last one
+    """
+
+    due: int
+    soonest: float | None
+    after: bytes | None
 
 
 class Groups:
-    """One worker's scripts on one group."""
+    """One worker's scripts on one group.
+
+    :ivar stream: key of the stream
+    :param claim_idle: seconds after which an entry that is held and not touched is lost
+    :param max_deliveries: how often an entry is delivered
+    """
 
     def __init__(
         self,
         link: Link,
-        stream: bytes,
-        dead: bytes,
+        keys: Keys,
         group: bytes,
         consumer: bytes,
         *,
@@ -179,58 +105,64 @@ class Groups:
         max_deliveries: int,
     ) -> None:
         self._link = link
-        self._stream = stream
-        self._dead = dead
+        self.stream = keys.stream
+        self._dead = keys.dead
+        self._lease = keys.claimer(group)
         self._group = group
         self._consumer = consumer
         self._idle = b"%d" % max(round(claim_idle * 1000), 1)
+        self._lease_ms = b"%d" % max(round(claim_idle * _LEASE * 1000), 1)
         self._limit = b"%d" % max_deliveries
+        self._leaseless = False
 
-    async def claim(self, count: int, now: float) -> Claims:
-        """Take over at most ``count`` entries of workers that are gone.
+    # Entries
+
+    async def take(self, count: int, now: float) -> Claims:
+        """Take at most ``count`` entries that were handed back or lost.
 
         :param now: Redis' time in seconds
         """
-        return await self._take_over(b"others", count, now, ())
+        taken, dead, kept, more = await self._take_over(
+            TAKE, b"%d" % count, self._limit, _ms(now), HANDED_BACK, DELAYED
+        )
+        return Claims(taken, dead, kept, more=bool(more))
 
-    async def recover(self, now: float, known: Iterable[bytes], *, counted: bool) -> Claims:
+    async def recover(
+        self,
+        now: float,
+        known: Iterable[bytes],
+        *,
+        counted: bool,
+        start: bytes = b"-",
+        count: int = PAGE,
+    ) -> Claims:
         """Take what this consumer holds and doesn't know of: its read was cut, or its process died.
 
+        :param now: Redis' time in seconds
         :param known: ids that it does know of
         :param counted: whether that is one more delivery, because the process died
+        :param start: `Claims.after` of the page before
+        :param count: entries to look at
         """
-        return await self._take_over(b"own counted" if counted else b"own", 10_000, now, known)
-
-    async def _take_over(
-        self, mode: bytes, count: int, now: float, known: Iterable[bytes]
-    ) -> Claims:
-        taken, dead, oldest = await self._link.request(
-            b"EVAL",
-            _TAKE_OVER,
-            b"2",
-            self._stream,
-            self._dead,
-            self._group,
-            self._consumer,
-            mode,
-            self._idle,
+        taken, dead, kept, last = await self._take_over(
+            RECOVER,
+            start,
             b"%d" % count,
+            b"%d" % counted,
             self._limit,
-            b"%d" % max(round(now * 1000), 0),
-            HANDED_BACK,
+            _ms(now),
+            self._idle,
+            _LONGEST_PAUSE,
+            DELAYED,
             *known,
         )
-        return Claims(
-            [Taken(*item) for item in taken],
-            [Taken(*item) for item in dead],
-            None if oldest < 0 else oldest / 1000,
-        )
+        return Claims(taken, dead, kept, after=_after(last))
 
     async def touch(self, ids: list[bytes]) -> list[bytes]:
         """Keep these entries; return those that another worker has taken over meanwhile."""
         lost: list[bytes] = []
         for start in range(0, len(ids), _CHUNK):
-            lost += await self._eval(_TOUCH, *ids[start : start + _CHUNK])
+            lost += await self._eval(TOUCH, *ids[start : start + _CHUNK])
         return lost
 
     async def hand_back(self, entries: list[tuple[bytes, int]]) -> int:
@@ -243,18 +175,105 @@ class Groups:
             flat: list[bytes] = []
             for entry_id, deliveries in entries[start : start + _CHUNK]:
                 flat += (entry_id, b"%d" % deliveries)
-            done += await self._eval(_HAND_BACK, HANDED_BACK, _LONG_IDLE, *flat)
+            done += await self._eval(HAND_BACK, HANDED_BACK, _LONG_IDLE, *flat)
         return done
+
+    # What was lost
+
+    async def lead(self) -> bool:
+        """Become, or stay, the one who looks for what was lost; return whether that is so.
+
+        That lasts for a part of ``claim_idle``. Where it can't be kept, everybody looks.
+        """
+        try:
+            answer = await self._link.request(
+                b"EVAL", LEAD, b"1", self._lease, self._consumer, self._lease_ms
+            )
+        except ResponseError as exc:
+            if meaning_of(exc) not in (Meaning.RIGHTS, Meaning.REFUSED):
+                raise
+            answer = reason(exc).encode()
+        if isinstance(answer, int):
+            self._leaseless = False
+            return bool(answer)
+        if not self._leaseless:
+            self._leaseless = True
+            logger.warning(
+                "each worker of the group looks for lost requests, since who does can't be kept "
+                "in the key %r: %s",
+                self._lease.decode(errors="backslashreplace"),
+                answer.decode(errors="backslashreplace"),
+            )
+        return True
+
+    async def resign(self) -> None:
+        """Let somebody else look."""
+        await self._link.request(b"EVAL", RESIGN, b"1", self._lease, self._consumer)
+
+    async def look(self, start: bytes = b"-") -> Look:
+        """Look at one page of what is pending, and let anybody take what was lost.
+
+        :param start: `Look.after` of the page before
+        """
+        due, soonest, last = await self._eval(
+            LOOK,
+            start,
+            b"%d" % PAGE,
+            self._idle,
+            _LONGEST_PAUSE,
+            self._limit,
+            HANDED_BACK,
+            DELAYED,
+            _LONG_IDLE,
+        )
+        return Look(due, None if soonest < 0 else soonest / 1000, _after(last))
+
+    # Consumers
 
     async def remove_consumer(self) -> None:
         """Remove this consumer from the group, unless it holds something."""
-        await self._eval(_REMOVE_CONSUMER)
+        await self._remove([self._consumer])
 
     async def sweep(self, idle: float) -> int:
         """Remove consumers that did nothing for ``idle`` seconds and hold nothing."""
-        return int(await self._eval(_SWEEP, b"%d" % round(idle * 1000)))
+        reply = await self._link.request(b"XINFO", b"CONSUMERS", self.stream, self._group)
+        consumers = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in reply]
+        names = [
+            consumer[b"name"]
+            for consumer in consumers
+            if not consumer[b"pending"]
+            and consumer[b"idle"] > idle * 1000
+            and consumer[b"name"] != self._consumer
+        ]
+        removed = 0
+        for start in range(0, len(names), _SWEEP_CHUNK):
+            removed += await self._remove(names[start : start + _SWEEP_CHUNK])
+        return removed
+
+    async def _remove(self, names: list[bytes]) -> int:
+        return int(
+            await self._link.request(b"EVAL", REMOVE, b"1", self.stream, self._group, *names)
+        )
 
     async def _eval(self, script: bytes, *args: bytes) -> Any:
         return await self._link.request(
-            b"EVAL", script, b"1", self._stream, self._group, self._consumer, *args
+            b"EVAL", script, b"1", self.stream, self._group, self._consumer, *args
         )
+
+    async def _take_over(
+        self, script: bytes, *args: bytes
+    ) -> tuple[list[Taken], list[Taken], list[Taken], Any]:
+        keys = (b"2", self.stream, self._dead)
+        *found, more = await self._link.request(
+            b"EVAL", script, *keys, self._group, self._consumer, _REPLY_BYTES, *args
+        )
+        taken, dead, kept = ([Taken(*item) for item in items] for items in found)
+        return taken, dead, kept, more
+
+
+def _after(last: bytes) -> bytes | None:
+    return b"(" + last if last else None
+
+
+def _ms(now: float) -> bytes:
+    return b"%d" % max(round(now * 1000), 0)

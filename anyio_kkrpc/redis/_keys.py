@@ -23,6 +23,7 @@ class Keys(Struct, frozen=True):
     control: bytes
     dead: bytes
     _inbox: bytes
+    _claimer: bytes
 
     @classmethod
     def of(cls, stream: str) -> Keys:
@@ -35,11 +36,17 @@ class Keys(Struct, frozen=True):
         base = b"{%b}" % name if _hashed(name) == name else name
         if hash_slot(base) != hash_slot(name):
             base = b"{%d}%b" % (_number_in(hash_slot(name)), name)
-        return cls(name, base + b":control", base + b":dead", base + b":inbox:")
+        return cls(
+            name, base + b":control", base + b":dead", base + b":inbox:", base + b":claimer:"
+        )
 
     def inbox(self, session_id: str) -> bytes:
         """Return the key of what is addressed to one peer."""
         return self._inbox + session_id.encode()
+
+    def claimer(self, group: bytes) -> bytes:
+        """Return the key that says which worker of a group looks for what was lost."""
+        return self._claimer + group
 
 
 def stream_of(base: str) -> str:

@@ -17,7 +17,6 @@ from anyio import (
     AsyncContextManagerMixin,
     CancelScope,
     Event,
-    Lock,
     aclose_forcefully,
     create_task_group,
     current_time,
@@ -52,10 +51,11 @@ from ._admin import (
     stream_info,
     trim,
 )
+from ._claiming import Claimer
 from ._connection import Connection, open_connection
 from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
 from ._errors import Meaning, meaning_of
-from ._group import Claims, Groups
+from ._group import Groups
 from ._intake import Intake
 from ._keys import Keys
 from ._link import Dialer, Link
@@ -71,6 +71,7 @@ from ._reader import (
     was_trimmed,
 )
 from ._signing import Signer
+from ._takeover import Takeover
 from ._watch import Watch
 from ._writer import Writer
 from .dialects import Dialects, Entry, SharedPeer
@@ -99,9 +100,6 @@ _TRIM_AT_MOST = 1000
 _PEERS = 4096
 # Bytes of such a number.
 _MAX_NUMBER = 40
-# A consumer that holds nothing is removed after so many times claim_idle, or seconds at least.
-_SWEEP_FACTOR = 10
-_SWEEP_LEAST = 300.0
 
 
 class RedisStatistics(Struct, frozen=True):
@@ -111,7 +109,8 @@ class RedisStatistics(Struct, frozen=True):
     :ivar sent: records written
     :ivar received: records read
     :ivar invalid: entries that could not be read, and were skipped
-    :ivar undeliverable: records that Redis refused, or whose recipient was gone
+    :ivar undeliverable: records that Redis refused, also as dead letters, or whose recipient was
+        gone
     :ivar outstanding: entries of the group that were taken and not yet acknowledged
     :ivar claimed: entries taken over from workers that are gone
     :ivar dead_lettered: entries that became dead letters here
@@ -175,7 +174,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :param connect_timeout: seconds to connect within
     :param inbox_ttl: seconds after which the inbox of a peer that vanished is gone
     :param claim_idle: seconds after which an entry that a worker has taken and not kept alive is
-        taken over by another one
+        taken over by another one. One that was delivered twice already is after twice that, one
+        that was three times after four times that, and so on, up to 300 seconds.
     :param max_deliveries: how often an entry is delivered before it becomes a dead letter
     :param max_backlog: requests that may wait for the group before further ones are refused with
         `OverloadedError`; ``None`` for any number
@@ -305,13 +305,17 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._link = Link(self._dialer("writer"), self._prepare, self._writer.detach)
         self._groups = Groups(
             self._link,
-            keys.stream,
-            keys.dead,
+            keys,
             group_name,
             options.consumer_name.encode(),
             claim_idle=options.claim_idle,
             max_deliveries=options.max_deliveries,
         )
+        self._held: dict[bytes, _Held] = {}
+        self._dropped: dict[bytes, int] = {}  # to hand back, with the deliveries that count
+        intake = (self._decoder, self._redis_time, self._count_room, self._take, self._admit)
+        self._takeover = Takeover(self._groups, self._writer, self._held, self._dropped, *intake)
+        self._claimer: Claimer | None = None
         self._group: TaskGroup | None = None
         self._entered = self._started = False
         self._writer_scope: CancelScope | None = None
@@ -328,20 +332,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._pacing = False
         self._destroyed_by: str | None = None
         self._limit = 0
-        self._held: dict[bytes, _Held] = {}
-        self._counted = True
-        # What is being taken over isn't known here yet, and must not be taken over again.
-        self._taking = Lock()
         self._room: Event | None = None
-        self._claim_now: Event | None = None
         self._touch_now: Event | None = None
         self._clock_offset = 0.0
         self._consumed: list[bytes] = []
-        self._dropped: dict[bytes, int] = {}  # to hand back, with the deliveries that count
         self._numbers: OrderedDict[tuple[bytes, str], tuple[bytes, int]] = OrderedDict()
         self._received = 0
-        self._claimed = 0
-        self._dead_lettered = 0
         self._handed_back = 0
         self._repeated = 0
         self._reconnects = 0
@@ -382,10 +378,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             sent=self._writer.sent,
             received=self._received,
             invalid=self._decoder.invalid,
-            undeliverable=self._writer.undeliverable,
+            undeliverable=self._writer.undeliverable + self._takeover.refused,
             outstanding=len(self._held),
-            claimed=self._claimed,
-            dead_lettered=self._dead_lettered,
+            claimed=self._takeover.claimed,
+            dead_lettered=self._takeover.dead_lettered,
             handed_back=self._handed_back,
             repeated=self._repeated,
             reconnects=self._reconnects + self._link.reconnects,
@@ -568,6 +564,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             await self._link.request(b"DEL", self._inbox)
             if not self._has_group:
                 return
+            if self._claimer is not None:
+                await self._claimer.resign()
             await self._hand_back()
             await self._groups.remove_consumer()
         except (RPCError, RedisError) as exc:
@@ -899,8 +897,15 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                     if not self._options.use_consumer_group:
                         await self._keep_reading("requests", self._read_broadcast)
                         continue
+                    claimer = self._claimer = Claimer(
+                        self._groups,
+                        self._takeover,
+                        self._options.claim_idle,
+                        wait_room=self._wait_room,
+                        tell=partial(self._tell_peers, b"claim"),
+                    )
                     async with create_task_group() as group:
-                        group.start_soon(self._keep_claiming, name="anyio_kkrpc redis claims")
+                        group.start_soon(claimer.run, name="anyio_kkrpc redis claims")
                         await self._keep_reading("requests", self._read_group)
                         group.cancel_scope.cancel()
         finally:
@@ -939,20 +944,18 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         reader = GroupReader(
             stream, name, options.consumer_name.encode(), self._decoder, options.block_timeout
         )
-        # A read that was cut may have been served; a process that died may have had this name.
-        counted, self._counted = self._counted, False
-        async with self._taking:
-            known = (*self._held, *self._dropped)
-            await self._take_over(
-                await self._groups.recover(self._redis_time(), known, counted=counted)
-            )
+        await self._takeover.recover()
+        if self._claimer is not None:
+            self._claimer.wake()  # now there is a group
         connection.silence = self._options.read_silence
 
         def handle(key: bytes, entry_id: bytes, entry: Entry) -> None:
             self._take(entry_id, entry, 1)
 
         while True:
-            room = await self._wait_room()
+            room = self._count_room()
+            if room <= 0:
+                room = await self._wait_room()
             for entry_id in await reader.read(connection, room, handle):
                 self._skip(entry_id)
             if reader.count > 1:
@@ -986,67 +989,17 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._open_writer().settle(entry_id, None)
         self._skipped = True
 
-    async def _take_over(self, claims: Claims) -> None:
-        """Serve what was taken over; tell the callers of what was given up."""
-        stream = self._keys.stream
-        for item in claims.taken:
-            if item.id in self._held:
-                continue
-            entry = self._decoder.decode(stream, item.id, item.fields)
-            if entry is None:
-                self._skip(item.id)
-                continue
-            self._claimed += 1
-            logger.info("took over entry %s, attempt %d", item.id.decode(), item.attempt)
-            self._take(item.id, entry, item.attempt)
-        for item in claims.dead:
-            self._dead_lettered += 1
-            logger.error("entry %s became a dead letter", item.id.decode())
-            entry = self._decoder.decode(stream, item.id, item.fields)
-            if entry is None or not isinstance(entry.record, Request) or entry.record.o is True:
-                continue
-            error = DeliveryError(
-                f"the request was delivered {item.attempt} times without being finished; "
-                "it is a dead letter now"
-            )
-            reply = Reply(entry.record.id, e=library_error(error))
-            await self._writer.send(Envelope(reply, None, entry.sender))
-        if claims.taken:
-            await self._writer.flush()
-            await self._intake.wait()
+    async def _admit(self) -> None:
+        """Wait until what was taken over is in the queue, or has gone back."""
+        await self._writer.flush()
+        await self._intake.wait()
         if self._dropped:
             await self._hand_back()
 
-    async def _keep_claiming(self) -> None:
-        """Take over the entries of workers that are gone, when they are due."""
-        idle = self._options.claim_idle
-        sweep_idle = max(idle * _SWEEP_FACTOR, _SWEEP_LEAST)
-        sweep_at = current_time() + idle
-        while True:
-            room = await self._wait_room()
-            self._claim_now = Event()
-            try:
-                async with self._taking:
-                    claims = await self._groups.claim(room, self._redis_time())
-                    await self._take_over(claims)
-                if current_time() > sweep_at:
-                    sweep_at = current_time() + sweep_idle
-                    await self._groups.sweep(sweep_idle)
-            except ResponseError as exc:
-                if meaning_of(exc) is not Meaning.GONE:
-                    raise
-                claims = Claims([], [], None)  # the reader makes the group again
-            if len(claims.taken) >= room:
-                continue
-            # What is not half due yet comes up before it is due.
-            pause = idle / 2 if claims.oldest is None else idle - claims.oldest
-            with move_on_after(max(pause, 0.005)):
-                await self._claim_now.wait()
-
     def _on_hint(self, kind: bytes) -> None:
         """Another worker has handed something back, or was the one that got a destroy signal."""
-        if kind == b"claim" and self._claim_now is not None:
-            self._claim_now.set()
+        if kind == b"claim" and self._claimer is not None:
+            self._claimer.wake()
         elif kind.startswith(b"destroy ") and self._signer is None:
             sender = peer_id(kind[8:])
             if sender != self._options.session_id:
@@ -1061,7 +1014,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             try:
                 if self._dropped:
                     await self._hand_back()
-                lost = await self._groups.touch(list(self._held)) if self._held else []
+                await self._takeover.keep()
             except ResponseError as exc:
                 if meaning_of(exc) is Meaning.GONE:
                     continue
@@ -1069,9 +1022,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 return
             except (TransportClosedError, TransportConnectionError):
                 return
-            lost = [entry_id for entry_id in lost if entry_id in self._held]
-            if lost:
-                logger.warning("%d entries were taken over by other workers meanwhile", len(lost))
 
     def _release_held(self, *, begun: bool = True) -> dict[bytes, int]:
         """Hold nothing any more, or only what was ``begun``; return what is to be handed back."""
@@ -1103,14 +1053,14 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def _wait_room(self) -> int:
         """Return how many entries may be taken now, once that is at least one."""
-        while True:
-            room = min(COUNT, self._options.max_queue_size - len(self._queue))
-            if self._limit:
-                room = min(room, self._limit - len(self._held))
-            if room > 0:
-                return room
+        while (room := self._count_room()) <= 0:
             freed = self._room = self._room or Event()  # both loops may wait
             await freed.wait()
+        return room
+
+    def _count_room(self) -> int:
+        room = min(COUNT, self._options.max_queue_size - len(self._queue))
+        return min(room, self._limit - len(self._held)) if self._limit else room
 
     def _notify_room(self) -> None:
         if self._room is not None:

@@ -33,7 +33,7 @@ KNOWN = {
     ("lines of a module", "redis._connection"): (520, _HALL),
     ("attributes of a class", "redis._options.Options"): (26, _OPTIONS),
     ("lines of a function", "redis._options.check_options"): (76, _OPTIONS),
-    ("lines of a module", "redis._transport"): (1430, _HALL),
+    ("lines of a module", "redis._transport"): (1340, _HALL),
     ("methods of a class", "redis._transport.RedisStreamsTransport"): (79, _HALL),
     ("attributes of a class", "redis._transport.RedisStreamsTransport"): (49, _HALL),
     ("lines of a function", "redis._transport.__init__"): (155, _OPTIONS),

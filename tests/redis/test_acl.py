@@ -111,6 +111,38 @@ async def _becomes_a_dead_letter(channel: RPCChannel) -> None:
         await channel.get_api().add(1, 1)
 
 
+async def test_keys_one_by_one(
+    own_server: RedisServer, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rules that name each key were complete once: without a newer one a worker says so, and works."""
+    with redis.Redis.from_url(own_server.url) as client:
+        keys = ("jobs", "{jobs}:control", "{jobs}:dead", "{jobs}:inbox:*")
+        client.execute_command("ACL SETUSER shop resetkeys", *(f"~{key}" for key in keys))
+        client.xgroup_create("jobs", "kkrpc-group", "0", mkstream=True)
+    options = {"stream": "jobs", "use_consumer_group": True, "claim_idle": 0.1}
+    with anyio.fail_after(BOUND):
+        async with (
+            RedisStreamsTransport(url, **options) as served,
+            RedisStreamsTransport(url, **options) as used,
+            RPCChannel(used) as channel,
+        ):
+            with redis.Redis.from_url(own_server.url) as dead:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(channel.get_api().add, 1, 2)
+                    while not await anyio.to_thread.run_sync(
+                        lambda: dead.xreadgroup("kkrpc-group", "dead", {"jobs": ">"}, count=1)
+                    ):
+                        pass
+                    async with RPCChannel(served, expose=Api()):
+                        while not served.statistics().claimed:
+                            await anyio.sleep(0.01)
+            async with RPCChannel(served, expose=Api()):
+                assert await channel.get_api().add(3, 4) == 7
+    (told,) = (r.getMessage() for r in caplog.records if "lost requests" in r.getMessage())
+    assert "{jobs}:claimer:kkrpc-group" in told
+    assert "NOPERM" in told
+
+
 async def test_nothing_else(url: str) -> None:
     """Another stream is out of its reach, and the error says what to check."""
     with pytest.raises(

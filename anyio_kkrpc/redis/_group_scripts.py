@@ -1,0 +1,247 @@
+"""The scripts by which a worker takes, keeps, finds and gives back entries of a consumer group.
+
+Each decides at one moment what it acts upon, and is bounded, so that it doesn't hold up the server.
+`Groups` gives them their arguments.
+"""
+
+from __future__ import annotations
+
+from ._dead_letters import WRITE_LETTER
+
+_PREAMBLE = b"""
+if redis.replicate_commands then redis.replicate_commands() end
+local stream, group, me = KEYS[1], ARGV[1], ARGV[2]
+"""
+
+TOUCH = (
+    _PREAMBLE
+    + b"""
+local kept, lost = {'XCLAIM', stream, group, me, 0}, {}
+for i = 3, #ARGV do
+  if #redis.call('XPENDING', stream, group, ARGV[i], ARGV[i], 1, me) > 0 then
+    kept[#kept + 1] = ARGV[i]
+  else
+    lost[#lost + 1] = ARGV[i]
+  end
+end
+if #kept > 5 then
+  kept[#kept + 1] = 'JUSTID'
+  redis.call(unpack(kept))
+end
+return lost
+"""
+)
+
+# Entries not taken here yet keep their number of deliveries; see `Groups.hand_back`.
+HAND_BACK = (
+    _PREAMBLE
+    + b"""
+local done = 0
+for i = 5, #ARGV, 2 do
+  if #redis.call('XPENDING', stream, group, ARGV[i], ARGV[i], 1, me) > 0 then
+    redis.call('XCLAIM', stream, group, ARGV[3], 0, ARGV[i], 'IDLE', ARGV[4],
+      'RETRYCOUNT', ARGV[i + 1], 'JUSTID')
+    done = done + 1
+  end
+end
+return done
+"""
+)
+
+# How long, in milliseconds, a request has to be idle before it is delivered once more. One that was
+# delivered twice may have ended two workers: each further one comes after twice the time.
+_PAUSE = b"""
+local function pause(deliveries, idle, longest)
+  return math.min(idle * 2 ^ math.max(deliveries - 1, 0), math.max(idle, longest))
+end
+"""
+
+# Removes one of the consumers that are no worker once it owns nothing.
+_TIDY = b"""
+local function tidy(consumer)
+  if #redis.call('XPENDING', stream, group, '-', '+', 1, consumer) == 0 then
+    redis.call('XGROUP', 'DELCONSUMER', stream, group, consumer)
+  end
+end
+"""
+
+# What is taken over; what was delivered too often, and is a dead letter now; and what should be one
+# and can't. The last goes to those who wait, and its turn comes again.
+_GIVE = (
+    WRITE_LETTER
+    + b"""
+local taken, dead, kept = {}, {}, {}
+local size, most = 0, tonumber(ARGV[3])
+local function measure(fields)
+  for _, value in ipairs(fields) do size = size + #value end
+end
+local function give_up(id, deliveries, fields, now, delayed)
+  local refusal = write_letter(KEYS[2], id, group, deliveries, now, fields)
+  if refusal then
+    redis.call('XCLAIM', stream, group, delayed, 0, id, 'IDLE', 0, 'JUSTID')
+    kept[#kept + 1] = {id, deliveries, fields, refusal}
+  else
+    redis.call('XACK', stream, group, id)
+    dead[#dead + 1] = {id, deliveries, fields}
+  end
+end
+"""
+)
+
+# Takes entries that are there for anybody. ARGV: ..., bytes, wanted, limit, now, handed back,
+# delayed.
+TAKE = (
+    _PREAMBLE
+    + _TIDY
+    + _GIVE
+    + b"""
+local wanted, limit, now = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local pending = redis.call('XPENDING', stream, group, '-', '+', wanted, ARGV[7])
+local left = #pending == wanted
+for _, item in ipairs(pending) do
+  local id, deliveries = item[1], item[4]
+  if size >= most then
+    left = true
+    break
+  end
+  local entry = redis.call('XRANGE', stream, id, id)[1]
+  if not entry then
+    redis.call('XACK', stream, group, id)
+  else
+    measure(entry[2])
+    if deliveries >= limit then
+      give_up(id, deliveries, entry[2], now, ARGV[8])
+    else
+      redis.call('XCLAIM', stream, group, me, 0, id)
+      taken[#taken + 1] = {id, deliveries + 1, entry[2]}
+    end
+  end
+end
+if #pending > 0 then tidy(ARGV[7]) end
+return {taken, dead, kept, left and 1 or 0}
+"""
+)
+
+# Takes what this consumer owns and doesn't know of, a page of it. If that counts as a delivery,
+# what was delivered twice already waits, with the idle time that it has. ARGV: ..., bytes, start,
+# count, counted, limit, now, idle, longest, delayed, then what it knows of.
+RECOVER = (
+    _PREAMBLE
+    + _PAUSE
+    + _GIVE
+    + b"""
+local start, count, counted = ARGV[4], tonumber(ARGV[5]), ARGV[6] == '1'
+local limit, now, delayed = tonumber(ARGV[7]), ARGV[8], ARGV[11]
+local idle, longest = tonumber(ARGV[9]), tonumber(ARGV[10])
+local known = {}
+for i = 12, #ARGV do known[ARGV[i]] = true end
+local pending = redis.call('XPENDING', stream, group, start, '+', count, me)
+local last = ''
+if #pending == count then last = pending[#pending][1] end
+for i, item in ipairs(pending) do
+  local id, idle_now, deliveries = item[1], item[3], item[4]
+  if size >= most then
+    last = pending[i - 1][1]
+    break
+  end
+  local entry = not known[id] and redis.call('XRANGE', stream, id, id)[1]
+  if known[id] then
+  elseif not entry then
+    redis.call('XACK', stream, group, id)
+  elseif counted and deliveries >= limit then
+    measure(entry[2])
+    give_up(id, deliveries, entry[2], now, delayed)
+  elseif counted and deliveries > 1 and idle_now < pause(deliveries, idle, longest) then
+    redis.call('XCLAIM', stream, group, delayed, 0, id, 'IDLE', idle_now, 'JUSTID')
+  else
+    measure(entry[2])
+    if counted then
+      redis.call('XCLAIM', stream, group, me, 0, id)
+      deliveries = deliveries + 1
+    else
+      redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID')
+    end
+    taken[#taken + 1] = {id, deliveries, entry[2]}
+  end
+end
+return {taken, dead, kept, last}
+"""
+)
+
+# Looks at a page of what is pending, and lets anybody take what is due. ARGV: ..., start, count,
+# idle, longest, limit, handed back, delayed, long idle. Returns how many these are, in how many
+# milliseconds the next one is due (or -1), and the last id of a page after which there may be more.
+LOOK = (
+    _PREAMBLE
+    + _PAUSE
+    + _TIDY
+    + b"""
+local start, count, limit = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[7])
+local idle, longest = tonumber(ARGV[5]), tonumber(ARGV[6])
+local handed_back, delayed = ARGV[8], ARGV[9]
+local pending = redis.call('XPENDING', stream, group, start, '+', count)
+local claim = {'XCLAIM', stream, group, handed_back, 0}
+local soonest, was_delayed = -1, false
+for _, item in ipairs(pending) do
+  if item[2] ~= handed_back then
+    -- What becomes a dead letter ends nobody, and need not wait.
+    local deliveries = item[4] < limit and item[4] or 1
+    local left = pause(deliveries, idle, longest) - item[3]
+    if left <= 0 then
+      claim[#claim + 1] = item[1]
+      was_delayed = was_delayed or item[2] == delayed
+    elseif soonest < 0 or left < soonest then
+      soonest = left
+    end
+  end
+end
+local due = #claim - 5
+if due > 0 then
+  claim[#claim + 1] = 'IDLE'
+  claim[#claim + 1] = ARGV[10]
+  claim[#claim + 1] = 'JUSTID'
+  redis.call(unpack(claim))
+end
+if was_delayed then tidy(delayed) end
+return {due, math.ceil(soonest), #pending == count and pending[count][1] or ''}
+"""
+)
+
+# Makes this consumer the one that looks, unless another one is. A lease that can't be kept is no
+# reason not to look: then the error is returned. Only commands for streams are used, which are all
+# that peers may do with keys.
+LEAD = b"""
+if redis.replicate_commands then redis.replicate_commands() end
+local lease, me = KEYS[1], ARGV[1]
+local last = redis.pcall('XREVRANGE', lease, '+', '-', 'COUNT', 1)
+if last.err then return last.err end
+if last[1] and last[1][2][2] ~= me then return 0 end
+if not last[1] then
+  local made = redis.pcall('XADD', lease, '*', 'claimer', me)
+  if type(made) == 'table' then return made.err end
+end
+local kept = redis.pcall('PEXPIRE', lease, ARGV[2])
+if type(kept) == 'table' then
+  redis.pcall('XTRIM', lease, 'MAXLEN', 0)  -- nobody may have it for ever
+  return kept.err
+end
+return 1
+"""
+
+RESIGN = b"""
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if last and last[2][2] == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+
+# Removes consumers, this one or others, that hold nothing.
+REMOVE = b"""
+if redis.replicate_commands then redis.replicate_commands() end
+local removed = 0
+for i = 2, #ARGV do
+  if #redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[i]) == 0 then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[i])
+    removed = removed + 1
+  end
+end
+return removed
+"""
