@@ -14,6 +14,7 @@ from .._protocol._records import Reply
 from ..abc import Envelope
 from ._admin import pairs
 from ._connection import Connection
+from ._portion import Portion
 from ._signing import Signer
 from .dialects import Dialects, Entry
 from .dialects.native import NewerWireError
@@ -99,17 +100,20 @@ class Reader:
         self.positions = positions
         self.count = 0
         self._decoder = decoder
-        self._head = (b"XREAD", b"COUNT", b"%d" % COUNT, b"BLOCK", block_ms(block_timeout))
+        self._head = (b"XREAD", b"BLOCK", block_ms(block_timeout), b"COUNT")
 
-    async def read(self, connection: Connection, handle: Handle) -> None:
+    async def read(self, connection: Connection, portion: Portion, handle: Handle) -> None:
         """Wait for entries once, and hand each that is valid to ``handle``.
+
+        :param portion: how many of each stream to ask for
 
         Nothing is awaited between the reply and the last ``handle``, so a position is never ahead
         of what was handled.
         """
         positions, decode = self.positions, self._decoder.decode
+        count = b"%d" % portion.size
         reply = await connection.execute(
-            *self._head, b"STREAMS", *positions.keys(), *positions.values()
+            *self._head, count, b"STREAMS", *positions.keys(), *positions.values()
         )
         self.count = 0
         for stream, entries in reply or ():
@@ -119,6 +123,8 @@ class Reader:
                 entry = decode(stream, entry_id, fields)
                 if entry is not None:
                     handle(stream, entry_id, entry)
+        if portion.size < COUNT:
+            portion.came(self.count)
 
 
 class GroupReader:
@@ -138,17 +144,20 @@ class GroupReader:
         self._stream = stream
         self.count = 0
         self._decoder = decoder
-        self._head = (b"XREADGROUP", b"GROUP", group, consumer, b"BLOCK", block_ms(block_timeout))
+        block = block_ms(block_timeout)
+        self._head = (b"XREADGROUP", b"GROUP", group, consumer, b"BLOCK", block, b"COUNT")
 
-    async def read(self, connection: Connection, count: int, handle: Handle) -> list[bytes]:
-        """Wait for at most ``count`` entries, and hand each that is valid to ``handle``.
+    async def read(
+        self, connection: Connection, portion: Portion, room: int, handle: Handle
+    ) -> list[bytes]:
+        """Wait for at most ``room`` entries, and hand each that is valid to ``handle``.
 
+        :param portion: how many to ask for at most
         :return: the ids of those that aren't valid; they are to be acknowledged
         """
         decode, stream = self._decoder.decode, self._stream
-        reply = await connection.execute(
-            *self._head, b"COUNT", b"%d" % count, b"STREAMS", stream, b">"
-        )
+        count = b"%d" % min(room, portion.size)
+        reply = await connection.execute(*self._head, count, b"STREAMS", stream, b">")
         invalid = []
         self.count = 0
         for _, entries in reply or ():
@@ -159,6 +168,8 @@ class GroupReader:
                     invalid.append(entry_id)
                 else:
                     handle(stream, entry_id, entry)
+        if portion.size < COUNT:
+            portion.came(self.count)
         return invalid
 
 

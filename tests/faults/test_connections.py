@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -204,6 +204,39 @@ async def test_slow_network(servers: Servers, stream_name: str) -> None:
                 group.start_soon(download)
                 assert await remote.length("x" * size) == size
             assert using.statistics().reconnects == 0
+
+
+# More of this is too much for one reply: the server closes the connection instead.
+OUTPUT_LIMIT = 1_000_000
+
+
+@pytest.fixture
+def tight_server(servers: Servers) -> Iterator[RedisServer]:
+    """A server that gives ordinary clients no more than `OUTPUT_LIMIT` bytes at once."""
+    with RedisServer(servers["valkey8"].executable) as server:
+        with redis.Redis.from_url(server.url) as witness:
+            witness.config_set("client-output-buffer-limit", f"normal {OUTPUT_LIMIT} 0 0")
+        yield server
+
+
+@pytest.mark.parametrize("key", ["inbox", "stream"])
+@pytest.mark.parametrize("size", [100_000, 900_000], ids=["several fit", "one fits"])
+async def test_replies_larger_than_the_output_buffer(
+    tight_server: RedisServer, stream_name: str, key: str, size: int
+) -> None:
+    """Entries that come in a crowd are read in portions that the server can send."""
+    url, count = tight_server.url, 6_000_000 // size
+    async with link(url, url, stream_name, False) as (_, remote, serving, _):
+        name = stream_name
+        if key == "inbox":
+            name = f"{{{stream_name}}}:inbox:{serving.session_id}"
+        with redis.Redis.from_url(url) as witness, witness.pipeline(transaction=True) as together:
+            for _ in range(count):
+                together.xadd(name, {"from": "somebody", "json": "x" * size})
+            together.execute()
+        await until(lambda: serving.statistics().invalid == count)
+        assert serving.statistics().reconnects > 0
+        assert await remote.work(1) == 1
 
 
 @MODES

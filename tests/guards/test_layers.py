@@ -80,6 +80,7 @@ MOVING = {
     "redis._errors": "redis._connection",
     "redis._group_scripts": "redis._group",
     "redis._link": "redis._connection",
+    "redis._portion": "redis._connection",
     "redis._socket": "redis._connection",
     "redis._takeover": "redis._group",
     "redis._threads": "redis._connection",
