@@ -117,7 +117,7 @@ def _requirement(name: str) -> str:
 
 
 def _pytest(session: nox.Session, *args: str, measure: bool = False) -> None:
-    command = ["python", "-X", "dev", "-m"]
+    command = ["python", "-m"]
     if measure:
         command += ["coverage", "run", "-m"]
     session.run(
@@ -133,7 +133,7 @@ def _pytest(session: nox.Session, *args: str, measure: bool = False) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests, each on asyncio in debug mode, asyncio with uvloop, and trio."""
+    """Run the tests, each on asyncio, asyncio with uvloop, and trio."""
     session.install("--quiet", "-e", ".[dev]")
     if session.python != DEFAULT:
         _pytest(session, "-m", "not slow")

@@ -1,4 +1,4 @@
-"""Backends: every async test runs on asyncio (debug mode), asyncio with uvloop, and trio.
+"""Backends: every async test runs on asyncio, asyncio with uvloop, and trio.
 
 Hypothesis makes the same examples each time, so that a run tells of what has changed in the code, and
 has no bounds of time, which would tell of the load. ``pytest --hypothesis-profile=explore`` tries
@@ -7,6 +7,7 @@ others, and more of them.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ settings.register_profile(
 settings.load_profile("suite")
 
 BACKENDS: list[Any] = [
-    pytest.param(("asyncio", {"debug": True}), id="asyncio"),
+    pytest.param(("asyncio", {}), id="asyncio"),
     pytest.param(("trio", {}), id="trio"),
 ]
 try:
@@ -38,7 +39,16 @@ else:
     BACKENDS.insert(1, pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"))
 
 
+# Where asyncio runs in debug mode, which costs three times as much: all that the library does with
+# tasks, on memory transports, and all of its code for sockets.
+DEBUGGED = ("core", "queue", "transports", "redis/test_connection.py", "redis/test_socket.py")
+
+
 @pytest.fixture(params=BACKENDS)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """Name and options of the backend under test."""
-    return request.param
+    name, options = request.param
+    path = request.path.relative_to(Path(__file__).parent)
+    if name == "asyncio" and not options and any(path.is_relative_to(part) for part in DEBUGGED):
+        options = {"debug": True}
+    return name, options

@@ -186,7 +186,7 @@ async def test_stream_argument(open_link: Open) -> None:
 
     async with open_link() as link:
         assert await link.api.total(numbers()) == 74922
-        assert link.client.statistics().outgoing_streams == 0
+        await until(lambda: not link.client.statistics().outgoing_streams, link)
 
 
 async def test_stream_argument_left_early(open_link: Open) -> None:
