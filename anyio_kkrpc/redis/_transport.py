@@ -460,7 +460,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def _restore(self, execute: Callable[..., Awaitable[Any]]) -> None:
         """Make again what this peer needs, should the server have lost it."""
-        if not await execute(b"PEXPIRE", self._inbox, self._ttl):
+        kept = await execute(b"PEXPIRE", self._inbox, self._ttl)
+        if not kept and self._inbound.ended_reason is None:  # else it was removed on leaving
             logger.warning("the inbox was gone from Redis, and was made again")
             await self._make_inbox(execute)
         if self._has_group:

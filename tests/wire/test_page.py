@@ -1,0 +1,224 @@
+"""docs/wire.md and docs/upgrading.md say what the code does."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import cbor2
+import msgspec
+import pytest
+from msgspec import UNSET, UnsetType
+
+import anyio_kkrpc.redis
+from anyio_kkrpc import ProtocolError, _errors_wire
+from anyio_kkrpc._protocol import _records
+from anyio_kkrpc._protocol._records import Bye, Cancel, Record
+from anyio_kkrpc.codecs import cbor, get_codec
+from anyio_kkrpc.redis import _dead_letters, _signing, _transport, _writer
+from anyio_kkrpc.redis._keys import Keys
+from anyio_kkrpc.redis.dialects import native
+
+from .test_acl import RULES
+from .test_vectors import LINES
+
+DOCS = Path(__file__).parents[2] / "docs"
+WIRE = (DOCS / "wire.md").read_text()
+UPGRADING = (DOCS / "upgrading.md").read_text()
+# As they are called in the tables.
+TYPES: list[tuple[Any, str]] = [
+    (_records.Id, "id"),
+    (list[_records.Id], "list of id"),
+    (list[str], "list of text"),
+    (list[Any], "list"),
+    (dict[str, Any], "map"),
+    (bool, "bool"),
+    (_records.Index, "index"),
+    (Any, "any"),
+]
+
+
+def rows_under(heading: str, page: str = WIRE) -> list[list[str]]:
+    """Return the cells of the first table under a heading."""
+    section = page[page.index(f"\n{heading}") :]
+    rows: list[list[str]] = []
+    for line in section.splitlines()[2:]:
+        if line.startswith("#") or (rows and not line.startswith("|")):
+            break
+        if line.startswith("|"):
+            rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows[2:]
+
+
+def names(rows: list[list[str]]) -> list[str]:
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row[0])]
+
+
+def type_of(annotation: Any) -> str:
+    """Return how the page calls a type, without what is absent."""
+    parts = [part for part in get_args(annotation) if part is not UnsetType]
+    if len(parts) != len(get_args(annotation)) and len(parts) > 1:
+        assert set(parts) == set(get_args(_records.Number))
+        return "number"
+    found = parts[0] if UnsetType in get_args(annotation) else annotation
+    if type(get_args(found)[:1] and get_args(found)[0]) is str:
+        return "text"
+    return next(name for known, name in TYPES if known == found)
+
+
+@pytest.mark.parametrize("record", get_args(Record), ids=lambda record: str(record.__name__))
+def test_records(record: type[msgspec.Struct]) -> None:
+    """Each has its members, in their order, with their types; what is ours is marked."""
+    tag = record.__struct_config__.tag
+    heading = re.search(rf"^### {tag}: .*$", WIRE, re.MULTILINE)
+    assert heading is not None
+    assert heading[0].endswith("(ours)") is (record in (Cancel, Bye))
+    if record is Bye:
+        assert msgspec.structs.fields(record) == ()
+        return
+    described = {
+        field.encode_name: type_of(field.type) + (", optional" if field.default is UNSET else "")
+        for field in msgspec.structs.fields(record)
+    }
+    rows = rows_under(heading[0])
+    assert {row[0].strip("`"): row[1] for row in rows} == described
+    assert list(described) == names(rows)
+    doc = record.__doc__ or ""
+    for row in rows:
+        documented = re.search(rf":ivar {row[0].strip('`')}: (.*?)(?=:ivar|$)", doc, re.DOTALL)
+        if documented is not None:
+            assert ("(ours)" in row[2]) is ("(ours)" in documented[1]), row
+
+
+def test_bounds_of_records() -> None:
+    assert f"up to {_records.MAX_ID} characters" in WIRE
+    assert _records.MAX_NUMBER == 2**53 - 1
+    assert "between -(2^53 - 1) and 2^53 - 1" in WIRE
+
+
+def test_version() -> None:
+    assert f"version {native.VERSION} of the\nnative wire" in WIRE
+    assert [row[0] for row in rows_under("## Versions")] == [
+        str(number) for number in range(native.VERSION + 1)
+    ]
+    assert [row[0] for row in rows_under("## The ACL", UPGRADING)] == [
+        str(number) for number in range(native.VERSION + 1)
+    ]
+    assert f"## To version {native.VERSION} of the wire" in UPGRADING
+    assert f"{native._PEERS:,} senders are remembered" in WIRE
+    assert f"up to {native._MAX_MARK} characters" in WIRE
+
+
+def test_fields() -> None:
+    """As the writer puts them."""
+    writer = native.NativeDialect("peer", get_codec("json"))
+    signer = _signing.Signer(b"key", lambda: 1.0)
+    signed = signer.sign(b"S", writer.encode(Cancel("1"), "other", b"e.1"))
+    listed = [name for name in names(rows_under("## Entries")) if name != "cbor"]
+    assert tuple(name.encode() for name in listed) == signed[::2]
+    assert {line["fields"][1][0] for line in LINES if "record" in line} == {"json", "cbor"}
+
+
+def test_hints() -> None:
+    written = {line["fields"][0][1] for line in LINES if line["fields"][0][0] == "hint"}
+    listed = set(names(rows_under("### Hints")))
+    assert {hint.partition(" ")[0] for hint in listed} == {
+        hint.partition(" ")[0] for hint in written
+    }
+
+
+def test_keys() -> None:
+    """By the table, and by the examples."""
+    keys = Keys.of("S")
+    listed = names(rows_under("## Keys"))
+    assert [name.replace("base", "{S}").replace("<session id>", "me") for name in listed] == [
+        key.decode() for key in (keys.stream, keys.inbox("me"), keys.control, keys.dead)
+    ]
+    examples = re.findall(r"`(\S+)`\shas\s`(\S+:control)`", WIRE)
+    assert len(examples) == 3
+    for name, control in examples:
+        assert Keys.of(name).control.decode() == control
+
+
+def test_dead_letters() -> None:
+    rows = rows_under("## Dead letters")
+    about = [name.decode() for name in _dead_letters.ABOUT]
+    assert [row[0].strip("`*") for row in rows] == [*about, "all fields of the request", "request"]
+
+
+def test_codes_of_errors() -> None:
+    section = WIRE[WIRE.index("\n### Errors") : WIRE.index("\n## Codecs")]
+    marked = section[section.index("`rpc_error`") : section.index("(then with")]
+    assert set(re.findall(r"`(\w+)`", marked)) - {"rpc_error"} == {
+        *_errors_wire._CODES,
+        "validation",
+    }
+    assert f"at\nmost {_errors_wire._MAX_CAUSES} deep" in section
+
+
+def test_tags() -> None:
+    """Those that are listed are read, and no others."""
+    section = WIRE[WIRE.index("\n## Codecs") : WIRE.index("\n## Numbers")]
+    tags = section[section.index("these tags:") : section.index("Other tags")]
+    plain = re.sub(r"\([^)]*\)", "", tags)
+    listed = {int(number) for number in re.findall(r"\d+", plain)}
+    values = ["2026-11-27T01:02:03Z", "2026-11-27", 1, b"\1" * 16, [1, 2], [1, [2]], {"a": 1}]
+    accepted = set()
+    for tag in [*range(300), 1004, 43000, 55799]:
+        for value in values:
+            record = {"t": "r", "id": "1", "v": cbor2.CBORTag(tag, value)}
+            try:
+                get_codec("cbor").decode(cbor2.dumps(record))
+            except ProtocolError:
+                continue
+            accepted.add(tag)
+    assert accepted == listed
+    assert f"{cbor.MAX_DIGITS:,} digits" in section
+    assert f"at most {cbor.MAX_DEPTH} levels deep" in section
+
+
+def test_numbers() -> None:
+    assert (_writer._CONTROL_LENGTH, _writer._CONTROL_TTL_MS) == (b"1000", b"3600000")
+    assert "1 hour after the last entry; about 1,000 entries" in WIRE
+    assert f"{_signing.WINDOW:.0f} seconds or more" in WIRE
+    assert (
+        f"after {_transport._SWEEP_FACTOR} times `claim_idle` and at least "
+        f"{_transport._SWEEP_LEAST:.0f} seconds"
+    ) in WIRE
+
+
+def test_scripts() -> None:
+    """Each is listed, and nothing else."""
+    modules = [
+        importlib.import_module(f"anyio_kkrpc.redis.{path.stem}")
+        for path in Path(anyio_kkrpc.redis.__file__).parent.glob("_[a-z]*.py")
+    ]
+    found = {
+        name: value
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, bytes) and re.search(rb"redis\.p?call", value)
+    }
+    # What is a piece of others, or defines a function only, isn't one.
+    scripts = {
+        name.strip("_").lower().replace("_", " ")
+        for name, text in found.items()
+        if not any(text in other for other in found.values() if other != text)
+    }
+    assert len(scripts) > 5
+    assert {row[0].strip("*") for row in rows_under("## Scripts")} == scripts
+
+
+def test_acl() -> None:
+    """The newest rule is that of the page about security."""
+    rule = re.search(
+        r"```text acl\nACL SETUSER shop on >secret resetkeys (.*)\n```",
+        (DOCS / "security.md").read_text(),
+    )
+    assert rule is not None
+    rows = rows_under("## The ACL", UPGRADING)
+    assert rows[0][1] == f"`{RULES[0]}`"
+    assert [row[1] for row in rows[1:]] == ["nothing"]
+    assert rule[1] == RULES[-1]
