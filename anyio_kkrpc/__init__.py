@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as _logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from ._exposure import expose as expose
 from ._exposure import in_thread as in_thread
 from ._gathering import PeerReply as PeerReply
 from ._gathering import Replies as Replies
+from ._log import QuotingFilter as _QuotingFilter
 from ._proxy import RemoteAPI as RemoteAPI
 from ._proxy import RemoteCall as RemoteCall
 from ._proxy import with_call_options as with_call_options
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from .redis import RedisStreamsTransport as RedisStreamsTransport
     from .transports.bytestream import ByteStreamTransport as ByteStreamTransport
     from .transports.memory import MemoryTransport as MemoryTransport
+
+# All that the library logs goes through this logger.
+_logging.getLogger(__name__).addFilter(_QuotingFilter())
 
 # Loaded on first use: programs use one of them, and that over Redis needs an extra.
 _TRANSPORTS = {

@@ -22,6 +22,7 @@ from ._exceptions import (
     RPCTimeoutError,
     TransportConnectionError,
 )
+from ._log import quoted
 
 __all__ = ("CallNext", "Invocation", "Middleware", "access_log", "limit_concurrency", "retry")
 
@@ -198,10 +199,10 @@ def access_log(logger: logging.Logger | None = None, level: int = logging.INFO) 
                 "%s %s %s peer=%s attempt=%d %s %.1f ms",
                 call.side,
                 call.operation,
-                call.method,
-                call.peer,
+                quoted(call.method),
+                quoted(call.peer),
                 call.attempt,
-                outcome,
+                quoted(outcome),
                 took,
             )
 

@@ -24,9 +24,10 @@ from .._exceptions import (
     TransportClosedError,
     TransportConnectionError,
 )
+from .._log import quoted
 from ..testing import ServerError
 from . import _call, _dead, _serve, _server, _top
-from ._terminal import ends_on_sigterm, printable
+from ._terminal import ends_on_sigterm
 
 # Exit codes beside 0, 2 (wrong usage) and 130 (interrupted).
 EXIT_CODES: dict[type[Exception], int] = {
@@ -394,6 +395,6 @@ def report(exc: Exception) -> int:
         code = 2
     elif not isinstance(exc, (ServerError, OSError, _serve.WorkerError)):
         text = f"{type(exc).__name__}: {text} (--debug shows where)"
-    line = printable(" ".join(text.split()))
+    line = quoted(" ".join(text.split()))
     sys.stderr.write(f"anyio-kkrpc: {line}\n")
     return code

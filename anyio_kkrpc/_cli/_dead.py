@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .._exceptions import ProtocolError
+from .._log import quoted
 from .._protocol._records import Request
 from ..codecs import get_codec
 from ..redis import DeadLetter, RedisStreamsTransport
-from ._terminal import printable
 
 _COUNT = 100_000
 
@@ -75,7 +75,7 @@ async def show_all(url: str, stream: str, *, as_json: bool) -> None:
         sys.stdout.write(f"{stream} has no dead letters\n")
         return
     table = Table(
-        "id", "method", "attempts", "given up (UTC)", "reason", title=Text(printable(stream))
+        "id", "method", "attempts", "given up (UTC)", "reason", title=Text(quoted(stream))
     )
     for letter in letters:
         what = _describe(letter)
@@ -84,7 +84,7 @@ async def show_all(url: str, stream: str, *, as_json: bool) -> None:
             letter.reason,
         )  # fmt: skip
         # As they are: a name that somebody called may hold markup, or commands for a terminal.
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(quoted(cell)) for cell in row))
     Console().print(table)
 
 

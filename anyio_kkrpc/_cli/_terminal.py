@@ -1,4 +1,4 @@
-"""What commands have to do with a terminal: texts that are safe to show, and the end by SIGTERM."""
+"""What commands have to do with a terminal: the end by SIGTERM."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-
-
-def printable(text: str) -> str:
-    """Return a text without what a terminal would take as a command."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from msgspec import Struct
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from ._terminal import printable
+from .._log import quoted
 from ._top_look import GroupLook, StreamLook, Worker
 from ._top_table import age, choose, number, plural, rate, table
 
@@ -62,7 +62,7 @@ class Frame(Struct):
         """Draw it in so many columns and lines; in as many lines as it needs, if ``None``."""
         clock = time.strftime("%H:%M:%S", time.localtime(self.at))
         head = Text(no_wrap=True, overflow="ellipsis")
-        head.append(printable(self.title), "bold").append(f"  {clock}", "dim")
+        head.append(quoted(self.title), "bold").append(f"  {clock}", "dim")
         if self.searching:
             head.append("  still looking for streams", "dim italic")
         yield head
@@ -101,7 +101,7 @@ class Frame(Struct):
             stream, old = row.stream, self.before.get(row.stream.name)
             cells = [Text()] * len(_GROUP_HEADS)
             if stream is not last:
-                cells[0] = Text(printable(stream.name))
+                cells[0] = Text(quoted(stream.name))
                 written = rate(stream.written, old.written if old else None, self.seconds)
                 cells[5] = Text(written)
                 cells[8] = Text(number(stream.dead), _RED if stream.dead else "")
@@ -159,7 +159,7 @@ class _Row(Struct):
         waiting = "some" if group.waiting is None and group.some_wait else number(group.waiting)
         old = group.oldest is not None and group.oldest >= OLD
         return [
-            Text(printable(group.name)),
+            Text(quoted(group.name)),
             Text(waiting, style=_RED if group.some_wait and not _alive(group) else ""),
             Text(f"{group.running:,}"),
             Text("-" if group.oldest is None else age(group.oldest), style=_YELLOW if old else ""),
@@ -175,7 +175,7 @@ def _alive(group: GroupLook) -> bool:
 
 
 def _notices(stream: StreamLook) -> Iterable[Notice]:
-    name = printable(stream.name)
+    name = quoted(stream.name)
     if stream.error is not None:
         yield Notice("NOT READABLE", f"{name}: {stream.error}", _RED)
     if stream.dead:
@@ -188,7 +188,7 @@ def _notices(stream: StreamLook) -> Iterable[Notice]:
 def _group_notices(stream: StreamLook, group: GroupLook | None) -> Iterable[Notice]:
     if group is None:
         return
-    name = f"{printable(stream.name)}, {printable(group.name)}"
+    name = f"{quoted(stream.name)}, {quoted(group.name)}"
     if group.some_wait and not _alive(group):
         many = "some" if group.waiting is None else f"{group.waiting:,}"
         age_text = f", the oldest for {age(group.oldest)}" if group.oldest is not None else ""
@@ -211,7 +211,7 @@ def _notice_lines(notices: Sequence[Notice], most: int) -> RenderResult:
     for notice in notices[:most]:
         line = Text(no_wrap=True, overflow="ellipsis")
         yield line.append(f" {notice.word:<{size}} ", notice.style).append(
-            f" {printable(notice.text)}"
+            f" {quoted(notice.text)}"
         )
     if len(notices) > most:
         yield Text(f"and {len(notices) - most:,} more of these", style="italic")
@@ -234,9 +234,9 @@ def _workers(workers: list[tuple[_Row, Worker]], most: int, width: int) -> Rende
         first = row is not last
         lines.append(
             [
-                Text(printable(worker.name)),
-                Text(printable(row.stream.name) if first else ""),
-                Text(printable(row.group.name) if first else ""),
+                Text(quoted(worker.name)),
+                Text(quoted(row.stream.name) if first else ""),
+                Text(quoted(row.group.name) if first else ""),
                 Text(state, style=style),
                 Text(f"{worker.holds:,}"),
                 Text(age(worker.idle)),

@@ -75,7 +75,8 @@ def unpack_argument(item: Any, callback: Callable[[str], Any], stream: Callable[
         if _is_id(callback_id):
             return callback(callback_id)
         raise ProtocolError("a callback argument without an id")
-    raise ProtocolError(f"an argument of unknown kind {str(kind)[:40]!r}")
+    what = kind[:40] if isinstance(kind, str) else type(kind).__name__
+    raise ProtocolError(f"an argument of unknown kind {what!r}")
 
 
 def pack_result(value: Any, export: Export) -> Any:

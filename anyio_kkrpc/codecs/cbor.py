@@ -14,6 +14,7 @@ import cbor2
 import msgspec
 
 from .._exceptions import ProtocolError
+from .._log import quoted
 from .._models import plain
 from .._protocol._records import Record
 from ..abc import Codec
@@ -112,7 +113,7 @@ class CBORCodec(Codec):
             if _LARGE.search(data) is not None:
                 self.decode(data)
         except (cbor2.CBOREncodeError, RecursionError, ValueError, ProtocolError) as exc:
-            raise TypeError(f"can't be encoded as CBOR: {exc}") from exc
+            raise TypeError(f"can't be encoded as CBOR: {quoted(exc)}") from exc
         return data
 
     def decode(self, data: bytes | bytearray | memoryview) -> Record:
@@ -130,5 +131,5 @@ class CBORCodec(Codec):
             # By its class, not by the union of all: msgspec keeps what it learns of classes only.
             return msgspec.convert(value, _CLASSES[value["t"]], builtin_types=_NATIVE)
         except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are
-            text = f"not a valid record: {type(exc).__name__}: {str(exc)[:200]}"
+            text = f"not a valid record: {type(exc).__name__}: {quoted(exc, 200)}"
             raise ProtocolError(text) from exc

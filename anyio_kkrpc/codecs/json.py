@@ -7,6 +7,7 @@ from typing import final
 import msgspec
 
 from .._exceptions import ProtocolError
+from .._log import quoted
 from .._models import plain
 from .._protocol._records import Record
 from ..abc import Codec
@@ -34,10 +35,10 @@ class JSONCodec(Codec):
         try:
             return _encoder.encode(record)
         except (RecursionError, ValueError) as exc:  # surrogates; integers of too many digits
-            raise TypeError(f"can't be encoded as JSON: {exc}") from exc
+            raise TypeError(f"can't be encoded as JSON: {quoted(exc)}") from exc
 
     def decode(self, data: bytes | bytearray | memoryview) -> Record:
         try:
             return _decoder.decode(data)
         except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are
-            raise ProtocolError(f"not a valid record: {str(exc)[:200]}") from exc
+            raise ProtocolError(f"not a valid record: {quoted(exc, 200)}") from exc

@@ -25,6 +25,7 @@ from redis.exceptions import (
 
 from .._exceptions import TransportConnectionError
 from .._groups import lone_error
+from .._log import quoted
 from . import _socket
 from ._threads import in_thread
 
@@ -367,7 +368,7 @@ def describe(exc: BaseException) -> str:
         and exc.errno is not None
     ):
         return os.strerror(exc.errno)
-    return str(exc) or type(exc).__name__
+    return quoted(exc) or type(exc).__name__
 
 
 def _split(url: str) -> SplitResult:

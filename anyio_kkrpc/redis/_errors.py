@@ -12,6 +12,7 @@ from redis.exceptions import InvalidResponse, RedisError, ResponseError
 from redis.exceptions import TimeoutError as TooLateError
 
 from .._exceptions import TransportClosedError, TransportConnectionError
+from .._log import quoted
 
 __all__ = ("Meaning", "code_of", "meaning_of", "named", "parse_error", "reason")
 
@@ -154,7 +155,7 @@ def meaning_of(exc: BaseException) -> Meaning:
 
 def reason(exc: BaseException) -> str:
     """Return an error in words, with the code that redis-py takes from its text."""
-    code, text, meaning = code_of(exc), str(exc), meaning_of(exc)
+    code, text, meaning = code_of(exc), quoted(exc), meaning_of(exc)
     if not isinstance(exc, RedisError) or meaning is Meaning.LOGIN:
         return text
     if meaning is Meaning.MOVED:

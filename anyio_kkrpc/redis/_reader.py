@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 
 from .._errors_wire import library_error
 from .._exceptions import DeliveryError, ProtocolError
+from .._log import quoted
 from .._protocol._records import Reply
 from ..abc import Envelope
 from ._admin import pairs
@@ -72,7 +73,7 @@ class Decoder:
             if isinstance(exc, NewerWireError) and stream != self._silent_on:
                 self._answer(exc)
         except Exception as exc:  # a codec of the user's that keeps no promise ends no reader
-            self.skip(stream, entry_id, ProtocolError(f"{type(exc).__name__}: {exc}"))
+            self.skip(stream, entry_id, ProtocolError(f"{type(exc).__name__}: {quoted(exc)}"))
         return None
 
     def _answer(self, newer: NewerWireError) -> None:

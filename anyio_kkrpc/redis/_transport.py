@@ -39,6 +39,7 @@ from .._exceptions import (
 )
 from .._groups import lone_error
 from .._inbound import Inbound
+from .._log import quoted
 from .._protocol._records import Bye, CallbackRelease, Cancel, Record, Reply, Request
 from .._queue import BoundedQueue, QueueStatistics
 from ..abc import Capabilities, Codec, Envelope, Listener, Transport
@@ -587,7 +588,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._end(exc)
             return
         error = TransportConnectionError(
-            f"Redis Streams connection error: {self._options.address}: {exc}"
+            f"Redis Streams connection error: {self._options.address}: {quoted(exc)}"
         )
         error.__cause__ = exc
         self._end(error)
@@ -759,7 +760,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def _take_destroy_signal(self, sender: str) -> None:
         if self._options.honor_destroy_signal:
             self._inbound.deliver(Envelope(Bye(), sender))
-            self._end(TransportClosedError(f"{DESTROYED} by a destroy signal of {sender}"))
+            self._end(TransportClosedError(f"{DESTROYED} by a destroy signal of {quoted(sender)}"))
 
     # What is addressed to this peer on the stream itself, as TypeScript peers do
 
@@ -1262,7 +1263,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         try:
             new = await retry_dead_letter(link, keys.stream, keys.dead, letter_id, self._signer)
         except ProtocolError as exc:
-            raise LookupError(f"{letter_id} is no dead letter: {exc}") from exc
+            raise LookupError(f"{quoted(letter_id)} is no dead letter: {quoted(exc)}") from exc
         except ResponseError as exc:
             if "Invalid stream ID" not in str(exc):
                 raise

@@ -27,6 +27,7 @@ from .._exceptions import (
     TransportClosedError,
     TransportConnectionError,
 )
+from .._log import quoted
 from .._loop import clock
 from .._protocol._records import Bye, Cancel, Record, Request
 from ..abc import Codec, Envelope
@@ -614,7 +615,7 @@ def refusal(exc: Exception) -> Exception:
     """Return the error for an entry that Redis did not take."""
     if not isinstance(exc, RedisError):
         return exc
-    error = DeliveryError(f"Redis refused the message: {exc}")
+    error = DeliveryError(f"Redis refused the message: {quoted(exc)}")
     error.__cause__ = exc
     return error
 

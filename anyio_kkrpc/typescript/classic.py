@@ -28,6 +28,7 @@ import msgspec
 from msgspec import UNSET
 
 from .._exceptions import ProtocolError, RemoteError, RPCError
+from .._log import quoted
 from .._models import plain
 from .._protocol._records import (
     MAX_ID,
@@ -91,7 +92,7 @@ class ClassicCodec(Codec):
             text = msgspec.json.encode(_plain(message))
             check_numbers(text)
         except (RecursionError, ValueError) as exc:
-            raise TypeError(f"can't be encoded as JSON: {exc}") from exc
+            raise TypeError(f"can't be encoded as JSON: {quoted(exc)}") from exc
         return text
 
     def decode(self, data: bytes | bytearray | memoryview) -> Record:
@@ -107,7 +108,7 @@ class ClassicCodec(Codec):
         except RPCError:
             raise
         except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are
-            text = f"not a valid message: {type(exc).__name__}: {str(exc)[:200]}"
+            text = f"not a valid message: {type(exc).__name__}: {quoted(exc, 200)}"
             raise ProtocolError(text) from exc
 
 

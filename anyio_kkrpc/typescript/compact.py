@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET
 
 from .._exceptions import ProtocolError
+from .._log import quoted
 from .._models import plain
 from .._protocol._records import (
     Bye,
@@ -57,14 +58,14 @@ class CompactCodec(Codec):
             text = _encoder.encode(plain)
             check_numbers(text)
         except (RecursionError, ValueError) as exc:
-            raise TypeError(f"can't be encoded as JSON: {exc}") from exc
+            raise TypeError(f"can't be encoded as JSON: {quoted(exc)}") from exc
         return text
 
     def decode(self, data: bytes | bytearray | memoryview) -> Record:
         try:
             record = _decoder.decode(data)
         except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are
-            raise ProtocolError(f"not a valid message: {str(exc)[:200]}") from exc
+            raise ProtocolError(f"not a valid message: {quoted(exc, 200)}") from exc
         return received(record)
 
 

@@ -22,6 +22,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from .._exceptions import ProtocolError, RemoteError, RPCError
+from .._log import quoted
 
 __all__ = ("URL", "BigInt", "Map", "dumps", "loads")
 
@@ -108,7 +109,7 @@ def dumps(value: Any) -> bytes:
             document["meta"] = meta
         return msgspec.json.encode(document)
     except (RecursionError, UnicodeEncodeError, ValueError) as exc:
-        raise TypeError(f"can't be encoded as superjson: {exc}") from exc
+        raise TypeError(f"can't be encoded as superjson: {quoted(exc)}") from exc
 
 
 class _Encoder:
@@ -340,8 +341,7 @@ def loads(data: bytes | bytearray | memoryview) -> tuple[Any, Any]:
     try:
         document = msgspec.json.decode(data)
         meta = document.get("meta") or {}
-        values = meta.get("values")
-        holder = [document["json"]]
+        values, holder = meta.get("values"), [document["json"]]
         decoder = _Decoder(legacy="v" not in meta)
         if values is not None:
             decoder.annotate(values, holder, 0)
@@ -354,8 +354,8 @@ def loads(data: bytes | bytearray | memoryview) -> tuple[Any, Any]:
     except RPCError:
         raise
     except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are
-        text = f"not valid superjson: {type(exc).__name__}: {str(exc)[:200]}"
-        raise ProtocolError(text) from exc
+        text = f"not valid superjson: {type(exc).__name__}: {exc}"
+        raise ProtocolError(quoted(text, 250)) from exc
 
 
 class _Decoder:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import anyio
 import cbor2
+import msgspec
 import pytest
 import redis
 
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel
+from anyio_kkrpc.middleware import access_log
 from anyio_kkrpc.redis import _signing
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
@@ -221,3 +225,85 @@ async def test_inbox_of_the_wrong_type(
         await until(lambda: serving.statistics().undeliverable == 1)
         assert await client.get_api().work(1) == 1
     witness.delete(f"{{{stream_name}}}:inbox:evil")
+
+
+EVIL = "evil\nERROR root: payment refused \x1b[31m\u2028\u202e"
+
+
+def _forgeries() -> list[dict[str, bytes]]:
+    """Entries with a text that would be a line of its own in the log, wherever there may be text."""
+    records: list[dict[str, Any]] = [
+        {"t": EVIL},
+        {"t": "q", "id": EVIL, "op": "call", "p": [EVIL], "a": [EVIL], "meta": {EVIL: EVIL}},
+        {"t": "q", "id": EVIL, "op": EVIL, "p": [EVIL]},
+        {"t": "q", "id": "1", "op": "call", "p": ["work"], "a": [], "k": {EVIL: EVIL}},
+        {"t": "q", "id": "2", "op": "call", "p": ["call"], "a": [{"__kkrpc_next_arg__": EVIL}]},
+        {"t": "q", "id": "3", "op": "call", "p": ["call"], "d": EVIL},
+        {"t": "r", "id": EVIL, "e": {"n": EVIL, "m": EVIL, "s": EVIL}},
+        {"t": "cb", "id": EVIL, "a": [{"__kkrpc_next_arg__": EVIL}]},
+        {"t": "cbr", "ids": [EVIL]},
+        {"t": "sq", "id": EVIL, "sid": EVIL, "op": "pull"},
+        {"t": "sr", "id": EVIL, "sid": EVIL, "e": {"n": EVIL, "m": EVIL}},
+        {"t": "x", "id": EVIL},
+    ]
+    envelope = {"protocol": "kkrpc.bus.v1", "transportId": EVIL, "from": EVIL, "to": EVIL}
+    message: dict[str, Any] = {"id": EVIL, "method": EVIL, "args": [EVIL], "type": "request"}
+    evil = EVIL.encode()
+    return [
+        *({"from": evil, "json": msgspec.json.encode(record)} for record in records),
+        *({"from": evil, "cbor": cbor2.dumps(record)} for record in records),
+        *({"data": msgspec.json.encode({**envelope, "message": one})} for one in records),
+        {"data": msgspec.json.encode(message), "sessionId": evil},
+        {"data": msgspec.json.encode({**message, "type": EVIL}), "sessionId": evil},
+        {
+            "data": b'{"json":{"type":"response"},"meta":{"values":{"x":[%s]}}}'
+            % msgspec.json.encode(EVIL)
+        },
+        {EVIL: evil, "from": evil},
+        {"from": evil, "json": b'{"t":"cbr","ids":[]}', "n": evil, "v": evil},
+        {"hint": b"destroy " + evil},
+    ]
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["broadcast", "group"])
+async def test_forged_log_lines(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis, grouped: bool
+) -> None:
+    """Texts of other peers can't begin a line of the log, nor reach a terminal as commands."""
+    options: dict[str, Any] = {
+        "stream": stream_name,
+        "use_consumer_group": grouped,
+        "honor_destroy_signal": False,
+    }
+    handler = logging.StreamHandler(io.StringIO())
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logger = logging.getLogger("anyio_kkrpc")
+    logger.addHandler(handler)
+    try:
+        async with (
+            RedisStreamsTransport(redis_server.url, **options) as serving,
+            RedisStreamsTransport(redis_server.url, **options) as using,
+            RPCChannel(serving, expose=Api(), middleware=[access_log()]),
+            RPCChannel(using, timeout=CALL_BOUND) as client,
+        ):
+            for fields in _forgeries():
+                for key in (
+                    stream_name,
+                    f"{{{stream_name}}}:control",
+                    f"{{{stream_name}}}:inbox:{serving.session_id}",
+                    f"{{{stream_name}}}:inbox:{using.session_id}",
+                ):
+                    witness.xadd(key, fields)  # type: ignore[arg-type]
+            witness.xadd(f"{{{stream_name}}}:dead", {EVIL: EVIL, "id": EVIL, "from": EVIL})
+            assert await using.dead_letters() == []
+            assert await client.get_api().work(1) == 1
+            await until(lambda: serving.statistics().invalid > 20)
+            await until(lambda: using.statistics().invalid > 10)
+    finally:
+        logger.removeHandler(handler)
+    lines = handler.stream.getvalue().split("\n")
+    assert sum("payment refused" in line for line in lines) > 10
+    for line in lines:
+        assert line.isprintable()
+        assert not line.startswith("ERROR root")
+    witness.delete(stream_name, f"{{{stream_name}}}:dead")

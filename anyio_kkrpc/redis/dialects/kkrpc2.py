@@ -16,6 +16,7 @@ from anyio import current_time
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 from ..._exceptions import ProtocolError
+from ..._log import quoted
 from ..._models import plain
 from ..._protocol._records import CallbackRelease, Id, Number, Record, Reply, Request
 from ...typescript._plain import check_numbers
@@ -96,7 +97,7 @@ class CompactDialect(Dialect):
             data = _encoder.encode(envelope)
             check_numbers(data)
         except (RecursionError, ValueError) as exc:
-            raise TypeError(f"can't be encoded as JSON: {exc}") from exc
+            raise TypeError(f"can't be encoded as JSON: {quoted(exc)}") from exc
         return (b"data", data + b"\n")
 
     def decode(self, fields: list[bytes]) -> Entry | None:
@@ -107,7 +108,7 @@ class CompactDialect(Dialect):
                 return None
             message = _message_decoder.decode(envelope.message)
         except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are
-            raise ProtocolError(f"not a valid message: {str(exc)[:200]}") from exc
+            raise ProtocolError(f"not a valid message: {quoted(exc, 200)}") from exc
         record = received(message)
         if isinstance(record, Reply) and self._is_of_nobody(record):
             return None
