@@ -72,43 +72,6 @@ async def trim(link: Link, stream: bytes, max_len: int) -> int:
     return removed
 
 
-# Trims to ARGV[1] entries, but never what a consumer group has not read and acknowledged. If there
-# is no group yet, and ARGV[2] is 'group', all is for its first worker.
-TRIM_ACKNOWLEDGED = b"""
-local stream, wanted = KEYS[1], tonumber(ARGV[1])
-local extra = redis.call('XLEN', stream) - wanted
-if extra <= 0 then return 0 end
-local groups = redis.call('XINFO', 'GROUPS', stream)
-if #groups == 0 then
-  return ARGV[2] == 'group' and 0 or redis.call('XTRIM', stream, 'MAXLEN', wanted)
-end
-local function split(id)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(seq)
-end
-local function before(a, b)
-  local a_ms, a_seq = split(a)
-  local b_ms, b_seq = split(b)
-  return a_ms < b_ms or (a_ms == b_ms and a_seq < b_seq)
-end
-local range = redis.call('XRANGE', stream, '-', '+', 'COUNT', math.min(extra, 1000) + 1)
-local keep = range[#range][1]
-for _, flat in ipairs(groups) do
-  local group = {}
-  for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
-  local first = group['last-delivered-id']
-  if group['pending'] > 0 then
-    first = redis.call('XPENDING', stream, group['name'])[2]
-  else
-    local ms, seq = split(first)
-    first = string.format('%.0f-%.0f', ms, seq + 1)
-  end
-  if before(first, keep) then keep = first end
-end
-return redis.call('XTRIM', stream, 'MINID', keep)
-"""
-
-
 def pairs(flat: list[Any]) -> dict[bytes, Any]:
     """Return the mapping that RESP2 sends as a flat list."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
@@ -126,4 +89,5 @@ def to_entry(item: Any) -> StreamEntry:
 def after(entry_id: bytes) -> bytes:
     """Return the smallest id that is greater."""
     ms, _, seq = entry_id.partition(b"-")
-    return b"%s-%d" % (ms, int(seq) + 1)
+    number = int(seq) + 1
+    return b"%d-0" % (int(ms) + 1) if number == 2**64 else b"%s-%d" % (ms, number)

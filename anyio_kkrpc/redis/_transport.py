@@ -45,7 +45,6 @@ from .._queue import BoundedQueue, QueueStatistics
 from ..abc import Capabilities, Codec, Envelope, Listener, Transport
 from ..typescript._streams import TICK
 from ._admin import (
-    TRIM_ACKNOWLEDGED,
     StreamEntry,
     StreamInfo,
     all_entries,
@@ -74,6 +73,7 @@ from ._reader import (
 )
 from ._signing import Signer
 from ._takeover import Takeover
+from ._trim import Trim
 from ._watch import Watch
 from ._writer import Writer
 from .dialects import Dialects, Entry, SharedPeer
@@ -96,8 +96,6 @@ DESTROYED = "Redis Streams adapter has been destroyed"
 CLOSE_TIMEOUT = 2.0
 # Consumed inbox entries that are deleted together.
 _DELETE_BATCH = 128
-# Requests sent between two trims, where max_len is larger.
-_TRIM_AT_MOST = 1000
 # Peers whose last number is remembered, to recognize what they wrote twice.
 _PEERS = 4096
 # Bytes of such a number.
@@ -155,8 +153,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :param consumer_group: name of the group, with ``use_consumer_group``
     :param consumer_name: this peer's name in the group; ``consumer-{session_id}`` if not given
     :param block_timeout: seconds that one blocking read lasts
-    :param max_len: keep about this many requests in the stream; ``None`` keeps all. What a consumer
-        group has not acknowledged is never trimmed.
+    :param max_len: keep about this many requests in the stream; ``None`` keeps all. It is enough
+        that the workers have it. What a consumer group has not acknowledged is never trimmed.
     :param session_id: this peer's id, 26 random characters if not given; unique among all peers
     :param max_queue_size: requests that may wait here for a handler
     :param max_queue_bytes: their size together, in bytes
@@ -294,6 +292,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             deadlines=native,
         )
         group_name = options.consumer_group.encode()
+        self._trim = None
+        if options.max_len is not None:
+            self._trim = Trim(keys.stream, options.max_len, options.use_consumer_group)
         self._writer = Writer(
             keys,
             self._dialects,
@@ -302,7 +303,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             max_backlog=options.max_backlog,
             signer=self._signer,
             returned=self._inbound.deliver,
-            on_stream=None if options.max_len is None else self._count_for_trim,
+            on_stream=None if self._trim is None else self._trim.count,
         )
         self._link = Link(self._dialer("writer"), self._prepare, self._writer.detach)
         self._groups = Groups(
@@ -343,8 +344,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._handed_back = 0
         self._repeated = 0
         self._reconnects = 0
-        self._sent_since_trim = 0
-        self._trim_wanted: Event | None = None
 
     # Accessors
 
@@ -435,8 +434,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         reader = self._inbox_reader = Reader(positions, self._decoder, options.block_timeout)
         group.start_soon(self._read_inbox, reader, reading, name="anyio_kkrpc redis inbox")
         group.start_soon(self._keep_house, name="anyio_kkrpc redis housekeeping")
-        if options.max_len is not None:
-            group.start_soon(self._keep_short, options.max_len, name="anyio_kkrpc redis trim")
+        if self._trim is not None:
+            group.start_soon(self._trim.run, self._link, name="anyio_kkrpc redis trim")
         if options.use_consumer_group:
             group.start_soon(self._keep_held, name="anyio_kkrpc redis touch")
         else:
@@ -565,6 +564,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         options = self._options
         try:
             await self._link.request(b"DEL", self._inbox)
+            if self._trim is not None:
+                await self._trim.finish(self._link)
             if not self._has_group:
                 return
             if self._claimer is not None:
@@ -937,6 +938,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             await reader.read(connection, portion, handle)
             if reader.count > 1:
                 self._writer.expect_more()
+            if self._trim is not None:
+                self._trim.count(reader.count)
             self._start_id = reader.positions[stream]
             await self._after_reading()
             if self._intake.waiting:
@@ -1177,32 +1180,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     def _redis_time(self) -> float:
         return current_time() - self._clock_offset
-
-    def _count_for_trim(self) -> None:
-        """Note that an entry was added to the stream."""
-        max_len = self._options.max_len
-        assert max_len is not None
-        self._sent_since_trim += 1
-        if self._sent_since_trim >= min(max(max_len // 10, 1), _TRIM_AT_MOST):
-            self._sent_since_trim = 0
-            if self._trim_wanted is not None:
-                self._trim_wanted.set()
-
-    async def _keep_short(self, max_len: int) -> None:
-        """Trim the stream when enough has been written."""
-        options, length = self._options, b"%d" % max_len
-        mode = b"group" if options.use_consumer_group else b"broadcast"
-        while True:
-            self._trim_wanted = Event()
-            await self._trim_wanted.wait()
-            try:
-                await self._link.request(
-                    b"EVAL", TRIM_ACKNOWLEDGED, b"1", self._keys.stream, length, mode
-                )
-            except ResponseError as exc:
-                logger.warning("max_len: the stream could not be trimmed: %s", exc)
-            except (TransportClosedError, TransportConnectionError):
-                return
 
     # Admin
 

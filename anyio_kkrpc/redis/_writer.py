@@ -35,6 +35,7 @@ from ._connection import Connection
 from ._connection import _pack as pack_command
 from ._errors import Meaning, meaning_of
 from ._keys import Keys
+from ._scripts import BEFORE
 from ._signing import Signer
 from .dialects import Dialects
 from .dialects.native import MARK
@@ -56,21 +57,15 @@ _PAGE = b"500"
 _MARK = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in MARK)
 
 # Removes a request that no group has taken yet; one that was taken is cancelled by the record.
-_CANCEL = b"""
+_CANCEL = (
+    BEFORE
+    + b"""
 if redis.replicate_commands then redis.replicate_commands() end
-local function split(id)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(seq)
-end
-local ms, seq = split(ARGV[1])
 local taken = redis.call('EXISTS', KEYS[1]) == 0
 if not taken then
   for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     for i = 1, #group, 2 do
-      if group[i] == 'last-delivered-id' then
-        local last_ms, last_seq = split(group[i + 1])
-        if last_ms > ms or (last_ms == ms and last_seq >= seq) then taken = true end
-      end
+      if group[i] == 'last-delivered-id' and not before(group[i + 1], ARGV[1]) then taken = true end
     end
   end
 end
@@ -78,6 +73,7 @@ if not taken then return redis.call('XDEL', KEYS[1], ARGV[1]) end
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', unpack(ARGV, 4))
 return redis.call('PEXPIRE', KEYS[2], ARGV[3])
 """
+)
 
 # Adds a request unless the group has too much to do already; returns its id, or the backlog.
 _ADD_BOUNDED = b"""
@@ -91,8 +87,7 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
     for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
     local waiting = group['lag']
     if not waiting then
-      local ms, seq = string.match(group['last-delivered-id'], '^(%d+)-(%d+)$')
-      local start = string.format('%s-%.0f', ms, tonumber(seq) + 1)
+      local start = '(' .. group['last-delivered-id']
       waiting = #redis.call('XRANGE', KEYS[1], start, '+', 'COUNT', limit + 1)
     end
     backlog = math.min(backlog, waiting + group['pending'])
@@ -160,7 +155,7 @@ class Writer:
     """Writes to the connection that it is attached to.
 
     :param returned: told of envelopes that could not be delivered
-    :param on_stream: told of each entry that is added to the stream, if not ``None``
+    :param on_stream: told how many entries are added to the stream or acknowledged, if not ``None``
     :ivar undeliverable: records that Redis refused, or whose recipient was gone
     :ivar repeated: writes of unknown outcome that were written again
     :ivar unacknowledged: acknowledgements of entries that others had taken over meanwhile
@@ -176,7 +171,7 @@ class Writer:
         max_backlog: int | None,
         signer: Signer | None,
         returned: Callable[[Envelope], object],
-        on_stream: Callable[[], object] | None,
+        on_stream: Callable[[int], object] | None,
     ) -> None:
         self._keys = keys
         self._on_stream = on_stream
@@ -297,6 +292,8 @@ class Writer:
         settled, self._settled = self._settled, []
         if settled:
             assert self._group is not None
+            if self._on_stream is not None:
+                self._on_stream(len(settled))
             command = pack_command((b"XACK", self._keys.stream, self._group, *settled))
             post = Post(self, None, command, 1, False)
             post.settled = len(settled)
@@ -368,7 +365,7 @@ class Writer:
             self._check_size(size)
         self.sent += 1
         if self._on_stream is not None:
-            self._on_stream()
+            self._on_stream(1)
         packed = b"%s$%d\r\n%s\r\n%s" % (self._request_head, size, data, _MARK)
         return Post(self, envelope, packed, 1, True)
 
@@ -405,7 +402,7 @@ class Writer:
 
     def _note_added(self) -> None:
         if self._on_stream is not None:
-            self._on_stream()
+            self._on_stream(1)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_size:
