@@ -123,10 +123,11 @@ def test_links(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.S)):
         if target.startswith("http"):
             continue
-        file, _, heading = target.partition("#")
-        assert (page.parent / file).exists(), target
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
         if heading:
-            headings = re.findall(r"(?m)^#+ (.*)$", (page.parent / file).read_text())
+            headings = re.findall(r"(?m)^#+ (.*)$", file.read_text())
             assert heading in {
                 re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings
             }

@@ -13,6 +13,7 @@ import redis
 from anyio_kkrpc import ProtocolError, RedisStreamsTransport, RPCChannel
 from anyio_kkrpc.redis._dead_letters import parse
 from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND
 
 ABOUT = (
     *(b"id", b"1795420521577-0", b"group", b"workers", b"reason", b"delivered 5 times"),
@@ -130,7 +131,7 @@ def options(redis_server: RedisServer, stream_name: str) -> dict[str, Any]:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(BOUND):
         while not condition():
             await anyio.sleep(0.01)
 

@@ -20,7 +20,7 @@ from anyio_kkrpc import DeliveryError, RedisStreamsTransport, RPCChannel, expose
 from anyio_kkrpc.testing import RedisServer
 
 from . import peer
-from .peer import BOUND, EXPECTED, Api
+from .peer import BOUND, CALL_BOUND, EXPECTED, Api
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
@@ -95,7 +95,7 @@ class Old:
 async def old(place: Path, role: str, backend: str, **arguments: Any) -> AsyncIterator[Old]:
     process = Old(place, role, backend, **arguments)
     try:
-        with anyio.fail_after(2 * BOUND):
+        with anyio.fail_after(CALL_BOUND):
             await process.ready()
             yield process
     finally:
@@ -193,7 +193,7 @@ async def test_dead_letters(
 
     async with (
         RedisStreamsTransport(**common, use_consumer_group=True, signing_key=key) as transport,
-        RPCChannel(transport, timeout=BOUND) as channel,
+        RPCChannel(transport, timeout=CALL_BOUND) as channel,
         anyio.create_task_group() as group,
     ):
         failed: list[DeliveryError] = []
@@ -251,7 +251,7 @@ async def test_workers_of_one_group(
     second = "new" if first == "old" else "old"
     async with (
         RedisStreamsTransport(server.url, stream=stream_name, use_consumer_group=True) as transport,
-        RPCChannel(transport, timeout=BOUND) as channel,
+        RPCChannel(transport, timeout=CALL_BOUND) as channel,
         old(
             places[first], "serve", anyio_backend_name, name=first, grouped=True, **common
         ) as leaving,

@@ -21,6 +21,7 @@ from anyio_kkrpc.redis._signing import Signer
 from anyio_kkrpc.redis.dialects import Dialects
 from anyio_kkrpc.redis.dialects.native import MARK
 from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND
 
 from .record import KEY, STREAM, describe
 
@@ -128,7 +129,7 @@ def test_dead_letters(case: str) -> None:
 
 
 async def until(condition: Any) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(BOUND):
         while not condition():
             await anyio.sleep(0.005)
 
@@ -201,7 +202,7 @@ async def test_hints(server: RedisServer, raw: redis.Redis, stream_name: str) ->
                 key = keys.control if line["key"] == "control" else keys.inbox("worker")
                 raw.xadd(key, dict(line["fields"]))
         raw.xadd(keys.control, dict(last["fields"]))
-        with anyio.fail_after(30), pytest.raises(TransportClosedError, match="of typescript"):
+        with anyio.fail_after(BOUND), pytest.raises(TransportClosedError, match="of typescript"):
             await peer.receive()
         assert peer.statistics().invalid == 0
     raw.delete(keys.control)

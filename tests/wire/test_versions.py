@@ -18,6 +18,7 @@ from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.redis.dialects import native
 from anyio_kkrpc.redis.dialects.native import MARK, VERSION, NativeDialect, NewerWireError
 from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND, CALL_BOUND
 
 pytestmark = pytest.mark.server
 REPLY = (b"json", b'{"t":"r","id":"1","v":2}')
@@ -124,7 +125,7 @@ class Api:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(BOUND):
         while not condition():
             await anyio.sleep(0.01)
 
@@ -219,7 +220,7 @@ async def test_callers_get_the_refusal(
     async with (
         RedisStreamsTransport(server.url, **options) as serving,
         RedisStreamsTransport(server.url, **options) as using,
-        RPCChannel(using, timeout=60) as channel,
+        RPCChannel(using, timeout=CALL_BOUND) as channel,
     ):
 
         async def call() -> None:
