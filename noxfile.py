@@ -1,9 +1,11 @@
 """Everything that has to pass. Plain ``nox`` runs it all; ``nox -l`` lists the parts.
 
-The whole suite runs under coverage on the default Python. On the other Pythons it runs without
-the tests marked ``slow``: those are about faults and load, or are repeated on Redis after Valkey,
-which doesn't depend on the version; the time is better spent on having every version each time.
+What needs no Python in particular runs in the environment that nox runs in, where README's set-up
+has installed all of it; so does the whole suite, under coverage, if that is the default Python. On
+the other Pythons it runs without the tests marked ``slow``: those are about faults and load, or are
+repeated on another server or link, which doesn't depend on the version.
 
+``nox -s quick`` answers within a minute of CPU time, for work in between.
 ``nox -s tests-3.12 -- tests/protocol -x`` passes arguments on to pytest.
 """
 
@@ -13,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import nox
@@ -21,7 +24,10 @@ ROOT = Path(__file__).parent
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 DEFAULT = "3.11"
 DATA = ROOT / ".nox" / "coverage-data"
+OUTCOMES = ROOT / ".nox" / "outcomes"
 PACKAGE = "anyio_kkrpc"
+# Whether nox itself runs on the default Python.
+IS_DEFAULT = sys.version_info[:2] == tuple(map(int, DEFAULT.split(".")))
 # Tests mostly wait for servers and processes, so more of them than cores go on at once.
 WORKERS = "4"
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
@@ -86,6 +92,13 @@ def _find_pythons() -> list[str]:
     return missing
 
 
+# Without I/O, on memory transports, the guards, and a slice on a real server.
+QUICK = (
+    *("tests/protocol", "tests/codecs", "tests/core", "tests/queue", "tests/guards"),
+    *("tests/redis/test_transport.py", "tests/redis/test_options.py"),
+    *("-k", "not uvloop"),
+)
+
 MISSING = _find_pythons()
 AVAILABLE = [version for version in PYTHONS if version not in MISSING]
 if MISSING:
@@ -99,6 +112,7 @@ nox.options.sessions = [
     "lint",
     "types",
     f"tests-{DEFAULT}",
+    "promises",
     "coverage",
     *(f"tests-{version}" for version in AVAILABLE if version != DEFAULT),
     "lowest",
@@ -116,85 +130,107 @@ def _requirement(name: str) -> str:
     raise LookupError(name)
 
 
-def _pytest(session: nox.Session, *args: str, measure: bool = False) -> None:
-    command = ["python", "-m"]
-    if measure:
-        command += ["coverage", "run", "-m"]
+def _here(session: nox.Session, *command: str, env: dict[str, str] | None = None) -> None:
+    """Run a module's command in the environment that nox runs in."""
+    if find_spec("pytest") is None:
+        session.error("nox must run where the extra dev is installed, as README's set-up does")
+    session.run(sys.executable, "-m", *command, env=env, external=True)
+
+
+def _pytest(session: nox.Session, *args: str) -> None:
+    session.run("python", "-m", "pytest", "-n", WORKERS, *args, *session.posargs)
+
+
+def _empty(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.iterdir():
+        old.unlink()
+
+
+@nox.session(name=f"tests-{DEFAULT}", python=False if IS_DEFAULT else DEFAULT)
+def tests_default(session: nox.Session) -> None:
+    """Run all tests but the examples, each on asyncio, uvloop and trio, under coverage."""
+    python = sys.executable
+    if session.python:
+        session.install("--quiet", "-e", ".[dev]")
+        python = "python"
+    _empty(DATA)
+    _empty(OUTCOMES)
     session.run(
-        *command,
-        "pytest",
-        "-n",
-        WORKERS,
-        *args,
-        *session.posargs,
+        *(python, "-m", "coverage", "run", "-m", "pytest", "-n", WORKERS),
+        *("--ignore", "tests/test_examples.py", "--outcomes", str(OUTCOMES), *session.posargs),
         env={"COVERAGE_FILE": str(DATA / "data")},
+        external=True,
     )
 
 
-@nox.session(python=PYTHONS)
+@nox.session(python=[version for version in PYTHONS if version != DEFAULT])
 def tests(session: nox.Session) -> None:
-    """Run the tests, each on asyncio, asyncio with uvloop, and trio."""
+    """Run the tests that may depend on the version of Python."""
     session.install("--quiet", "-e", ".[dev]")
-    if session.python != DEFAULT:
-        _pytest(session, "-m", "not slow")
-        return
-    DATA.mkdir(parents=True, exist_ok=True)
-    for old in DATA.iterdir():
-        old.unlink()
-    _pytest(session, measure=True)
+    _pytest(session, "-m", "not slow")
 
 
-@nox.session(python=DEFAULT)
+@nox.session(python=False)
+def promises(session: nox.Session) -> None:
+    """Fail unless each test that docs/delivery.md names has run on the default Python."""
+    if not OUTCOMES.is_dir() or not any(OUTCOMES.iterdir()):
+        session.error(f"there is nothing to look at; run nox -s tests-{DEFAULT} first")
+    _here(session, "tests.promises", str(OUTCOMES))
+
+
+@nox.session(python=False)
 def coverage(session: nox.Session) -> None:
     """Combine and report what the tests on the default Python measured; fail below the bound."""
-    session.install("--quiet", _requirement("coverage"))
     if not DATA.is_dir() or not any(DATA.iterdir()):
         session.error(f"there is nothing to report; run nox -s tests-{DEFAULT} first")
     env = {"COVERAGE_FILE": str(DATA / "combined")}
     parts = sorted(str(path) for path in DATA.glob("data*"))
-    session.run("coverage", "combine", "--keep", "--quiet", *parts, env=env)
-    session.run("coverage", "report", env=env)
+    _here(session, "coverage", "combine", "--keep", "--quiet", *parts, env=env)
+    _here(session, "coverage", "report", env=env)
 
 
-@nox.session(python=DEFAULT)
+@nox.session(python=False)
+def quick(session: nox.Session) -> None:
+    """Run what tells most in a minute of CPU time; no proof that everything passes."""
+    _here(session, "pytest", "-n", "2", "-m", "not slow", *QUICK, *session.posargs)
+
+
+@nox.session(python=False)
 def lint(session: nox.Session) -> None:
     """Run ruff, and flake8-async for the structured concurrency that ruff doesn't check."""
-    session.install("--quiet", *map(_requirement, ("ruff", "flake8", "flake8-async")))
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
+    _here(session, "ruff", "check", ".")
+    _here(session, "ruff", "format", "--check", ".")
     codes: dict[str, list[str]] = {}
     for code, modules in ASYNC_EXCEPTIONS.items():
         for module in modules:
             codes.setdefault(module, []).append(code)
     exceptions = [f"{PACKAGE}/{module}.py:{','.join(found)}" for module, found in codes.items()]
-    session.run(
+    _here(
+        session,
         "flake8",
         *("--select", "ASYNC", "--extend-ignore", ",".join(ASYNC_IGNORED)),
         *("--per-file-ignores", " ".join(exceptions), PACKAGE),
     )
 
 
-@nox.session(python=DEFAULT)
+@nox.session(python=False)
 def types(session: nox.Session) -> None:
     """Check the package, the examples and the typing tests with mypy and pyright."""
-    session.install("--quiet", "-e", ".[dev]")
-    session.run("mypy", "--strict", PACKAGE, "tests/typing", *_examples())
-    session.run("pyright", PACKAGE, "tests/typing", *_examples())
+    _here(session, "mypy", "--strict", PACKAGE, "tests/typing", *_examples())
+    _here(session, "pyright", PACKAGE, "tests/typing", *_examples())
     # Fails unless all that is public has a type.
-    session.run("pyright", "--verifytypes", PACKAGE, "--ignoreexternal")
+    _here(session, "pyright", "--verifytypes", PACKAGE, "--ignoreexternal")
 
 
 def _examples() -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*.py"))
 
 
-@nox.session(python=DEFAULT)
+@nox.session(python=False)
 def examples(session: nox.Session) -> None:
-    """Run the examples as their readers would, each against a server of its own."""
-    if not (ROOT / "tests" / "test_examples.py").exists():
-        session.skip("there is no tests/test_examples.py")
-    session.install("--quiet", "-e", ".[dev]")
-    _pytest(session, "tests/test_examples.py")
+    """Run the examples as their readers would."""
+    _here(session, "pytest", "-n", WORKERS, "tests/test_examples.py", *session.posargs)
 
 
 @nox.session(python=DEFAULT)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.servers"]
+pytest_plugins = ["tests.outcomes", "tests.servers"]
 
 settings.register_profile(
     "suite",
@@ -41,7 +41,13 @@ else:
 
 # Where asyncio runs in debug mode, which costs three times as much: all that the library does with
 # tasks, on memory transports, and all of its code for sockets.
-DEBUGGED = ("core", "queue", "transports", "redis/test_connection.py", "redis/test_socket.py")
+DEBUGGED = (
+    "core",
+    "queue/test_queue.py",
+    "transports",
+    "redis/test_connection.py",
+    "redis/test_socket.py",
+)
 
 
 @pytest.fixture(params=BACKENDS)

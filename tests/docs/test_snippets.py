@@ -102,20 +102,6 @@ def test_all_options_are_listed() -> None:
     assert listed == known
 
 
-def test_promises_name_their_tests() -> None:
-    """Each test that the docs name exists."""
-    text = (DOCS / "delivery.md").read_text()
-    path = None
-    named = re.findall(r"`(tests/[\w/.]+)(?:::(\w+))?`|`(test_\w+)`", text)
-    assert len(named) > 20
-    for file, test, alone in named:
-        path = ROOT / file if file else path
-        assert path is not None
-        assert path.exists(), path
-        if test or alone:
-            assert f"def {test or alone}(" in path.read_text(), (path, test or alone)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links(page: Path) -> None:
     """Pages, pictures and headings that are linked to exist."""

@@ -346,11 +346,11 @@ def test_against_the_model(
         wanted = (
             "leads", "follows", "found", "waits longer", "taken", "dead", "kept", "delayed"
         )  # fmt: skip
-        for _ in range(3):
+        for _ in range(10):
             run_state_machine_as_test(  # type: ignore[no-untyped-call]
                 machine,
                 settings=settings(
-                    max_examples=40,
+                    max_examples=10,
                     stateful_step_count=40,
                     derandomize=False,  # the next round does other things
                 ),
