@@ -17,7 +17,7 @@ from anyio_kkrpc import ProtocolError, _errors_wire
 from anyio_kkrpc._protocol import _records
 from anyio_kkrpc._protocol._records import Bye, Cancel, Record
 from anyio_kkrpc.codecs import cbor, get_codec
-from anyio_kkrpc.redis import _claiming, _dead_letters, _group, _signing, _writer
+from anyio_kkrpc.redis import _dead_letters, _signing
 from anyio_kkrpc.redis._keys import Keys
 from anyio_kkrpc.redis.dialects import native
 
@@ -182,30 +182,35 @@ def test_tags() -> None:
     assert f"at most {cbor.MAX_DEPTH} levels deep" in section
 
 
+def constants() -> dict[str, Any]:
+    """Return what the modules about Redis define, wherever it stands."""
+    modules = [
+        importlib.import_module(f"anyio_kkrpc.redis.{path.stem}")
+        for path in Path(anyio_kkrpc.redis.__file__).parent.glob("_[a-z]*.py")
+    ]
+    return {name: value for module in modules for name, value in vars(module).items()}
+
+
 def test_numbers() -> None:
-    assert (_writer._CONTROL_LENGTH, _writer._CONTROL_TTL_MS) == (b"1000", b"3600000")
+    known = constants()
+    assert (known["_CONTROL_LENGTH"], known["_CONTROL_TTL_MS"]) == (b"1000", b"3600000")
     assert "1 hour after the last entry; about 1,000 entries" in TEXT
     assert f"{_signing.WINDOW:.0f} seconds or more" in TEXT
     assert (
-        f"after {_claiming._SWEEP_FACTOR} times `claim_idle` and at least "
-        f"{_claiming._SWEEP_LEAST:.0f} seconds"
+        f"after {known['_SWEEP_FACTOR']} times `claim_idle` and at least "
+        f"{known['_SWEEP_LEAST']:.0f} seconds"
     ) in TEXT
-    assert f"{_group._LEASE} times `claim_idle`" in TEXT
-    assert f"up to {int(_group._LONGEST_PAUSE) // 1000} seconds" in TEXT
-    for consumer in (_group.HANDED_BACK, _group.DELAYED):
+    assert f"{known['_LEASE']} times `claim_idle`" in TEXT
+    assert f"up to {int(known['_LONGEST_PAUSE']) // 1000} seconds" in TEXT
+    for consumer in (known["HANDED_BACK"], known["DELAYED"]):
         assert f"`{consumer.decode()}`" in TEXT
 
 
 def test_scripts() -> None:
     """Each is listed, and nothing else."""
-    modules = [
-        importlib.import_module(f"anyio_kkrpc.redis.{path.stem}")
-        for path in Path(anyio_kkrpc.redis.__file__).parent.glob("_[a-z]*.py")
-    ]
     found = {
         name: value
-        for module in modules
-        for name, value in vars(module).items()
+        for name, value in constants().items()
         if isinstance(value, bytes) and re.search(rb"redis\.p?call", value)
     }
     # What is a piece of others, or defines a function only, isn't one.
