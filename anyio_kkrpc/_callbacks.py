@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._protocol._peer import CallbackExport
+from ._protocol._exports import CallbackExport
 
 if TYPE_CHECKING:
     from ._channel import RPCChannel
@@ -87,12 +87,15 @@ class RemoteCallback:
     told that the function won't be called again.
     """
 
-    __slots__ = ("__weakref__", "_channel", "_id", "_owner")
+    __slots__ = ("__weakref__", "_channel", "_id", "_owner", "_request_id")
 
-    def __init__(self, channel: RPCChannel, callback_id: str, owner: str | None) -> None:
+    def __init__(
+        self, channel: RPCChannel, callback_id: str, owner: str | None, request_id: str
+    ) -> None:
         self._channel = channel
         self._id = callback_id
         self._owner = owner
+        self._request_id = request_id
 
     async def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Call it with values.
@@ -100,7 +103,7 @@ class RemoteCallback:
         :raises TransportClosedError: if the channel is closed
         :raises TypeError: if an argument can't be sent
         """
-        await self._channel._call_callback(self._id, self._owner, args, kwargs)
+        await self._channel._call_callback(self._id, self._owner, self._request_id, args, kwargs)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RemoteCallback):
@@ -114,4 +117,4 @@ class RemoteCallback:
         return f"<RemoteCallback {self._id}>"
 
     def __del__(self) -> None:
-        self._channel._release_callback(self._id, self._owner)
+        self._channel._release_callback(self._id, self._owner, self._request_id)

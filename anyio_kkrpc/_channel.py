@@ -183,7 +183,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         self._outbox_filled: Event | None = None
         # Whether the outbox has been asked to look at these.
         self._collecting = False
-        self._released: deque[tuple[str, str | None]] = deque()
+        self._released: deque[tuple[str, str | None, str]] = deque()
         self._abandoned: deque[Consumer] = deque()
         self._refused = 0
         self._undelivered = 0
@@ -473,22 +473,26 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
 
     # Callbacks and streams
 
-    def _make_callback(self, callback_id: str, owner: str | None) -> RemoteCallback:
-        return RemoteCallback(self, callback_id, owner)
+    def _make_callback(
+        self, callback_id: str, owner: str | None, request_id: str
+    ) -> RemoteCallback:
+        return RemoteCallback(self, callback_id, owner, request_id)
 
     async def _call_callback(
         self,
         callback_id: str,
         owner: str | None,
+        request_id: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        await self._send(self._peer.callback_call(callback_id, args, kwargs), owner)
+        said = request_id if self._transport.capabilities.broadcast else None
+        await self._send(self._peer.callback_call(callback_id, args, kwargs, said), owner)
 
-    def _release_callback(self, callback_id: str, owner: str | None) -> None:
+    def _release_callback(self, callback_id: str, owner: str | None, request_id: str) -> None:
         """From the garbage collector, in any thread."""
         if self._reason is None:
-            self._released.append((callback_id, owner))
+            self._released.append((callback_id, owner, request_id))
             self._collect_soon()
 
     def _abandon_stream(self, consumer: Consumer) -> None:
@@ -548,12 +552,14 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             record = self._peer.leave(consumer)
             if record is not None:
                 self._outbox.append(Envelope(record, None, consumer.producer))
-        by_owner: dict[str | None, list[str]] = {}
+        by_owner: dict[str | None, tuple[list[str], list[str]]] = {}
         while self._released:
-            callback_id, owner = self._released.popleft()
-            by_owner.setdefault(owner, []).append(callback_id)
-        for owner, ids in by_owner.items():
-            self._outbox.append(Envelope(CallbackRelease(ids), None, owner))
+            callback_id, owner, request_id = self._released.popleft()
+            ids, calls = by_owner.setdefault(owner, ([], []))
+            ids.append(callback_id)
+            calls.append(request_id)
+        for owner, (ids, calls) in by_owner.items():
+            self._outbox.append(Envelope(CallbackRelease(ids, q=calls), None, owner))
 
     # Receiving
 

@@ -63,7 +63,7 @@ class RemoteStream(AsyncIterator[T], Generic[T]):
         :raises RPCValidationError: if the item doesn't fit the Protocol of a typed proxy, the
             annotation of the handler that reads it, or that of the one that made it
         """
-        return self._inflow.next()
+        return self._inflow.next(self)
 
     async def aclose(self) -> None:
         """End the stream; the source at the other side is closed. Harmless if it has ended."""
@@ -113,8 +113,12 @@ class Inflow:
         self._reading = False
         consumer.handle = self
 
-    async def next(self) -> Any:
-        """Return the next item, or raise the end."""
+    async def next(self, stream: object) -> Any:
+        """Return the next item, or raise the end.
+
+        :param stream: what is being read; it must not be collected meanwhile, though nobody else
+            may hold it
+        """
         if self._reading:
             raise BusyResourceError("reading from")
         items = self._items

@@ -6,7 +6,7 @@ streams. A driver feeds it what it received and sends what it returns. It calls 
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any, Literal, TypeAlias
@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 from msgspec import UNSET, Struct
 
 from ._errors import ProtocolError
+from ._exports import CallbackExport, Exports
 from ._records import (
     Bye,
     CallbackCall,
@@ -27,10 +28,7 @@ from ._records import (
 )
 from ._state import (
     CALL,
-    CALLBACK,
     HANDLING,
-    CallbackInput,
-    CallbackState,
     CallInput,
     CallState,
     ConsumerInput,
@@ -115,22 +113,6 @@ class Handling:
     def open(self) -> bool:
         """Whether it can still be replied to: it can't once the link is gone."""
         return self.state is not HandlingState.DONE
-
-
-class CallbackExport:
-    """A function that was passed to the other side.
-
-    :ivar uses: how often its id was sent, less how often it was released
-    """
-
-    __slots__ = ("function", "handle", "id", "state", "uses")
-
-    def __init__(self, callback_id: str, function: Callable[..., Any]) -> None:
-        self.id = callback_id
-        self.function = function
-        self.state = CallbackState.LIVE
-        self.uses = 0
-        self.handle: Any = None
 
 
 class CallFinished(Struct):
@@ -242,11 +224,12 @@ class Peer:
     """The protocol's state at one side.
 
     :param prefix: text that makes this side's ids unique among all peers
-    :param remote_callback: makes the callable for a callback argument, from its id and its owner
+    :param remote_callback: makes the callable for a callback argument, from its id, its owner, and
+        the id of the request that it came with
     """
 
     def __init__(
-        self, prefix: str, remote_callback: Callable[[str, str | None], Callable[..., Any]]
+        self, prefix: str, remote_callback: Callable[[str, str | None, str], Callable[..., Any]]
     ) -> None:
         numbers = count(1)
         self._prefix = prefix
@@ -254,8 +237,8 @@ class Peer:
         self._remote_callback = remote_callback
         self.calls: dict[str, Call] = {}
         self.handlings: dict[tuple[str | None, str], Handling] = {}
-        self.callbacks: dict[str, CallbackExport] = {}
-        self._callback_of: dict[Any, CallbackExport] = {}
+        self._exports = Exports(self._new_id)
+        self.callbacks: dict[str, CallbackExport] = self._exports.table
         self.consumers: dict[tuple[str | None, str], Consumer] = {}
         self.producers: dict[str, Producer] = {}
         self._cancelled: OrderedDict[tuple[str | None, str], None] = OrderedDict()
@@ -298,6 +281,7 @@ class Peer:
             request.d = budget
         if one_way:
             request.o = True
+            self._exports.close(call.id, call.callbacks or ())
         else:
             self.calls[call.id] = call
         if meta:
@@ -316,8 +300,7 @@ class Peer:
         return self._take_back(call)
 
     def _take_back(self, call: Call) -> list[Producer]:
-        for export in call.callbacks or ():
-            self._release(export)
+        self._exports.close(call.id, call.callbacks or (), given_up=True)
         producers = [producer for producer in call.producers or () if producer.open]
         for producer in producers:
             producer.lose()
@@ -352,7 +335,7 @@ class Peer:
         sender = handling.sender
 
         def callback(callback_id: str) -> Callable[..., Any]:
-            return self._remote_callback(callback_id, sender)
+            return self._remote_callback(callback_id, sender, request.id)
 
         def stream(stream_id: str) -> Consumer:
             consumer = self._consume(stream_id, sender, request.id)
@@ -394,13 +377,22 @@ class Peer:
     # Callbacks
 
     def callback_call(
-        self, callback_id: str, args: Iterable[Any], kwargs: dict[str, Any] | None
+        self,
+        callback_id: str,
+        args: Iterable[Any],
+        kwargs: dict[str, Any] | None,
+        request_id: str | None = None,
     ) -> CallbackCall:
-        """Return the record that calls a function of the other side."""
+        """Return the record that calls a function of the other side.
+
+        :param request_id: of the request that it came with, where several peers may have got that
+        """
         refuse: Callable[[Any], None] = _no_export
         record = CallbackCall(callback_id, [pack_argument(arg, refuse) for arg in args])
         if kwargs:
             record.k = {name: pack_argument(arg, refuse) for name, arg in kwargs.items()}
+        if request_id is not None:
+            record.q = request_id
         return record
 
     def _export(self, value: Any, call: Call) -> dict[str, Any] | None:
@@ -412,10 +404,11 @@ class Peer:
             return stream_envelope(producer.id)
         if not is_callback(value):
             return None
-        export = self._export_callback(value)
+        export = self._exports.add(value, call.id)
         if call.callbacks is None:
             call.callbacks = []
-        call.callbacks.append(export)
+        if export not in call.callbacks:
+            call.callbacks.append(export)
         return callback_envelope(export.id)
 
     def _export_result(self, value: Any, handling: Handling) -> dict[str, Any] | None:
@@ -423,28 +416,6 @@ class Peer:
             return None
         handling.producer = self._produce(value, handling.sender)
         return stream_envelope(handling.producer.id)
-
-    def _export_callback(self, function: Callable[..., Any]) -> CallbackExport:
-        key = _identity(function)
-        export = self._callback_of.get(key)
-        if export is None:
-            export = CallbackExport(self._new_id(), function)
-            self.callbacks[export.id] = self._callback_of[key] = export
-        export.state = advance(CALLBACK, export.state, CallbackInput.EXPORT)
-        export.uses += 1
-        return export
-
-    def _release(self, export: CallbackExport) -> bool:
-        if export.state is CallbackState.RELEASED:
-            return False
-        export.uses -= 1
-        last = export.uses <= 0
-        step = CallbackInput.RELEASE_LAST if last else CallbackInput.RELEASE
-        export.state = advance(CALLBACK, export.state, step)
-        if last:
-            del self.callbacks[export.id]
-            del self._callback_of[_identity(export.function)]
-        return last
 
     # Streams
 
@@ -512,16 +483,22 @@ class Peer:
                 value = unpack_result(
                     value, lambda stream_id: self._consume(stream_id, sender, call.id)
                 )
+            if call.callbacks is not None:
+                self._exports.note_answer(call.id, call.callbacks, sender)
             if call.gather:
                 return PeerReplied(call, sender, value, None)
             call.value = value
             call.state = advance(CALL, call.state, CallInput.RESULT)
-        elif call.gather:
-            return PeerReplied(call, sender, None, record.e)
         else:
+            if call.callbacks is not None:
+                self._exports.note_answer(call.id, call.callbacks, sender)
+            if call.gather:
+                return PeerReplied(call, sender, None, record.e)
             call.error = record.e
             call.state = advance(CALL, call.state, CallInput.ERROR)
         del self.calls[record.id]
+        if call.callbacks is not None:
+            self._exports.close(call.id, call.callbacks)
         return CallFinished(call)
 
     def _late_reply(self, record: Reply, sender: str | None) -> Event | None:
@@ -547,11 +524,10 @@ class Peer:
         return HandlingCancelled(handling)
 
     def _receive_callback(self, record: CallbackCall, sender: str | None) -> Event | None:
-        export = self.callbacks.get(record.id)
+        export = self._exports.use(record, sender)
         if export is None:
             self.ignored += 1
             return None
-        export.state = advance(CALLBACK, export.state, CallbackInput.CALL)
 
         def unpack(item: Any) -> Any:
             return unpack_argument(item, _refuse, _refuse)
@@ -560,19 +536,9 @@ class Peer:
         return CallbackInvoked(export, [unpack(item) for item in record.a], kwargs)
 
     def _receive_release(self, record: CallbackRelease, sender: str | None) -> Event | None:
-        released = []
-        # What waits for its reply may have passed it once more meanwhile.
-        open_calls = self.calls.values() if record.all is True else ()
-        passed = Counter(export.id for call in open_calls for export in call.callbacks or ())
-        for callback_id in record.ids:
-            export = self.callbacks.get(callback_id)
-            if export is None:
-                self.ignored += 1
-                continue
-            if record.all is True:
-                export.uses = 1 + passed[callback_id]
-            if self._release(export):
-                released.append(export)
+        before = self._exports.ignored
+        released = self._exports.release(record, sender, self.calls)
+        self.ignored += self._exports.ignored - before
         return CallbacksReleased(released) if released else None
 
     def _receive_stream_request(self, record: StreamRequest, sender: str | None) -> Event | None:
@@ -631,7 +597,7 @@ class Peer:
         lost = Lost(
             list(self.calls.values()),
             list(self.handlings.values()),
-            list(self.callbacks.values()),
+            self._exports.lose(),
             list(self.consumers.values()),
             list(self.producers.values()),
         )
@@ -639,16 +605,12 @@ class Peer:
             call.state = advance(CALL, call.state, CallInput.LOSE)
         for handling in lost.handlings:
             handling.state = advance(HANDLING, handling.state, HandlingInput.LOSE)
-        for export in lost.callbacks:
-            export.state = advance(CALLBACK, export.state, CallbackInput.LOSE)
         for consumer in lost.consumers:
             consumer.lose()
         for producer in lost.producers:
             producer.lose()
         self.calls.clear()
         self.handlings.clear()
-        self.callbacks.clear()
-        self._callback_of.clear()
         self.consumers.clear()
         self.producers.clear()
         return lost
@@ -664,15 +626,6 @@ _RECEIVE: dict[type, Callable[[Peer, Any, str | None], Event | None]] = {
     Bye: Peer._receive_bye,
     Request: Peer._receive_request,
 }
-
-
-def _identity(function: Callable[..., Any]) -> Any:
-    """Return what tells functions apart: bound methods are equal, though made anew each time."""
-    try:
-        hash(function)
-    except TypeError:
-        return id(function)
-    return function
 
 
 def _no_export(value: Any) -> None:

@@ -88,11 +88,15 @@ class Reply(Struct, tag_field="t", tag="r", omit_defaults=True):
 
 
 class CallbackCall(Struct, tag_field="t", tag="cb", omit_defaults=True):
-    """Call the callback ``id`` with positional arguments ``a`` and keyword arguments ``k``."""
+    """Call the callback ``id`` with positional arguments ``a`` and keyword arguments ``k``.
+
+    :ivar q: the request that it came with, in a broadcast, where several peers may hold it (ours)
+    """
 
     id: Id
     a: list[Any]
     k: dict[str, Any] | UnsetType = UNSET
+    q: Id | UnsetType = UNSET
 
 
 class CallbackRelease(Struct, tag_field="t", tag="cbr", omit_defaults=True):
@@ -100,10 +104,13 @@ class CallbackRelease(Struct, tag_field="t", tag="cbr", omit_defaults=True):
 
     :ivar all: true if that is all of them, however often each was passed, as kkrpc means it;
         otherwise an id counts once for each time that it was passed (ours)
+    :ivar q: for each of ``ids`` the request that it came with, since what runs twice is released
+        twice (ours)
     """
 
     ids: list[Id]
     all: bool | UnsetType = UNSET
+    q: list[Id] | UnsetType = UNSET
 
 
 class StreamRequest(Struct, tag_field="t", tag="sq", omit_defaults=True):

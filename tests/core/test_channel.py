@@ -28,7 +28,7 @@ from anyio_kkrpc._protocol._records import Request
 from anyio_kkrpc.abc import Envelope
 from tests.bounds import BOUND
 
-from .conftest import pair
+from .conftest import Pair, pair
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_blocking_calls")]
 
@@ -420,3 +420,22 @@ async def test_wrong_call_options(options: dict[str, Any], error: type[Exception
     async with pair(Api()) as link:
         with pytest.raises(error, match=next(iter(options))):
             with_call_options(link.api, **options)
+
+
+async def test_anext_of_a_stream_that_nobody_holds() -> None:
+    """What is being read isn't collected, though its reader holds no name for it."""
+
+    async def count(to: int) -> AsyncIterator[int]:
+        for number in range(to):
+            yield number
+
+    async with pair({"count": count}) as link:
+        assert await (await link.api.count(3)).__anext__() == 0
+        gc.collect()
+        await until_empty(link)
+
+
+async def until_empty(link: Pair) -> None:
+    with anyio.fail_after(60):
+        while link.server.statistics().outgoing_streams:
+            await anyio.sleep(0.001)

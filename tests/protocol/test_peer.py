@@ -36,7 +36,7 @@ class Source:
 def make_pair() -> tuple[p.Peer, p.Peer]:
     """Two peers; remote callbacks are (id, owner) tuples wrapped in a function."""
 
-    def remote(callback_id: str, owner: str | None) -> Any:
+    def remote(callback_id: str, owner: str | None, request_id: str) -> Any:
         return ("callback", callback_id, owner)
 
     return p.Peer("a-", remote), p.Peer("b-", remote)
@@ -180,6 +180,8 @@ def test_callback_keeps_its_id_and_counts_its_uses() -> None:
     event = caller.receive(server.callback_call(callback_id, [5], {"k": 6}), "server")
     assert isinstance(event, p.CallbackInvoked)
     assert (event.export.function, event.args, event.kwargs) == (function, [5], {"k": 6})
+    caller.receive(server.reply(server.handlings["caller", first.id], None), "server")
+    caller.receive(server.reply(server.handlings["caller", second.id], None), "server")
     assert caller.receive(CallbackRelease([callback_id, callback_id]), "server") is None
     released = caller.receive(CallbackRelease([callback_id, "unknown"]), "server")
     assert isinstance(released, p.CallbacksReleased)
@@ -444,11 +446,78 @@ def test_release_of_all() -> None:
     (callback_id,) = caller.callbacks
     open_call, _ = caller.call("call", ["f"], args=[print])
     assert caller.receive(CallbackRelease([callback_id], all=True), "b") is None
-    assert caller.callbacks[callback_id].uses == 1
+    assert list(caller.callbacks[callback_id].passes) == [open_call.id]
     caller.receive(Reply(open_call.id), "b")
     event = caller.receive(CallbackRelease([callback_id], all=True), "b")
     assert isinstance(event, p.CallbacksReleased)
     assert caller.callbacks == {}
+
+
+def pass_function(
+    caller: p.Peer, function: Any, *, gather: bool = False, one_way: bool = False
+) -> tuple[p.Call, Request, str]:
+    call, request = caller.call("call", ["f"], args=[function], one_way=one_way)
+    call.gather = gather
+    (argument,) = request.a if isinstance(request.a, list) else []
+    return call, request, argument["id"]
+
+
+def test_a_call_that_ran_twice_releases_once() -> None:
+    """A release names the call that it is of: the function of another call stays."""
+    caller, _ = make_pair()
+    _, short, callback_id = pass_function(caller, print)
+    _, long, same = pass_function(caller, print)
+    assert same == callback_id
+    caller.receive(Reply(short.id), "second")
+    for worker in ("first", "second"):  # the one that stalled, and the one that took over
+        assert caller.receive(CallbackRelease([callback_id], q=[short.id]), worker) is None
+    event = caller.receive(CallbackCall(callback_id, [1]), "first")
+    assert isinstance(event, p.CallbackInvoked)
+    caller.receive(Reply(long.id), "first")
+    event = caller.receive(CallbackRelease([callback_id], q=[long.id]), "first")
+    assert isinstance(event, p.CallbacksReleased)
+    assert caller.callbacks == {}
+
+
+@pytest.mark.parametrize("release_first", [True, False])
+def test_release_and_reply_in_any_order(release_first: bool) -> None:
+    caller, _ = make_pair()
+    _, request, callback_id = pass_function(caller, print)
+    records = [CallbackRelease([callback_id], q=[request.id]), Reply(request.id)]
+    for record in records if release_first else reversed(records):
+        assert caller.callbacks
+        caller.receive(record, "worker")
+    assert caller.callbacks == {}
+
+
+def test_peers_of_a_broadcast_release_for_themselves() -> None:
+    """Each that has answered, or used the function, holds it until it has released it."""
+    caller, _ = make_pair()
+    call, request, callback_id = pass_function(caller, print, gather=True)
+    for peer in ("one", "two"):
+        caller.receive(Reply(request.id), peer)
+    assert caller.receive(CallbackRelease([callback_id], q=[request.id]), "one") is None
+    assert isinstance(
+        caller.receive(CallbackCall(callback_id, [], q=request.id), "three"), p.CallbackInvoked
+    )
+    caller.finish_call(call, CallInput.CANCEL)
+    for peer in ("two", "two", "stranger"):
+        assert caller.receive(CallbackRelease([callback_id], q=[request.id]), peer) is None
+    assert caller.callbacks
+    assert caller.receive(CallbackRelease([callback_id], q=[request.id]), "three") is not None
+    assert caller.callbacks == {}
+
+
+def test_functions_of_calls_that_nobody_answers() -> None:
+    """Of a one-way call they go when they are released; of one that is given up, at once."""
+    caller, _ = make_pair()
+    _, request, callback_id = pass_function(caller, print, one_way=True)
+    assert caller.callbacks
+    assert caller.receive(CallbackRelease([callback_id], q=[request.id]), "worker") is not None
+    call, request, callback_id = pass_function(caller, print)
+    caller.finish_call(call, CallInput.TIMEOUT)
+    assert caller.callbacks == {}
+    assert caller.receive(CallbackRelease([callback_id], q=[request.id]), "worker") is None
 
 
 def test_lose_settles_everything_once() -> None:
