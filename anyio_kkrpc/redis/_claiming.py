@@ -13,13 +13,17 @@ from anyio import Event, current_time, move_on_after, sleep
 from redis.exceptions import ResponseError
 
 from ._errors import Meaning, meaning_of
-from ._group import Groups
+from ._group import Groups, Look
 from ._takeover import Takeover
 
 # As parts of claim_idle: how often the lease is asked for or kept, which has to be more often than
 # it ends; and the shortest time between two searches, which is as long as a search, too.
 _POLL = 1 / 4
 _LEAST = 1 / 16
+# Full pages of the last search that are looked at together, for what has been idle for long, and
+# searches after which there is one that doesn't know of the last one.
+_TOGETHER = 8
+_SEARCHES = 16
 # Between two pages Redis has so many times the time of a page for others, but no more than seconds.
 _BREATH = 4
 _LONGEST_BREATH = 0.01
@@ -56,6 +60,8 @@ class Claimer:
         self._leads = False
         self._search_at = self._kept_at = 0.0
         self._sweep_at: float | None = None
+        self._searches = 0
+        self._pages: list[bytes] = []  # the last id of each full page of the last searches
 
     def wake(self) -> None:
         """Note that somebody has handed something back."""
@@ -108,26 +114,43 @@ class Claimer:
         began = current_time()
         # What this worker holds is kept first: an own entry that is due then isn't known here.
         await self._keep()
-        soonest = self._idle
-        start: bytes | None = b"-"
-        while start is not None:
-            before = current_time()
-            look = await self._groups.look(start)
-            now = current_time()
-            start = look.after
-            if look.soonest is not None:
-                soonest = min(soonest, now - began + look.soonest)
-            if look.due and await self._take():
-                await self._tell()
-            if start is None:
-                break
-            await sleep(min((now - before) * _BREATH, _LONGEST_BREATH))
-            if current_time() - self._kept_at > self._idle * _POLL and not await self._keep_lease():
-                return
+        if self._searches % _SEARCHES == 0:
+            self._pages = []
+        self._searches += 1
+        # What was there at the last search can only be less by now; what has come since is new.
+        ends = self._pages[_TOGETHER - 1 :: _TOGETHER]
+        del self._pages[len(ends) * _TOGETHER :]
+        soonest = self._idle / 2 if ends else self._idle
+        last: bytes | None = None
+        for end in (*ends, None):
+            while True:
+                look = await self._look_on(last, end)
+                if look.soonest is not None:
+                    soonest = min(soonest, current_time() - began + look.soonest)
+                if not self._leads:
+                    return
+                if look.last is None:
+                    break
+                last = look.last
+                if end is None:
+                    self._pages.append(last)
+            last = end
         now = current_time()
         pause = min(max(now - began, self._idle * _LEAST), self._idle)
         # Nothing is due before: what workers take from now on isn't for claim_idle.
         self._search_at = max(began + soonest, now + pause)
+
+    async def _look_on(self, last: bytes | None, end: bytes | None) -> Look:
+        """Look at what comes behind an id; take what is found, and let others and Redis breathe."""
+        before = current_time()
+        look = await self._groups.look(b"-" if last is None else b"(" + last, end)
+        took = current_time() - before
+        if look.due and await self._take():
+            await self._tell()
+        await sleep(min(took * _BREATH, _LONGEST_BREATH))
+        if current_time() - self._kept_at > self._idle * _POLL:
+            await self._keep_lease()
+        return look
 
     async def _sweep(self) -> None:
         """Remove consumers that nobody uses any more, now and then."""

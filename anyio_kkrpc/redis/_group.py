@@ -78,12 +78,12 @@ class Look(Struct):
 
     :ivar due: how many entries are for anybody now that belonged to workers that are gone
     :ivar soonest: seconds until the next one of this page is due, ``None`` if there is none
-    :ivar after: where the next page begins, ``None`` if this was the last one
+    :ivar last: the last id of a page after which there may be more, ``None`` if there isn't
     """
 
     due: int
     soonest: float | None
-    after: bytes | None
+    last: bytes | None
 
 
 class Groups:
@@ -111,6 +111,7 @@ class Groups:
         self._group = group
         self._consumer = consumer
         self._idle = b"%d" % max(round(claim_idle * 1000), 1)
+        self._half_idle = b"%d" % (claim_idle * 500)
         self._lease_ms = b"%d" % max(round(claim_idle * _LEASE * 1000), 1)
         self._limit = b"%d" % max_deliveries
         self._leaseless = False
@@ -210,14 +211,18 @@ class Groups:
         """Let somebody else look."""
         await self._link.request(b"EVAL", RESIGN, b"1", self._lease, self._consumer)
 
-    async def look(self, start: bytes = b"-") -> Look:
+    async def look(self, start: bytes = b"-", end: bytes | None = None) -> Look:
         """Look at one page of what is pending, and let anybody take what was lost.
 
-        :param start: `Look.after` of the page before
+        :param start: id to begin with, or ``(`` and the one before
+        :param end: the last id to look at. Then only what has been idle for half of ``claim_idle``
+            is looked at, which takes Redis a tenth of the time, if there isn't much of it.
         """
         due, soonest, last = await self._eval(
             LOOK,
             start,
+            b"+" if end is None else end,
+            b"0" if end is None else self._half_idle,
             b"%d" % PAGE,
             self._idle,
             _LONGEST_PAUSE,
@@ -226,7 +231,7 @@ class Groups:
             DELAYED,
             _LONG_IDLE,
         )
-        return Look(due, None if soonest < 0 else soonest / 1000, _after(last))
+        return Look(due, None if soonest < 0 else soonest / 1000, last or None)
 
     # Consumers
 

@@ -168,18 +168,19 @@ return {taken, dead, kept, last}
 """
 )
 
-# Looks at a page of what is pending, and lets anybody take what is due. ARGV: ..., start, count,
-# idle, longest, limit, handed back, delayed, long idle. Returns how many these are, in how many
-# milliseconds the next one is due (or -1), and the last id of a page after which there may be more.
+# Looks at what is pending between two ids and has been idle for so long, no more than a page of
+# it, and lets anybody take what is due. ARGV: ..., start, end, least, count, idle, longest, limit,
+# handed back, delayed, long idle. Returns how many these are, in how many milliseconds the next one
+# is due (or -1), and the last id of a page after which there may be more.
 LOOK = (
     _PREAMBLE
     + _PAUSE
     + _TIDY
     + b"""
-local start, count, limit = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[7])
-local idle, longest = tonumber(ARGV[5]), tonumber(ARGV[6])
-local handed_back, delayed = ARGV[8], ARGV[9]
-local pending = redis.call('XPENDING', stream, group, start, '+', count)
+local count, limit = tonumber(ARGV[6]), tonumber(ARGV[9])
+local idle, longest = tonumber(ARGV[7]), tonumber(ARGV[8])
+local handed_back, delayed = ARGV[10], ARGV[11]
+local pending = redis.call('XPENDING', stream, group, 'IDLE', ARGV[5], ARGV[3], ARGV[4], count)
 local claim = {'XCLAIM', stream, group, handed_back, 0}
 local soonest, was_delayed = -1, false
 for _, item in ipairs(pending) do
@@ -198,7 +199,7 @@ end
 local due = #claim - 5
 if due > 0 then
   claim[#claim + 1] = 'IDLE'
-  claim[#claim + 1] = ARGV[10]
+  claim[#claim + 1] = ARGV[12]
   claim[#claim + 1] = 'JUSTID'
   redis.call(unpack(claim))
 end

@@ -192,25 +192,25 @@ class Model(RuleBasedStateMachine):
             self.leader = None
         assert self.redis.exists(LEASE) == (self.leader is not None)
 
-    @rule(worker=WORKERS)
-    def look(self, worker: bytes) -> None:
+    @rule(worker=WORKERS, idle_only=st.booleans())
+    def look(self, worker: bytes, idle_only: bool = False) -> None:
         """What was lost for long enough is there for anybody, also what the one who looks had."""
         due = {entry: held for entry, held in self.held.items() if held.is_due()}
         self.back.update({entry: held.deliveries for entry, held in due.items()})
         for entry in due:
             del self.held[entry]
-        start: bytes | None = b"-"
-        found = pages = 0
-        soonest = inf
-        while start is not None:
-            look = self.run(self.groups(worker).look(start))
-            start = look.after
+        held = [held for held in self.held.values() if not idle_only or held.idle >= IDLE / 2]
+        start, found, pages, soonest = b"-", 0, 0, inf
+        end = max([*self.held, *self.back], key=_position, default=b"0-0") if idle_only else None
+        while start:
+            look = self.run(self.groups(worker).look(start, end))
+            start = look.last and b"(" + look.last
             found += look.due
             pages += 1
             soonest = min(soonest, inf if look.soonest is None else look.soonest)
         assert found == len(due)
-        assert pages == (len(self.held) + len(self.back)) // _group.PAGE + 1
-        left = [PAUSES[held.deliveries] - held.idle for held in self.held.values()]
+        assert pages == (len(held) + len(self.back)) // _group.PAGE + 1
+        left = [PAUSES[one.deliveries] - one.idle for one in held]
         assert soonest == pytest.approx(min(left, default=inf), abs=29)
         self.seen["found"] += found
         self.seen["waits longer"] += sum(held.idle > IDLE for held in self.held.values())

@@ -76,9 +76,9 @@ async def test_one_worker_looks(
     looks: Counter[Groups] = Counter()
     look = Groups.look
 
-    async def count(self: Groups, start: bytes = b"-") -> Look:
+    async def count(self: Groups, *ids: Any) -> Look:
         looks[self] += 1
-        return await look(self, start)
+        return await look(self, *ids)
 
     monkeypatch.setattr(Groups, "look", count)
     workers = [worker(redis_server, stream_name, claim_idle=5.0) for _ in range(4)]
@@ -283,3 +283,38 @@ async def test_lease_key_that_is_no_stream(
     told = [r.getMessage() for r in caplog.records if "looks for lost requests" in r.getMessage()]
     assert len(told) == 1
     assert lease.decode() in told[0]
+
+
+async def test_later_searches_cost_less(
+    redis_server: RedisServer,
+    stream_name: str,
+    witness: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What one search has seen is looked at eight pages at a time by the next one; all is found."""
+    monkeypatch.setattr(_group, "PAGE", 5)
+    looks: list[tuple[Any, ...]] = []
+    look = Groups.look
+
+    async def record(self: Groups, *ids: Any) -> Look:
+        looks.append(ids)
+        return await look(self, *ids)
+
+    monkeypatch.setattr(Groups, "look", record)
+    ask = lose(witness, stream_name, owner="holds", idle=0)
+    held = [ask(str(n)) for n in range(123)]
+    api = Api()
+    async with worker(redis_server, stream_name, claim_idle=2000) as served:
+        async with RPCChannel(served, expose=api):
+            await until(lambda: len(looks) == 25)
+            looks.clear()
+            claimer = served._claimer
+            assert claimer is not None
+            # One of each part is lost: seen three times, seen once, new.
+            lost = [held[7], held[122], ask("new")]
+            witness.xclaim(stream_name, GROUP, "holds", 0, lost, idle=3_000_000, justid=True)
+            await claimer._search()
+            await until(lambda: len(api.attempts) == 3)
+            assert set(api.attempts) == {"7", "122", "new"}
+            assert len(looks) == 3 + 1
+            assert [end for _, end in looks] == [held[39], held[79], held[119], None]
