@@ -23,10 +23,11 @@ from redis.exceptions import (
     ConnectionError as NotReadyError,
 )
 
-from .._exceptions import TransportConnectionError
+from .._exceptions import RPCError, TransportConnectionError
 from .._groups import lone_error
 from .._log import quoted
 from . import _socket
+from ._errors import Meaning, code_of, meaning_of, reason
 from ._threads import in_thread
 
 if TYPE_CHECKING:
@@ -277,14 +278,25 @@ class Address:
         return error
 
     def refuses(self, exc: BaseException, stream: str) -> TransportConnectionError:
-        """Return the error for a server that refuses what every peer does at its start."""
+        """Return the error for a server that refuses what a peer can't do without."""
         advice = "what its user may do: the docs about security have the rights that a peer needs"
-        if "WRONGTYPE" in str(exc):
+        code, meaning = code_of(exc), meaning_of(exc)
+        if code == "WRONGTYPE":
             advice = f"the name of the stream: {stream!r}, or one of its keys, holds something else"
+        elif meaning is Meaning.MOVED:
+            advice = "that the url leads to the node that has the stream"
+        elif meaning is not Meaning.RIGHTS:
+            advice = "what the server is, and its log"
         error = TransportConnectionError(
             f"Redis Streams connection error: {self} refuses to serve the stream {stream!r} "
-            f"({describe(exc)}). Check {advice}."
+            f"({reason(exc)}). Check {advice}."
         )
+        error.__cause__ = exc
+        return error
+
+    def refusal(self, exc: BaseException) -> RPCError:
+        """Return the error for one command that the server refuses."""
+        error = RPCError(f"{self} refused a command: {reason(exc)}")
         error.__cause__ = exc
         return error
 

@@ -7,6 +7,7 @@ from typing import Any
 from msgspec import Struct
 from redis.exceptions import ResponseError
 
+from ._errors import Meaning, meaning_of
 from ._link import Link
 
 # Entries fetched by one XRANGE.
@@ -42,9 +43,9 @@ async def stream_info(link: Link, stream: bytes) -> StreamInfo:
     try:
         reply = await link.request(b"XINFO", b"STREAM", stream)
     except ResponseError as exc:
-        if "no such key" in str(exc):
-            return StreamInfo(0, 0, None)
-        raise
+        if meaning_of(exc) is not Meaning.GONE:
+            raise
+        return StreamInfo(0, 0, None)
     info = pairs(reply)
     last = info[b"last-entry"]
     return StreamInfo(info[b"length"], info[b"groups"], None if last is None else to_entry(last))

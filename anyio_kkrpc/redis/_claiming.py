@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from anyio import Event, current_time, move_on_after, sleep
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError
 
-from ._errors import Meaning, meaning_of
 from ._group import Groups, Look
+from ._patience import Patience
 from ._takeover import Takeover
 
 # As parts of claim_idle: how often the lease is asked for or kept, which has to be more often than
@@ -39,6 +39,7 @@ class Claimer:
     :param claim_idle: seconds
     :param wait_room: returns when there is room to take something
     :param tell: tells the other workers that there is something to take
+    :param patience: with a server that refuses it
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Claimer:
         *,
         wait_room: Callable[[], Awaitable[object]],
         tell: Callable[[], Awaitable[object]],
+        patience: Patience,
     ) -> None:
         self._groups = groups
         self._take = takeover.take
@@ -56,6 +58,7 @@ class Claimer:
         self._idle = claim_idle
         self._wait_room = wait_room
         self._tell = tell
+        self._patience = patience
         self._wake = Event()
         self._leads = False
         self._search_at = self._kept_at = 0.0
@@ -70,7 +73,7 @@ class Claimer:
     async def run(self) -> None:
         """Go on for ever.
 
-        :raises redis.exceptions.ResponseError: what Redis refuses
+        :raises redis.exceptions.RedisError: if no further attempt is of use
         """
         while True:
             await self._wait_room()
@@ -79,10 +82,13 @@ class Claimer:
                 if await self._take():
                     continue
                 pause = await self._lead()
-            except ResponseError as exc:
-                if meaning_of(exc) is not Meaning.GONE:
-                    raise
-                pause = self._idle * _POLL  # the reader makes the group again
+            except RedisError as exc:
+                # Those who hold entries shall be able to say so before others claim them; and the
+                # reader makes the group again.
+                pause = max(self._idle * _POLL, self._patience.pause(exc))
+            else:
+                if not self._patience.calm:
+                    self._patience.worked()
             with move_on_after(pause):
                 await self._wake.wait()
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias, cast
 
 from anyio import (
@@ -39,18 +39,20 @@ from anyio import (
 from anyio.abc import AsyncResource, ByteStream, TaskStatus
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from hiredis import ProtocolError, Reader, pack_command
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from .._exceptions import TransportClosedError, TransportConnectionError
 from ._address import Address, describe
-from ._errors import named, parse_error
+from ._errors import Meaning, meaning_of, named, parse_error
 from ._socket import SocketTraffic, Traffic
 
-__all__ = ("Argument", "Connection", "open_connection")
+__all__ = ("Argument", "Connection", "Execute", "open_connection")
 
 logger = logging.getLogger("anyio_kkrpc")
 
 Argument: TypeAlias = bytes | str | int | float
+# Sends a command and returns its reply.
+Execute: TypeAlias = Callable[..., Awaitable[Any]]
 OnReply: TypeAlias = Callable[[Any], None]
 
 # Bytes that wait for a write under way before those who add more wait too.
@@ -508,9 +510,10 @@ async def _log_in(connection: Connection, credentials: tuple[str, ...], name: st
     for command, reply in zip(commands, await connection.execute_many(commands), strict=True):
         if not isinstance(reply, Exception):
             continue
-        if (command[0] == b"CLIENT" and isinstance(reply, ResponseError)) or (
-            command[0] == b"PING" and isinstance(reply, NoPermissionError)
-        ):
+        # A server that can't write to its disk refuses even this.
+        refused = meaning_of(reply)
+        there = command[0] == b"PING" and (refused is Meaning.RIGHTS or refused.passes)
+        if there or (command[0] == b"CLIENT" and isinstance(reply, ResponseError)):
             logger.debug("%s refused %s: %s", connection.address, command[0], reply)
         else:
-            raise reply
+            raise named(reply, command)

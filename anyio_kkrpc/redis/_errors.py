@@ -14,7 +14,7 @@ from redis.exceptions import TimeoutError as TooLateError
 from .._exceptions import TransportClosedError, TransportConnectionError
 from .._log import quoted
 
-__all__ = ("Meaning", "code_of", "meaning_of", "named", "parse_error", "reason")
+__all__ = ("Meaning", "code_of", "leads_elsewhere", "meaning_of", "named", "parse_error", "reason")
 
 
 class Meaning(Enum):
@@ -151,6 +151,17 @@ def meaning_of(exc: BaseException) -> Meaning:
         if text.startswith(beginning):
             return meaning
     return Meaning.ELSEWHERE if isinstance(exc, _CONNECTION_ERRORS) else Meaning.REFUSED
+
+
+def leads_elsewhere(exc: BaseException) -> bool:
+    """Whether a connection that gave this error is given up for another one.
+
+    Whether the server knows user and password, it tells at the next login.
+    """
+    meaning = meaning_of(exc)
+    return meaning is Meaning.ELSEWHERE or (
+        meaning is Meaning.LOGIN and isinstance(exc, RedisError)
+    )
 
 
 def reason(exc: BaseException) -> str:

@@ -14,15 +14,12 @@ from redis.exceptions import RedisError
 
 from .._exceptions import RPCError, TransportClosedError, TransportConnectionError
 from ._connection import Argument, Connection
-from ._errors import Meaning, meaning_of
+from ._errors import Meaning, leads_elsewhere, meaning_of
+from ._patience import FIRST_PAUSE, LONGEST_PAUSE, Patience
 
 logger = logging.getLogger("anyio_kkrpc")
 
 Dial = Callable[[], Awaitable[Connection]]
-
-# Seconds of the first and of the longest pause between two attempts, at most (full jitter).
-FIRST_PAUSE = 0.02
-LONGEST_PAUSE = 1.0
 
 
 class Dialer:
@@ -30,20 +27,30 @@ class Dialer:
 
     :param dial: connects once
     :param limit: seconds of failures after which the last one is final, ``None`` for never
+    :param patience: with a server that refuses this peer
     """
 
-    def __init__(self, dial: Dial, limit: float | None) -> None:
+    def __init__(self, dial: Dial, limit: float | None, patience: Patience) -> None:
         self._dial = dial
         self._limit = limit
+        self._patience = patience
         self._pauses = FullJitterBackoff(cap=LONGEST_PAUSE, base=FIRST_PAUSE)
         self._failures = 0
         self._failing_since = self._made_at = -inf
 
     async def first(self) -> Connection:
-        """Connect, without a second attempt."""
-        connection = await self._dial()
-        self._made_at = current_time()
-        return connection
+        """Connect. Only a login that the server may get to know is tried again."""
+        while True:
+            try:
+                connection = await self._dial()
+            except TransportConnectionError as exc:
+                if meaning_of(exc) is Meaning.ELSEWHERE:
+                    raise
+                await sleep(self._patience.pause(exc))
+            else:
+                self._patience.worked()
+                self._made_at = current_time()
+                return connection
 
     async def again(self) -> Connection:
         """Connect, again and again. A connection that was refused its first command hasn't lasted.
@@ -75,6 +82,7 @@ class Link:
     :param dialer: makes its connections
     :param prepare: is given each new connection, which nobody else uses then
     :param lost: told when a connection was lost
+    :param patience: with a server that refuses what a new connection needs
     :ivar reconnects: how often the connection was made again
     """
 
@@ -83,10 +91,12 @@ class Link:
         dialer: Dialer,
         prepare: Callable[[Connection], Awaitable[None]],
         lost: Callable[[], object],
+        patience: Patience,
     ) -> None:
         self._dialer = dialer
         self._prepare = prepare
         self._lost = lost
+        self._patience = patience
         self._up = Event()
         self._end: Exception | None = None
         self.connection: Connection | None = None
@@ -101,16 +111,7 @@ class Link:
         try:
             while True:
                 try:
-                    await self._prepare(connection)
-                    self.connection = connection
-                    self._up.set()
-                    await connection.run()
-                except (RPCError, RedisError) as exc:
-                    if meaning_of(exc) not in (Meaning.ELSEWHERE, Meaning.GONE):
-                        raise
-                    reason: object = exc
-                else:
-                    reason = connection.error
+                    reason = await self._use(connection)
                 finally:
                     self.connection = None
                     self._lost()
@@ -126,6 +127,26 @@ class Link:
         except (RPCError, RedisError) as exc:
             self.end(exc)
             raise
+
+    async def _use(self, connection: Connection) -> object:
+        """Use a connection as long as it lasts; return why it ended."""
+        while True:
+            try:
+                await self._prepare(connection)
+            except (RPCError, RedisError) as exc:
+                if leads_elsewhere(exc):
+                    return exc
+                await sleep(self._patience.pause(exc))
+            else:
+                break
+        self._patience.worked()
+        self.connection = connection
+        self._up.set()
+        try:
+            await connection.run()
+        except TransportConnectionError as exc:
+            return exc
+        return connection.error
 
     def end(self, reason: Exception) -> None:
         """Make `request` fail from now on, wherever it waits."""
@@ -151,11 +172,13 @@ class Link:
                         raise
                     continue
                 except RedisError as exc:
-                    if meaning_of(exc) is not Meaning.ELSEWHERE:
+                    if not leads_elsewhere(exc):
                         raise
                     connection.break_off(exc)
                     continue
             if self._end is not None:
-                raise type(self._end)(*self._end.args)
+                error = type(self._end)(*self._end.args)
+                error.__cause__ = self._end.__cause__
+                raise error
             # Lost, and not yet noticed by `run`.
             await anyio.lowlevel.checkpoint()

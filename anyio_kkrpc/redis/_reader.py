@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -14,7 +14,8 @@ from .._log import quoted
 from .._protocol._records import Reply
 from ..abc import Envelope
 from ._admin import pairs
-from ._connection import Connection
+from ._connection import Connection, Execute
+from ._errors import Meaning, code_of, meaning_of
 from ._portion import Portion
 from ._signing import Signer
 from .dialects import Dialects, Entry
@@ -101,6 +102,7 @@ class Reader:
         self.positions = positions
         self.count = 0
         self._decoder = decoder
+        self._aside: dict[bytes, bytes] = {}
         self._head = (b"XREAD", b"BLOCK", block_ms(block_timeout), b"COUNT")
 
     async def read(self, connection: Connection, portion: Portion, handle: Handle) -> None:
@@ -126,6 +128,22 @@ class Reader:
                     handle(stream, entry_id, entry)
         if portion.size < COUNT:
             portion.came(self.count)
+
+    async def not_streams(self, execute: Execute) -> set[bytes]:
+        """Return those of the keys that hold something else than a stream."""
+        return {key for key in self.positions if not await _is_stream(execute, key)}
+
+    def set_aside(self, keys: Iterable[bytes]) -> None:
+        """Read these keys no more until `take_back` finds them mended."""
+        for key in keys:
+            self._aside[key] = self.positions.pop(key)
+
+    async def take_back(self, execute: Execute) -> None:
+        """Read what was set aside again, where it is a stream again, or nothing."""
+        for key in list(self._aside):
+            if await _is_stream(execute, key):
+                logger.warning("%s is read again", key.decode())
+                self.positions[key] = self._aside.pop(key)
 
 
 class GroupReader:
@@ -174,15 +192,36 @@ class GroupReader:
         return invalid
 
 
-async def create_group(execute: Callable[..., Awaitable[Any]], stream: bytes, group: bytes) -> bool:
+async def _is_stream(execute: Execute, key: bytes) -> bool:
+    try:
+        await execute(b"XINFO", b"STREAM", key)
+    except ResponseError as exc:
+        if code_of(exc) == "WRONGTYPE":
+            return False
+        if meaning_of(exc) is not Meaning.GONE:
+            raise
+    return True
+
+
+async def create_group(execute: Execute, stream: bytes, group: bytes) -> bool:
     """Create a consumer group that starts with what is in the stream; return false if it is there.
+
+    It looks first: a server that takes no writes for now refuses to create what is there already.
 
     :param execute: sends a command
     """
     try:
+        groups: list[Any] = await execute(b"XINFO", b"GROUPS", stream)
+    except ResponseError as exc:
+        if meaning_of(exc) is not Meaning.GONE:
+            raise
+        groups = []
+    if any(pairs(found)[b"name"] == group for found in groups):
+        return False
+    try:
         await execute(b"XGROUP", b"CREATE", stream, group, b"0", b"MKSTREAM")
     except ResponseError as exc:
-        if not str(exc).startswith("BUSYGROUP"):
+        if code_of(exc) != "BUSYGROUP":
             raise
         return False
     return True
@@ -193,14 +232,8 @@ def block_ms(seconds: float) -> bytes:
     return b"%d" % max(round(seconds * 1000), 1)
 
 
-def last_id(reply: Any) -> bytes:
-    """Return the last id of a stream from a reply to XINFO STREAM; of none, the least."""
-    if isinstance(reply, ResponseError):
-        if "no such key" in str(reply):
-            return b"0-0"
-        raise reply
-    if isinstance(reply, Exception):
-        raise reply
+def last_id(reply: list[Any]) -> bytes:
+    """Return the last id of a stream from a reply to XINFO STREAM."""
     for name, value in zip(reply[::2], reply[1::2], strict=True):
         if name == b"last-generated-id":
             return bytes(value)

@@ -72,7 +72,7 @@ class Takeover:
     async def recover(self) -> None:
         """Take what this worker owns and doesn't know of, page by page, as there is room."""
         # A read that was cut may have been served; a process that died may have had this name.
-        counted, self._recovered = not self._recovered, True
+        counted = not self._recovered
         start: bytes | None = b"-"
         while start is not None:
             async with self._lock:
@@ -82,6 +82,7 @@ class Takeover:
                 )
                 await self._hand_on(claims)
             start = claims.after
+        self._recovered = True
 
     async def keep(self) -> None:
         """Tell Redis that what this worker holds isn't lost."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
 import ssl
 import sys
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
@@ -52,14 +51,15 @@ from ._admin import (
     trim,
 )
 from ._claiming import Claimer
-from ._connection import Connection, open_connection
+from ._connection import Argument, Connection, Execute, open_connection
 from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
-from ._errors import Meaning, meaning_of
+from ._errors import Meaning, code_of, leads_elsewhere, meaning_of, reason
 from ._group import Groups
 from ._intake import Intake
 from ._keys import Keys
 from ._link import Dialer, Link
 from ._options import Dialect, Overflow, check_options
+from ._patience import Outages, Patience, persist
 from ._portion import Portion
 from ._reader import (
     COUNT,
@@ -71,9 +71,12 @@ from ._reader import (
     order,
     was_trimmed,
 )
+from ._server import look_at_server
+from ._server_clock import ServerClock
 from ._signing import Signer
 from ._takeover import Takeover
 from ._trim import Trim
+from ._upkeep import Upkeep
 from ._watch import Watch
 from ._writer import Writer
 from .dialects import Dialects, Entry, SharedPeer
@@ -256,8 +259,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         )
         keys = self._keys = Keys.of(options.stream)
         self._inbox = keys.inbox(options.session_id)
+        self._clock, self._outages = ServerClock(), Outages(options.address)
         key = options.signing_key
-        self._signer = None if key is None else Signer(key, self._redis_time)
+        self._signer = None if key is None else Signer(key, self._clock.now)
         self._queue: BoundedQueue[Envelope] = BoundedQueue(
             options.max_queue_size, options.max_queue_bytes, options.overflow, on_drop=self._on_drop
         )
@@ -294,7 +298,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         group_name = options.consumer_group.encode()
         self._trim = None
         if options.max_len is not None:
-            self._trim = Trim(keys.stream, options.max_len, options.use_consumer_group)
+            grouped = options.use_consumer_group
+            self._trim = Trim(keys.stream, options.max_len, grouped, self._outages)
         self._writer = Writer(
             keys,
             self._dialects,
@@ -305,7 +310,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             returned=self._inbound.deliver,
             on_stream=None if self._trim is None else self._trim.count,
         )
-        self._link = Link(self._dialer("writer"), self._prepare, self._writer.detach)
+        patience = Patience("a new connection", self._outages)
+        self._link = Link(self._dialer("writer"), self._prepare, self._writer.detach, patience)
+        self._upkeep = Patience("housekeeping", self._outages, spare=True)
         self._groups = Groups(
             self._link,
             keys,
@@ -316,11 +323,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         )
         self._held: dict[bytes, _Held] = {}
         self._dropped: dict[bytes, int] = {}  # to hand back, with the deliveries that count
-        intake = (self._decoder, self._redis_time, self._count_room, self._take, self._admit)
+        intake = (self._decoder, self._clock.now, self._count_room, self._take, self._admit)
         self._takeover = Takeover(self._groups, self._writer, self._held, self._dropped, *intake)
         self._claimer: Claimer | None = None
         self._group: TaskGroup | None = None
-        self._entered = self._started = False
+        self._entered = False
         self._writer_scope: CancelScope | None = None
         self._inbox_scope: CancelScope | None = None
         self._request_scope: CancelScope | None = None
@@ -337,7 +344,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._limit = 0
         self._room: Event | None = None
         self._touch_now: Event | None = None
-        self._clock_offset = 0.0
         self._consumed: list[bytes] = []
         self._numbers: OrderedDict[tuple[bytes, str], tuple[bytes, int]] = OrderedDict()
         self._received = 0
@@ -411,11 +417,16 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def _start(self, group: TaskGroup) -> None:
         options = self._options
-        connection = await self._dial("writer")
+        connection = await self._dialer("writer").first()
         # Not group.start(): if that is cancelled, it waits for the task, which is shielded.
         group.start_soon(self._run_link, connection, name="anyio_kkrpc redis writer")
         group.start_soon(self._watch.run, name="anyio_kkrpc redis watch")
-        version, policy = await self._look_at_server()
+        patience = Patience("the start", self._outages, heals=())
+
+        async def execute(*args: Argument) -> Any:
+            return await persist(patience, partial(self._link.request, *args))
+
+        version, policy = await look_at_server(execute)
         if policy not in ("noeviction", ""):
             logger.warning(
                 "maxmemory-policy of Redis is %s: it may evict streams and inboxes; set noeviction",
@@ -427,17 +438,26 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 f"Redis Streams connection error: consumer groups need Redis 6.2 or later, "
                 f"{options.address} is {version[0]}.{version[1]}"
             )
-        positions = await self._find_positions()
-        reading = await self._dial("inbox")
+        positions = await self._find_positions(execute)
+        reading = await self._dialer("inbox").first()
         self._group = group
-        self._started = True
         reader = self._inbox_reader = Reader(positions, self._decoder, options.block_timeout)
         group.start_soon(self._read_inbox, reader, reading, name="anyio_kkrpc redis inbox")
-        group.start_soon(self._keep_house, name="anyio_kkrpc redis housekeeping")
+        request = self._link.request
+        steps = (
+            partial(self._clock.read, request),
+            partial(self._restore, request),
+            self._delete_consumed,
+            self._release_callbacks,
+            partial(reader.take_back, request),
+        )
+        interval = min(options.health_check_interval, options.inbox_ttl / 3)
+        upkeep = Upkeep(steps, interval, self._upkeep)
+        group.start_soon(self._part, upkeep.run, name="anyio_kkrpc redis housekeeping")
         if self._trim is not None:
-            group.start_soon(self._trim.run, self._link, name="anyio_kkrpc redis trim")
+            group.start_soon(self._part, self._trim.run, self._link, name="anyio_kkrpc redis trim")
         if options.use_consumer_group:
-            group.start_soon(self._keep_held, name="anyio_kkrpc redis touch")
+            group.start_soon(self._part, self._keep_held, name="anyio_kkrpc redis touch")
         else:
             self._start_requests()
 
@@ -445,20 +465,29 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         # Not cancelled with the rest: the goodbye still has to be written. `destroy` bounds it.
         assert self._writer_scope is not None
         with self._writer_scope:
-            try:
-                await self._link.run(connection)
-            except (RPCError, RedisError) as exc:
-                self._broken(exc)
+            await self._part(self._link.run, connection)
+
+    async def _part(self, run: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run one of the parts; an error of Redis that ends it ends all."""
+        try:
+            await run(*args)
+        except (RPCError, RedisError) as exc:
+            self._broken(exc)
 
     async def _prepare(self, connection: Connection) -> None:
         """Make a new connection of the link ready, before anybody else uses it."""
-        await self._read_clock(connection.execute)
-        if self._started:
-            await self._restore(connection.execute)
-        await self._writer.attach(connection, self._clock_offset)
+        await self._clock.read(connection.execute)
+        if self._group is not None:
+            try:
+                await self._restore(connection.execute)
+            except RedisError as exc:
+                if leads_elsewhere(exc):
+                    raise
+                self._upkeep.pause(exc)  # what can't be made now, housekeeping makes
+        await self._writer.attach(connection, self._clock.offset)
         connection.silence = self._options.health_check_interval
 
-    async def _restore(self, execute: Callable[..., Awaitable[Any]]) -> None:
+    async def _restore(self, execute: Execute) -> None:
         """Make again what this peer needs, should the server have lost it."""
         kept = await execute(b"PEXPIRE", self._inbox, self._ttl)
         if not kept and self._inbound.ended_reason is None:  # else it was removed on leaving
@@ -467,7 +496,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if self._has_group:
             await self._make_group(execute)
 
-    async def _make_group(self, execute: Callable[..., Awaitable[Any]]) -> None:
+    async def _make_group(self, execute: Execute) -> None:
         """Make the group unless it is there. A client doesn't: nobody would read what is in it."""
         made = await create_group(execute, self._keys.stream, self._options.consumer_group.encode())
         if made and self._has_group:
@@ -475,7 +504,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._has_group = True
 
     def _dialer(self, what: str) -> Dialer:
-        return Dialer(lambda: self._dial(what), self._options.reconnect_timeout)
+        provided = self._options.address.credential_provider is not None
+        heals = (Meaning.LOGIN,) if provided else ()
+        patience = Patience("the login", self._outages, heals=heals)
+        return Dialer(lambda: self._dial(what), self._options.reconnect_timeout, patience)
 
     async def _dial(self, what: str) -> Connection:
         connection = await open_connection(
@@ -486,37 +518,28 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._watch.add(connection)
         return connection
 
-    async def _look_at_server(self) -> tuple[tuple[int, ...], str]:
-        """Return version and eviction policy; of a server that hides them, modern guesses."""
-        try:
-            text = await self._link.request(b"INFO")
-        except ResponseError:
-            return (6, 2), ""
-        facts = dict(
-            line.split(":", 1) for line in text.decode(errors="replace").splitlines() if ":" in line
-        )
-        found = re.match(r"(\d{1,5})\.(\d{1,5})", facts.get("redis_version", ""))
-        version = (6, 2) if found is None else (int(found[1]), int(found[2]))
-        return version, facts.get("maxmemory_policy", "")
-
-    async def _find_positions(self) -> dict[bytes, bytes]:
+    async def _find_positions(self, execute: Execute) -> dict[bytes, bytes]:
         """Make the inbox; note where to read on, so that nothing from now on is missed."""
         keys = self._keys
-        inbox_id = await self._make_inbox(self._link.request)
+        inbox_id = await self._make_inbox(execute)
         ids = []
         for key in (keys.control, keys.stream):
             try:
-                reply: Any = await self._link.request(b"XINFO", b"STREAM", key)
+                ids.append(last_id(await execute(b"XINFO", b"STREAM", key)))
             except ResponseError as exc:
-                reply = exc
-            ids.append(last_id(reply))
+                # Whoever reads the control stream sees to one that is none.
+                if meaning_of(exc) is not Meaning.GONE and (
+                    key == keys.stream or code_of(exc) != "WRONGTYPE"
+                ):
+                    raise
+                ids.append(b"0-0")
         self._start_id = self._connected_id = ids[1]
         positions = {keys.control: ids[0], self._inbox: inbox_id}
         if self._dialects.own.shared:
             positions[keys.stream] = ids[1]
         return positions
 
-    async def _make_inbox(self, execute: Callable[..., Awaitable[Any]]) -> bytes:
+    async def _make_inbox(self, execute: Execute) -> bytes:
         made = await execute(b"XADD", self._inbox, b"MAXLEN", b"0", b"*", b"hint", b"hello")
         await execute(b"PEXPIRE", self._inbox, self._ttl)
         return bytes(made)
@@ -561,19 +584,19 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             await writer.send_and_confirm(Envelope(Bye(), None, everyone))
 
     async def _remove_traces(self) -> None:
-        options = self._options
-        try:
-            await self._link.request(b"DEL", self._inbox)
-            if self._trim is not None:
-                await self._trim.finish(self._link)
-            if not self._has_group:
-                return
+        steps: list[Callable[[], Awaitable[object]]]
+        steps = [partial(self._link.request, b"DEL", self._inbox)]
+        if self._trim is not None:
+            steps.append(partial(self._trim.finish, self._link))
+        if self._has_group:
             if self._claimer is not None:
-                await self._claimer.resign()
-            await self._hand_back()
-            await self._groups.remove_consumer()
-        except (RPCError, RedisError) as exc:
-            logger.info("leaving %s: %s", options.address, exc)
+                steps.append(self._claimer.resign)
+            steps += [self._hand_back, self._groups.remove_consumer]
+        for step in steps:
+            try:
+                await step()
+            except (RPCError, RedisError) as exc:
+                logger.info("leaving %s: %s", self._options.address, reason(exc))
 
     def _end(self, reason: Exception) -> None:
         """Settle everyone, without awaiting."""
@@ -585,14 +608,14 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 scope.cancel()
 
     def _broken(self, exc: Exception) -> None:
-        if isinstance(exc, TransportConnectionError):
-            self._end(exc)
+        """End it because of an error, which is logged once."""
+        if self._inbound.ended_reason is not None:
             return
-        error = TransportConnectionError(
-            f"Redis Streams connection error: {self._options.address}: {quoted(exc)}"
-        )
-        error.__cause__ = exc
-        self._end(error)
+        if not isinstance(exc, TransportConnectionError):
+            exc = self._options.address.refuses(exc, self.stream)
+        if self._group is not None:  # else it is raised to who enters
+            logger.error("the transport ends: %s", exc)
+        self._end(exc)
 
     def _open_writer(self) -> Writer:
         reason = self._inbound.ended_reason
@@ -692,35 +715,47 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self,
         what: str,
         read: Callable[[Connection, Portion], Awaitable[None]],
+        patience: Patience,
         connection: Connection | None = None,
     ) -> None:
         """Read on one connection after the other, until that is of no use any more."""
         dialer, portion = self._dialer(what), Portion(COUNT)
         try:
             while True:
+                if connection is None:
+                    connection = await dialer.again()
                 try:
-                    if connection is None:
-                        connection = await dialer.again()
                     await read(connection, portion)
                 except (RPCError, RedisError) as exc:
-                    if meaning_of(exc) not in (Meaning.ELSEWHERE, Meaning.GONE):
-                        raise
+                    if meaning_of(exc) is not Meaning.GONE and not leads_elsewhere(exc):
+                        await sleep(patience.pause(exc))
+                        continue
                     if isinstance(exc, TransportConnectionError):
                         portion.cut(what)
                     logger.warning("%s; reading %s again", exc, what)
-                finally:
-                    if connection is not None:
-                        await aclose_forcefully(connection)
-                        connection = None
+                await aclose_forcefully(connection)
+                connection = None
                 self._reconnects += 1
         except (RPCError, RedisError) as exc:
             self._broken(exc)
+        finally:
+            patience.leave()
+            if connection is not None:
+                await aclose_forcefully(connection)
 
     async def _read_inbox(self, reader: Reader, connection: Connection) -> None:
+        patience = Patience("reading the inbox", self._outages)
+
         async def read(connection: Connection, portion: Portion) -> None:
             connection.silence = self._options.read_silence
             while True:
-                await reader.read(connection, portion, self._handle_addressed)
+                try:
+                    await reader.read(connection, portion, self._handle_addressed)
+                except ResponseError as exc:
+                    await self._mend_inbox(reader, connection.execute, exc)
+                    continue
+                if not patience.calm:
+                    patience.worked()
                 if reader.count > 1:
                     self._writer.expect_more()
                 await self._after_reading()
@@ -728,7 +763,20 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
         assert self._inbox_scope is not None
         with self._inbox_scope:
-            await self._keep_reading("inbox", read, connection)
+            await self._keep_reading("inbox", read, patience, connection)
+
+    async def _mend_inbox(self, reader: Reader, execute: Execute, exc: ResponseError) -> None:
+        """Leave out a key that holds something else than a stream; raise any other error again."""
+        wrong = await reader.not_streams(execute) if code_of(exc) == "WRONGTYPE" else set()
+        if not wrong or self._keys.stream in wrong:
+            raise exc
+        self._decoder.invalid += len(wrong)
+        for key in wrong:
+            logger.warning("%s holds something else than a stream", key.decode())
+        if self._inbox in wrong:
+            await execute(b"DEL", self._inbox)
+            reader.positions[self._inbox] = await self._make_inbox(execute)
+        reader.set_aside(wrong - {self._inbox})
 
     def _handle_addressed(self, stream: bytes, entry_id: bytes, entry: Entry) -> None:
         record, sender = entry.record, entry.sender
@@ -856,34 +904,39 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         """Send what handling entries called for, and drop what was consumed."""
         if self._inbound.ended_reason is not None:
             await checkpoint()  # a destroy signal has cancelled this
-        if self._wake_inbox:
-            self._wake_inbox = False
-            await self._link.request(b"XADD", self._inbox, b"*", b"hint", b"wake")
         cancels = self._dialects.classic.streams.to_send
         while cancels:
             record, producer = cancels.popleft()
             await self._writer.send(Envelope(record, None, producer))
-        if self._destroyed_by is not None:
-            # Only this worker of the group got it.
-            await self._tell_peers(b"destroy " + self._destroyed_by.encode())
-            self._take_destroy_signal(self._destroyed_by)
-            await checkpoint()
         while self._refusals:
             await self.send(self._refusals.popleft())
-        if len(self._consumed) >= _DELETE_BATCH:
-            await self._delete_consumed()
-        if self._dropped:
-            await self._hand_back()
+        try:
+            if self._wake_inbox:
+                self._wake_inbox = False
+                await self._link.request(b"XADD", self._inbox, b"*", b"hint", b"wake")
+            if self._destroyed_by is not None:
+                # Only this worker of the group got it.
+                await self._tell_peers(b"destroy " + self._destroyed_by.encode())
+            if len(self._consumed) >= _DELETE_BATCH:
+                await self._delete_consumed()
+            if self._dropped:
+                await self._hand_back()
+        except RedisError as exc:
+            self._upkeep.pause(exc)  # housekeeping makes up for it
+        if self._destroyed_by is not None:
+            self._take_destroy_signal(self._destroyed_by)
+            await checkpoint()
 
     async def _delete_consumed(self) -> None:
         if self._consumed:
-            consumed, self._consumed = self._consumed, []
+            consumed = list(self._consumed)
             if self._writer.no_mkstream:  # Redis 6.2, where this takes a thirtieth of the time
                 ms, number = order(consumed[-1])
                 after = b"%d-%d" % (ms, number + 1)
                 await self._link.request(b"XTRIM", self._inbox, b"MINID", after)
             else:
                 await self._link.request(b"XDEL", self._inbox, *consumed)
+            self._consumed = self._consumed[len(consumed) :]
 
     # Requests
 
@@ -897,27 +950,37 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._group.start_soon(self._read_requests, name="anyio_kkrpc redis requests")
 
     async def _read_requests(self) -> None:
+        grouped, heals = self._options.use_consumer_group, (Meaning.RIGHTS,)
+        # What a worker may not do from the start is not waited for.
+        patience = Patience("reading requests", self._outages, heals=() if grouped else heals)
+        read = partial(self._read_group if grouped else self._read_broadcast, patience)
         try:
             while self._requests_wanted and self._inbound.ended_reason is None:
                 with CancelScope() as self._request_scope:
-                    if not self._options.use_consumer_group:
-                        await self._keep_reading("requests", self._read_broadcast)
-                        continue
-                    claimer = self._claimer = Claimer(
-                        self._groups,
-                        self._takeover,
-                        self._options.claim_idle,
-                        wait_room=self._wait_room,
-                        tell=partial(self._tell_peers, b"claim"),
-                    )
                     async with create_task_group() as group:
-                        group.start_soon(claimer.run, name="anyio_kkrpc redis claims")
-                        await self._keep_reading("requests", self._read_group)
+                        if grouped:
+                            claimer = self._make_claimer()
+                            name = "anyio_kkrpc redis claims"
+                            group.start_soon(self._part, claimer.run, name=name)
+                        await self._keep_reading("requests", read, patience)
                         group.cancel_scope.cancel()
         finally:
             self._request_scope = None
 
-    async def _read_broadcast(self, connection: Connection, portion: Portion) -> None:
+    def _make_claimer(self) -> Claimer:
+        self._claimer = Claimer(
+            self._groups,
+            self._takeover,
+            self._options.claim_idle,
+            wait_room=self._wait_room,
+            tell=partial(self._tell_peers, b"claim"),
+            patience=Patience("claims", self._outages, spare=True),
+        )
+        return self._claimer
+
+    async def _read_broadcast(
+        self, patience: Patience, connection: Connection, portion: Portion
+    ) -> None:
         stream = self._keys.stream
         options = self._options
         reader = Reader({stream: self._start_id}, self._decoder, options.block_timeout)
@@ -936,6 +999,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
         while True:
             await reader.read(connection, portion, handle)
+            if not patience.calm:
+                patience.worked()
             if reader.count > 1:
                 self._writer.expect_more()
             if self._trim is not None:
@@ -946,7 +1011,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 await self._intake.wait()
             await _let_others_run()
 
-    async def _read_group(self, connection: Connection, portion: Portion) -> None:
+    async def _read_group(
+        self, patience: Patience, connection: Connection, portion: Portion
+    ) -> None:
         options, stream = self._options, self._keys.stream
         name = options.consumer_group.encode()
         await self._make_group(connection.execute)
@@ -967,6 +1034,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 room = await self._wait_room()
             for entry_id in await reader.read(connection, portion, room, handle):
                 self._skip(entry_id)
+            if not patience.calm:
+                patience.worked()
             if reader.count > 1:
                 self._writer.expect_more()
             if self._skipped:
@@ -1016,21 +1085,22 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def _keep_held(self) -> None:
         """Tell Redis, often enough, that what this worker holds is not to be taken over."""
+        patience = Patience("keeping what it holds", self._outages, spare=True)
+        interval = pause = self._options.claim_idle / 3
         while True:
             self._touch_now = Event()
-            with move_on_after(self._options.claim_idle / 3):
+            with move_on_after(pause):
                 await self._touch_now.wait()
             try:
                 if self._dropped:
                     await self._hand_back()
                 await self._takeover.keep()
-            except ResponseError as exc:
-                if meaning_of(exc) is Meaning.GONE:
-                    continue
-                self._broken(exc)
-                return
-            except (TransportClosedError, TransportConnectionError):
-                return
+            except RedisError as exc:
+                pause = min(interval, patience.pause(exc))
+            else:
+                pause = interval
+                if not patience.calm:
+                    patience.worked()
 
     def _release_held(self, *, begun: bool = True) -> dict[bytes, int]:
         """Hold nothing any more, or only what was ``begun``; return what is to be handed back."""
@@ -1092,7 +1162,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if sender.__class__ is SharedPeer and not self._prepare_shared(envelope, entry_id):
             return False
         if record.__class__ is Request:
-            envelope.sent_at = int(entry_id.partition(b"-")[0]) / 1000 + self._clock_offset
+            envelope.sent_at = int(entry_id.partition(b"-")[0]) / 1000 + self._clock.offset
             if recipient is not None:
                 if not self._inbound.deliver(envelope, entry.size):
                     self._on_drop(envelope)  # what follows in the inbox must not wait
@@ -1136,7 +1206,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if envelope.token is None or envelope.attempt > 1:
             return False
         written = order(entry_id)
-        age = self._redis_time() - written[0] / 1000
+        age = self._clock.now() - written[0] / 1000
         return age > stale_after and written <= order(self._connected_id)
 
     def _on_drop(self, envelope: Envelope) -> None:
@@ -1153,69 +1223,53 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     # Housekeeping
 
-    async def _keep_house(self) -> None:
-        """Keep the inbox alive and the clock offset right; `Watch` sees if nobody answers."""
-        interval = min(self._options.health_check_interval, self._options.inbox_ttl / 3)
-        try:
-            while True:
-                await sleep(interval)
-                await self._restore(self._link.request)
-                await self._read_clock(self._link.request)
-                await self._delete_consumed()
-                await self._release_callbacks()
-        except (TransportClosedError, TransportConnectionError):
-            return
-        except RedisError as exc:
-            self._broken(exc)
-
     async def _release_callbacks(self) -> None:
         for peer, ids in self._dialects.compact.releases.due(current_time()).items():
             await self._writer.send(Envelope(CallbackRelease(ids, all=True), None, peer))
-
-    async def _read_clock(self, execute: Callable[..., Awaitable[Any]]) -> None:
-        before = current_time()
-        seconds, micros = await execute(b"TIME")
-        redis_time = int(seconds) + int(micros) / 1e6
-        self._clock_offset = (before + current_time()) / 2 - redis_time
-
-    def _redis_time(self) -> float:
-        return current_time() - self._clock_offset
 
     # Admin
 
     async def get_stream_info(self) -> StreamInfo:
         """Return length, number of groups and newest entry of the stream.
 
+        :raises RPCError: if Redis refuses it
         :raises TransportClosedError: after `destroy`
         """
-        return await stream_info(self._open_link(), self._keys.stream)
+        with self._asking() as link:
+            return await stream_info(link, self._keys.stream)
 
     async def trim_stream(self, max_len: int) -> int:
         """Trim the stream to exactly ``max_len`` entries, read or not; return how many went.
 
         :raises ValueError: if ``max_len`` is negative
+        :raises RPCError: if Redis refuses it
         :raises TransportClosedError: after `destroy`
         """
         if isinstance(max_len, bool) or not isinstance(max_len, int):
             raise TypeError(f"max_len: needs an int, not {max_len!r:.80}")
         if max_len < 0:
             raise ValueError(f"max_len: must not be negative, not {max_len}")
-        return await trim(self._open_link(), self._keys.stream, max_len)
+        with self._asking() as link:
+            return await trim(link, self._keys.stream, max_len)
 
     async def get_all_entries(self) -> list[StreamEntry]:
         """Return all entries of the stream, read page by page.
 
+        :raises RPCError: if Redis refuses it
         :raises TransportClosedError: after `destroy`
         """
-        return await all_entries(self._open_link(), self._keys.stream)
+        with self._asking() as link:
+            return await all_entries(link, self._keys.stream)
 
     async def delete_stream(self) -> None:
         """Delete the stream with its groups, destroy signals and dead letters. Inboxes stay.
 
+        :raises RPCError: if Redis refuses it
         :raises TransportClosedError: after `destroy`
         """
         keys = self._keys
-        await self._open_link().request(b"DEL", keys.stream, keys.control, keys.dead)
+        with self._asking() as link:
+            await link.request(b"DEL", keys.stream, keys.control, keys.dead)
 
     async def dead_letters(self, count: int = 1000) -> list[DeadLetter]:
         """Return the oldest dead letters: requests given up after ``max_deliveries``.
@@ -1223,27 +1277,31 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         What is there and can't be read as one is counted as invalid, logged and skipped.
 
         :param count: how many at most
+        :raises RPCError: if Redis refuses it
         :raises TransportClosedError: after `destroy`
         """
-        link, dead = self._open_link(), self._keys.dead
-        return await dead_letters(link, dead, count, partial(self._decoder.skip, dead))
+        dead = self._keys.dead
+        with self._asking() as link:
+            return await dead_letters(link, dead, count, partial(self._decoder.skip, dead))
 
     async def retry_dead_letter(self, letter_id: str) -> str:
         """Put a dead letter back into the stream, as a new request; return its new id.
 
         :raises LookupError: if there is no dead letter with this id, or what has it can't be read
             as one
+        :raises RPCError: if Redis refuses it
         :raises TransportClosedError: after `destroy`
         """
-        keys, link = self._keys, self._open_link()
+        keys = self._keys
         new: str | None = None
-        try:
-            new = await retry_dead_letter(link, keys.stream, keys.dead, letter_id, self._signer)
-        except ProtocolError as exc:
-            raise LookupError(f"{quoted(letter_id)} is no dead letter: {quoted(exc)}") from exc
-        except ResponseError as exc:
-            if "Invalid stream ID" not in str(exc):
-                raise
+        with self._asking() as link:
+            try:
+                new = await retry_dead_letter(link, keys.stream, keys.dead, letter_id, self._signer)
+            except ProtocolError as exc:
+                raise LookupError(f"{quoted(letter_id)} is no dead letter: {quoted(exc)}") from exc
+            except ResponseError as exc:
+                if "Invalid stream ID" not in str(exc):
+                    raise
         if new is None:
             raise LookupError(f"there is no dead letter {letter_id!r:.80}")
         return new
@@ -1251,13 +1309,20 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def purge_dead_letters(self) -> int:
         """Remove all dead letters; return how many there were.
 
+        :raises RPCError: if Redis refuses it
         :raises TransportClosedError: after `destroy`
         """
-        return await purge_dead_letters(self._open_link(), self._keys.dead)
+        with self._asking() as link:
+            return await purge_dead_letters(link, self._keys.dead)
 
-    def _open_link(self) -> Link:
+    @contextmanager
+    def _asking(self) -> Iterator[Link]:
+        """Raise what Redis refuses as an error of this library."""
         self._open_writer()
-        return self._link
+        try:
+            yield self._link
+        except RedisError as exc:
+            raise self._options.address.refusal(exc) from exc
 
 
 async def _let_others_run() -> None:

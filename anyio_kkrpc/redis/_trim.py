@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
 from anyio import Event, move_on_after, sleep
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError
 
 from .._exceptions import TransportClosedError, TransportConnectionError
 from ._link import Link
+from ._patience import Outages, Patience
 from ._scripts import BEFORE
-
-logger = logging.getLogger("anyio_kkrpc")
 
 # Entries that are counted between two trims, where max_len is larger.
 _TRIM_AT_MOST = 1000
@@ -77,15 +74,16 @@ class Trim:
     :param stream: its key
     :param max_len: how many entries it is to keep
     :param grouped: whether, without any group, all entries wait for the first worker of one
+    :param outages: told of what is refused
     """
 
-    def __init__(self, stream: bytes, max_len: int, grouped: bool) -> None:
+    def __init__(self, stream: bytes, max_len: int, grouped: bool, outages: Outages) -> None:
         mode = b"group" if grouped else b"broadcast"
         self._command = (b"EVAL", _TRIM, b"1", stream, b"%d" % max_len, mode, _PAGE, _PAGE_BYTES)
         self._each = min(max(max_len // 10, 1), _TRIM_AT_MOST)
         self._counted = 0
         self._wanted = Event()
-        self._failed = False
+        self._patience = Patience("trimming", outages, spare=True)
 
     def count(self, number: int = 1) -> None:
         """Note that entries were added to the stream, or finished."""
@@ -94,13 +92,19 @@ class Trim:
             self._wanted.set()
 
     async def run(self, link: Link) -> None:
-        """Trim until the link ends."""
+        """Trim until the link ends.
+
+        :raises redis.exceptions.RedisError: if no further attempt is of use
+        """
         try:
             while True:
                 with move_on_after(_TRIM_AFTER):
                     await self._wanted.wait()
-                if await self._trim(link):
-                    await sleep(_BREATH)
+                try:
+                    pause = _BREATH if await self._trim(link) else 0
+                except RedisError as exc:
+                    pause = self._patience.pause(exc)
+                await sleep(pause)
         except (TransportClosedError, TransportConnectionError):
             return
 
@@ -116,12 +120,11 @@ class Trim:
         self._wanted = Event()
         try:
             _, more = await link.request(*self._command)
-        except ResponseError as exc:
-            if not self._failed:
-                logger.warning("max_len: the stream could not be trimmed: %s", exc)
-            self._failed = True
-            return False
-        self._failed = False
+        except RedisError:
+            self.count(max(counted, self._each))
+            raise
+        if not self._patience.calm:
+            self._patience.worked()
         if more:
             self.count(max(counted, self._each))
         return bool(more)

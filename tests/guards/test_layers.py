@@ -90,13 +90,16 @@ MOVING = {
     "redis._keys": "redis._stream",
     "redis._scripts": "redis._stream",
     "redis._intake": "redis._reading",
+    "redis._patience": "redis._connection",
     "redis._reader": "redis._reading",
+    "redis._server": "redis._stream",
+    "redis._server_clock": "redis._stream",
     "redis._signing": "redis.dialects",
     "redis._writer": "redis._writing",
 }
 
 # What the rule of a whole folder is for: everything else in it has a room of its own.
-OPEN = {"redis": {"", "_admin", "_options", "_transport"}}
+OPEN = {"redis": {"", "_admin", "_options", "_transport", "_upkeep"}}
 
 _CHANNEL = "parts of the channel, which reach back into it: issue 17 gives each what it needs"
 KNOWN = {

@@ -414,10 +414,10 @@ async def test_inbox_expires_and_is_trimmed(
 ) -> None:
     """An inbox has a time to live, and what was read of it is deleted, with old commands too."""
 
-    async def look(transport: RedisStreamsTransport) -> tuple[tuple[int, int], str]:
+    async def look(*args: Any) -> tuple[tuple[int, int], str]:
         return version, "noeviction"
 
-    monkeypatch.setattr(RedisStreamsTransport, "_look_at_server", look)
+    monkeypatch.setattr("anyio_kkrpc.redis._transport.look_at_server", look)
     async with peers(redis_server.url, stream_name, Worker(), None, inbox_ttl=30) as (_, client):
         for _ in range(400):
             await client.get_api().who()
