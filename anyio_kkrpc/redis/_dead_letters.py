@@ -24,30 +24,37 @@ ABOUT = (b"id", b"group", b"reason", b"attempts", b"first", b"last")
 _BOUNDARY = b"request"
 # Entries of all dialects begin with one of these.
 _BEGINNINGS = frozenset({b"from", b"data", b"sessionId"})
+# Names and values of a request. A script can't pass on more than some 8,000 values: what has more
+# is no request of any dialect, and is cut.
+_MOST_VALUES = 6000
 _MOST_ATTEMPTS = 2**63 - 1
 # The end of the year 9999, in milliseconds.
 _MOST_TIME = 253_402_300_799_999
 
-# Adds a letter, for scripts; returns why Redis refused it, if it did. A script can't pass on more
-# than some 8,000 values: what has more fields than that is no request of any dialect, and is cut.
-WRITE_LETTER = b"""
+# Adds a letter, for scripts; returns why Redis refused it, if it did.
+WRITE_LETTER = (
+    b"""
 local function write_letter(key, id, group, deliveries, now, fields)
   local letter = {'id', id, 'group', group,
     'reason', 'delivered ' .. deliveries .. ' times without being finished',
-    'attempts', deliveries, 'first', string.match(id, '^%d+'), 'last', now}
-  local count = math.min(#fields, 6000)
+    'attempts', deliveries, 'first', string.match(id, '^%%d+'), 'last', now}
+  local count = math.min(#fields, %d)
   for i = 1, count do letter[12 + i] = fields[i] end
   letter[13 + count] = 'request'
-  letter[14 + count] = string.format('6 %d', count / 2)
+  letter[14 + count] = string.format('6 %%d', count / 2)
   local added = redis.pcall('XADD', key, '*', unpack(letter))
   return type(added) == 'table' and added.err or nil
 end
 """
+    % _MOST_VALUES
+)
 
 _RETRY_DEAD = b"""
 if redis.replicate_commands then redis.replicate_commands() end
-if redis.call('XDEL', KEYS[2], ARGV[1]) == 0 then return false end
-return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
+if #redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1]) == 0 then return false end
+local new = redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))  -- first: it may be refused
+redis.call('XDEL', KEYS[2], ARGV[1])
+return new
 """
 
 
@@ -178,6 +185,8 @@ async def retry_dead_letter(
     fields = tuple(split(entries[0][1])[1])
     if not fields:
         raise ProtocolError("a dead letter without a request")
+    if len(fields) > _MOST_VALUES:
+        raise ProtocolError(f"a dead letter whose request has {len(fields) // 2} fields")
     if signer is not None:
         fields = signer.sign(stream, fields[:-2] if fields[-2] == b"sig" else fields)
     new = await link.request(b"EVAL", _RETRY_DEAD, b"2", stream, dead, letter_id, *fields)

@@ -34,8 +34,9 @@ PAGE = 500
 _CHUNK = 250
 # Consumers that one script removes.
 _SWEEP_CHUNK = 100
-# Entries in one reply are no more than so many bytes, or one.
-_REPLY_BYTES = b"1048576"
+# Entries in one reply are hardly more than so many bytes, or one: what is larger than
+# client-output-buffer-limit of the server would never arrive.
+_REPLY_BYTES = b"131072"
 # An idle time, in milliseconds, that is more than any claim_idle.
 _LONG_IDLE = b"2147483647"
 # The longest pause, in milliseconds, before a request is delivered again; or claim_idle, if longer.

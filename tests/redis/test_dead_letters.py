@@ -10,7 +10,7 @@ import anyio
 import pytest
 import redis
 
-from anyio_kkrpc import ProtocolError, RedisStreamsTransport, RPCChannel
+from anyio_kkrpc import ProtocolError, RedisStreamsTransport, RPCChannel, RPCError
 from anyio_kkrpc.redis._dead_letters import parse
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
@@ -221,3 +221,28 @@ async def test_letters_as_written(
         assert raw_entry(witness, stream_name) == own
         assert await transport.dead_letters() == []
         assert transport.statistics().invalid == 0
+
+
+@pytest.mark.anyio
+async def test_letters_that_can_not_be_put_back_stay(
+    options: dict[str, Any], witness: redis.Redis, stream_name: str
+) -> None:
+    """Neither one that Redis refuses as a request, nor one that no script can pass on, is lost."""
+    dead = f"{{{stream_name}}}:dead"
+    async with RedisStreamsTransport(**options) as transport:
+        many = [b"x"] * 9_000
+        for request_ in (NATIVE, (*NATIVE, *many)):
+            flat = [*ABOUT, *request_]
+            witness.execute_command("XADD", dead, "*", *flat)
+        good, large = (entry_id.decode() for entry_id, _ in witness.xrange(dead))
+        with pytest.raises(LookupError, match="has 4502 fields"):
+            await transport.retry_dead_letter(large)
+        witness.delete(stream_name)
+        witness.set(stream_name, "no stream")
+        with pytest.raises(RPCError, match="WRONGTYPE"):
+            await transport.retry_dead_letter(good)
+        assert witness.xlen(dead) == 2
+        witness.delete(stream_name)
+        await transport.retry_dead_letter(good)
+        assert witness.xlen(dead) == 1
+        assert witness.xlen(stream_name) == 1

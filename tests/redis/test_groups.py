@@ -16,8 +16,6 @@ import redis
 
 from anyio_kkrpc import DeliveryError, RedisStreamsTransport, RPCChannel, current_call
 from anyio_kkrpc.redis import _group
-from anyio_kkrpc.redis._address import Address
-from anyio_kkrpc.redis._connection import open_connection
 from anyio_kkrpc.redis._group import DELAYED, Groups, Look
 from anyio_kkrpc.redis._keys import Keys
 from anyio_kkrpc.testing import RedisServer
@@ -163,42 +161,43 @@ async def test_more_of_its_own_than_a_page(
     assert set(api.attempts.values()) == {2}
 
 
-async def test_replies_are_bounded_in_bytes(
-    redis_server: RedisServer, stream_name: str, witness: redis.Redis
-) -> None:
-    """Large requests come a few at a time, whether they are a worker's own or anybody's."""
-    for _ in range(9):
-        witness.xadd(stream_name, {"from": "nobody", "json": "x" * 400_000})
-    witness.xgroup_create(stream_name, GROUP, "0")
-    for name in ("me", "gone"):
-        witness.xreadgroup(GROUP, name, {stream_name: ">"}, count=4 if name == "me" else 5)
-    connection = await open_connection(Address.parse(redis_server.url))
+async def test_replies_are_bounded_in_bytes(own_server: RedisServer, stream_name: str) -> None:
+    """Large requests come a few at a time, whether they are a worker's own or anybody's.
 
-    class Link:
-        request = staticmethod(connection.execute)
+    Redis cuts off whom it would have to send more than `client-output-buffer-limit`.
+    """
 
-    link: Any = Link()
-    groups = Groups(
-        link, Keys.of(stream_name), GROUP.encode(), b"me", claim_idle=1, max_deliveries=5
-    )
-    try:
-        sizes = []
-        start: bytes | None = b"-"
-        while start is not None:
-            page = await groups.recover(0, (), counted=False, start=start)
-            sizes.append(len(page.taken))
-            start = page.after
-        assert sizes == [3, 1]
-        gone = Groups(
-            link, Keys.of(stream_name), GROUP.encode(), b"gone", claim_idle=1, max_deliveries=5
-        )
-        pending = witness.xpending_range(stream_name, GROUP, "-", "+", 10, "gone")
-        assert await gone.hand_back([(item["message_id"], 1) for item in pending]) == 5
-        first, second = await groups.take(100, 0), await groups.take(100, 0)
-        assert (len(first.taken), first.more) == (3, True)
-        assert (len(second.taken), second.more) == (2, False)
-    finally:
-        await anyio.aclose_forcefully(connection)
+    class Sizes:
+        def __init__(self) -> None:
+            self.attempts: list[int] = []
+
+        def note(self, text: str) -> None:
+            assert len(text) == 200_000
+            self.attempts.append(current_call().attempt)
+
+    api = Sizes()
+    with redis.Redis.from_url(own_server.url) as client:
+        for number in range(20):
+            record = {
+                "t": "q",
+                "id": f"{number}",
+                "op": "call",
+                "p": ["note"],
+                "a": ["x" * 200_000],
+            }
+            client.xadd(stream_name, {"from": "nobody", "json": json.dumps(record)})
+        client.xgroup_create(stream_name, GROUP, "0")
+        for name in ("me", "gone"):
+            assert client.xreadgroup(GROUP, name, {stream_name: ">"}, count=10)
+        pending = client.xpending_range(stream_name, GROUP, "-", "+", 10, "gone")
+        lost = [item["message_id"] for item in pending]
+        client.xclaim(stream_name, GROUP, "gone", 0, lost, idle=2_000_000, justid=True)
+        client.config_set("client-output-buffer-limit", "normal 500000 0 0")
+    async with worker(own_server, stream_name, claim_idle=1000, consumer_name="me") as served:
+        async with RPCChannel(served, expose=api):
+            await until(lambda: len(api.attempts) == 20)
+            assert served.statistics().reconnects == 0
+    assert set(api.attempts) == {2}
 
 
 async def test_dead_letters_that_redis_refuses(
