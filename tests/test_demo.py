@@ -27,6 +27,7 @@ def cli(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_demo(redis_server: RedisServer, backend: str) -> None:
     """It shows all it promises, both workers answer, and nothing is left."""

@@ -108,6 +108,7 @@ def events(response: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:
             event = {"event": "message"}
 
 
+@pytest.mark.one_server
 def test_publisher_and_subscribers(redis_server: RedisServer) -> None:
     """Every subscriber hears both."""
     url = redis_server.url
@@ -126,6 +127,7 @@ def test_publisher_and_subscribers(redis_server: RedisServer) -> None:
         client.delete("example-news", "{example-news}:control")
 
 
+@pytest.mark.one_server
 def test_worker_and_clients(redis_server: RedisServer) -> None:
     """Callback, streams and trio, against a worker."""
     url = redis_server.url
@@ -147,6 +149,7 @@ def test_worker_and_clients(redis_server: RedisServer) -> None:
         client.delete("example-jobs", "{example-jobs}:control")
 
 
+@pytest.mark.one_server
 @pytest.mark.slow
 def test_web_app(redis_server: RedisServer) -> None:
     """Answers, refusals and streams, up to a browser that goes away in the middle of one."""

@@ -444,6 +444,7 @@ def is_restored(shown: Terminal) -> bool:
     return shown.echoes and not after
 
 
+@pytest.mark.one_server
 @pytest.mark.slow
 def test_live_view(own_server: RedisServer, own: redis.Redis, tmp_path: Path) -> None:
     """Frames change, rates come with calls, Ctrl-C ends it with 0 and the terminal as it was."""
@@ -478,6 +479,7 @@ def test_live_view(own_server: RedisServer, own: redis.Redis, tmp_path: Path) ->
             assert "Traceback" not in shown.output
 
 
+@pytest.mark.one_server
 @pytest.mark.slow
 def test_server_that_goes_away(own_server: RedisServer, own: redis.Redis) -> None:
     """It says so, shows what was before, and goes on; SIGTERM ends it as Ctrl-C does."""
@@ -502,6 +504,7 @@ def test_server_that_goes_away(own_server: RedisServer, own: redis.Redis) -> Non
         assert "Traceback" not in shown.output
 
 
+@pytest.mark.one_server
 @pytest.mark.slow
 def test_it_fits_the_screen_and_q_ends_it(own_server: RedisServer, own: redis.Redis) -> None:
     """As in other programs of this kind, without waiting for the next look; other keys do not."""
@@ -525,6 +528,7 @@ def test_it_fits_the_screen_and_q_ends_it(own_server: RedisServer, own: redis.Re
         assert is_restored(shown)
 
 
+@pytest.mark.one_server
 @pytest.mark.slow
 def test_ctrl_c_before_the_first_look(own_server: RedisServer) -> None:
     """Nothing was shown, so it is an interrupted command."""
@@ -539,6 +543,7 @@ def test_ctrl_c_before_the_first_look(own_server: RedisServer) -> None:
         assert "Traceback" not in shown.output
 
 
+@pytest.mark.one_server
 @pytest.mark.slow
 def test_without_a_terminal(own_server: RedisServer, own: redis.Redis) -> None:
     """One look follows the other, as text; a name that is no stream is refused."""

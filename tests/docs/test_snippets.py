@@ -30,6 +30,7 @@ SNIPPETS = [
 LANGUAGES = {"python", "output", "console", "text", "typescript"}
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("page", SNIPPETS, ids=lambda page: page.name)
 def test_snippets(page: Path, redis_server: RedisServer) -> None:
     """They are run in order in one namespace; each output block is what was printed before it."""

@@ -20,7 +20,7 @@ from anyio_kkrpc.testing._server import RedisServer
 
 from .source import ROOT
 
-pytestmark = [pytest.mark.anyio, pytest.mark.server]
+pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.one_server]
 
 # Functions entered or resumed per call, client and group worker together.
 MOST = {"asyncio": 182, "trio": 177}

@@ -22,7 +22,7 @@ from anyio_kkrpc import (
 from anyio_kkrpc.testing._server import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 
-pytestmark = [pytest.mark.anyio, pytest.mark.server]
+pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.one_server]
 
 
 class Api:

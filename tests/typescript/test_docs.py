@@ -14,7 +14,7 @@ import pytest
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.one_server]
 PAGE = Path(__file__).parents[2] / "docs" / "typescript.md"
 
 

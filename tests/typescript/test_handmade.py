@@ -27,7 +27,7 @@ from tests.faults.proxy import proxy
 
 from .api import Api, serve
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_server]
 
 
 class Peer:
