@@ -23,8 +23,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
+from ._alike import KeyGuard
 from ._exceptions import RPCValidationError
-from ._models import ModelKind, Unfit, decode, mentions_model, plain
+from ._models import MOST_ISSUES, ModelKind, Unfit, decode, mentions_model, plain
 from ._protocol._values import PLAIN, is_stream
 
 AWAITABLES = (Awaitable, Coroutine)
@@ -75,6 +76,27 @@ class StreamKind:
         return value
 
 
+class GuardedKind:
+    """Takes what may have many keys that hash alike, and looks at them first.
+
+    :ivar kind: what it is converted to then
+    """
+
+    __slots__ = ("_guard", "kind")
+
+    def __init__(self, kind: Any, guard: KeyGuard) -> None:
+        self.kind = kind
+        self._guard = guard
+
+    def convert(self, value: Any, name: str, phase: str) -> Any:
+        """Return the value as annotated.
+
+        :raises Unfit: if it doesn't fit
+        """
+        self._guard.check(value)
+        return _convert(value, self.kind, name, phase)
+
+
 def _stream_kind(annotation: Any) -> StreamKind | None:
     """Return what a stream is checked by, ``None`` for an annotation of something else."""
     origin = typing.get_origin(annotation)
@@ -96,6 +118,12 @@ def _item_of(annotation: Any) -> Any:
 
 def checkable(annotation: Any) -> Any:
     """Return what `convert_value` takes for an annotation; `Any` if nothing can be checked."""
+    kind = _kind_of(annotation)
+    guard = None if kind is Any else KeyGuard.of(annotation)
+    return kind if guard is None else GuardedKind(kind, guard)
+
+
+def _kind_of(annotation: Any) -> Any:
     if annotation is inspect.Parameter.empty or annotation is Any:
         return Any
     try:
@@ -232,7 +260,7 @@ class ArgumentConverter:
             for p in parameters
         ):
             self._maximum = -1  # never the short way
-        if any(isinstance(kind, (ModelKind, StreamKind)) for kind in self._types):
+        if any(isinstance(kind, (ModelKind, StreamKind, GuardedKind)) for kind in self._types):
             self._maximum = -1
         # What a number of arguments is converted to; None where nothing is to be checked.
         self._by_count: dict[int, type[Struct] | None] = {
@@ -275,6 +303,8 @@ class ArgumentConverter:
                 return value if kind is Any else _convert(value, kind, self._name, "input")
             except Unfit as exc:
                 issues.extend(_at(name + path, message) for path, message in exc.args[0])
+                if len(issues) > MOST_ISSUES:
+                    raise self._error(*issues[:MOST_ISSUES], "...") from None
 
         args = [
             one(name, value, kind) for name, value, kind in zip(names, args, types_, strict=False)
@@ -327,6 +357,8 @@ def check_own(value: Any, kind: Any, name: str) -> Any:
     if kind is Any or (value.__class__ is kind and kind in PLAIN):
         return value
     try:
+        if isinstance(kind, GuardedKind):
+            kind = kind.kind  # this side has made its own sets and dicts already
         if isinstance(kind, ModelKind):
             return kind.dump(value)
         if isinstance(kind, StreamKind):
@@ -346,7 +378,7 @@ def check_own(value: Any, kind: Any, name: str) -> Any:
 def _convert(value: Any, kind: Any, name: str, phase: str) -> Any:
     if isinstance(kind, ModelKind):
         return kind.convert(value)
-    if isinstance(kind, StreamKind):
+    if isinstance(kind, (StreamKind, GuardedKind)):
         return kind.convert(value, name, phase)
     if is_stream(value) and kind is not object:
         raise Unfit([("", "Expected a value, got a stream")])

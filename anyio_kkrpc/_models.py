@@ -13,6 +13,8 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+# Wrong values that are told one by one.
+MOST_ISSUES = 100
 _VENDORS = ("pydantic", "annotated_types")
 # What dataclasses, TypedDicts (also those of typing_extensions) and NamedTuples are known by.
 _FIELDS = ("__dataclass_fields__", "__total__", "_fields")
@@ -48,6 +50,8 @@ class ModelKind:
                 return self._adapter.validate_python(value)
             return self._adapter.validate_json(text)
         except ValidationError as exc:
+            if exc.error_count() > MOST_ISSUES:
+                raise Unfit([("", f"{exc.error_count()} values don't fit")]) from None
             errors = exc.errors(include_url=False, include_context=False, include_input=False)
             raise Unfit([(_path(error["loc"]), error["msg"]) for error in errors]) from None
 

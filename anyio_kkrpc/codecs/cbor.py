@@ -18,6 +18,7 @@ from .._log import quoted
 from .._models import plain
 from .._protocol._records import Record
 from ..abc import Codec
+from ._cbor_keys import check_keys
 
 __all__ = ("CBORCodec",)
 
@@ -69,6 +70,8 @@ _DECODERS = {tag: _refuse(tag) for tag in _REFUSED} | {
     3: _negative_bignum,
     4: _decimal,
 }
+# Bytes of a record in which too few keys have room to do harm.
+_HARMLESS = 8192
 # How a large integer begins; other bytes may look so, too.
 _LARGE = re.compile(rb"[\xc2\xc3][\x59-\x5b]")
 
@@ -95,6 +98,28 @@ def _refuse_unknown(*args: Any) -> Any:
     raise ValueError("a tag that is not accepted")
 
 
+def _decode(
+    data: bytes | bytearray | memoryview, *, strict: bool = False, immutable: bool = False
+) -> Any:
+    source = BytesIO(data)
+    decoder = cbor2.CBORDecoder(
+        source,
+        max_depth=MAX_DEPTH,
+        allow_duplicate_keys=False,
+        strict_hashable_types=strict,
+        semantic_decoders=_DECODERS,
+        tag_hook=_refuse_unknown,
+    )
+    value = decoder.decode(immutable=immutable)
+    if source.tell() != len(data):
+        raise ValueError("bytes after the record")
+    return value
+
+
+def _decode_keys(data: bytes) -> Any:
+    return _decode(data, immutable=True)
+
+
 @final
 class CBORCodec(Codec):
     """Encodes records as CBOR.
@@ -117,17 +142,14 @@ class CBORCodec(Codec):
         return data
 
     def decode(self, data: bytes | bytearray | memoryview) -> Record:
-        source = BytesIO(data)
         try:
-            value: Any = cbor2.CBORDecoder(
-                source,
-                max_depth=MAX_DEPTH,
-                allow_duplicate_keys=False,
-                semantic_decoders=_DECODERS,
-                tag_hook=_refuse_unknown,
-            ).decode()
-            if source.tell() != len(data):
-                raise ValueError("bytes after the record")
+            try:
+                value = _decode(data, strict=True)
+            except cbor2.CBORDecodeError:
+                # It may have keys that aren't text.
+                if len(data) > _HARMLESS:
+                    check_keys(bytes(data), _decode_keys)
+                value = _decode(data)
             # By its class, not by the union of all: msgspec keeps what it learns of classes only.
             return msgspec.convert(value, _CLASSES[value["t"]], builtin_types=_NATIVE)
         except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are

@@ -6,6 +6,6 @@ has and Python lacks are the classes `URL`, `BigInt` and `Map`.
 
 from __future__ import annotations
 
-from .superjson import URL as URL
-from .superjson import BigInt as BigInt
-from .superjson import Map as Map
+from ._restoring import URL as URL
+from ._restoring import BigInt as BigInt
+from ._restoring import Map as Map

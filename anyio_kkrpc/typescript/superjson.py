@@ -16,13 +16,14 @@ from array import array
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from enum import Enum
-from typing import Any, final
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Struct
 
 from .._exceptions import ProtocolError, RemoteError, RPCError
 from .._log import quoted
+from ._restoring import FLAGS, TYPECODES, URL, BigInt, Map, Source, restore
 
 __all__ = ("URL", "BigInt", "Map", "dumps", "loads")
 
@@ -30,58 +31,9 @@ __all__ = ("URL", "BigInt", "Map", "dumps", "loads")
 MAX_SAFE = (1 << 53) - 1
 # Values of one document, shared ones counted where they are written.
 _MAX_NODES = 10_000_000
-_MAX_REGEXP = 1000
-_MAX_DATE_LENGTH = 40
 _FORBIDDEN_KEYS = frozenset({"__proto__", "constructor", "prototype"})
-_TYPECODES = {
-    "Int8Array": "b",
-    "Int16Array": "h",
-    "Uint16Array": "H",
-    "Int32Array": "i",
-    "Uint32Array": "I",
-    "Float32Array": "f",
-    "Float64Array": "d",
-}
-_ARRAYS = {code: name for name, code in _TYPECODES.items()}
-_FLAGS = {"i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL}
-_DIGITS = re.compile(r"-?[0-9]{1,4000}")
-_NAMED_GROUP = re.compile(r"\(\?<(?![=!])")
+_ARRAYS = {code: name for name, code in TYPECODES.items()}
 _JSON_TYPES = (bytes, bytearray, datetime)
-
-
-@final
-class BigInt(int):
-    """A ``bigint``: what was one in JavaScript, and is sent back as one however small it is."""
-
-
-@final
-class Map(dict[Any, Any]):
-    """A ``Map``: sent as one also if all its keys are text."""
-
-
-@final
-class URL(str):
-    """A ``URL``, as text."""
-
-
-class _Source(str):
-    """The text of a JavaScript pattern with its flags, of which Python has only some."""
-
-    flags = ""
-
-    def __eq__(self, other: object) -> bool:
-        # Python caches compiled patterns by their text, which would lose the flags.
-        if isinstance(other, _Source) and other.flags != self.flags:
-            return False
-        return str.__eq__(self, other)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    __hash__ = str.__hash__
-
-
-# Encoding
 
 
 def dumps(value: Any) -> bytes:
@@ -296,10 +248,10 @@ def _regexp_text(value: re.Pattern[Any]) -> str:
     source = value.pattern
     if not isinstance(source, str):
         raise TypeError("superjson carries patterns of text, not of bytes")
-    if isinstance(source, _Source):
+    if isinstance(source, Source):
         flags = source.flags
     else:
-        flags = "".join(letter for letter, flag in _FLAGS.items() if value.flags & flag)
+        flags = "".join(letter for letter, flag in FLAGS.items() if value.flags & flag)
     return f"/{source.replace('(?P<', '(?<')}/{flags}"
 
 
@@ -342,255 +294,10 @@ def loads(data: bytes | bytearray | memoryview) -> tuple[Any, Any]:
         document = msgspec.json.decode(data)
         meta = document.get("meta") or {}
         values, holder = meta.get("values"), [document["json"]]
-        decoder = _Decoder(legacy="v" not in meta)
-        if values is not None:
-            decoder.annotate(values, holder, 0)
-        equalities = meta.get("referentialEqualities")
-        if equalities is not None:
-            budget = 2 * _count(document["json"]) + 1000
-            decoder.share(equalities, holder)
-            _check_size(holder, budget)
+        restore(holder, meta, len(data))
         return holder[0], values
     except RPCError:
         raise
     except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are
         text = f"not valid superjson: {type(exc).__name__}: {exc}"
         raise ProtocolError(quoted(text, 250)) from exc
-
-
-class _Decoder:
-    """Applies annotations to plain JSON, in place.
-
-    :param legacy: whether paths are those of superjson 1, in which a backslash stands for itself
-    """
-
-    def __init__(self, *, legacy: bool) -> None:
-        self._legacy = legacy
-        self._keys: dict[int, list[Any]] = {}
-
-    def annotate(self, tree: Any, holder: Any, key: Any) -> None:
-        """Apply annotations to ``holder[key]``, the inner ones first."""
-        if isinstance(tree, dict):
-            self._annotate_below(tree, holder, key)
-            return
-        kind, *below = tree
-        for inner in below[:1]:
-            self._annotate_below(inner, holder, key)
-        holder[key] = self._restore(kind, holder[key])
-
-    def _annotate_below(self, tree: dict[str, Any], holder: Any, key: Any) -> None:
-        for path, inner in tree.items():
-            place: Any = holder
-            last: Any = key
-            for segment in self._split(path):
-                place = place[last]
-                last = int(segment) if isinstance(place, list) else segment
-            self.annotate(inner, place, last)
-
-    def _split(self, path: str) -> list[str]:
-        if "\\" not in path:
-            return path.split(".")
-        segments, current, position = [], "", 0
-        while position < len(path):
-            pair = path[position : position + 2]
-            if pair == "\\." or (pair == "\\\\" and not self._legacy):
-                current += pair[1]
-                position += 2
-                continue
-            if pair[0] == "\\" and not self._legacy:
-                raise ValueError("a path with a stray backslash")
-            if pair[0] == ".":
-                segments.append(current)
-                current = ""
-            else:
-                current += pair[0]
-            position += 1
-        return [*segments, current]
-
-    def _restore(self, kind: Any, value: Any) -> Any:
-        if isinstance(kind, list):
-            if kind[0] == "typed-array":
-                return _typed_array(kind[1], value)
-        elif kind == "map":
-            return self._map(value)
-        elif kind in _RESTORE:
-            return _RESTORE[kind](value)
-        raise ValueError(f"an annotation of unknown kind {str(kind)[:40]}")
-
-    def _map(self, pairs: list[list[Any]]) -> Any:
-        try:
-            keys = [_hashable(key) for key, _ in pairs]
-            restored = Map(zip(keys, (item for _, item in pairs), strict=True))
-        except TypeError:
-            return pairs
-        if len(restored) < len(keys):
-            return pairs  # 1 and true, say, which are one key in Python
-        self._keys[id(restored)] = keys
-        return restored
-
-    # Equalities
-
-    def share(self, equalities: Any, holder: list[Any]) -> None:
-        """Put the same object wherever one was before it was written."""
-        of_root: Any = []
-        if isinstance(equalities, list):
-            of_root, *rest = equalities
-            equalities = rest[0] if rest else {}
-        for path in of_root:
-            self._put(holder, path, holder[0])
-        for source, others in equalities.items():
-            value = self._get(holder, source)
-            for path in others:
-                self._put(holder, path, value)
-
-    def _get(self, holder: list[Any], path: str) -> Any:
-        value = holder[0]
-        for segment in self._walk(holder, path):
-            value = segment
-        return value
-
-    def _walk(self, holder: list[Any], path: str) -> Iterator[Any]:
-        value = holder[0]
-        segments = iter(self._split(path))
-        for segment in segments:
-            if isinstance(value, Map) and id(value) in self._keys:
-                pair_key = self._keys[id(value)][int(segment)]
-                value = pair_key if next(segments) == "0" else value[pair_key]
-            else:
-                value = _item(value, segment)
-            yield value
-
-    def _put(self, holder: list[Any], path: str, value: Any) -> None:
-        *above, last = self._split(path)
-        if not above:
-            _set_item(holder[0], last, value)
-            return
-        places = [holder[0], *self._walk(holder, path)]
-        if isinstance(places[-2], Map) and id(places[-2]) in self._keys:
-            if last == "1":  # a key that is shared stays what it is
-                places[-2][self._keys[id(places[-2])][int(above[-1])]] = value
-            return
-        _set_item(places[-2], last, value)
-
-
-def _item(value: Any, segment: str) -> Any:
-    if isinstance(value, (list, tuple)):
-        return value[int(segment)]
-    if isinstance(value, dict):
-        return value[segment]
-    if isinstance(value, RemoteError) and segment == "cause":
-        return value.__cause__
-    if isinstance(value, set):
-        return None
-    raise ValueError("a path into a value that has no parts")
-
-
-def _set_item(place: Any, segment: str, value: Any) -> None:
-    if isinstance(place, list):
-        place[int(segment)] = value
-    elif isinstance(place, dict):
-        place[segment] = value
-    elif isinstance(place, RemoteError) and isinstance(value, RemoteError):
-        place.__cause__ = value
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(_hashable(item) for item in value) if isinstance(value, list) else value
-
-
-def _set(items: list[Any]) -> Any:
-    try:
-        restored = {_hashable(item) for item in items}
-    except TypeError:
-        return items
-    return restored if len(restored) == len(items) else items
-
-
-def _date(text: str) -> Any:
-    if len(text) > _MAX_DATE_LENGTH:
-        raise ValueError("a date that is too long")
-    try:
-        moment = msgspec.convert(text, datetime)
-    except msgspec.ValidationError:
-        return text  # a year that Python doesn't have
-    return text if moment.tzinfo is None else moment
-
-
-def _regexp(text: str) -> Any:
-    body, slash, letters = text.rpartition("/")
-    if not body.startswith("/") or not slash:
-        raise ValueError("a RegExp without slashes")
-    if len(body) > _MAX_REGEXP:
-        return text
-    source = _Source(_NAMED_GROUP.sub("(?P<", body[1:]))
-    source.flags = letters
-    flags = 0
-    for letter in letters:
-        flags |= _FLAGS.get(letter, 0)
-    try:
-        return re.compile(source, flags)
-    except (re.error, RecursionError, OverflowError):
-        return text  # what JavaScript understands and Python doesn't
-
-
-def _bigint(text: Any) -> BigInt:
-    if not isinstance(text, str) or not _DIGITS.fullmatch(text):
-        raise ValueError("a bigint that is no integer")
-    return BigInt(text)
-
-
-def _typed_array(name: str, items: list[Any]) -> Any:
-    numbers = [0 if item is None else item for item in items]
-    if name in ("Uint8Array", "Uint8ClampedArray", "Buffer"):
-        return bytes(numbers)
-    return array(_TYPECODES[name], numbers)
-
-
-def _error(plain: dict[str, Any]) -> RemoteError:
-    cause = plain.get("cause")
-    error = RemoteError(str(plain.get("name", "Error"))[:200], str(plain.get("message", "")))
-    if isinstance(cause, RemoteError):
-        error.__cause__ = cause
-    elif cause is not None:
-        error.data["cause"] = cause
-    return error
-
-
-_RESTORE: dict[str, Any] = {
-    "undefined": lambda value: None,
-    "bigint": _bigint,
-    "Date": _date,
-    "number": float,
-    "set": _set,
-    "regexp": _regexp,
-    "URL": URL,
-    "Error": _error,
-}
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, list):
-        return 1 + sum(map(_count, value))
-    if isinstance(value, dict):
-        return 1 + sum(map(_count, value.values()))
-    return 1
-
-
-def _check_size(value: Any, budget: int) -> None:
-    """Refuse objects shared so often that to walk them would take for ever."""
-    above: set[int] = set()
-    left = budget
-
-    def visit(item: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise ValueError("referential equalities that multiply")
-        if not isinstance(item, (list, dict)) or id(item) in above:
-            return
-        above.add(id(item))
-        for part in item.values() if isinstance(item, dict) else item:
-            visit(part)
-        above.discard(id(item))
-
-    visit(value)

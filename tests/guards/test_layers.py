@@ -63,6 +63,7 @@ MOVING = {
     "_groups": "_runtime",
     "_log": "_runtime",
     "_errors_wire": "_wire_errors",
+    "_alike": "_values",
     "_conversion": "_values",
     "_models": "_values",
     "_callbacks": "_driver",

@@ -42,7 +42,6 @@ KNOWN = {
     ("attributes of a class", "redis._writer.Writer"): (28, _HALL),
     ("lines of a module", "transports.bytestream"): (470, _HALL),
     ("lines of a function", "transports.bytestream.__init__"): (63, _OPTIONS),
-    ("lines of a module", "typescript.superjson"): (596, _TABLE),
 }
 
 
