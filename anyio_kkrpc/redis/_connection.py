@@ -133,6 +133,11 @@ class Connection(AsyncResource):
         received, gone, given = self._stream.extra(SocketTraffic.traffic)
         return Traffic(received, gone, given + self._outgoing_size)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether little enough waits to be written that more may be posted without waiting."""
+        return self._outgoing_size <= HIGH_WATER
+
     # Exclusive use
 
     async def execute(self, *args: Argument) -> Any:
@@ -415,12 +420,6 @@ class Connection(AsyncResource):
         self.break_off(TimeoutError(why))
         await aclose_forcefully(self._stream)
 
-    def _settle(self, on_reply: OnReply, reply: Any) -> None:
-        try:
-            on_reply(reply)
-        except Exception:
-            logger.exception("handling a reply of %s failed", self.address)
-
     def _ignore(self, reply: Any) -> None:
         if isinstance(reply, RedisError):
             self.refused += 1
@@ -450,7 +449,10 @@ class Connection(AsyncResource):
         if self._room is not None:
             self._room.set()
         while self._expected:
-            self._settle(self._expected.popleft(), self._unusable())
+            try:
+                self._expected.popleft()(self._unusable())
+            except Exception:
+                logger.exception("handling a reply of %s failed", self.address)
 
     def _unusable(self) -> TransportClosedError | TransportConnectionError:
         # Each who raises it has one of their own, so that tracebacks don't mix.
@@ -461,10 +463,7 @@ class Connection(AsyncResource):
 
 
 async def open_connection(
-    address: Address,
-    *,
-    client_name: str | None = None,
-    timeout: float = 5.0,
+    address: Address, *, client_name: str | None = None, timeout: float = 5.0
 ) -> Connection:
     """Connect and log in.
 

@@ -76,7 +76,7 @@ class Takeover:
         start: bytes | None = b"-"
         while start is not None:
             async with self._lock:
-                known = (*self._held, *self._dropped)
+                known = (*self._held, *self._dropped, *self._writer.unfinished())
                 claims = await self._groups.recover(
                     self._now(), known, counted=counted, start=start
                 )
@@ -86,7 +86,8 @@ class Takeover:
 
     async def keep(self) -> None:
         """Tell Redis that what this worker holds isn't lost."""
-        lost = await self._groups.touch(list(self._held)) if self._held else []
+        held = [*self._held, *self._writer.unfinished()]
+        lost = await self._groups.touch(held) if held else []
         lost = [entry_id for entry_id in lost if entry_id in self._held]
         if lost:
             logger.warning("%d entries were taken over by other workers meanwhile", len(lost))

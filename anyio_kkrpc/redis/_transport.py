@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import ssl
 import sys
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -51,6 +51,7 @@ from ._admin import (
     trim,
 )
 from ._claiming import Claimer
+from ._commands import Commands, deadline_of
 from ._connection import Argument, Connection, Execute, open_connection
 from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
 from ._errors import Meaning, code_of, leads_elsewhere, meaning_of, reason
@@ -58,7 +59,7 @@ from ._group import Groups
 from ._intake import Intake
 from ._keys import Keys
 from ._link import Dialer, Link
-from ._options import Dialect, Overflow, check_options
+from ._options import Dialect, Options, Overflow, check_options
 from ._patience import Outages, Patience, persist
 from ._portion import Portion
 from ._reader import (
@@ -71,6 +72,7 @@ from ._reader import (
     order,
     was_trimmed,
 )
+from ._repeats import Repeats
 from ._server import look_at_server
 from ._server_clock import ServerClock
 from ._signing import Signer
@@ -99,10 +101,6 @@ DESTROYED = "Redis Streams adapter has been destroyed"
 CLOSE_TIMEOUT = 2.0
 # Consumed inbox entries that are deleted together.
 _DELETE_BATCH = 128
-# Peers whose last number is remembered, to recognize what they wrote twice.
-_PEERS = 4096
-# Bytes of such a number.
-_MAX_NUMBER = 40
 
 
 class RedisStatistics(Struct, frozen=True):
@@ -301,14 +299,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             grouped = options.use_consumer_group
             self._trim = Trim(keys.stream, options.max_len, grouped, self._outages)
         self._writer = Writer(
-            keys,
-            self._dialects,
-            group=group_name if options.use_consumer_group else None,
-            max_message_size=options.max_message_size,
-            max_backlog=options.max_backlog,
-            signer=self._signer,
+            _commands(options, keys, self._dialects, self._signer, self._trim),
+            self._dialects.native,
             returned=self._inbound.deliver,
-            on_stream=None if self._trim is None else self._trim.count,
+            patience=Patience("writes", self._outages),
+            given_up=self._on_given_up,
+            failed=self._broken,
         )
         patience = Patience("a new connection", self._outages)
         self._link = Link(self._dialer("writer"), self._prepare, self._writer.detach, patience)
@@ -345,10 +341,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._room: Event | None = None
         self._touch_now: Event | None = None
         self._consumed: list[bytes] = []
-        self._numbers: OrderedDict[tuple[bytes, str], tuple[bytes, int]] = OrderedDict()
+        self._repeats = Repeats()
+        self._came_before = self._repeats.came_before
         self._received = 0
         self._handed_back = 0
-        self._repeated = 0
         self._reconnects = 0
 
     # Accessors
@@ -382,7 +378,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         """Return what it has done and holds."""
         return RedisStatistics(
             queue=self._queue.statistics(),
-            sent=self._writer.sent,
+            sent=self._writer.commands.sent,
             received=self._received,
             invalid=self._decoder.invalid,
             undeliverable=self._writer.undeliverable + self._takeover.refused,
@@ -390,7 +386,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             claimed=self._takeover.claimed,
             dead_lettered=self._takeover.dead_lettered,
             handed_back=self._handed_back,
-            repeated=self._repeated,
+            repeated=self._repeats.dropped,
             reconnects=self._reconnects + self._link.reconnects,
         )
 
@@ -421,6 +417,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         # Not group.start(): if that is cancelled, it waits for the task, which is shielded.
         group.start_soon(self._run_link, connection, name="anyio_kkrpc redis writer")
         group.start_soon(self._watch.run, name="anyio_kkrpc redis watch")
+        group.start_soon(self._writer.run, name="anyio_kkrpc redis repeats")
         patience = Patience("the start", self._outages, heals=())
 
         async def execute(*args: Argument) -> Any:
@@ -432,7 +429,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 "maxmemory-policy of Redis is %s: it may evict streams and inboxes; set noeviction",
                 policy,
             )
-        self._writer.no_mkstream = modern = version >= (6, 2)
+        self._writer.commands.no_mkstream = modern = version >= (6, 2)
         if options.use_consumer_group and not modern:
             raise TransportConnectionError(
                 f"Redis Streams connection error: consumer groups need Redis 6.2 or later, "
@@ -680,8 +677,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if isinstance(record, Request) and record.o is True:
             await writer.send_and_confirm(item)
             return
-        if not writer.send_nowait(item):
-            await writer.wait_flushed(item.deadline)
+        post = writer.send_nowait(item)
+        if post is not None:
+            await writer.wait_flushed(post, item.deadline)
         if self._dialects.classic_seen:
             self._pace_streams()
 
@@ -696,16 +694,17 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             assert isinstance(record, Reply)
             reply.record = sender.dialect.answer(request, record)
         if envelope.token is None:
-            if reply is not None:
-                await self.send(reply)
-            return
-        writer.settle(envelope.token, reply)
-        self._held.pop(envelope.token, None)
-        envelope.token = None
-        if self._room is not None:
-            self._notify_room()
-        if not writer.flush_nowait():
-            await writer.wait_flushed()
+            post = None if reply is None else writer.send_nowait(reply)
+            flushed = post is None
+        else:
+            post = writer.settle(envelope.token, reply, envelope.attempt)
+            self._held.pop(envelope.token, None)
+            envelope.token = None
+            if self._room is not None:
+                self._notify_room()
+            flushed = writer.flush_nowait()
+        if not flushed:
+            await writer.wait_flushed(post, deadline_of(envelope))
         if self._dialects.classic_seen:
             self._pace_streams()
 
@@ -885,21 +884,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         finally:
             self._pacing = False
 
-    def _came_before(self, stream: bytes, sender: str, number: bytes) -> bool:
-        """Whether its sender wrote it a second time, because of a lost connection."""
-        epoch, _, text = number.partition(b".")
-        if not text.isdigit() or len(number) > _MAX_NUMBER:
-            return False
-        key, numbers = (stream, sender), self._numbers
-        count, last = int(text), numbers.get(key)
-        if last is not None and last[0] == epoch and count <= last[1]:
-            self._repeated += 1
-            return True
-        if last is None and len(numbers) >= _PEERS:
-            numbers.popitem(last=False)
-        numbers[key] = (epoch, count)
-        return False
-
     async def _after_reading(self) -> None:
         """Send what handling entries called for, and drop what was consumed."""
         if self._inbound.ended_reason is not None:
@@ -930,7 +914,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def _delete_consumed(self) -> None:
         if self._consumed:
             consumed = list(self._consumed)
-            if self._writer.no_mkstream:  # Redis 6.2, where this takes a thirtieth of the time
+            # Redis 6.2 or later, where this takes a thirtieth of the time.
+            if self._writer.commands.no_mkstream:
                 ms, number = order(consumed[-1])
                 after = b"%d-%d" % (ms, number + 1)
                 await self._link.request(b"XTRIM", self._inbox, b"MINID", after)
@@ -1054,7 +1039,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 self._skip(entry_id)
                 return
             # A Python worker of this group wouldn't see it; TypeScript peers read the stream.
-            self._open_writer().forward(entry_id, entry.recipient, entry.fields)
+            self._open_writer().forward(entry_id, attempt, entry.recipient, entry.fields)
             self._skipped = True
             return
         self._held[entry_id] = _Held(attempt)
@@ -1102,6 +1087,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 if not patience.calm:
                     patience.worked()
 
+    def _on_given_up(self, entry_id: bytes, attempt: int) -> None:
+        """An entry can't be answered from here; it goes back to the group."""
+        self._dropped[entry_id] = attempt
+        if self._touch_now is not None:
+            self._touch_now.set()
+
     def _release_held(self, *, begun: bool = True) -> dict[bytes, int]:
         """Hold nothing any more, or only what was ``begun``; return what is to be handed back."""
         released = {}
@@ -1116,6 +1107,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         """Give what isn't wanted here, or at the end everything, to the other workers."""
         if self._inbound.ended_reason is not None:
             self._dropped.update(self._release_held())
+            self._dropped.update(self._writer.unanswered)
         entries = list(self._dropped.items())
         if not entries:
             return
@@ -1323,6 +1315,19 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             yield self._link
         except RedisError as exc:
             raise self._options.address.refusal(exc) from exc
+
+
+def _commands(
+    options: Options,
+    keys: Keys,
+    dialects: Dialects,
+    signer: Signer | None,
+    trim: Trim | None,
+) -> Commands:
+    added = None if trim is None else trim.count
+    group = options.consumer_group.encode() if options.use_consumer_group else None
+    sizes = options.max_message_size, options.max_backlog
+    return Commands(keys, dialects, group, options.consumer_name.encode(), *sizes, signer, added)
 
 
 async def _let_others_run() -> None:

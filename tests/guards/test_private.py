@@ -22,7 +22,7 @@ KNOWN = {
     "_streaming": (4, _CHANNEL),
     "_typing": (1, _INFLOW),
     "otel": (1, "a transport has no public property that tells its address"),
-    "redis._writer": (1, "packs commands; belongs to redis._connection._resp"),
+    "redis._commands": (1, "packs commands; belongs to redis._connection._resp"),
 }
 
 FOUND = Counter(module for module, _, _ in private_uses())

@@ -37,9 +37,6 @@ KNOWN = {
     ("methods of a class", "redis._transport.RedisStreamsTransport"): (79, _HALL),
     ("attributes of a class", "redis._transport.RedisStreamsTransport"): (49, _HALL),
     ("lines of a function", "redis._transport.__init__"): (155, _OPTIONS),
-    ("lines of a module", "redis._writer"): (660, _HALL),
-    ("methods of a class", "redis._writer.Writer"): (32, _HALL),
-    ("attributes of a class", "redis._writer.Writer"): (28, _HALL),
     ("lines of a module", "transports.bytestream"): (470, _HALL),
     ("lines of a function", "transports.bytestream.__init__"): (63, _OPTIONS),
 }

@@ -177,8 +177,9 @@ async def _written(
     await until(lambda: raw.xrange(key, b"(" + before))
     ((_, found),) = raw.xrange(key, b"(" + before)
     written = [item for pair in found.items() for item in pair]
-    # The number and the signature differ from one entry to the next.
-    expected, pattern = list(fields), re.compile(rb"[0-9a-f]{8}\.[1-9][0-9]*")
+    # The number and the signature differ from one entry to the next. The version before took what
+    # stands before the dot as it is; now it says with a + that there are no gaps.
+    expected, pattern = list(fields), re.compile(rb"[0-9a-f]{8}\+[0-9a-f]+\.[1-9][0-9]*")
     if b"n" in found:
         assert pattern.fullmatch(found[b"n"])
         expected[5] = found[b"n"]

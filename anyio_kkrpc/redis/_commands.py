@@ -1,0 +1,353 @@
+"""What a transport says to Redis about envelopes, as packed commands, without any I/O."""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import count
+
+from msgspec import UNSET, Struct
+
+from .._exceptions import OverloadedError
+from .._protocol._records import Bye, Cancel, Record, Request
+from ..abc import Codec, Envelope
+from ._connection import _pack as pack_command
+from ._keys import Keys
+from ._ledger import Post
+from ._scripts import BEFORE
+from ._signing import Signer
+from .dialects import Dialects
+from .dialects.native import MARK
+
+__all__ = ("Commands", "deadline_of", "is_control")
+
+# Cancels are of interest for moments; older ones only take up memory.
+_CONTROL_LENGTH = b"1000"
+_CONTROL_TTL_MS = b"3600000"
+# Peers whose inbox is remembered.
+_PEERS = 4096
+
+# The end of each native entry, packed.
+_MARK = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in MARK)
+
+# Removes a request that no group has taken yet; one that was taken is cancelled by the record.
+_CANCEL = (
+    BEFORE
+    + b"""
+if redis.replicate_commands then redis.replicate_commands() end
+local taken = redis.call('EXISTS', KEYS[1]) == 0
+if not taken then
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+    for i = 1, #group, 2 do
+      if group[i] == 'last-delivered-id' and not before(group[i + 1], ARGV[1]) then taken = true end
+    end
+  end
+end
+if not taken then return redis.call('XDEL', KEYS[1], ARGV[1]) end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', unpack(ARGV, 4))
+return redis.call('PEXPIRE', KEYS[2], ARGV[3])
+"""
+)
+
+# Adds a request unless the group has too much to do already; returns its id, or the backlog.
+_ADD_BOUNDED = b"""
+if redis.replicate_commands then redis.replicate_commands() end
+local limit = tonumber(ARGV[2])
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  -- Without that group, by the one that has least to do; without any, all entries wait for it.
+  local backlog = redis.call('XLEN', KEYS[1])
+  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+    local group = {}
+    for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
+    local waiting = group['lag']
+    if not waiting then
+      local start = '(' .. group['last-delivered-id']
+      waiting = #redis.call('XRANGE', KEYS[1], start, '+', 'COUNT', limit + 1)
+    end
+    backlog = math.min(backlog, waiting + group['pending'])
+    if group['name'] == ARGV[1] then
+      backlog = waiting + group['pending']
+      break
+    end
+  end
+  if backlog >= limit then return backlog end
+end
+return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 3))
+"""
+
+# Makes entries pending again that were acknowledged though their reply was refused.
+_BRING_BACK = b"""
+if redis.replicate_commands then redis.replicate_commands() end
+for i = 3, #ARGV, 2 do
+  if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1) == 0 then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i],
+      'RETRYCOUNT', ARGV[i + 1], 'FORCE', 'JUSTID')
+  end
+end
+return 1
+"""
+
+
+class _Inbox(Struct):
+    """Where entries for one peer go.
+
+    :ivar epoch: what the numbers of these entries begin with; the counts behind it have no gaps,
+        which the ``+`` in it says
+    :ivar last: the count of the last one
+    :ivar head: the beginning of the command that adds one in ``codec``
+    """
+
+    key: bytes
+    epoch: bytes
+    last: int = 0
+    codec: Codec | None = None
+    head: bytes = b""
+
+
+class Commands:
+    """Makes the posts of a writer.
+
+    :param group: the group whose entries are acknowledged, if any
+    :param consumer: this peer's name in it
+    :param added: told how many entries are added to the stream or acknowledged, if not ``None``
+    :ivar sent: records that were put into posts
+    :ivar no_mkstream: whether the server knows NOMKSTREAM
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        dialects: Dialects,
+        group: bytes | None,
+        consumer: bytes,
+        max_message_size: int,
+        max_backlog: int | None,
+        signer: Signer | None,
+        added: Callable[[int], object] | None,
+    ) -> None:
+        self._keys = keys
+        self._dialects = dialects
+        self._native = dialects.native
+        self._group = group
+        self._consumer = consumer
+        self._max_size = max_message_size
+        self._backlog = None if max_backlog is None else b"%d" % max_backlog
+        self._signer = signer
+        self._added = added
+        # Whether nothing is added to commands, so that they may be put together the quick way.
+        self._plain = signer is None and max_backlog is None
+        self._request_head = _beginning(
+            (b"XADD", keys.stream, b"*", b"from", self._native.sender), self._native.codec, 2
+        )
+        self._epoch = secrets.token_hex(4).encode()
+        self._epochs = count(1)
+        self._inboxes: OrderedDict[str, _Inbox] = OrderedDict()
+        self._control = self._open(keys.control)
+        self.no_mkstream = True
+        self.sent = 0
+
+    @property
+    def stream(self) -> bytes:
+        """The key of the stream."""
+        return self._keys.stream
+
+    def make(self, envelope: Envelope) -> Post | None:
+        """Return what is to be written; ``None`` if its recipient knows nothing of the kind."""
+        record, recipient = envelope.record, envelope.recipient
+        if self._plain:
+            if recipient is None:
+                if record.__class__ is Request and self._dialects.own is self._native:
+                    return self._make_request(envelope, record)
+            elif self._dialects.of(recipient) is self._native:
+                return self._make_addressed(envelope, recipient)
+        dialect = self._dialects.of(recipient)
+        control = recipient is None and is_control(record)
+        if dialect is not self._native and not control:
+            shared = dialect.encode(record, recipient)
+            return None if shared is None else self._make_shared(envelope, shared)
+        if control:
+            return self._make_control(envelope)
+        if recipient is None:
+            fields = self._native.encode(record, None)
+            self._count(fields)
+            self._note_added()
+            return Post(self._add_to_stream(fields), envelope, to_stream=True)
+        inbox = self._inbox(recipient)
+        fields = self._encode(inbox, envelope)
+        return Post(pack_command((b"XADD", inbox.key, *self._if_there, b"*", *fields)), envelope)
+
+    def forward(self, entry_id: bytes, attempt: int, recipient: str, fields: list[bytes]) -> Post:
+        """Return what hands an entry of the group on to the inbox of the peer that it is for."""
+        command = (b"XADD", self._inbox(recipient).key, *self._if_there, b"*", *fields)
+        return Post(pack_command(command), answers=entry_id, attempt=attempt)
+
+    def acknowledge(self, entries: list[bytes]) -> Post:
+        """Return what acknowledges entries of the group."""
+        assert self._group is not None
+        if self._added is not None:
+            self._added(len(entries))
+        command = (b"XACK", self._keys.stream, self._group, *entries)
+        return Post(pack_command(command), ids=entries)
+
+    def bring_back(self, entries: list[tuple[bytes, int]]) -> Post:
+        """Return what makes entries of the group pending again.
+
+        :param entries: their ids, with the number of their deliveries
+        """
+        assert self._group is not None
+        flat: list[bytes] = []
+        for entry_id, attempt in entries:
+            flat += (entry_id, b"%d" % attempt)
+        command = (b"EVAL", _BRING_BACK, b"1", self._keys.stream, self._group, self._consumer)
+        ids = [entry_id for entry_id, _ in entries]
+        return Post(pack_command((*command, *flat)), ids=ids, brings_back=True)
+
+    def renew(self, post: Post, left: int) -> None:
+        """Give a request that has waited a new budget, where its dialect carries one.
+
+        :param left: milliseconds
+        """
+        envelope = post.envelope
+        assert envelope is not None
+        if post.to_stream and post.data is None:
+            assert isinstance(envelope.record, Request)
+            envelope.record.d = left
+            post.packed = self._add_to_stream(self._native.encode(envelope.record, None))
+
+    def key_of(self, post: Post) -> bytes:
+        """Return the key that a post writes to."""
+        if post.to_stream or post.envelope is None:
+            return self._keys.stream
+        recipient = post.envelope.recipient
+        return self._keys.control if recipient is None else self._keys.inbox(recipient)
+
+    def _make_request(self, envelope: Envelope, record: Record) -> Post:
+        """The quick way of most: the constant beginning of the command is made once."""
+        data = self._native.codec.encode(record)
+        size = len(data)
+        if size > self._max_size:
+            self._check_size(size)
+        self.sent += 1
+        if self._added is not None:
+            self._added(1)
+        packed = b"%s$%d\r\n%s\r\n%s" % (self._request_head, size, data, _MARK)
+        return Post(packed, envelope, 1, True)
+
+    def _make_addressed(self, envelope: Envelope, recipient: str) -> Post:
+        codec = self._native.codec_for(recipient)
+        data = codec.encode(envelope.record)
+        if len(data) > self._max_size:
+            self._check_size(len(data))
+        self.sent += 1
+        inbox = self._inboxes.get(recipient)
+        if inbox is None:
+            inbox = self._inbox(recipient)
+        if inbox.codec is not codec:
+            self._begin(inbox, codec)
+        inbox.last = last = inbox.last + 1
+        number = b"%s.%d" % (inbox.epoch, last)
+        packed = b"%s$%d\r\n%s\r\n$1\r\nn\r\n$%d\r\n%s\r\n%s" % (
+            inbox.head,
+            len(data),
+            data,
+            len(number),
+            number,
+            _MARK,
+        )
+        return Post(packed, envelope)
+
+    def _make_control(self, envelope: Envelope) -> Post:
+        keys = self._keys
+        fields = self._encode(self._control, envelope)
+        if envelope.record.__class__ is Cancel and envelope.token is not None and self._group:
+            bounds = (_CONTROL_LENGTH, _CONTROL_TTL_MS)
+            command = (b"EVAL", _CANCEL, b"2", keys.stream, keys.control, envelope.token, *bounds)
+            return Post(pack_command((*command, *fields)), envelope)
+        add = (b"XADD", keys.control, b"MAXLEN", b"~", _CONTROL_LENGTH, b"*", *fields)
+        expire = (b"PEXPIRE", keys.control, _CONTROL_TTL_MS)
+        return Post(pack_command(add) + pack_command(expire), envelope, 2)
+
+    def _make_shared(self, envelope: Envelope, fields: tuple[bytes, ...]) -> Post:
+        bounded = isinstance(envelope.record, Request)
+        self._count(fields)
+        self._note_added()
+        packed = self._add_to_stream(fields, bounded=bounded)
+        return Post(packed, envelope, 1, True, fields[1])
+
+    def _add_to_stream(self, fields: tuple[bytes, ...], *, bounded: bool = True) -> bytes:
+        stream = self._keys.stream
+        if self._signer is not None:
+            fields = self._signer.sign(stream, fields)
+        if self._backlog is None or self._group is None or not bounded:
+            return pack_command((b"XADD", stream, b"*", *fields))
+        command = (b"EVAL", _ADD_BOUNDED, b"1", stream, self._group, self._backlog)
+        return pack_command((*command, *fields))
+
+    def _encode(self, inbox: _Inbox, envelope: Envelope) -> tuple[bytes, ...]:
+        """Return the fields of a native entry with a number, and a signature if there is a key."""
+        number = b"%s.%d" % (inbox.epoch, inbox.last + 1)
+        fields = self._native.encode(envelope.record, envelope.recipient, number)
+        self._count(fields)
+        inbox.last += 1
+        return fields if self._signer is None else self._signer.sign(inbox.key, fields)
+
+    def _count(self, fields: tuple[bytes, ...]) -> None:
+        self._check_size(max(map(len, fields)))
+        self.sent += 1
+
+    @property
+    def _if_there(self) -> tuple[bytes, ...]:
+        """What keeps XADD from making an inbox: a peer that has gone must not get it back."""
+        return (b"NOMKSTREAM",) if self.no_mkstream else ()
+
+    def _inbox(self, recipient: str) -> _Inbox:
+        inboxes = self._inboxes
+        inbox = inboxes.get(recipient)
+        if inbox is None:
+            if len(inboxes) >= _PEERS:
+                inboxes.popitem(last=False)
+            inbox = inboxes[recipient] = self._open(self._keys.inbox(recipient))
+        return inbox
+
+    def _open(self, key: bytes) -> _Inbox:
+        # One that was forgotten and is opened again counts from 1, hence an epoch of its own.
+        return _Inbox(key, b"%s+%x" % (self._epoch, next(self._epochs)))
+
+    def _begin(self, inbox: _Inbox, codec: Codec) -> None:
+        """Make the beginning of the command that adds to an inbox."""
+        command = (b"XADD", inbox.key, *self._if_there, b"*", b"from", self._native.sender)
+        inbox.codec, inbox.head = codec, _beginning(command, codec, 4)
+
+    def _note_added(self) -> None:
+        if self._added is not None:
+            self._added(1)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_size:
+            raise OverloadedError(
+                f"a message of {size} bytes exceeds max_message_size ({self._max_size} bytes)"
+            )
+
+
+def is_control(record: Record) -> bool:
+    """Whether a record goes to the control stream, if it isn't for one peer."""
+    kind = record.__class__
+    return kind is Cancel or kind is Bye
+
+
+def deadline_of(request: Envelope) -> float | None:
+    """Return when the caller of a request gives up, on AnyIO's clock."""
+    record = request.record
+    if request.sent_at is None or not isinstance(record, Request) or record.d is UNSET:
+        return None
+    return request.sent_at + record.d / 1000
+
+
+def _beginning(command: tuple[bytes, ...], codec: Codec, more: int) -> bytes:
+    """Return a packed command up to its last values: the encoded record, and some more."""
+    name = codec.name.encode()
+    length = len(command) + 2 + more
+    return b"*%d\r\n" % length + b"".join(
+        b"$%d\r\n%s\r\n" % (len(part), part) for part in (*command, name)
+    )
