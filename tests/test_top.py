@@ -28,7 +28,7 @@ from anyio_kkrpc._cli._top import Watch
 from anyio_kkrpc._cli._top_look import SEARCH_INTERVAL, GroupLook, Search, StreamLook, Worker, look
 from anyio_kkrpc._cli._top_table import age, rate, shorten
 from anyio_kkrpc._cli._top_view import Fitted, Frame
-from anyio_kkrpc.redis._group import HANDED_BACK
+from anyio_kkrpc.redis._group import DELAYED, HANDED_BACK
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
 
@@ -292,8 +292,12 @@ def test_looks_at_groups(own: redis.Redis) -> None:
     own.xreadgroup("g", "worker", {"jobs": ">"}, count=2)
     own.xreadgroup("g", HANDED_BACK, {"jobs": ">"}, count=1)
     own.xack("jobs", "g", f"{now - 90_000}-0")
-    (seen,) = look(own, ["jobs"])[0].groups
-    # What was handed back waits, and who handed it back is no worker.
+    (handed_back,) = own.xpending_range("jobs", "g", "-", "+", 1, HANDED_BACK)
+    for owner in (HANDED_BACK, DELAYED):
+        own.xclaim("jobs", "g", owner, 0, [handed_back["message_id"]], justid=True)
+        (seen,) = look(own, ["jobs"])[0].groups
+        assert (seen.waiting, seen.running, seen.taken) == (1, 1, 3)
+    # What was handed back or is delayed waits, and its owner is no worker.
     assert (seen.waiting, seen.running, seen.taken) == (1, 1, 3)
     assert [(worker.name, worker.holds) for worker in seen.workers] == [("worker", 1)]
     assert seen.oldest == pytest.approx(80, abs=20)

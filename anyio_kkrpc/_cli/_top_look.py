@@ -14,7 +14,7 @@ import redis
 from msgspec import Struct
 from redis.exceptions import ResponseError
 
-from ..redis._group import HANDED_BACK
+from ..redis._group import DELAYED, HANDED_BACK
 from ..redis._keys import Keys, stream_of
 
 # Seconds from the end of a search for streams to the next one: at least so many, and as many times
@@ -221,8 +221,8 @@ def _group(
     workers, handed_back = [], 0
     for consumer in consumers:
         name, holds = _text(consumer["name"]), int(consumer["pending"])
-        if name == HANDED_BACK.decode():
-            handed_back = holds
+        if name in (HANDED_BACK.decode(), DELAYED.decode()):
+            handed_back += holds
         else:
             workers.append(Worker(name, holds, int(consumer["idle"]) / 1000))
     lag = group.get("lag")
