@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct
 from redis.exceptions import ResponseError
 
 from ._errors import Meaning, meaning_of
-from ._link import Link
+from ._link import Command, Link
+from ._portion import Portion
 
 # Entries fetched by one XRANGE.
 PAGE = 500
@@ -41,7 +43,8 @@ class StreamEntry(Struct, frozen=True):
 async def stream_info(link: Link, stream: bytes) -> StreamInfo:
     """Return what XINFO STREAM tells. A stream that doesn't exist is empty."""
     try:
-        reply = await link.request(b"XINFO", b"STREAM", stream)
+        what, command = "the stream's first and last entry", (b"XINFO", b"STREAM", stream)
+        reply = await link.ask(what, Portion(1), lambda _: command)
     except ResponseError as exc:
         if meaning_of(exc) is not Meaning.GONE:
             raise
@@ -53,16 +56,17 @@ async def stream_info(link: Link, stream: bytes) -> StreamInfo:
 
 async def all_entries(link: Link, stream: bytes) -> list[StreamEntry]:
     """Return the entries from the first to what was the last when this began, page by page."""
-    newest = await link.request(b"XREVRANGE", stream, b"+", b"-", b"COUNT", b"1")
+    what, portion = "the stream's entries", Portion(PAGE)
+    newest = await link.ask(what, Portion(1), pages(b"XREVRANGE", stream, b"+", b"-"))
     if not newest:
         return []
     end = newest[0][0]
     entries: list[StreamEntry] = []
     start = b"-"
     while True:
-        page = await link.request(b"XRANGE", stream, start, end, b"COUNT", b"%d" % PAGE)
+        page = await link.ask(what, portion, pages(b"XRANGE", stream, start, end))
         entries.extend(to_entry(item) for item in page)
-        if len(page) < PAGE:
+        if not page or page[-1][0] == end:
             return entries
         start = after(page[-1][0])
 
@@ -71,6 +75,11 @@ async def trim(link: Link, stream: bytes, max_len: int) -> int:
     """Trim to exactly ``max_len`` entries, read by all or not; return how many went."""
     removed: int = await link.request(b"XTRIM", stream, b"MAXLEN", b"%d" % max_len)
     return removed
+
+
+def pages(*command: bytes, most: int = PAGE) -> Callable[[int], Command]:
+    """Return what makes a command ask for so many entries, but not more than ``most``."""
+    return lambda count: (*command, b"COUNT", b"%d" % min(count, most))
 
 
 def pairs(flat: list[Any]) -> dict[bytes, Any]:

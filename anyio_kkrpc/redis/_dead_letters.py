@@ -14,8 +14,9 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from .._exceptions import ProtocolError
-from ._admin import PAGE, after
+from ._admin import PAGE, after, pages
 from ._link import Link
+from ._portion import Portion
 from ._signing import Signer
 
 # What each letter tells, in the order in which it is written.
@@ -157,16 +158,16 @@ async def dead_letters(
     :param skipped: told of each entry that isn't one, and why
     """
     letters: list[DeadLetter] = []
-    start = b"-"
+    start, portion = b"-", Portion(PAGE)
     while len(letters) < count:
-        page = min(count - len(letters), PAGE)
-        entries = await link.request(b"XRANGE", dead, start, b"+", b"COUNT", b"%d" % page)
+        page = pages(b"XRANGE", dead, start, b"+", most=count - len(letters))
+        entries = await link.ask("dead letters", portion, page)
         for letter_id, flat in entries:
             try:
                 letters.append(parse(letter_id, flat))
             except ProtocolError as exc:
                 skipped(letter_id, exc)
-        if len(entries) < page:
+        if not entries:
             break
         start = after(entries[-1][0])
     return letters

@@ -17,10 +17,12 @@ from typing import Any
 from msgspec import Struct
 from redis.exceptions import ResponseError
 
+from .._exceptions import TransportClosedError, TransportConnectionError
 from ._errors import Meaning, meaning_of, reason
 from ._group_scripts import HAND_BACK, LEAD, LOOK, RECOVER, REMOVE, RESIGN, TAKE, TOUCH
 from ._keys import Keys
-from ._link import Link
+from ._link import Command, Link
+from ._portion import Portion
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -35,8 +37,9 @@ _CHUNK = 250
 # Consumers that one script removes.
 _SWEEP_CHUNK = 100
 # Entries in one reply are hardly more than so many bytes, or one: what is larger than
-# client-output-buffer-limit of the server would never arrive.
-_REPLY_BYTES = b"131072"
+# client-output-buffer-limit of the server would never arrive. If it doesn't, it becomes less.
+_REPLY_BYTES = 128 * 1024
+_LEAST_BYTES = 1024
 # An idle time, in milliseconds, that is more than any claim_idle.
 _LONG_IDLE = b"2147483647"
 # The longest pause, in milliseconds, before a request is delivered again; or claim_idle, if longer.
@@ -116,17 +119,27 @@ class Groups:
         self._lease_ms = b"%d" % max(round(claim_idle * _LEASE * 1000), 1)
         self._limit = b"%d" % max_deliveries
         self._leaseless = False
+        self._reply = Portion(_REPLY_BYTES, _LEAST_BYTES)
 
     # Entries
 
     async def take(self, count: int, now: float) -> Claims:
         """Take at most ``count`` entries that were handed back or lost.
 
+        What is taken and lost with its connection is lost once more, and found by `look`.
+
         :param now: Redis' time in seconds
         """
-        taken, dead, kept, more = await self._take_over(
-            TAKE, b"%d" % count, self._limit, _ms(now), HANDED_BACK, DELAYED
-        )
+        what = (b"%d" % count, self._limit, _ms(now), HANDED_BACK, DELAYED)
+        command = self._take_over(TAKE, self._reply.size, *what)
+        try:
+            taken, dead, kept, more = _claims(await self._link.attempt(*command))
+        except (TransportConnectionError, TransportClosedError):
+            if self._link.ended:
+                raise
+            self._reply.cut("what was handed back")
+            return Claims([], [], [], more=True)
+        self._reply.came(self._reply.size)
         return Claims(taken, dead, kept, more=bool(more))
 
     async def recover(
@@ -146,18 +159,17 @@ class Groups:
         :param start: `Claims.after` of the page before
         :param count: entries to look at
         """
-        taken, dead, kept, last = await self._take_over(
-            RECOVER,
-            start,
-            b"%d" % count,
-            b"%d" % counted,
-            self._limit,
-            _ms(now),
-            self._idle,
-            _LONGEST_PAUSE,
-            DELAYED,
-            *known,
-        )
+        bounds = (self._limit, _ms(now), self._idle, _LONGEST_PAUSE, DELAYED)
+        deliveries = iter((b"%d" % counted,))
+
+        def command(size: int) -> Command:
+            # One that was lost may have been carried out, and is not to be counted again.
+            page = (start, b"%d" % count, next(deliveries, b"0"))
+            return self._take_over(RECOVER, size, *page, *bounds, *known)
+
+        reply = await self._link.ask("what this worker holds", self._reply, command)
+        taken, dead, kept, last = _claims(reply)
+        self._reply.came(self._reply.size)
         return Claims(taken, dead, kept, after=_after(last))
 
     async def touch(self, ids: list[bytes]) -> list[bytes]:
@@ -266,15 +278,15 @@ class Groups:
             b"EVAL", script, b"1", self.stream, self._group, self._consumer, *args
         )
 
-    async def _take_over(
-        self, script: bytes, *args: bytes
-    ) -> tuple[list[Taken], list[Taken], list[Taken], Any]:
-        keys = (b"2", self.stream, self._dead)
-        *found, more = await self._link.request(
-            b"EVAL", script, *keys, self._group, self._consumer, _REPLY_BYTES, *args
-        )
-        taken, dead, kept = ([Taken(*item) for item in items] for items in found)
-        return taken, dead, kept, more
+    def _take_over(self, script: bytes, size: int, *args: bytes) -> Command:
+        keys = (b"2", self.stream, self._dead, self._group, self._consumer)
+        return (b"EVAL", script, *keys, b"%d" % size, *args)
+
+
+def _claims(reply: Any) -> tuple[list[Taken], list[Taken], list[Taken], Any]:
+    *found, more = reply
+    taken, dead, kept = ([Taken(*item) for item in items] for items in found)
+    return taken, dead, kept, more
 
 
 def _after(last: bytes) -> bytes | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from math import inf
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio.lowlevel
 from anyio import Event, aclose_forcefully, current_time, sleep
@@ -16,10 +16,15 @@ from .._exceptions import RPCError, TransportClosedError, TransportConnectionErr
 from ._connection import Argument, Connection
 from ._errors import Meaning, leads_elsewhere, meaning_of
 from ._patience import FIRST_PAUSE, LONGEST_PAUSE, Patience
+from ._portion import Portion
 
 logger = logging.getLogger("anyio_kkrpc")
 
 Dial = Callable[[], Awaitable[Connection]]
+Command: TypeAlias = tuple[Argument, ...]
+
+# How often one entry is asked for that can't be had.
+_ATTEMPTS = 5
 
 
 class Dialer:
@@ -154,6 +159,11 @@ class Link:
             self._end = reason
         self._up.set()
 
+    @property
+    def ended(self) -> bool:
+        """Whether `request` fails from now on."""
+        return self._end is not None
+
     async def request(self, *args: Argument) -> Any:
         """Send a command that may be repeated, on this connection or the next one.
 
@@ -162,15 +172,23 @@ class Link:
         :raises redis.exceptions.ResponseError: the server's error reply
         """
         while True:
+            try:
+                return await self.attempt(*args)
+            except (TransportConnectionError, TransportClosedError):
+                if self._end is not None:
+                    raise
+
+    async def attempt(self, *args: Argument) -> Any:
+        """The same, but a command is not repeated that may have been carried out.
+
+        :raises TransportConnectionError: if the connection was lost meanwhile
+        """
+        while True:
             await self._up.wait()
             connection = self.connection
             if connection is not None:
                 try:
                     return await connection.request(*args)
-                except (TransportConnectionError, TransportClosedError):
-                    if self._end is not None:
-                        raise
-                    continue
                 except RedisError as exc:
                     if not leads_elsewhere(exc):
                         raise
@@ -182,3 +200,21 @@ class Link:
                 raise error
             # Lost, and not yet noticed by `run`.
             await anyio.lowlevel.checkpoint()
+
+    async def ask(self, what: str, portion: Portion, command: Callable[[int], Command]) -> Any:
+        """Send a command that asks for entries; if the connection is lost, ask for fewer.
+
+        :param what: what is asked for, for the log
+        :param portion: how many, or how many bytes of them
+        :param command: returns the command that asks for so many. It may be repeated.
+        :raises TransportConnectionError: if even one can't be had, again and again
+        """
+        lost = 0
+        while True:
+            lost = lost + 1 if portion.is_least else 0
+            try:
+                return await self.attempt(*command(portion.size))
+            except (TransportConnectionError, TransportClosedError):
+                if self._end is not None or lost == _ATTEMPTS:
+                    raise
+                portion.cut(what)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from anyio import current_time, sleep
 from redis.backoff import FullJitterBackoff
@@ -136,3 +137,10 @@ async def persist(patience: Patience, attempt: Callable[[], Awaitable[T]]) -> T:
         else:
             patience.worked()
             return result
+
+
+def persistent(
+    patience: Patience, send: Callable[..., Awaitable[Any]]
+) -> Callable[..., Awaitable[Any]]:
+    """Return a function that sends as long as the server refuses it for now."""
+    return lambda *args: persist(patience, partial(send, *args))

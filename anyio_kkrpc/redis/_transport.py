@@ -52,7 +52,7 @@ from ._admin import (
 )
 from ._claiming import Claimer
 from ._commands import Commands, deadline_of
-from ._connection import Argument, Connection, Execute, open_connection
+from ._connection import Connection, Execute, open_connection
 from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
 from ._errors import Meaning, code_of, leads_elsewhere, meaning_of, reason
 from ._group import Groups
@@ -60,7 +60,7 @@ from ._intake import Intake
 from ._keys import Keys
 from ._link import Dialer, Link
 from ._options import Dialect, Options, Overflow, check_options
-from ._patience import Outages, Patience, persist
+from ._patience import Outages, Patience, persistent
 from ._portion import Portion
 from ._reader import (
     COUNT,
@@ -419,10 +419,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         group.start_soon(self._watch.run, name="anyio_kkrpc redis watch")
         group.start_soon(self._writer.run, name="anyio_kkrpc redis repeats")
         patience = Patience("the start", self._outages, heals=())
-
-        async def execute(*args: Argument) -> Any:
-            return await persist(patience, partial(self._link.request, *args))
-
+        execute = persistent(patience, self._link.request)
+        ask = persistent(patience, self._link.ask)
         version, policy = await look_at_server(execute)
         if policy not in ("noeviction", ""):
             logger.warning(
@@ -435,7 +433,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 f"Redis Streams connection error: consumer groups need Redis 6.2 or later, "
                 f"{options.address} is {version[0]}.{version[1]}"
             )
-        positions = await self._find_positions(execute)
+        positions = await self._find_positions(execute, ask)
         reading = await self._dialer("inbox").first()
         self._group = group
         reader = self._inbox_reader = Reader(positions, self._decoder, options.block_timeout)
@@ -515,14 +513,16 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._watch.add(connection)
         return connection
 
-    async def _find_positions(self, execute: Execute) -> dict[bytes, bytes]:
+    async def _find_positions(
+        self, execute: Execute, ask: Callable[..., Awaitable[Any]]
+    ) -> dict[bytes, bytes]:
         """Make the inbox; note where to read on, so that nothing from now on is missed."""
         keys = self._keys
         inbox_id = await self._make_inbox(execute)
         ids = []
         for key in (keys.control, keys.stream):
             try:
-                ids.append(last_id(await execute(b"XINFO", b"STREAM", key)))
+                ids.append(await last_id(ask, key))
             except ResponseError as exc:
                 # Whoever reads the control stream sees to one that is none.
                 if meaning_of(exc) is not Meaning.GONE and (

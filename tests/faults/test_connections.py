@@ -239,6 +239,51 @@ async def test_replies_larger_than_the_output_buffer(
         assert await remote.work(1) == 1
 
 
+@pytest.mark.parametrize("size", [100_000, 900_000], ids=["several fit", "one fits"])
+async def test_backlog_larger_than_the_output_buffer(
+    tight_server: RedisServer, stream_name: str, size: int
+) -> None:
+    """What a read took whose reply was cut off is pending with its worker, and is run as well."""
+    url, count = tight_server.url, 6_000_000 // size
+    api = Api()
+    options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": True, **QUICK}
+    async with (
+        RedisStreamsTransport(url, **options) as using,
+        RPCChannel(using, timeout=CALL_BOUND) as channel,
+        anyio.create_task_group() as group,
+    ):
+        results: list[str] = []
+
+        async def call(n: int) -> None:
+            results.append(await channel.get_api().work(str(n).ljust(size)))
+
+        for n in range(count):
+            group.start_soon(call, n)
+        with redis.Redis.from_url(url) as witness:
+            await until(lambda: witness.xlen(stream_name) == count)
+        async with RedisStreamsTransport(url, **options) as serving:
+            async with RPCChannel(serving, expose=api):
+                await until(lambda: len(results) == count)
+    assert sorted(map(int, results)) == list(range(count))
+    assert sorted(map(int, api.ran)) == list(range(count))
+
+
+async def test_looks_larger_than_the_output_buffer(
+    tight_server: RedisServer, stream_name: str
+) -> None:
+    """Who looks at the stream gets all of it, or an error if one entry is too large by itself."""
+    async with RedisStreamsTransport(tight_server.url, stream=stream_name, **QUICK) as transport:
+        with redis.Redis.from_url(tight_server.url) as witness:
+            for _ in range(15):
+                witness.xadd(stream_name, {"from": "somebody", "json": "x" * 200_000})
+            assert len(await transport.get_all_entries()) == 15
+            witness.xadd(stream_name, {"from": "somebody", "json": "x" * OUTPUT_LIMIT})
+            with pytest.raises(TransportConnectionError, match="lost"):
+                await transport.get_all_entries()
+            witness.xtrim(stream_name, 0, approximate=False)
+        assert await transport.get_all_entries() == []
+
+
 @MODES
 async def test_requests_of_unknown_outcome_run_once(
     redis_server: RedisServer, stream_name: str, grouped: bool

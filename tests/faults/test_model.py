@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from math import inf
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from anyio_kkrpc.redis._address import Address
 from anyio_kkrpc.redis._connection import Connection, open_connection
 from anyio_kkrpc.redis._group import DELAYED, HANDED_BACK, Claims, Groups
 from anyio_kkrpc.redis._keys import Keys
+from anyio_kkrpc.redis._portion import Portion
 from anyio_kkrpc.testing import RedisServer
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -63,6 +64,11 @@ class Script:
 
     async def request(self, *args: Any) -> Any:
         return await self._connection.execute(*args)
+
+    attempt = request
+
+    async def ask(self, what: str, portion: Portion, command: Callable[[int], Any]) -> Any:
+        return await self.request(*command(portion.size))
 
 
 class Model(RuleBasedStateMachine):
