@@ -55,9 +55,12 @@ ASYNC_EXCEPTIONS = {
     # What is caught is not swallowed: it is thrown into a coroutine or raised to whoever waits.
     "ASYNC103": (
         "_callbacks",
+        "_channel",
         "_context",
+        "_inbound",
         "_pump",
         "_serving",
+        "_timer",
         "redis/_connection",
         "transports/bytestream",
     ),

@@ -93,7 +93,9 @@ class _KeyKind:
             from pydantic import TypeAdapter
 
             self._convert: Callable[[Any], Any] = TypeAdapter(key).validate_python
-            self._convert_all: Callable[[Any], Any] = TypeAdapter(list[key]).validate_python
+            self._convert_all: Callable[[Any], Any] = TypeAdapter(
+                list[key]  # pyright: ignore[reportInvalidTypeForm]
+            ).validate_python
         else:
             convert = partial(msgspec.convert, strict=False, dec_hook=decode)
             self._convert = partial(convert, type=key)

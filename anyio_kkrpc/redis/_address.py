@@ -212,11 +212,11 @@ class Address:
         # A server that doesn't speak TLS waits for the rest of what looks like a command to it.
         async with create_task_group() as group:
             group.start_soon(self._doubt)
-            encrypted = await TLSStream.wrap(
+            stream = await TLSStream.wrap(
                 stream, hostname=self.host, ssl_context=context, standard_compatible=False
             )
             group.cancel_scope.cancel()
-        return encrypted
+        return stream
 
     async def _doubt(self) -> None:
         """Ask the server whether it speaks plain TCP.

@@ -154,12 +154,12 @@ class Outgoing:
         """Let something wait until it may be written."""
         envelope = post.envelope
         if envelope is not None:
-            if envelope.record.__class__ is Request:
+            if isinstance(envelope.record, Request):
                 refusal = self._again.refusal
                 if refusal is not None and meaning_of(refusal) is Meaning.FULL:
                     raise no_memory(refusal)
                 self._requests[envelope.record.id] = post
-            elif envelope.record.__class__ is Cancel:
+            elif isinstance(envelope.record, Cancel):
                 request = self._requests.get(envelope.record.id)
                 if request is not None and self.withdraw(request):
                     return
@@ -181,7 +181,7 @@ class Outgoing:
 
     def _forget(self, post: Post) -> None:
         envelope = post.envelope
-        if self._requests and envelope is not None and envelope.record.__class__ is Request:
+        if self._requests and envelope is not None and isinstance(envelope.record, Request):
             self._requests.pop(envelope.record.id, None)
 
     def _is_full(self) -> bool:
@@ -207,7 +207,7 @@ class Outgoing:
             if post.to_stream:
                 self.last_added = answer
                 envelope = post.envelope
-                if envelope is not None and envelope.record.__class__ is Request:
+                if envelope is not None and isinstance(envelope.record, Request):
                     envelope.token = answer
             if post.event is not None:
                 post.result = answer
@@ -257,8 +257,9 @@ class Outgoing:
     def _take_refusal(self, post: Post, exc: Exception) -> bool:
         """Note that Redis refused something; return whether it is done with."""
         meaning, request = meaning_of(exc), None
-        if post.envelope is not None and post.envelope.record.__class__ is Request:
-            request = post.envelope.record.id
+        record = None if post.envelope is None else post.envelope.record
+        if isinstance(record, Request):
+            request = record.id
         final = meaning in (Meaning.REFUSED, Meaning.GONE, Meaning.FINAL)
         if final or (meaning is Meaning.FULL and request is not None):
             self._finish(post)
