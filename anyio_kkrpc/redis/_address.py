@@ -294,6 +294,13 @@ class Address:
         error.__cause__ = exc
         return error
 
+    def too_old(self, version: tuple[int, ...]) -> TransportConnectionError:
+        """Return the error for a server without the consumer groups that are needed."""
+        return TransportConnectionError(
+            f"Redis Streams connection error: consumer groups need Redis 6.2 or later, "
+            f"{self} is {'.'.join(map(str, version))}"
+        )
+
     def refusal(self, exc: BaseException) -> RPCError:
         """Return the error for one command that the server refuses."""
         error = RPCError(f"{self} refused a command: {reason(exc)}")

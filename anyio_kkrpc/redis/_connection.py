@@ -463,13 +463,13 @@ class Connection(AsyncResource):
 
 
 async def open_connection(
-    address: Address, *, client_name: str | None = None, timeout: float = 5.0
+    address: Address, *, client_name: str | None = None, timeout: float = 5.0, silence: float = 5.0
 ) -> Connection:
     """Connect and log in.
 
     :param client_name: shown by CLIENT LIST, if the server allows that; one in the URL has priority
-    :param timeout: seconds for all of it; ``socket_connect_timeout`` in the URL has priority. The
-        connection's `Connection.silence` is the same.
+    :param timeout: seconds for all of it; ``socket_connect_timeout`` in the URL has priority
+    :param silence: the connection's `Connection.silence`, in seconds
     :raises TransportConnectionError: if it fails; the text says why and what to check
     """
     if address.connect_timeout is not None:
@@ -478,7 +478,7 @@ async def open_connection(
         with move_on_after(timeout):
             credentials = await address.credentials()
             stream = await address.dial()
-            connection = Connection(stream, address, silence=timeout)
+            connection = Connection(stream, address, silence=silence)
             try:
                 await _log_in(connection, credentials, address.client_name or client_name)
             except BaseException:

@@ -184,7 +184,7 @@ def named(exc: Exception, command: Sequence[bytes | str | int | float]) -> Excep
         return exc
     if meaning_of(exc) not in (Meaning.RIGHTS, Meaning.REFUSED):
         return exc
-    return type(exc)(f"{exc} ({_name(command)})")
+    return type(exc)(f"{exc} ({command_name(command)})")
 
 
 def _text(exc: BaseException) -> str:
@@ -192,7 +192,8 @@ def _text(exc: BaseException) -> str:
     return _IN_SCRIPT.sub("", text, 1).removeprefix("ERR ").lstrip("-")
 
 
-def _name(command: Sequence[bytes | str | int | float]) -> str:
+def command_name(command: Sequence[bytes | str | int | float]) -> str:
+    """Return a command in words: its name, and its key if it has one."""
     words = [
         word.decode(errors="backslashreplace") if isinstance(word, bytes) else str(word)
         for word in command[:64]

@@ -89,6 +89,7 @@ class Link:
     :param lost: told when a connection was lost
     :param patience: with a server that refuses what a new connection needs
     :ivar reconnects: how often the connection was made again
+    :ivar lost_by: why the last connection was lost, ``None`` if none was
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Link:
         self._end: Exception | None = None
         self.connection: Connection | None = None
         self.reconnects = 0
+        self.lost_by: Exception | None = None
 
     async def run(self, connection: Connection) -> None:
         """Keep it up until `end`.
@@ -116,7 +118,7 @@ class Link:
         try:
             while True:
                 try:
-                    reason = await self._use(connection)
+                    self.lost_by = await self._use(connection)
                 finally:
                     self.connection = None
                     self._lost()
@@ -125,7 +127,7 @@ class Link:
                     return
                 if self._up.is_set():  # else some wait for it already
                     self._up = Event()
-                logger.warning("%s; connecting again", reason)
+                logger.warning("%s; connecting again", self.lost_by)
                 connection = await self._dialer.again()
                 self.reconnects += 1
                 logger.warning("connected to %s again", connection.address)
@@ -133,7 +135,7 @@ class Link:
             self.end(exc)
             raise
 
-    async def _use(self, connection: Connection) -> object:
+    async def _use(self, connection: Connection) -> Exception | None:
         """Use a connection as long as it lasts; return why it ended."""
         while True:
             try:

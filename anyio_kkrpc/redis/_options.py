@@ -63,7 +63,7 @@ class Options(Struct, frozen=True, kw_only=True):
     @property
     def shortest_silence(self) -> float:
         """Seconds after which a connection is given up at the soonest."""
-        return min(self.connect_timeout, self.health_check_interval, self.read_silence)
+        return min(self.health_check_interval, self.read_silence)
 
     def __repr__(self) -> str:
         return f"<Options of {self.stream} at {self.address}>"  # some of them are secrets

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from anyio import current_time, sleep
 from redis.backoff import FullJitterBackoff
@@ -72,6 +71,7 @@ class Patience:
     :param heals: what is waited for, up to `HEALING` seconds, though nobody knows that it comes: a
         login, or a right. One that was there before is always waited for.
     :param spare: whether the part can be left out: what Redis refuses for good is tried again too
+    :ivar refusal: what is tried again was refused with this error, ``None`` if nothing is
     :ivar calm: whether the last attempt worked, or there was none and a right is waited for
     """
 
@@ -90,6 +90,7 @@ class Patience:
         self._pauses = FullJitterBackoff(cap=LONGEST_PAUSE, base=FIRST_PAUSE)
         self._failures = 0
         self._ill_since: float | None = None
+        self.refusal: Exception | None = None
         self.calm = Meaning.RIGHTS in self._heals
 
     def pause(self, exc: Exception) -> float:
@@ -107,6 +108,7 @@ class Patience:
             if not again and not (self._spare and meaning is Meaning.REFUSED):
                 raise exc
         self.calm = False
+        self.refusal = exc
         self._failures += 1
         if meaning is not Meaning.GONE:  # whoever makes it again says so
             self._outages.begin(self._part, exc)
@@ -121,7 +123,7 @@ class Patience:
     def leave(self) -> None:
         """Note that nothing is tried any more."""
         self._failures = 0
-        self._ill_since = None
+        self._ill_since = self.refusal = None
         self._outages.end(self._part)
 
 
@@ -137,10 +139,3 @@ async def persist(patience: Patience, attempt: Callable[[], Awaitable[T]]) -> T:
         else:
             patience.worked()
             return result
-
-
-def persistent(
-    patience: Patience, send: Callable[..., Awaitable[Any]]
-) -> Callable[..., Awaitable[Any]]:
-    """Return a function that sends as long as the server refuses it for now."""
-    return lambda *args: persist(patience, partial(send, *args))

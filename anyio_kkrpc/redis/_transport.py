@@ -54,13 +54,14 @@ from ._claiming import Claimer
 from ._commands import Commands, deadline_of
 from ._connection import Connection, Execute, open_connection
 from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
+from ._entering import Entering
 from ._errors import Meaning, code_of, leads_elsewhere, meaning_of, reason
 from ._group import Groups
 from ._intake import Intake
 from ._keys import Keys
 from ._link import Dialer, Link
 from ._options import Dialect, Options, Overflow, check_options
-from ._patience import Outages, Patience, persistent
+from ._patience import Outages, Patience
 from ._portion import Portion
 from ._reader import (
     COUNT,
@@ -73,7 +74,7 @@ from ._reader import (
     was_trimmed,
 )
 from ._repeats import Repeats
-from ._server import look_at_server
+from ._server import check_server
 from ._server_clock import ServerClock
 from ._signing import Signer
 from ._takeover import Takeover
@@ -172,7 +173,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         dialect; answers are encoded as what they answer
     :param max_message_size: bytes of one encoded record, sent or received
     :param honor_destroy_signal: whether another peer's `signal_destroy` ends this one
-    :param connect_timeout: seconds to connect within
+    :param connect_timeout: seconds to connect within; on entering also for each of the server's
+        answers, where one that refuses for now is none
     :param inbox_ttl: seconds after which the inbox of a peer that vanished is gone
     :param claim_idle: seconds after which an entry that a worker has taken and not kept alive is
         taken over by another one. One that was delivered twice already is after twice that, one
@@ -402,38 +404,35 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         with lone_error():
             async with anyio.create_task_group() as group:
                 try:
-                    try:
-                        await self._start(group)
-                    except RedisError as exc:
-                        raise self._options.address.refuses(exc, self.stream) from exc
+                    await self._enter(group)
                     yield self
                 finally:
                     await self.destroy()
                     group.cancel_scope.cancel()
 
-    async def _start(self, group: TaskGroup) -> None:
+    async def _enter(self, group: TaskGroup) -> None:
+        address, timeout = self._options.address, self._options.connect_timeout
+        entering = Entering(address, timeout, self._link, self._outages)
+        try:
+            with entering.scope:
+                return await self._start(group, entering)
+        except RedisError as exc:
+            raise address.refuses(exc, self.stream) from exc
+        assert self._writer_scope is not None
+        self._writer_scope.cancel()  # a goodbye would not be answered either
+        raise entering.error()
+
+    async def _start(self, group: TaskGroup, entering: Entering) -> None:
         options = self._options
         connection = await self._dialer("writer").first()
         # Not group.start(): if that is cancelled, it waits for the task, which is shielded.
         group.start_soon(self._run_link, connection, name="anyio_kkrpc redis writer")
         group.start_soon(self._watch.run, name="anyio_kkrpc redis watch")
         group.start_soon(self._writer.run, name="anyio_kkrpc redis repeats")
-        patience = Patience("the start", self._outages, heals=())
-        execute = persistent(patience, self._link.request)
-        ask = persistent(patience, self._link.ask)
-        version, policy = await look_at_server(execute)
-        if policy not in ("noeviction", ""):
-            logger.warning(
-                "maxmemory-policy of Redis is %s: it may evict streams and inboxes; set noeviction",
-                policy,
-            )
-        self._writer.commands.no_mkstream = modern = version >= (6, 2)
-        if options.use_consumer_group and not modern:
-            raise TransportConnectionError(
-                f"Redis Streams connection error: consumer groups need Redis 6.2 or later, "
-                f"{options.address} is {version[0]}.{version[1]}"
-            )
-        positions = await self._find_positions(execute, ask)
+        grouped = options.use_consumer_group
+        modern = await check_server(entering.execute, options.address, groups=grouped)
+        self._writer.commands.no_mkstream = modern
+        positions = await self._find_positions(entering)
         reading = await self._dialer("inbox").first()
         self._group = group
         reader = self._inbox_reader = Reader(positions, self._decoder, options.block_timeout)
@@ -480,7 +479,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                     raise
                 self._upkeep.pause(exc)  # what can't be made now, housekeeping makes
         await self._writer.attach(connection, self._clock.offset)
-        connection.silence = self._options.health_check_interval
 
     async def _restore(self, execute: Execute) -> None:
         """Make again what this peer needs, should the server have lost it."""
@@ -509,20 +507,19 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._options.address,
             client_name=f"anyio_kkrpc:{what}:{self._options.session_id[:32]}",
             timeout=self._options.connect_timeout,
+            silence=self._options.health_check_interval,
         )
         self._watch.add(connection)
         return connection
 
-    async def _find_positions(
-        self, execute: Execute, ask: Callable[..., Awaitable[Any]]
-    ) -> dict[bytes, bytes]:
+    async def _find_positions(self, entering: Entering) -> dict[bytes, bytes]:
         """Make the inbox; note where to read on, so that nothing from now on is missed."""
         keys = self._keys
-        inbox_id = await self._make_inbox(execute)
+        inbox_id = await self._make_inbox(entering.execute)
         ids = []
         for key in (keys.control, keys.stream):
             try:
-                ids.append(await last_id(ask, key))
+                ids.append(await last_id(entering.ask, key))
             except ResponseError as exc:
                 # Whoever reads the control stream sees to one that is none.
                 if meaning_of(exc) is not Meaning.GONE and (

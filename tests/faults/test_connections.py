@@ -284,6 +284,29 @@ async def test_looks_larger_than_the_output_buffer(
         assert await transport.get_all_entries() == []
 
 
+@pytest.mark.parametrize("state", ["replica", "paused"])
+async def test_entering_has_an_end(servers: Servers, stream_name: str, state: str) -> None:
+    """A server that answers, but takes no writes, is given up in time, with what was waited for."""
+    with (
+        RedisServer(servers["valkey8"].executable) as server,
+        redis.Redis.from_url(server.url) as witness,
+    ):
+        if state == "replica":
+            witness.replicaof("127.0.0.1", 1)
+        else:
+            witness.client_pause(600_000, all=False)
+        with anyio.fail_after(BOUND), pytest.raises(TransportConnectionError) as caught:
+            async with RedisStreamsTransport(server.url, stream=stream_name, connect_timeout=2):
+                pytest.fail("it can't be entered")
+        assert f"no answer to XADD, key '{{{stream_name}}}:inbox:" in str(caught.value)
+        assert ("read only replica" if state == "replica" else "CLIENT PAUSE") in str(caught.value)
+        if state == "replica":
+            witness.replicaof("NO", "ONE")
+        else:
+            witness.client_unpause()
+        assert witness.keys("*") == []
+
+
 @MODES
 async def test_requests_of_unknown_outcome_run_once(
     redis_server: RedisServer, stream_name: str, grouped: bool

@@ -82,6 +82,7 @@ MOVING = {
     "redis._claiming": "redis._group",
     "redis._commands": "redis._writing",
     "redis._dead_letters": "redis._group",
+    "redis._entering": "redis._connection",
     "redis._errors": "redis._connection",
     "redis._group_scripts": "redis._group",
     "redis._ledger": "redis._writing",
