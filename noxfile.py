@@ -161,7 +161,7 @@ def tests_default(session: nox.Session) -> None:
     _empty(OUTCOMES)
     session.run(
         *(python, "-m", "coverage", "run", "-m", "pytest", "-n", WORKERS),
-        *("--ignore", "tests/test_examples.py", "--outcomes", str(OUTCOMES), *session.posargs),
+        *("--ignore", "tests/test_examples.py", f"--outcomes={OUTCOMES}", *session.posargs),
         env={"COVERAGE_FILE": str(DATA / "data")},
         external=True,
     )

@@ -44,14 +44,16 @@ _MAX_BYTES = (_TOO_LARGE.bit_length() + 7) // 8
 
 
 def _bignum(value: bytes, immutable: bool) -> int:
-    """Return an integer; one less than the bound, so that the negative one has no more digits."""
-    if len(value) <= _MAX_BYTES and (number := int.from_bytes(value, "big")) < _TOO_LARGE - 1:
+    if len(value) <= _MAX_BYTES and (number := int.from_bytes(value, "big")) < _TOO_LARGE:
         return number
     raise ValueError(f"an integer of more than {MAX_DIGITS} digits")
 
 
 def _negative_bignum(value: bytes, immutable: bool) -> int:
-    return -1 - _bignum(value, immutable)
+    number = -1 - _bignum(value, immutable)
+    if number == -_TOO_LARGE:
+        raise ValueError(f"an integer of more than {MAX_DIGITS} digits")
+    return number
 
 
 def _decimal(parts: Any, immutable: bool) -> decimal.Decimal:

@@ -213,7 +213,7 @@ def test_budgets_that_are_no_numbers(budget: float) -> None:
 
 def test_integers_of_too_many_digits_in_json() -> None:
     """Python makes no text of them and reads none: that is told as what it is, on both sides."""
-    with pytest.raises(TypeError, match="4300 digits"):
+    with pytest.raises(TypeError, match="4300"):
         JSON.encode(Reply("1", 10**5000))
     decodes_or_refuses(JSON, b'{"t":"r","id":"1","v":1%s}' % (b"0" * 5000))
     value = int("9" * 4300)
@@ -261,7 +261,7 @@ def test_decimals_that_cbor_makes_of_hostile_parts() -> None:
 
 
 @given(
-    st.integers(1 - 10**4300, 10**4300 - 2)
+    st.integers(1 - 10**4300, 10**4300 - 1)
     | st.decimals(allow_nan=False, allow_infinity=False)
     | st.builds(
         lambda digits, exponent: decimal.Decimal(f"{digits}E{exponent}"),
@@ -270,7 +270,7 @@ def test_decimals_that_cbor_makes_of_hostile_parts() -> None:
     )
     | st.binary(max_size=3000)
 )
-@example(10**4300 - 2)
+@example(10**4300 - 1)
 @example(1 - 10**4300)
 @example(b"\xc2\x59" * 1000)
 @example(decimal.Decimal("9" * 4300))
