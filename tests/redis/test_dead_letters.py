@@ -178,12 +178,12 @@ class Api:
 
 def raw_entry(witness: redis.Redis, key: str) -> list[bytes]:
     """Return the fields of the last entry, as they are: a dict has each name once."""
-    connection = witness.connection_pool.get_connection()
+    connection = witness.connection_pool.make_connection()
     try:
         connection.send_command("XREVRANGE", key, "+", "-", "COUNT", "1")
         ((_, flat),) = connection.read_response()
     finally:
-        witness.connection_pool.release(connection)
+        connection.disconnect()
     return list(flat)
 
 
