@@ -20,15 +20,17 @@ class _Pass:
 
     :ivar times: how often it is among the arguments
     :ivar open: whether further peers may still answer the call
+    :ivar answered: whether one has
     :ivar holders: who has answered the call, or used the function
     :ivar released: how often each peer has released it
     """
 
-    __slots__ = ("holders", "open", "released", "times")
+    __slots__ = ("answered", "holders", "open", "released", "times")
 
     def __init__(self) -> None:
         self.times = 0
         self.open = True
+        self.answered = False
         self.holders: set[str | None] = set()
         self.released: dict[str | None, int] = {}
 
@@ -105,6 +107,7 @@ class Exports:
         for export in exports:
             passed = export.passes.get(call_id)
             if passed is not None:
+                passed.answered = True
                 passed.holders.add(sender)
 
     def close(
@@ -119,7 +122,7 @@ class Exports:
             passed = export.passes.get(call_id)
             if passed is not None:
                 passed.open = False
-                if passed.over or (given_up and not passed.holders):
+                if passed.over or (given_up and not passed.answered):
                     self._end_pass(export, call_id)
 
     def release(

@@ -515,6 +515,7 @@ def test_functions_of_calls_that_nobody_answers() -> None:
     assert caller.callbacks
     assert caller.receive(CallbackRelease([callback_id], q=[request.id]), "worker") is not None
     call, request, callback_id = pass_function(caller, print)
+    caller.receive(CallbackCall(callback_id, [], q=request.id), "worker")  # used, not answered
     caller.finish_call(call, CallInput.TIMEOUT)
     assert caller.callbacks == {}
     assert caller.receive(CallbackRelease([callback_id], q=[request.id]), "worker") is None

@@ -378,7 +378,8 @@ async def test_python_calls_typescript(
                     assert await lines.receive() == "destroyed\n"
                     await process.wait()
             else:
-                with anyio.move_on_after(BOUND):
+                # The signal may be here before Redis has confirmed what called for it.
+                with anyio.move_on_after(BOUND), suppress(TransportClosedError):
                     await with_call_options(channel.get_api(), reply=False).signalDestroy()
                     await channel.serve_forever()
                 with pytest.raises(TransportClosedError, match="destroy signal"):
