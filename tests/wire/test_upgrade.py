@@ -29,12 +29,6 @@ BEFORE = "271e9c98e37a0cb2b3d05e1e88a295c1edfdd734"
 KEY = "a secret of sixteen bytes"
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """Both: the order in which things are written differs. What is written doesn't."""
-    return str(request.param)
-
-
 @pytest.fixture(scope="module")
 def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the package as it was."""
@@ -167,7 +161,6 @@ async def test_an_old_client(
             await until(lambda: channel.closed)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("signing_key", [None, KEY], ids=["plain", "signed"])
 @pytest.mark.parametrize("writer", ["old", "new"])
 async def test_dead_letters(
@@ -229,7 +222,6 @@ async def test_dead_letters(
             assert serving.statistics().invalid == 0
 
 
-@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
 @pytest.mark.parametrize("end", ["killed", "asked to"])
 @pytest.mark.parametrize("first", ["old", "new"])
 async def test_workers_of_one_group(
