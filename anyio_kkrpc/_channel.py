@@ -163,7 +163,6 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         self._transport = transport
         self._grace = grace_period
         self._timeout = timeout
-        self._send_tracebacks = send_tracebacks
         self._peer = Peer(secrets.token_hex(8) + "-", self._make_callback)
         self._timer = Timer()
         self._now: Callable[[], float] = current_time

@@ -14,29 +14,29 @@ LIMITS = {
     "lines of a function": 50,
 }
 # A size may lie below the number that is listed for it, but not by so much that it could grow back.
-_SLACK = 0.1
+_SLACK = 0.06
 
 _HALL = "a hall that issue 17 makes rooms of"
 _OPTIONS = "one line for each option; issue 17 lets an option stand in one place"
 _TABLE = "many alike, which are best read one below the other"
 KNOWN = {
-    ("lines of a module", "_channel"): (750, _HALL),
+    ("lines of a module", "_channel"): (743, _HALL),
     ("methods of a class", "_channel.RPCChannel"): (48, _HALL),
     ("lines of a function", "_channel._request"): (75, _HALL),
     ("lines of a function", "_cli._app.serve"): (75, _OPTIONS),
     ("lines of a function", "_cli._app.call"): (64, _OPTIONS),
-    ("lines of a module", "_protocol._peer"): (684, _HALL),
-    ("methods of a class", "_protocol._peer.Peer"): (35, _HALL),
-    ("lines of a module", "_serving"): (570, _HALL),
+    ("lines of a module", "_protocol._peer"): (637, _HALL),
+    ("methods of a class", "_protocol._peer.Peer"): (33, _HALL),
+    ("lines of a module", "_serving"): (568, _HALL),
     ("lines of a function", "otel.tracing"): (95, "holds the functions that it returns"),
     ("lines of a function", "redis._address.parse"): (66, _TABLE),
-    ("lines of a module", "redis._connection"): (520, _HALL),
+    ("lines of a module", "redis._connection"): (518, _HALL),
     ("attributes of a class", "redis._options.Options"): (26, _OPTIONS),
     ("lines of a function", "redis._options.check_options"): (76, _OPTIONS),
-    ("lines of a module", "redis._transport"): (1340, _HALL),
-    ("methods of a class", "redis._transport.RedisStreamsTransport"): (79, _HALL),
-    ("attributes of a class", "redis._transport.RedisStreamsTransport"): (49, _HALL),
-    ("lines of a function", "redis._transport.__init__"): (155, _OPTIONS),
+    ("lines of a module", "redis._transport"): (1337, _HALL),
+    ("methods of a class", "redis._transport.RedisStreamsTransport"): (76, _HALL),
+    ("attributes of a class", "redis._transport.RedisStreamsTransport"): (46, _HALL),
+    ("lines of a function", "redis._transport.__init__"): (153, _OPTIONS),
     ("lines of a module", "transports.bytestream"): (470, _HALL),
     ("lines of a function", "transports.bytestream.__init__"): (63, _OPTIONS),
 }
