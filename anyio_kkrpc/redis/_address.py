@@ -25,7 +25,6 @@ from redis.exceptions import (
 
 from .._exceptions import RPCError, TransportConnectionError
 from .._groups import lone_error
-from .._log import quoted
 from . import _socket
 from ._errors import Meaning, code_of, meaning_of, reason
 from ._threads import in_thread
@@ -387,7 +386,7 @@ def describe(exc: BaseException) -> str:
         and exc.errno is not None
     ):
         return os.strerror(exc.errno)
-    return quoted(exc) or type(exc).__name__
+    return reason(exc) or type(exc).__name__
 
 
 def _split(url: str) -> SplitResult:

@@ -75,6 +75,7 @@ class Claimer:
 
         :raises redis.exceptions.RedisError: if no further attempt is of use
         """
+        await self._wake.wait()  # for the group
         while True:
             await self._wait_room()
             self._wake = Event()

@@ -73,12 +73,14 @@ _BY_CODE = {
     "NOAUTH": Meaning.LOGIN,
     "WRONGPASS": Meaning.LOGIN,
 }
+_UNNAMED = "The user executing the script can't run this command"
+_CALLED = re.compile(rb"redis\.p?call\('(\w+)'")
 # By the beginning of what follows the word ERR.
 _BY_TEXT = {
     "no such key": Meaning.GONE,
     "The XGROUP subcommand requires the key to exist": Meaning.GONE,
     "ACL failure in script": Meaning.RIGHTS,
-    "The user executing the script can't": Meaning.RIGHTS,
+    _UNNAMED: Meaning.RIGHTS,
     "max number of clients": Meaning.ELSEWHERE,
     "invalid password": Meaning.LOGIN,
     "wrong number of arguments for 'auth'": Meaning.LOGIN,
@@ -184,7 +186,12 @@ def named(exc: Exception, command: Sequence[bytes | str | int | float]) -> Excep
         return exc
     if meaning_of(exc) not in (Meaning.RIGHTS, Meaning.REFUSED):
         return exc
-    return type(exc)(f"{exc} ({command_name(command)})")
+    # Redis 7.0 doesn't tell which command of a script it is.
+    within = ""
+    if _UNNAMED in str(exc) and isinstance(script := command[1], bytes):
+        names = sorted({name.decode() for name in _CALLED.findall(script)})
+        within = f"one of {', '.join(names)} in "
+    return type(exc)(f"{exc} ({within}{command_name(command)})")
 
 
 def _text(exc: BaseException) -> str:

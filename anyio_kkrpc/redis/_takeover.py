@@ -6,12 +6,15 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 
 from anyio import Lock
+from redis.exceptions import RedisError
 
 from .._errors_wire import library_error
 from .._exceptions import DeliveryError
 from .._protocol._records import Reply, Request
 from ..abc import Envelope
+from ._errors import Meaning, meaning_of
 from ._group import Claims, Groups, Taken
+from ._patience import Outages
 from ._reader import Decoder
 from ._writer import Writer
 from .dialects import Entry
@@ -24,6 +27,7 @@ class Takeover:
 
     :param held: ids of what this worker holds
     :param dropped: ids of what it is about to hand back
+    :param outages: told of what is refused
     :param now: Redis' time in seconds
     :param room: how many entries may be taken now
     :param take: is given what was taken over, with the number of its deliveries
@@ -39,6 +43,7 @@ class Takeover:
         writer: Writer,
         held: Collection[bytes],
         dropped: Collection[bytes],
+        outages: Outages,
         decoder: Decoder,
         now: Callable[[], float],
         room: Callable[[], int],
@@ -48,6 +53,7 @@ class Takeover:
         self._groups = groups
         self._held = held
         self._dropped = dropped
+        self._outages = outages
         self._decoder = decoder
         self._writer = writer
         self._now = now
@@ -70,7 +76,22 @@ class Takeover:
         return claims.more
 
     async def recover(self) -> None:
-        """Take what this worker owns and doesn't know of, page by page, as there is room."""
+        """Take what this worker owns and doesn't know of, page by page, as there is room.
+
+        If Redis refuses it, that is counted and logged: other workers take it when it is due. But
+        not the first time, when this worker has yet to show that it can work.
+        """
+        try:
+            await self._recover()
+        except RedisError as exc:
+            if meaning_of(exc) is not Meaning.REFUSED or not self._recovered:
+                raise
+            self._outages.begin("recovering", exc)
+        else:
+            self._recovered = True
+            self._outages.end("recovering")
+
+    async def _recover(self) -> None:
         # A read that was cut may have been served; a process that died may have had this name.
         counted = not self._recovered
         start: bytes | None = b"-"
@@ -82,7 +103,6 @@ class Takeover:
                 )
                 await self._hand_on(claims)
             start = claims.after
-        self._recovered = True
 
     async def keep(self) -> None:
         """Tell Redis that what this worker holds isn't lost."""

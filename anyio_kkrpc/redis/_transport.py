@@ -74,6 +74,7 @@ from ._reader import (
     was_trimmed,
 )
 from ._repeats import Repeats
+from ._rights import check_rights
 from ._server import check_server
 from ._server_clock import ServerClock
 from ._signing import Signer
@@ -119,6 +120,7 @@ class RedisStatistics(Struct, frozen=True):
     :ivar handed_back: entries given back to the group
     :ivar repeated: records that came twice because of a reconnect, and were dropped
     :ivar reconnects: how often a connection was made again
+    :ivar refused: how often Redis refused something that is tried again, or can be left out
     """
 
     queue: QueueStatistics
@@ -132,6 +134,7 @@ class RedisStatistics(Struct, frozen=True):
     handed_back: int
     repeated: int
     reconnects: int
+    refused: int
 
 
 class _Held(Struct):
@@ -321,7 +324,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         )
         self._held: dict[bytes, _Held] = {}
         self._dropped: dict[bytes, int] = {}  # to hand back, with the deliveries that count
-        intake = (self._decoder, self._clock.now, self._count_room, self._take, self._admit)
+        room, take, admit = self._count_room, self._take, self._admit
+        intake = (self._outages, self._decoder, self._clock.now, room, take, admit)
         self._takeover = Takeover(self._groups, self._writer, self._held, self._dropped, *intake)
         self._claimer: Claimer | None = None
         self._group: TaskGroup | None = None
@@ -335,9 +339,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._watch = Watch(options.shortest_silence)
         self._start_id = self._connected_id = b"0-0"
         self._inbox_reader: Reader | None = None
-        self._wake_inbox = False
-        self._skipped = False
-        self._pacing = False
+        self._wake_inbox = self._skipped = self._pacing = False
         self._destroyed_by: str | None = None
         self._limit = 0
         self._room: Event | None = None
@@ -390,6 +392,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             handed_back=self._handed_back,
             repeated=self._repeats.dropped,
             reconnects=self._reconnects + self._link.reconnects,
+            refused=self._outages.refused,
         )
 
     # Lifecycle
@@ -497,8 +500,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._has_group = True
 
     def _dialer(self, what: str) -> Dialer:
-        provided = self._options.address.credential_provider is not None
-        heals = (Meaning.LOGIN,) if provided else ()
+        heals = () if self._options.address.credential_provider is None else (Meaning.LOGIN,)
         patience = Patience("the login", self._outages, heals=heals)
         return Dialer(lambda: self._dial(what), self._options.reconnect_timeout, patience)
 
@@ -522,9 +524,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 ids.append(await last_id(entering.ask, key))
             except ResponseError as exc:
                 # Whoever reads the control stream sees to one that is none.
-                if meaning_of(exc) is not Meaning.GONE and (
-                    key == keys.stream or code_of(exc) != "WRONGTYPE"
-                ):
+                is_left_out = key == keys.control and code_of(exc) == "WRONGTYPE"
+                if meaning_of(exc) is not Meaning.GONE and not is_left_out:
                     raise
                 ids.append(b"0-0")
         self._start_id = self._connected_id = ids[1]
@@ -740,7 +741,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 await aclose_forcefully(connection)
 
     async def _read_inbox(self, reader: Reader, connection: Connection) -> None:
-        patience = Patience("reading the inbox", self._outages)
+        patience = Patience("reading the inbox", self._outages, heals=())
 
         async def read(connection: Connection, portion: Portion) -> None:
             connection.silence = self._options.read_silence
@@ -895,9 +896,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             if self._wake_inbox:
                 self._wake_inbox = False
                 await self._link.request(b"XADD", self._inbox, b"*", b"hint", b"wake")
-            if self._destroyed_by is not None:
-                # Only this worker of the group got it.
-                await self._tell_peers(b"destroy " + self._destroyed_by.encode())
             if len(self._consumed) >= _DELETE_BATCH:
                 await self._delete_consumed()
             if self._dropped:
@@ -905,6 +903,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         except RedisError as exc:
             self._upkeep.pause(exc)  # housekeeping makes up for it
         if self._destroyed_by is not None:
+            # Only this worker of the group got it.
+            await self._tell_peers(b"destroy " + self._destroyed_by.encode())
             self._take_destroy_signal(self._destroyed_by)
             await checkpoint()
 
@@ -932,18 +932,16 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._group.start_soon(self._read_requests, name="anyio_kkrpc redis requests")
 
     async def _read_requests(self) -> None:
-        grouped, heals = self._options.use_consumer_group, (Meaning.RIGHTS,)
-        # What a worker may not do from the start is not waited for.
-        patience = Patience("reading requests", self._outages, heals=() if grouped else heals)
+        grouped = self._options.use_consumer_group
+        patience = Patience("reading requests", self._outages, heals=())  # it needs rights at once
         read = partial(self._read_group if grouped else self._read_broadcast, patience)
         try:
             while self._requests_wanted and self._inbound.ended_reason is None:
                 with CancelScope() as self._request_scope:
                     async with create_task_group() as group:
                         if grouped:
-                            claimer = self._make_claimer()
-                            name = "anyio_kkrpc redis claims"
-                            group.start_soon(self._part, claimer.run, name=name)
+                            run = self._make_claimer().run
+                            group.start_soon(self._part, run, name="anyio_kkrpc redis claims")
                         await self._keep_reading("requests", read, patience)
                         group.cancel_scope.cancel()
         finally:
@@ -997,11 +995,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self, patience: Patience, connection: Connection, portion: Portion
     ) -> None:
         options, stream = self._options, self._keys.stream
-        name = options.consumer_group.encode()
+        name, consumer = options.consumer_group.encode(), options.consumer_name.encode()
         await self._make_group(connection.execute)
-        reader = GroupReader(
-            stream, name, options.consumer_name.encode(), self._decoder, options.block_timeout
-        )
+        reader = GroupReader(stream, name, consumer, self._decoder, options.block_timeout)
+        if not patience.calm:
+            await check_rights(connection, self._keys, name, consumer)
         await self._takeover.recover()
         if self._claimer is not None:
             self._claimer.wake()  # now there is a group
@@ -1114,10 +1112,15 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         await self._tell_peers(b"claim")
 
     async def _tell_peers(self, hint: bytes) -> None:
-        """Give all peers of the stream a word that is no record."""
-        entry = (b"MAXLEN", b"~", b"1000", b"*", b"hint", hint)
-        await self._link.request(b"XADD", self._keys.control, *entry)
-        await self._link.request(b"PEXPIRE", self._keys.control, b"3600000")
+        """Give all peers of the stream a word that is no record; it may be lost."""
+        entry, part = (b"MAXLEN", b"~", b"1000", b"*", b"hint", hint), "words to all peers"
+        try:
+            await self._link.request(b"XADD", self._keys.control, *entry)
+            await self._link.request(b"PEXPIRE", self._keys.control, b"3600000")
+        except RedisError as exc:
+            self._outages.begin(part, exc)
+        else:
+            self._outages.end(part)
 
     async def _wait_room(self) -> int:
         """Return how many entries may be taken now, once that is at least one."""

@@ -101,6 +101,7 @@ MOVING = {
     "redis._intake": "redis._reading",
     "redis._patience": "redis._connection",
     "redis._reader": "redis._reading",
+    "redis._rights": "redis._stream",
     "redis._server": "redis._stream",
     "redis._server_clock": "redis._stream",
     "redis._signing": "redis.dialects",

@@ -144,6 +144,16 @@ def test_named(command: tuple[bytes | str | int, ...], words: str) -> None:
         assert named(error, command) is error
 
 
+def test_command_of_a_script() -> None:
+    """Where Redis doesn't tell which command of a script it is, those that it may be are named."""
+    script = b"redis.call('XPENDING', 1) redis.pcall('XADD', 2) redis.call('XPENDING', 3)"
+    for text in ("ERR", "NOPERM"):
+        error = parse_error(f"{text} The user executing the script can't run this command or sub")
+        assert meaning_of(error) is Meaning.RIGHTS
+        told = str(named(error, (b"EVAL", script, b"1", b"s")))
+        assert told.endswith("(one of XADD, XPENDING in EVAL, key 's')")
+
+
 @given(st.text())
 def test_any_text(text: str) -> None:
     """No reply makes the table fail."""
