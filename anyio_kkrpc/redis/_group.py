@@ -200,25 +200,23 @@ class Groups:
         That lasts for a part of ``claim_idle``. Where it can't be kept, everybody looks.
         """
         try:
-            answer = await self._link.request(
+            leads = await self._link.request(
                 b"EVAL", LEAD, b"1", self._lease, self._consumer, self._lease_ms
             )
         except ResponseError as exc:
             if meaning_of(exc) not in (Meaning.RIGHTS, Meaning.REFUSED):
                 raise
-            answer = reason(exc).encode()
-        if isinstance(answer, int):
-            self._leaseless = False
-            return bool(answer)
-        if not self._leaseless:
-            self._leaseless = True
-            logger.warning(
-                "each worker of the group looks for lost requests, since who does can't be kept "
-                "in the key %r: %s",
-                self._lease.decode(errors="backslashreplace"),
-                answer.decode(errors="backslashreplace"),
-            )
-        return True
+            if not self._leaseless:
+                self._leaseless = True
+                logger.warning(
+                    "each worker of the group looks for lost requests, since who does can't be "
+                    "kept in the key %r: %s",
+                    self._lease.decode(errors="backslashreplace"),
+                    reason(exc),
+                )
+            return True
+        self._leaseless = False
+        return bool(leads)
 
     async def resign(self) -> None:
         """Let somebody else look."""

@@ -208,23 +208,23 @@ return {due, math.ceil(soonest), #pending == count and pending[count][1] or ''}
 """
 )
 
-# Makes this consumer the one that looks, unless another one is. A lease that can't be kept is no
-# reason not to look: then the error is returned. Only commands for streams are used, which are all
-# that peers may do with keys.
+# Makes this consumer the one that looks, unless another one is. What Redis refuses is the script's
+# reply: `Groups.lead` decides what it means. Only commands for streams are used, which are all that
+# peers may do with keys.
 LEAD = b"""
 if redis.replicate_commands then redis.replicate_commands() end
 local lease, me = KEYS[1], ARGV[1]
 local last = redis.pcall('XREVRANGE', lease, '+', '-', 'COUNT', 1)
-if last.err then return last.err end
+if last.err then return last end
 if last[1] and last[1][2][2] ~= me then return 0 end
 if not last[1] then
   local made = redis.pcall('XADD', lease, '*', 'claimer', me)
-  if type(made) == 'table' then return made.err end
+  if type(made) == 'table' then return made end
 end
 local kept = redis.pcall('PEXPIRE', lease, ARGV[2])
 if type(kept) == 'table' then
   redis.pcall('XTRIM', lease, 'MAXLEN', 0)  -- nobody may have it for ever
-  return kept.err
+  return kept
 end
 return 1
 """

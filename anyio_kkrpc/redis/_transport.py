@@ -42,7 +42,6 @@ from .._log import quoted
 from .._protocol._records import Bye, CallbackRelease, Cancel, Record, Reply, Request
 from .._queue import BoundedQueue, QueueStatistics
 from ..abc import Capabilities, Codec, Envelope, Listener, Transport
-from ..typescript._streams import TICK
 from ._admin import (
     StreamEntry,
     StreamInfo,
@@ -53,6 +52,7 @@ from ._admin import (
 from ._claiming import Claimer
 from ._commands import Commands, deadline_of
 from ._connection import Connection, Execute, open_connection
+from ._consumed import MANY, Consumed
 from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
 from ._entering import Entering
 from ._errors import Meaning, code_of, leads_elsewhere, meaning_of, reason
@@ -61,6 +61,7 @@ from ._intake import Intake
 from ._keys import Keys
 from ._link import Dialer, Link
 from ._options import Dialect, Options, Overflow, check_options
+from ._pacing import Pacing
 from ._patience import Outages, Patience
 from ._portion import Portion
 from ._reader import (
@@ -101,8 +102,6 @@ logger = logging.getLogger("anyio_kkrpc")
 DESTROYED = "Redis Streams adapter has been destroyed"
 # How long, in seconds, leaving may take to remove this peer's keys.
 CLOSE_TIMEOUT = 2.0
-# Consumed inbox entries that are deleted together.
-_DELETE_BATCH = 128
 
 
 class RedisStatistics(Struct, frozen=True):
@@ -339,12 +338,13 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._watch = Watch(options.shortest_silence)
         self._start_id = self._connected_id = b"0-0"
         self._inbox_reader: Reader | None = None
-        self._wake_inbox = self._skipped = self._pacing = False
+        self._wake_inbox = self._skipped = False
+        self._pacing = Pacing(self._dialects.classic.streams, self._inbound)
         self._destroyed_by: str | None = None
         self._limit = 0
         self._room: Event | None = None
         self._touch_now: Event | None = None
-        self._consumed: list[bytes] = []
+        self._consumed = Consumed(self._inbox, self._link)
         self._repeats = Repeats()
         self._came_before = self._repeats.came_before
         self._received = 0
@@ -434,17 +434,17 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         group.start_soon(self._writer.run, name="anyio_kkrpc redis repeats")
         grouped = options.use_consumer_group
         modern = await check_server(entering.execute, options.address, groups=grouped)
-        self._writer.commands.no_mkstream = modern
+        self._writer.commands.no_mkstream = self._consumed.trims = modern
         positions = await self._find_positions(entering)
         reading = await self._dialer("inbox").first()
-        self._group = group
+        self._group = self._pacing.group = group
         reader = self._inbox_reader = Reader(positions, self._decoder, options.block_timeout)
         group.start_soon(self._read_inbox, reader, reading, name="anyio_kkrpc redis inbox")
         request = self._link.request
         steps = (
             partial(self._clock.read, request),
             partial(self._restore, request),
-            self._delete_consumed,
+            self._consumed.delete,
             self._release_callbacks,
             partial(reader.take_back, request),
         )
@@ -679,7 +679,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if post is not None:
             await writer.wait_flushed(post, item.deadline)
         if self._dialects.classic_seen:
-            self._pace_streams()
+            self._pacing.go_on()
 
     async def settle(self, envelope: Envelope, reply: Envelope | None) -> None:
         """Finish a request; one of the group is acknowledged in one write with its reply."""
@@ -704,7 +704,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if not flushed:
             await writer.wait_flushed(post, deadline_of(envelope))
         if self._dialects.classic_seen:
-            self._pace_streams()
+            self._pacing.go_on()
 
     # What is addressed to this peer
 
@@ -782,11 +782,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             return
         if entry.number is not None and self._came_before(stream, sender, entry.number):
             if stream == self._inbox:
-                self._consumed.append(entry_id)
+                self._consumed.ids.append(entry_id)
             return
         self._received += 1
         if stream == self._inbox:
-            self._consumed.append(entry_id)
+            self._consumed.ids.append(entry_id)
             if sender.__class__ is str and record.__class__ is not Request:
                 self._inbound.deliver(Envelope(record, sender, self._options.session_id))
                 return
@@ -865,23 +865,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         reader.positions[self._keys.stream] = max(after, self._connected_id, key=order)
         self._wake_inbox = True
 
-    def _pace_streams(self) -> None:
-        """Have somebody let streams go on, if there are any that need it."""
-        streams = self._dialects.classic.streams
-        if streams.busy and not self._pacing and self._group is not None:
-            self._pacing = True
-            self._group.start_soon(self._pace, name="anyio_kkrpc redis pacing")
-
-    async def _pace(self) -> None:
-        """Let streams that kkrpc 0.x peers read go on, not faster than these can follow."""
-        streams = self._dialects.classic.streams
-        try:
-            while streams.busy and self._inbound.ended_reason is None:
-                streams.tick()
-                await sleep(TICK)
-        finally:
-            self._pacing = False
-
     async def _after_reading(self) -> None:
         """Send what handling entries called for, and drop what was consumed."""
         if self._inbound.ended_reason is not None:
@@ -896,8 +879,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             if self._wake_inbox:
                 self._wake_inbox = False
                 await self._link.request(b"XADD", self._inbox, b"*", b"hint", b"wake")
-            if len(self._consumed) >= _DELETE_BATCH:
-                await self._delete_consumed()
+            if len(self._consumed.ids) >= MANY:
+                await self._consumed.delete()
             if self._dropped:
                 await self._hand_back()
         except RedisError as exc:
@@ -907,18 +890,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             await self._tell_peers(b"destroy " + self._destroyed_by.encode())
             self._take_destroy_signal(self._destroyed_by)
             await checkpoint()
-
-    async def _delete_consumed(self) -> None:
-        if self._consumed:
-            consumed = list(self._consumed)
-            # Redis 6.2 or later, where this takes a thirtieth of the time.
-            if self._writer.commands.no_mkstream:
-                ms, number = order(consumed[-1])
-                after = b"%d-%d" % (ms, number + 1)
-                await self._link.request(b"XTRIM", self._inbox, b"MINID", after)
-            else:
-                await self._link.request(b"XDEL", self._inbox, *consumed)
-            self._consumed = self._consumed[len(consumed) :]
 
     # Requests
 

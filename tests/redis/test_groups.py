@@ -13,9 +13,11 @@ from typing import Any
 import anyio
 import pytest
 import redis
+from redis.exceptions import RedisError
 
 from anyio_kkrpc import DeliveryError, RedisStreamsTransport, RPCChannel, current_call
 from anyio_kkrpc.redis import _group
+from anyio_kkrpc.redis._errors import meaning_of
 from anyio_kkrpc.redis._group import DELAYED, Groups, Look
 from anyio_kkrpc.redis._keys import Keys
 from anyio_kkrpc.testing import RedisServer
@@ -282,6 +284,22 @@ async def test_lease_key_that_is_no_stream(
     told = [r.getMessage() for r in caplog.records if "looks for lost requests" in r.getMessage()]
     assert len(told) == 1
     assert lease.decode() in told[0]
+
+
+@pytest.mark.parametrize("option", ["maxmemory", "min-replicas-to-write"])
+async def test_lease_that_is_refused_for_now(
+    own_server: RedisServer, stream_name: str, option: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That passes, and is no reason for each worker to look."""
+    async with worker(own_server, stream_name) as served:
+        with redis.Redis.from_url(own_server.url) as admin:
+            admin.config_set(option, 1)
+            with pytest.raises(RedisError) as caught:
+                await served._groups.lead()
+            assert meaning_of(caught.value).passes
+            admin.config_set(option, 0)
+        assert await served._groups.lead()
+    assert "looks for lost requests" not in caplog.text
 
 
 async def test_later_searches_cost_less(

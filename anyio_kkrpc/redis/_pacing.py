@@ -1,0 +1,37 @@
+"""Lets streams that kkrpc 0.x peers read go on, not faster than these can follow."""
+
+from __future__ import annotations
+
+from anyio import sleep
+from anyio.abc import TaskGroup
+
+from .._inbound import Inbound
+from ..typescript._streams import TICK, ClassicStreams
+
+
+class Pacing:
+    """Runs a task as long as there are streams that need it.
+
+    :param inbound: tells when nothing is sent any more
+    :ivar group: where the task runs, once that is entered
+    """
+
+    def __init__(self, streams: ClassicStreams, inbound: Inbound) -> None:
+        self._streams = streams
+        self._inbound = inbound
+        self._running = False
+        self.group: TaskGroup | None = None
+
+    def go_on(self) -> None:
+        """Have the task run, if any stream needs it."""
+        if self._streams.busy and not self._running and self.group is not None:
+            self._running = True
+            self.group.start_soon(self._run, name="anyio_kkrpc redis pacing")
+
+    async def _run(self) -> None:
+        try:
+            while self._streams.busy and self._inbound.ended_reason is None:
+                self._streams.tick()
+                await sleep(TICK)
+        finally:
+            self._running = False
