@@ -23,7 +23,7 @@ from anyio import (
     sleep,
 )
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from msgspec import Struct
 from redis.exceptions import RedisError, ResponseError
 
@@ -658,7 +658,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def receive(self) -> Envelope:
         """Return the next request; without a listener, the next record of any kind."""
-        if not self._requests_wanted:
+        if not self._requests_wanted and self._inbound.serving:
+            await checkpoint_if_cancelled()  # who is leaving reads nothing
             self._start_requests()
         envelope = await self._inbound.receive()
         if envelope.token is not None:

@@ -21,6 +21,7 @@ from anyio_kkrpc import (
     current_call,
     with_call_options,
 )
+from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 
@@ -408,6 +409,51 @@ async def test_channel_that_leaves_its_transport(
             async with RPCChannel(kept, expose=Quick()):
                 if n:
                     assert await channel.get_api().work(n) == n
+
+
+class Deaf:
+    """A listener that has no use for anything."""
+
+    def received(self, envelope: Envelope) -> None:
+        raise AssertionError(envelope)
+
+    def ended(self, reason: Exception) -> None:
+        pass
+
+
+@pytest.mark.parametrize("leaving", ["cancelled", "drained"])
+async def test_late_receive_reads_nothing(
+    redis_server: RedisServer, stream_name: str, leaving: str
+) -> None:
+    """A handler's task that goes on after its channel has left doesn't have requests read."""
+
+    class Api:
+        def work(self, n: int) -> int:
+            return n
+
+    async with (
+        client(redis_server, stream_name) as left,
+        client(redis_server, stream_name) as other,
+        client(redis_server, stream_name) as using,
+        RPCChannel(other, expose=Api()),
+        RPCChannel(using, timeout=CALL_BOUND) as channel,
+        anyio.create_task_group() as group,
+    ):
+        left.listen(Deaf(), serve=1)
+        if leaving == "drained":
+            left.listen(Deaf(), serve=0)
+            group.start_soon(left.receive)
+        else:
+            left.listen(None)
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await left.receive()
+        received = left.statistics().received
+        # If it read, it would get one of these sooner or later.
+        assert [await channel.get_api().work(n) for n in range(50)] == list(range(50))
+        assert left.statistics().received == received
+        assert left.statistics().outstanding == 0
+        group.cancel_scope.cancel()
 
 
 async def test_draining_worker_keeps_only_what_it_has_begun(
