@@ -52,6 +52,7 @@ from ._protocol._records import Reply, Request
 from ._protocol._streams import Consumer
 from ._protocol._values import PLAIN
 from ._pump import Pump, close_unopened
+from ._slow import SLOW_HANDLER, SlowHandlers
 from ._streaming import Inflow, RemoteStream
 from ._timer import TimerEntry
 from .abc import Envelope
@@ -64,9 +65,6 @@ logger = logging.getLogger("anyio_kkrpc")
 
 # Idle tasks that are kept for the next burst.
 _MAX_IDLE = 64
-# A handler that holds the event loop longer than this, in seconds, is warned about: a coroutine up
-# to where it first waits.
-SLOW_HANDLER = 0.1
 _MAX_NAME = 200
 _MAX_SEGMENTS = 32
 _REMOTE_REFERENCES = "Remote reference operations require kkrpc/remote-refs"
@@ -203,6 +201,7 @@ class Server:
         self._one_shot: Callable[[], OneShot]
         self._group: TaskGroup | None = None
         self._finished: Event | None = None
+        self._slow = SlowHandlers()
         self.expired = 0
         self.served = 0
 
@@ -469,14 +468,11 @@ class Server:
                 lambda: context.copy().run(method.function, *checked, **kwargs)
             )
         started = perf_counter()
+        if started > self._slow.stale_at:
+            self._slow.begin()
         coroutine, value = context.run(begin, function, checked, kwargs)
         if perf_counter() - started > SLOW_HANDLER:
-            logger.warning(
-                "%s() held the event loop for %.2f s; declare it with @in_thread, or have a thread "
-                "do what is slow in it",
-                method.name,
-                perf_counter() - started,
-            )
+            self._slow.judge(method.name, started)
         if coroutine is not None:
             handling.handle.suspends()
             return await go_on(context, coroutine, value)

@@ -182,17 +182,6 @@ async def test_handler_in_a_thread() -> None:
     assert api.threads != [threading.get_ident()]
 
 
-async def test_slow_synchronous_handler_is_warned_about(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With its name and what to do."""
-    monkeypatch.setattr("anyio_kkrpc._serving.SLOW_HANDLER", -1.0)
-    async with pair(Api()) as link:
-        assert await link.api.add(1, 2) == 3
-    assert "add() held the event loop for" in caplog.text
-    assert "@in_thread" in caplog.text
-
-
 @pytest.mark.parametrize("side", [0, 1], ids=["own", "other"])
 async def test_closed_transport_fails_all_at_once(side: int) -> None:
     """Whoever waits is told, whichever side closes; `serve_forever` returns at both."""

@@ -74,6 +74,7 @@ MOVING = {
     "_proxy": "_calling",
     "_typing": "_calling",
     "_exposure": "_serving",
+    "_slow": "_serving",
     "_inbound": "kit",
     "_queue": "kit",
     "redis._acks": "redis._writing",
