@@ -169,9 +169,10 @@ def tests_default(session: nox.Session) -> None:
 
 @nox.session(python=[version for version in PYTHONS if version != DEFAULT])
 def tests(session: nox.Session) -> None:
-    """Run the tests that may depend on the version of Python."""
+    """Run the tests that may depend on the version of Python; with uvloop, too, on the newest."""
     session.install("--quiet", "-e", ".[dev]")
-    _pytest(session, "-m", "not slow")
+    loops = () if session.python == AVAILABLE[-1] else ("-k", "not uvloop")
+    _pytest(session, "-m", "not slow", *loops)
 
 
 @nox.session(python=False)

@@ -17,9 +17,12 @@ _MAP, _TAG, _SET = 5, 6, 258
 # Items of a container that says at its end where that is.
 _ENDLESS = 1 << 62
 _BREAK = 0xFF
-# Bytes of a record for each container in it, at least, besides the first ones.
+# Bytes of a record for each container in it, at least, besides the first ones. (A text of which the
+# head isn't shorter than it could be has more.)
 _BYTES_EACH = 4
 _FREE = 1000
+# How deep they may be in each other: more than any decoder here takes, tags included.
+_DEPTH = 256
 # Scalars that are walked through one by one before it is tried to take many at once.
 _PATIENCE = 4
 
@@ -54,8 +57,8 @@ def check_keys(data: bytes, decode: Callable[[bytes], Any]) -> None:
     """Refuse a record with a map or set of which too many keys hash alike.
 
     :param decode: decodes an item, as a key
-    :raises ValueError: if there is one, if it isn't well-formed, or if it has far more containers
-        than bytes in them
+    :raises ValueError: if there is one, if it isn't well-formed or nested too deeply, or if it has
+        far more containers than bytes in them
     """
     try:
         for places in _keys(data):
@@ -100,13 +103,13 @@ def _keys(data: bytes) -> Iterator[list[tuple[int, int]]]:
             continue
         begin = position
         kind, length, position = _head(data, position, first)
+        containers -= 1
+        if not containers or len(above) == _DEPTH:
+            raise ValueError("too many or too deep containers beside keys that are not text")
         if kind in (2, 3) and length < _ENDLESS:
             position += length
             left -= 1
             continue
-        containers -= 1
-        if not containers:
-            raise ValueError("too many containers beside keys that are not text")
         is_key = step == 1 or (step == 2 and left % 2 == 0)
         above.append((left - 1, step, keys, is_key, begin))
         keys = []

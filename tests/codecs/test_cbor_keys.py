@@ -73,8 +73,24 @@ def test_many_containers_beside_other_keys() -> None:
     """A walk through them would take its time; with keys of text nobody walks."""
     tiny = head(4, 100_000) + b"\x81\x80" * 100_000
     assert CBOR.decode(reply(b"\xa2\x61a\x01\x61b" + tiny))
-    with pytest.raises(ProtocolError, match="too many containers"):
+    with pytest.raises(ProtocolError, match="too many or too deep"):
         CBOR.decode(reply(b"\xa2\x01\x01\x02" + tiny))
+
+
+def test_deeper_than_any_decoder_goes() -> None:
+    """The walk ends at a depth that no decoder takes, not where a million brackets do."""
+    looked_at: list[int] = []
+
+    class Bytes(bytes):
+        def __getitem__(self, key: Any) -> Any:
+            looked_at.append(key)
+            return super().__getitem__(key)
+
+    for nested in (b"\x81", b"\xc1", b"\xa1\x01", b"\x9f"):
+        looked_at.clear()
+        with pytest.raises(ValueError, match="too deep"):
+            _cbor_keys.check_keys(Bytes(nested * 500_000), _decode_keys)
+        assert len(looked_at) < 2000
 
 
 HONEST: dict[str, Any] = {

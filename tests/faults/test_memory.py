@@ -67,6 +67,7 @@ async def test_million_entries(
     witness.delete(stream_name)
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("grouped", [False, True], ids=["broadcast", "group"])
 async def test_abandoned_clients(
     redis_server: RedisServer, stream_name: str, witness: redis.Redis, grouped: bool
