@@ -99,7 +99,8 @@ def _find_pythons() -> list[str]:
 QUICK = (
     *("tests/protocol", "tests/codecs", "tests/core", "tests/queue", "tests/guards"),
     *("tests/redis/test_transport.py", "tests/redis/test_options.py"),
-    *("-k", "not uvloop"),
+    *("-k", "not uvloop and not against_the_model and not instructions"),
+    *("--hypothesis-profile", "quick"),
 )
 
 MISSING = _find_pythons()

@@ -2,7 +2,7 @@
 
 Hypothesis makes the same examples each time, so that a run tells of what has changed in the code, and
 has no bounds of time, which would tell of the load. ``pytest --hypothesis-profile=explore`` tries
-others, and more of them.
+others, and more of them; ``quick`` tries fewer.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ settings.register_profile(
     max_examples=60,
     suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("quick", settings.get_profile("suite"), max_examples=15)
 settings.register_profile(
     "explore", settings.get_profile("suite"), derandomize=False, max_examples=2000
 )
