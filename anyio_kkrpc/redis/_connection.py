@@ -34,19 +34,18 @@ from anyio import (
     Event,
     aclose_forcefully,
     create_task_group,
-    move_on_after,
 )
 from anyio.abc import AsyncResource, ByteStream, TaskStatus
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from hiredis import ProtocolError, Reader, pack_command
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from .._exceptions import TransportClosedError, TransportConnectionError
 from ._address import Address, describe
-from ._errors import Meaning, meaning_of, named, parse_error
+from ._errors import named, parse_error
 from ._socket import SocketTraffic, Traffic
 
-__all__ = ("Argument", "Connection", "Execute", "open_connection")
+__all__ = ("Argument", "Connection", "Execute")
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -83,7 +82,7 @@ class _Pending:
 
 
 class Connection(AsyncResource):
-    """A connection to a Redis server. `open_connection` makes one.
+    """A connection to a Redis server. `.open_connection` makes one.
 
     :ivar error: why the connection can't be used any more: `TransportClosedError` after `aclose` or
         a cancelled `execute`, `TransportConnectionError` with its cause if it broke, else ``None``
@@ -462,57 +461,5 @@ class Connection(AsyncResource):
         return error
 
 
-async def open_connection(
-    address: Address, *, client_name: str | None = None, timeout: float = 5.0, silence: float = 5.0
-) -> Connection:
-    """Connect and log in.
-
-    :param client_name: shown by CLIENT LIST, if the server allows that; one in the URL has priority
-    :param timeout: seconds for all of it; ``socket_connect_timeout`` in the URL has priority
-    :param silence: the connection's `Connection.silence`, in seconds
-    :raises TransportConnectionError: if it fails; the text says why and what to check
-    """
-    if address.connect_timeout is not None:
-        timeout = address.connect_timeout
-    try:
-        with move_on_after(timeout):
-            credentials = await address.credentials()
-            stream = await address.dial()
-            connection = Connection(stream, address, silence=silence)
-            try:
-                await _log_in(connection, credentials, address.client_name or client_name)
-            except BaseException:
-                await aclose_forcefully(stream)
-                raise
-            return connection
-    except TransportConnectionError as exc:
-        raise address.cannot_connect(exc.__cause__ or exc)
-    except Exception as exc:
-        raise address.cannot_connect(exc)
-    raise address.cannot_connect(TimeoutError(f"no answer within {timeout:g} seconds"))
-
-
 def _nothing(data: bytes) -> int:
     return 0
-
-
-async def _log_in(connection: Connection, credentials: tuple[str, ...], name: str | None) -> None:
-    commands: list[tuple[Argument, ...]] = []
-    if credentials:
-        commands.append((b"AUTH", *credentials))
-    if connection.address.db:
-        commands.append((b"SELECT", connection.address.db))
-    if name is not None:
-        commands.append((b"CLIENT", b"SETNAME", name))
-    # Shows that a server is there which takes commands, also where there is nothing to set.
-    commands.append((b"PING",))
-    for command, reply in zip(commands, await connection.execute_many(commands), strict=True):
-        if not isinstance(reply, Exception):
-            continue
-        # A server that can't write to its disk refuses even this.
-        refused = meaning_of(reply)
-        there = command[0] == b"PING" and (refused is Meaning.RIGHTS or refused.passes)
-        if there or (command[0] == b"CLIENT" and isinstance(reply, ResponseError)):
-            logger.debug("%s refused %s: %s", connection.address, command[0], reply)
-        else:
-            raise named(reply, command)

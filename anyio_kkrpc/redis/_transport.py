@@ -51,7 +51,7 @@ from ._admin import (
 )
 from ._claiming import Claimer
 from ._commands import Commands, deadline_of
-from ._connection import Connection, Execute, open_connection
+from ._connection import Connection, Execute
 from ._consumed import MANY, Consumed
 from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
 from ._entering import Entering
@@ -60,6 +60,7 @@ from ._group import Groups
 from ._intake import Intake
 from ._keys import Keys
 from ._link import Dialer, Link
+from ._login import open_connection
 from ._options import Dialect, Options, Overflow, check_options
 from ._pacing import Pacing
 from ._patience import Outages, Patience

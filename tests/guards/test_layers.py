@@ -89,6 +89,7 @@ MOVING = {
     "redis._group_scripts": "redis._group",
     "redis._ledger": "redis._writing",
     "redis._link": "redis._connection",
+    "redis._login": "redis._connection",
     "redis._lookup": "redis._writing",
     "redis._outgoing": "redis._writing",
     "redis._portion": "redis._connection",

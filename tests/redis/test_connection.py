@@ -29,7 +29,8 @@ from redis.credentials import UsernamePasswordCredentialProvider
 
 from anyio_kkrpc._exceptions import TransportClosedError, TransportConnectionError
 from anyio_kkrpc.redis._address import Address
-from anyio_kkrpc.redis._connection import HIGH_WATER, Connection, open_connection
+from anyio_kkrpc.redis._connection import HIGH_WATER, Connection
+from anyio_kkrpc.redis._login import open_connection
 from anyio_kkrpc.testing._server import RedisServer, free_port
 from tests.bounds import BOUND
 

@@ -15,7 +15,7 @@ from redis.credentials import CredentialProvider
 
 from anyio_kkrpc.redis import _threads
 from anyio_kkrpc.redis._address import Address
-from anyio_kkrpc.redis._connection import open_connection
+from anyio_kkrpc.redis._login import open_connection
 from anyio_kkrpc.redis._threads import in_thread
 from anyio_kkrpc.testing._server import RedisServer
 from tests.bounds import BOUND
