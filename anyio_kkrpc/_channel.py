@@ -26,6 +26,7 @@ from msgspec.structs import replace
 
 from ._callbacks import CallbackRunner, RemoteCallback
 from ._context import _current
+from ._entrance import Entrance
 from ._errors_wire import error_from_wire
 from ._exceptions import (
     ProtocolError,
@@ -159,6 +160,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             raise TypeError(f"grace_period: needs seconds, not {grace_period!r}")
         if not 0 <= grace_period < 1e7:
             raise ValueError(f"grace_period: must not be negative, not {grace_period}")
+        self._entrance = Entrance("RPCChannel")
         self._middleware = check_middleware(middleware)
         self._transport = transport
         self._grace = grace_period
@@ -184,13 +186,11 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         self._collecting = False
         self._released: deque[tuple[str, str | None, str]] = deque()
         self._abandoned: deque[Consumer] = deque()
-        self._refused = 0
-        self._undelivered = 0
+        self._refused = self._undelivered = 0
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
-        if self._soon is not None:
-            raise RuntimeError("a channel can be entered once; make a new one")
+        self._entrance.enter()
         if self._transport in _USED:
             raise RuntimeError("another channel uses this transport; each needs one of its own")
         self._now, self._one_shot, self._soon = clock(), one_shots(), scheduler()

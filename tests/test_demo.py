@@ -64,13 +64,18 @@ def test_demo_that_is_ended(number: signal.Signals) -> None:
         ) as process,
     ):
         end = time.monotonic() + BOUND
+        # Stopped for each look: it ends by itself, and must not while this process gets no turn.
+        process.send_signal(signal.SIGSTOP)
         while len(peers_of(client)) < 4:  # a writer and an inbox for each of two at least
+            process.send_signal(signal.SIGCONT)
             assert time.monotonic() < end
-            time.sleep(0.01)
+            time.sleep(0.05)
+            process.send_signal(signal.SIGSTOP)
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) == 2
         assert "s3cret" not in " ".join(part for one in children for part in one.cmdline())
         process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
         assert process.stderr is not None
         assert process.stderr.read() == ""
         assert process.wait(BOUND) == 130
@@ -80,9 +85,11 @@ def test_demo_that_is_ended(number: signal.Signals) -> None:
     ) as process:
         assert process.stdout is not None
         assert "started at" in process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
         children = psutil.Process(process.pid).children()
         assert len(children) >= 1
         process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
         assert process.wait(BOUND) == 130
         assert not any(one.is_running() for one in children)
 

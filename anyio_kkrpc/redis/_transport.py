@@ -27,6 +27,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from msgspec import Struct
 from redis.exceptions import RedisError, ResponseError
 
+from .._entrance import Entrance
 from .._errors_wire import library_error
 from .._exceptions import (
     DeliveryError,
@@ -329,7 +330,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._takeover = Takeover(self._groups, self._writer, self._held, self._dropped, *intake)
         self._claimer: Claimer | None = None
         self._group: TaskGroup | None = None
-        self._entered = False
+        self._entrance = Entrance("RedisStreamsTransport")
         self._writer_scope: CancelScope | None = None
         self._inbox_scope: CancelScope | None = None
         self._request_scope: CancelScope | None = None
@@ -400,9 +401,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
-        if self._entered:
-            raise RuntimeError("a transport can be entered once; make a new one")
-        self._entered = True
+        self._entrance.enter()
         self._writer_scope = CancelScope(shield=True)
         self._inbox_scope = CancelScope()
         with lone_error():
@@ -619,7 +618,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             error = type(reason)(*reason.args)
             error.__cause__ = reason.__cause__
             raise error
-        if not self._entered:
+        if not self._entrance.used:
             raise RuntimeError("the transport has not been entered: use 'async with'")
         return self._writer
 
@@ -672,7 +671,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def send(self, item: Envelope) -> None:
         """Write an envelope; see `Transport.send`."""
         writer, record = self._writer, item.record
-        if not self._entered or self._inbound.ended_reason is not None:
+        if not self._entrance.used or self._inbound.ended_reason is not None:
             self._open_writer()
         if isinstance(record, Request) and record.o is True:
             await writer.send_and_confirm(item)
@@ -686,7 +685,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def settle(self, envelope: Envelope, reply: Envelope | None) -> None:
         """Finish a request; one of the group is acknowledged in one write with its reply."""
         writer, sender = self._writer, envelope.sender
-        if not self._entered or self._inbound.ended_reason is not None:
+        if not self._entrance.used or self._inbound.ended_reason is not None:
             self._open_writer()
         if sender.__class__ is not str and reply is not None and isinstance(sender, SharedPeer):
             request, record = envelope.record, reply.record

@@ -23,6 +23,7 @@ from anyio import (
 from anyio.abc import AnyByteStream, TaskGroup
 from msgspec import Struct
 
+from .._entrance import Entrance
 from .._errors_wire import library_error
 from .._exceptions import (
     OverloadedError,
@@ -130,6 +131,7 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
             raise ValueError(f"dialect: one of {', '.join(get_args(Dialect))}, not {dialect!r:.80}")
         if not isinstance(superjson, bool):
             raise TypeError(f"superjson: needs a bool, not {superjson!r:.80}")
+        self._entrance = Entrance("ByteStreamTransport")
         self._stream = stream
         self._codec = get_codec(codec)
         if dialect != "native" and self._codec.name != "json":
@@ -163,9 +165,7 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
         self._writing = False
         self._handed_over = Event()
         self._room: Event | None = None
-        self._sent = 0
-        self._received = 0
-        self._invalid = 0
+        self._sent = self._received = self._invalid = 0
 
     @property
     def capabilities(self) -> Capabilities:
@@ -187,8 +187,7 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
-        if self._group is not None:
-            raise RuntimeError("a transport can be entered once; make a new one")
+        self._entrance.enter()
         self._writer_scope = CancelScope(shield=True)
         with lone_error():
             async with anyio.create_task_group() as self._group:

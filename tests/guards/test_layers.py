@@ -60,6 +60,7 @@ ROOMS: dict[str, set[str]] = {
 MOVING = {
     "_loop": "_runtime",
     "_timer": "_runtime",
+    "_entrance": "_runtime",
     "_groups": "_runtime",
     "_log": "_runtime",
     "_errors_wire": "_wire_errors",
