@@ -63,15 +63,22 @@ def test_all_pages_are_known() -> None:
         assert {block.language for block in blocks_of(page)} <= LANGUAGES, page
 
 
-def test_fixtures_for_tests_of_others(pytester: pytest.Pytester) -> None:
-    """The files on the page about testing are a test suite that passes."""
+def test_suite_of_others(pytester: pytest.Pytester) -> None:
+    """The files on the page about testing are a test suite that passes, with AnyIO's plugin and
+    pytest-asyncio's, which in its strict mode leaves to the other what isn't marked as its own.
+    """
+    pytest.importorskip("pytest_asyncio")
     files = {block.name: block.text for block in blocks_of(DOCS / "testing.md") if block.name}
-    assert set(files) == {"conftest.py", "test_shop.py"}
+    suite = {"test_shop.py", "test_shop_fixture.py", "test_shop_asyncio.py"}
+    assert set(files) == {"conftest.py", *suite}
     for name, text in files.items():
         (pytester.path / name).write_text(text)
-    result = pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider", "-p", "anyio")
+    scope = "asyncio_default_fixture_loop_scope=function"
+    result = pytester.runpytest_subprocess(
+        "-q", "-W", "error", "-p", "no:cacheprovider", "-p", "anyio", "-o", scope
+    )
     assert result.ret == 0
-    assert result.parseoutcomes()["passed"] >= 2
+    assert result.parseoutcomes()["passed"] >= 6  # two of pytest-asyncio, two for each backend
 
 
 def commands_of(page: Path, name: str = "") -> list[str]:
