@@ -58,7 +58,9 @@ def url(own_server: RedisServer) -> str:
     return f"redis://shop:secret@127.0.0.1:{own_server.port}"
 
 
-async def test_all_that_peers_do(url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_all_that_peers_do(
+    own_server: RedisServer, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Calls, streams, callbacks, cancels, trimming, poison, the look at it, the end."""
     caplog.set_level(logging.WARNING)
     api = Api()
@@ -82,6 +84,7 @@ async def test_all_that_peers_do(url: str, caplog: pytest.LogCaptureFixture) -> 
                     group.cancel_scope.cancel()
                 await api.cancelled.wait()
                 await with_call_options(proxy, reply=False).add(1, 2)
+            await _nobody_reads(own_server)
             # A worker that dies: somebody takes a request and is never seen again.
             with redis.Redis.from_url(url) as dead:
                 async with anyio.create_task_group() as group:
@@ -104,6 +107,13 @@ async def test_all_that_peers_do(url: str, caplog: pytest.LogCaptureFixture) -> 
             await used.delete_stream()
             await served.signal_destroy()
     assert not [r for r in caplog.records if "NOPERM" in r.getMessage()], caplog.text
+
+
+async def _nobody_reads(server: RedisServer) -> None:
+    """Wait until Redis has seen the end of the last read of requests, which takes what comes before."""
+    with redis.Redis.from_url(server.url) as client:
+        while any("anyio_kkrpc:requests:" in one["name"] for one in client.client_list()):
+            await anyio.sleep(0.01)
 
 
 async def _becomes_a_dead_letter(channel: RPCChannel) -> None:
