@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 
 from msgspec import UNSET, Struct
@@ -16,7 +17,7 @@ from ._connection import _pack as pack_command
 from ._keys import Keys
 from ._ledger import Post
 from ._scripts import BEFORE
-from ._signing import Signer
+from ._signing import FRESH, Signer
 from .dialects import Dialects
 from .dialects.native import MARK
 
@@ -172,10 +173,11 @@ class Commands:
             fields = self._native.encode(record, None)
             self._count(fields)
             self._note_added()
-            return Post(self._add_to_stream(fields), envelope, to_stream=True)
+            return self._sealed(self._adding(fields), Post(b"", envelope, to_stream=True))
         inbox = self._inbox(recipient)
         fields = self._encode(inbox, envelope)
-        return Post(pack_command((b"XADD", inbox.key, *self._if_there, b"*", *fields)), envelope)
+        command = (b"XADD", inbox.key, *self._if_there, b"*")
+        return self._sealed(partial(self._pack, command, inbox.key, fields), Post(b"", envelope))
 
     def forward(self, entry_id: bytes, attempt: int, recipient: str, fields: list[bytes]) -> Post:
         """Return what hands an entry of the group on to the inbox of the peer that it is for."""
@@ -213,7 +215,16 @@ class Commands:
         if post.to_stream and post.data is None:
             assert isinstance(envelope.record, Request)
             envelope.record.d = left
-            post.packed = self._add_to_stream(self._native.encode(envelope.record, None))
+            self._sealed(self._adding(self._native.encode(envelope.record, None)), post)
+
+    def refresh(self, post: Post) -> None:
+        """Sign anew what has waited: a signature is good for the time in which it was made."""
+        if (
+            post.pack is not None
+            and self._signer is not None
+            and abs(self._signer.now() - post.signed_at) > FRESH
+        ):
+            self._sealed(post.pack, post)
 
     def key_of(self, post: Post) -> bytes:
         """Return the key that a post writes to."""
@@ -259,38 +270,52 @@ class Commands:
 
     def _make_control(self, envelope: Envelope) -> Post:
         keys = self._keys
-        fields = self._encode(self._control, envelope)
+        pack = partial(self._pack, key=keys.control, fields=self._encode(self._control, envelope))
         if envelope.record.__class__ is Cancel and envelope.token is not None and self._group:
             bounds = (_CONTROL_LENGTH, _CONTROL_TTL_MS)
             command = (b"EVAL", _CANCEL, b"2", keys.stream, keys.control, envelope.token, *bounds)
-            return Post(pack_command((*command, *fields)), envelope)
-        add = (b"XADD", keys.control, b"MAXLEN", b"~", _CONTROL_LENGTH, b"*", *fields)
-        expire = (b"PEXPIRE", keys.control, _CONTROL_TTL_MS)
-        return Post(pack_command(add) + pack_command(expire), envelope, 2)
+            return self._sealed(partial(pack, command), Post(b"", envelope))
+        add = (b"XADD", keys.control, b"MAXLEN", b"~", _CONTROL_LENGTH, b"*")
+        expire = pack_command((b"PEXPIRE", keys.control, _CONTROL_TTL_MS))
+        return self._sealed(partial(pack, add, behind=expire), Post(b"", envelope, 2))
 
     def _make_shared(self, envelope: Envelope, fields: tuple[bytes, ...]) -> Post:
         bounded = isinstance(envelope.record, Request)
         self._count(fields)
         self._note_added()
-        packed = self._add_to_stream(fields, bounded=bounded)
-        return Post(packed, envelope, 1, True, fields[1])
+        post = Post(b"", envelope, 1, True, fields[1])
+        return self._sealed(self._adding(fields, bounded=bounded), post)
 
-    def _add_to_stream(self, fields: tuple[bytes, ...], *, bounded: bool = True) -> bytes:
+    def _adding(self, fields: tuple[bytes, ...], *, bounded: bool = True) -> Callable[[], bytes]:
+        """Return what packs the command that adds fields to the stream."""
         stream = self._keys.stream
+        command: tuple[bytes, ...] = (b"XADD", stream, b"*")
+        if self._backlog is not None and self._group is not None and bounded:
+            command = (b"EVAL", _ADD_BOUNDED, b"1", stream, self._group, self._backlog)
+        return partial(self._pack, command, stream, fields)
+
+    def _pack(
+        self, command: tuple[bytes, ...], key: bytes, fields: tuple[bytes, ...], behind: bytes = b""
+    ) -> bytes:
+        """Pack a command that ends with fields, which are signed if there is a key."""
         if self._signer is not None:
-            fields = self._signer.sign(stream, fields)
-        if self._backlog is None or self._group is None or not bounded:
-            return pack_command((b"XADD", stream, b"*", *fields))
-        command = (b"EVAL", _ADD_BOUNDED, b"1", stream, self._group, self._backlog)
-        return pack_command((*command, *fields))
+            fields = self._signer.sign(key, fields)
+        return pack_command((*command, *fields)) + behind
+
+    def _sealed(self, pack: Callable[[], bytes], post: Post) -> Post:
+        """Put commands into a post, and how they are packed again if they are signed."""
+        post.packed = pack()
+        if self._signer is not None:
+            post.pack, post.signed_at = pack, self._signer.now()
+        return post
 
     def _encode(self, inbox: _Inbox, envelope: Envelope) -> tuple[bytes, ...]:
-        """Return the fields of a native entry with a number, and a signature if there is a key."""
+        """Return the fields of a native entry with a number."""
         number = b"%s.%d" % (inbox.epoch, inbox.last + 1)
         fields = self._native.encode(envelope.record, envelope.recipient, number)
         self._count(fields)
         inbox.last += 1
-        return fields if self._signer is None else self._signer.sign(inbox.key, fields)
+        return fields
 
     def _count(self, fields: tuple[bytes, ...]) -> None:
         self._check_size(max(map(len, fields)))

@@ -150,11 +150,27 @@ def _number(about: dict[bytes, bytes], name: bytes, most: int) -> int:
     return number
 
 
+def _verify(signer: Signer, stream: bytes, about: dict[bytes, bytes], request: list[bytes]) -> None:
+    """Refuse a letter whose request was not signed when it was written to the stream.
+
+    :raises ProtocolError: if it is refused
+    """
+    written = about[b"id"]
+    _number({b"id": written.partition(b"-")[0]}, b"id", _MOST_TIME)
+    signer.verify(stream, written, request)
+
+
 async def dead_letters(
-    link: Link, dead: bytes, count: int, skipped: Callable[[bytes, ProtocolError], object]
+    link: Link,
+    stream: bytes,
+    dead: bytes,
+    count: int,
+    signer: Signer | None,
+    skipped: Callable[[bytes, ProtocolError], object],
 ) -> list[DeadLetter]:
     """Return the oldest dead letters.
 
+    :param signer: checks their requests, if all are signed
     :param skipped: told of each entry that isn't one, and why
     """
     letters: list[DeadLetter] = []
@@ -164,6 +180,8 @@ async def dead_letters(
         entries = await link.ask("dead letters", portion, page)
         for letter_id, flat in entries:
             try:
+                if signer is not None:
+                    _verify(signer, stream, *split(flat))
                 letters.append(parse(letter_id, flat))
             except ProtocolError as exc:
                 skipped(letter_id, exc)
@@ -178,18 +196,22 @@ async def retry_dead_letter(
 ) -> str | None:
     """Put a dead letter back into the stream; return its new id, ``None`` if there is none such.
 
-    :raises ProtocolError: if what is there isn't a dead letter
+    :raises ProtocolError: if what is there isn't a dead letter, or its request isn't signed by one
+        of us, where all are
     """
     entries = await link.request(b"XRANGE", dead, letter_id, letter_id)
     if not entries:
         return None
-    fields = tuple(split(entries[0][1])[1])
+    about, request = split(entries[0][1])
+    fields = tuple(request)
     if not fields:
         raise ProtocolError("a dead letter without a request")
     if len(fields) > _MOST_VALUES:
         raise ProtocolError(f"a dead letter whose request has {len(fields) // 2} fields")
     if signer is not None:
-        fields = signer.sign(stream, fields[:-2] if fields[-2] == b"sig" else fields)
+        # Else who can write to Redis, and has no key, would have it signed by who retries it.
+        _verify(signer, stream, about, request)
+        fields = signer.sign(stream, fields[:-2])
     new = await link.request(b"EVAL", _RETRY_DEAD, b"2", stream, dead, letter_id, *fields)
     return None if new is None else new.decode()
 

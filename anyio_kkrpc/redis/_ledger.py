@@ -17,7 +17,7 @@ was refused and what waits, it waits for the next connection, again in the order
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import Any
 
@@ -48,6 +48,8 @@ class Post(Struct, eq=False):
     :ivar written_at: when it was first written, on AnyIO's clock
     :ivar unknown: whether it may have arrived over a connection that was lost
     :ivar waits: whether it is to be written, for the first time or again
+    :ivar pack: packs the commands with a new signature, if they have one
+    :ivar signed_at: when they were signed, in seconds, on Redis' clock
     :ivar refused_since: when Redis first said that the user lacks the right, on AnyIO's clock
     """
 
@@ -66,6 +68,8 @@ class Post(Struct, eq=False):
     written_at: float | None = None
     unknown: bool = False
     waits: bool = False
+    pack: Callable[[], bytes] | None = None
+    signed_at: float = 0.0
     refused_since: float | None = None
 
 

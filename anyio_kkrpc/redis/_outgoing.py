@@ -354,6 +354,7 @@ class Outgoing:
             self._forget(post)
             if self._too_late(post):
                 continue
+            self._commands.refresh(post)
             post.written_at = post.written_at or self.now()
             if post.answers is not None:
                 self.acks.write(post.answers, post.attempt)

@@ -18,6 +18,8 @@ from .._exceptions import ProtocolError
 
 # Seconds between signing and arrival in Redis, at most.
 WINDOW = 60.0
+# Seconds after which what waits is signed anew before it is written.
+FRESH = WINDOW / 6
 # Nonces that are remembered at least as long as the window.
 _LEAST_REMEMBERED = 100_000
 # Of a time in milliseconds.
@@ -29,22 +31,38 @@ class Signer:
 
     :param key: the secret that all peers share
     :param now: tells Redis' time in seconds
+    :ivar now: the same
     """
 
     def __init__(self, key: bytes, now: Callable[[], float]) -> None:
         self._key = key
-        self._now = now
+        self.now = now
         self._seen: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()
 
     def sign(self, stream: bytes, fields: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """Return the fields with their signature."""
-        head = b"%d.%s" % (round(self._now() * 1000), secrets.token_hex(8).encode())
+        head = b"%d.%s" % (round(self.now() * 1000), secrets.token_hex(8).encode())
         return (*fields, b"sig", b"%s.%s" % (head, self._digest(stream, head, fields)))
 
     def check(self, stream: bytes, entry_id: bytes, fields: list[bytes]) -> None:
-        """Refuse an entry that isn't signed, or was signed for another place or time.
+        """Refuse an entry that isn't signed, was signed for another place or time, or came before.
 
         :raises ProtocolError: if it is refused
+        """
+        written, nonce = self.verify(stream, entry_id, fields)
+        seen = self._seen
+        if seen.setdefault(nonce, (written, entry_id))[1] != entry_id:
+            raise ProtocolError("an entry that was written before")
+        while len(seen) > _LEAST_REMEMBERED:
+            _, (oldest, _) = next(iter(seen.items()))
+            if oldest > written - 2 * WINDOW:
+                break
+            seen.popitem(last=False)
+
+    def verify(self, stream: bytes, entry_id: bytes, fields: list[bytes]) -> tuple[float, bytes]:
+        """Return when an entry was written, in seconds, and the nonce that it was signed with.
+
+        :raises ProtocolError: if it isn't signed, or was signed for another place or time
         """
         if len(fields) < 2 or fields[-2] != b"sig":
             raise ProtocolError("an entry without a signature")
@@ -57,14 +75,7 @@ class Signer:
         written = int(entry_id.partition(b"-")[0]) / 1000
         if abs(written - int(time) / 1000) > WINDOW:
             raise ProtocolError("an entry that was signed long before it was written")
-        seen = self._seen
-        if seen.setdefault(nonce, (written, entry_id))[1] != entry_id:
-            raise ProtocolError("an entry that was written before")
-        while len(seen) > _LEAST_REMEMBERED:
-            _, (oldest, _) = next(iter(seen.items()))
-            if oldest > written - 2 * WINDOW:
-                break
-            seen.popitem(last=False)
+        return written, nonce
 
     def _digest(self, stream: bytes, head: bytes, fields: tuple[bytes, ...] | list[bytes]) -> bytes:
         # Each part with its length, so that parts can't be shifted.

@@ -1238,21 +1238,22 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def dead_letters(self, count: int = 1000) -> list[DeadLetter]:
         """Return the oldest dead letters: requests given up after ``max_deliveries``.
 
-        What is there and can't be read as one is counted as invalid, logged and skipped.
+        What is there and can't be read as one, or isn't signed by who has the ``signing_key``, is
+        counted as invalid, logged and skipped.
 
         :param count: how many at most
         :raises RPCError: if Redis refuses it
         :raises TransportClosedError: after `destroy`
         """
-        dead = self._keys.dead
+        keys, skip = self._keys, partial(self._decoder.skip, self._keys.dead)
         with self._asking() as link:
-            return await dead_letters(link, dead, count, partial(self._decoder.skip, dead))
+            return await dead_letters(link, keys.stream, keys.dead, count, self._signer, skip)
 
     async def retry_dead_letter(self, letter_id: str) -> str:
         """Put a dead letter back into the stream, as a new request; return its new id.
 
         :raises LookupError: if there is no dead letter with this id, or what has it can't be read
-            as one
+            as one or isn't signed as it must be
         :raises RPCError: if Redis refuses it
         :raises TransportClosedError: after `destroy`
         """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import anyio
@@ -13,7 +14,7 @@ import msgspec
 import pytest
 import redis
 
-from anyio_kkrpc import RedisStreamsTransport, RPCChannel
+from anyio_kkrpc import RedisStreamsTransport, RPCChannel, with_call_options
 from anyio_kkrpc.middleware import access_log
 from anyio_kkrpc.redis import _signing
 from anyio_kkrpc.testing import RedisServer
@@ -125,6 +126,109 @@ async def test_signed_dead_letters(
                 (letter,) = await using.dead_letters()
                 await using.retry_dead_letter(letter.id)
                 await until(lambda: api.ran == [1])
+
+
+@pytest.mark.parametrize("of", ["nobody", "another time", "another stream", "no time"])
+async def test_forged_dead_letters(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis, of: str
+) -> None:
+    """Who has no key gets no letter signed by who puts it back."""
+    api = Api()
+    options: dict[str, Any] = {"use_consumer_group": True, "signing_key": KEY}
+    async with (
+        RedisStreamsTransport(redis_server.url, stream=stream_name, **options) as serving,
+        RedisStreamsTransport(redis_server.url, stream=stream_name, **options) as using,
+        RedisStreamsTransport(redis_server.url, stream=f"{stream_name}2", **options) as elsewhere,
+        RPCChannel(serving, expose=api),
+        RPCChannel(using, timeout=CALL_BOUND) as client,
+        RPCChannel(elsewhere) as other,
+    ):
+        assert await client.get_api().work(1) == 1
+        await with_call_options(other.get_api(), reply=False).work(2)
+        key = f"{stream_name}2" if of == "another stream" else stream_name
+        ((entry_id, request),) = witness.xrange(key)
+        if of == "nobody":
+            request[b"sig"] = b"x"
+        about = {
+            "id": {"another time": b"1-1", "no time": b"x-1"}.get(of, entry_id),
+            "group": "kkrpc-group",
+            "reason": "delivered 5 times without being finished",
+            "attempts": 5,
+            "first": 1,
+            "last": 2,
+        }
+        forged = witness.xadd(f"{{{stream_name}}}:dead", {**about, **request})
+        with pytest.raises(LookupError, match="sign|id is"):
+            await using.retry_dead_letter(forged.decode())
+        assert await using.dead_letters() == []
+        assert using.statistics().invalid == 1
+        assert witness.xlen(f"{{{stream_name}}}:dead") == 1
+        assert await client.get_api().work(3) == 3
+        assert api.ran == [1, 3]
+
+
+@pytest.fixture
+def durable_server(server_executable: str) -> Iterator[RedisServer]:
+    with RedisServer(server_executable, appendonly=True) as server:
+        yield server
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["broadcast", "group"])
+async def test_signed_through_an_outage(
+    durable_server: RedisServer, grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waited for longer than a signature is good for is signed when it is written."""
+    running, gate = anyio.Event(), anyio.Event()
+
+    class Waiting(Api):
+        async def wait(self, n: int) -> int:
+            running.set()
+            await gate.wait()
+            return n
+
+    options: dict[str, Any] = {
+        "stream": "jobs",
+        "use_consumer_group": grouped,
+        "signing_key": KEY,
+        "claim_idle": CALL_BOUND,
+    }
+    api = Waiting()
+    results: list[int] = []
+    async with (
+        RedisStreamsTransport(durable_server.url, **options) as serving,
+        RedisStreamsTransport(durable_server.url, **options) as using,
+        RPCChannel(serving, expose=api),
+        RPCChannel(using, timeout=CALL_BOUND) as client,
+        anyio.create_task_group() as group,
+    ):
+
+        async def call(name: str, n: int, timeout: float | None) -> None:
+            api = with_call_options(client.get_api(), timeout=timeout)
+            results.append(await getattr(api, name)(n))
+
+        group.start_soon(call, "wait", 1, CALL_BOUND)
+        await running.wait()
+        durable_server.kill()
+        # What is signed now is signed as of two minutes ago; what is written later is not.
+        clocks = {serving: serving._signer.now, using: using._signer.now}
+        signed = dict.fromkeys(clocks, 0)
+
+        def signs(peer: RedisStreamsTransport) -> float:
+            signed[peer] += 1
+            return clocks[peer]() - 120
+
+        for peer in clocks:
+            monkeypatch.setattr(peer._signer, "now", partial(signs, peer))
+        gate.set()
+        group.start_soon(call, "work", 2, CALL_BOUND)
+        group.start_soon(call, "work", 3, None)
+        await until(lambda: signed[serving] and signed[using] >= 2)
+        monkeypatch.undo()
+        await anyio.to_thread.run_sync(durable_server.start)
+        await until(lambda: len(results) == 3)
+        assert serving.statistics().invalid == using.statistics().invalid == 0
+    assert sorted(results) == [1, 2, 3]
+    assert sorted(api.ran) == [2, 3]
 
 
 def _bombs() -> dict[str, dict[str, bytes]]:
