@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from time import monotonic
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -112,6 +113,7 @@ class Reader:
         self.count = 0
         self._decoder = decoder
         self._aside: dict[bytes, bytes] = {}
+        self._read_at = monotonic()
         self._head = (b"XREAD", b"BLOCK", block_ms(block_timeout), b"COUNT")
 
     async def read(self, connection: Connection, portion: Portion, handle: Handle) -> None:
@@ -127,6 +129,7 @@ class Reader:
         reply = await connection.execute(
             *self._head, count, b"STREAMS", *positions.keys(), *positions.values()
         )
+        self._read_at = monotonic()
         self.count = 0
         for stream, entries in reply or ():
             self.count += len(entries)
@@ -137,6 +140,25 @@ class Reader:
                     handle(stream, entry_id, entry)
         if portion.size < COUNT:
             portion.came(self.count)
+
+    async def rewind(self, connection: Connection, own: bytes) -> None:
+        """Go back where the server hasn't come as far as what was read.
+
+        That is another server, whose clock may be behind, or one that has lost its last entries.
+        What comes then would not be read until its clock is past the position.
+
+        :param own: the key that is read from its beginning, since numbers tell what came before; of
+            others what was written since the last read is new
+        """
+        away = monotonic() - self._read_at
+        keys = list(self.positions)
+        commands = [(b"EVAL", _LAST_ID, b"1", key) for key in keys]
+        now, *ends = await connection.execute_many([(b"TIME",), *commands])
+        for key, end in zip(keys, ends, strict=True):
+            if isinstance(end, bytes) and order(end) < order(self.positions[key]):
+                logger.warning("%s ends before what was read of it: reading it again", key.decode())
+                since = b"0-0" if key == own else _before(now, away)
+                self.positions[key] = min(end, since, key=order)
 
     async def not_streams(self, execute: Execute) -> set[bytes]:
         """Return those of the keys that hold something else than a stream."""
@@ -199,6 +221,13 @@ class GroupReader:
         if portion.size < COUNT:
             portion.came(self.count)
         return invalid
+
+
+def _before(now: Any, seconds: float) -> bytes:
+    """Return the id of a time so long before Redis' ``TIME``; the first one if that isn't known."""
+    if isinstance(now, Exception):
+        return b"0-0"
+    return b"%d-0" % max(int(now[0]) * 1000 + int(now[1]) // 1000 - round(seconds * 1000) - 1, 0)
 
 
 async def _is_stream(execute: Execute, key: bytes) -> bool:

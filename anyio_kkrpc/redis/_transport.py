@@ -488,7 +488,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         kept = await execute(b"PEXPIRE", self._inbox, self._ttl)
         if not kept and self._inbound.ended_reason is None:  # else it was removed on leaving
             logger.warning("the inbox was gone from Redis, and was made again")
-            await self._make_inbox(execute)
+            made, reader = await self._make_inbox(execute), self._inbox_reader
+            if reader is not None and order(made) < order(reader.positions[self._inbox]):
+                reader.positions[self._inbox] = b"0-0"
         if self._has_group:
             await self._make_group(execute)
 
@@ -745,6 +747,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         patience = Patience("reading the inbox", self._outages, heals=())
 
         async def read(connection: Connection, portion: Portion) -> None:
+            await reader.rewind(connection, self._inbox)
             connection.silence = self._options.read_silence
             while True:
                 try:
@@ -906,7 +909,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def _read_requests(self) -> None:
         grouped = self._options.use_consumer_group
         patience = Patience("reading requests", self._outages, heals=())  # it needs rights at once
-        read = partial(self._read_group if grouped else self._read_broadcast, patience)
+        if grouped:
+            read = partial(self._read_group, patience)
+        else:
+            positions = {self._keys.stream: self._start_id}
+            reader = Reader(positions, self._decoder, self._options.block_timeout)
+            read = partial(self._read_broadcast, patience, reader)
         try:
             while self._requests_wanted and self._inbound.ended_reason is None:
                 with CancelScope() as self._request_scope:
@@ -931,17 +939,16 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         return self._claimer
 
     async def _read_broadcast(
-        self, patience: Patience, connection: Connection, portion: Portion
+        self, patience: Patience, reader: Reader, connection: Connection, portion: Portion
     ) -> None:
         stream = self._keys.stream
-        options = self._options
-        reader = Reader({stream: self._start_id}, self._decoder, options.block_timeout)
         # That asks for two entries: not where one may be all that the server can send.
         if portion.size > 1 and await was_trimmed(connection, stream, self._start_id):
             logger.warning(
                 "%s was trimmed past what this peer had read: it may have missed requests",
-                options.stream,
+                self._options.stream,
             )
+        await reader.rewind(connection, self._inbox)
         connection.silence = self._options.read_silence
 
         def handle(key: bytes, entry_id: bytes, entry: Entry) -> None:

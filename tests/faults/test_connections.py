@@ -18,6 +18,7 @@ from anyio_kkrpc import (
     TransportConnectionError,
     with_call_options,
 )
+from anyio_kkrpc.redis._reader import order
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 
@@ -384,6 +385,40 @@ async def test_restarted_server(
             assert api.ran.count("after") == 1
             assert serving.statistics().reconnects > 0
             assert using.statistics().reconnects > 0
+
+
+@MODES
+async def test_replaced_by_a_server_whose_clock_is_behind(
+    own_server: RedisServer, stream_name: str, grouped: bool
+) -> None:
+    """What was read has ids of the future then; what comes is read all the same, at once."""
+    async with link(own_server.url, own_server.url, stream_name, grouped) as (
+        api,
+        remote,
+        serving,
+        using,
+    ):
+        with redis.Redis.from_url(own_server.url) as witness:
+            future = f"{(witness.time()[0] + 3600) * 1000}-0"
+            keys = [stream_name, f"{{{stream_name}}}:control"]
+            keys += [f"{{{stream_name}}}:inbox:{peer.session_id}" for peer in (serving, using)]
+            for key in keys:
+                witness.xadd(key, {"hint": "later"}, id=future)
+            # Its answer, and the request itself, come behind those.
+            assert await remote.work(1) == 1
+            await until(lambda: all(_reads_behind(peer, future) for peer in (serving, using)))
+            witness.flushall()
+            witness.client_kill_filter(_type="normal", skipme=True)
+            for n in range(2, 20):
+                assert await remote.work(n) == n
+            assert api.ran == list(range(1, 20))
+
+
+def _reads_behind(peer: RedisStreamsTransport, entry_id: str) -> bool:
+    reader = peer._inbox_reader
+    return reader is not None and all(
+        order(position) >= order(entry_id.encode()) for position in reader.positions.values()
+    )
 
 
 @MODES
