@@ -54,10 +54,11 @@ class Again:
     def pause(self) -> float:
         """Return the seconds to wait before what is refused is tried again.
 
+        Meanwhile something else, such as an acknowledgement, may have been taken: then it is 0.
+
         :raises redis.exceptions.RedisError: if that is of no use any more
         """
-        assert self.refusal is not None
-        return self._patience.pause(self.refusal)
+        return 0.0 if self.refusal is None else self._patience.pause(self.refusal)
 
     def recover(self, now: float) -> None:
         """Note that Redis takes what it refused. It is over once it stays so for a moment."""

@@ -10,8 +10,9 @@ from itertools import count
 
 from msgspec import UNSET, Struct
 
-from .._exceptions import OverloadedError
-from .._protocol._records import Bye, Cancel, Record, Request
+from .._errors_wire import library_error
+from .._exceptions import OverloadedError, RPCTimeoutError
+from .._protocol._records import Bye, Cancel, Record, Reply, Request
 from ..abc import Codec, Envelope
 from ._connection import _pack as pack_command
 from ._keys import Keys
@@ -19,7 +20,7 @@ from ._ledger import Post
 from ._scripts import BEFORE
 from ._signing import FRESH, Signer
 from .dialects import Dialects
-from .dialects.native import MARK
+from .dialects.native import MARK, UNMARKED
 
 __all__ = ("Commands", "deadline_of", "is_control")
 
@@ -171,13 +172,16 @@ class Commands:
             return self._make_control(envelope)
         if recipient is None:
             fields = self._native.encode(record, None)
-            self._count(fields)
+            self._check_size(max(map(len, fields)))
+            self.sent += 1
             self._note_added()
             return self._sealed(self._adding(fields), Post(b"", envelope, to_stream=True))
         inbox = self._inbox(recipient)
-        fields = self._encode(inbox, envelope)
-        command = (b"XADD", inbox.key, *self._if_there, b"*")
-        return self._sealed(partial(self._pack, command, inbox.key, fields), Post(b"", envelope))
+        number = b"%s.%d" % (inbox.epoch, inbox.last + 1)
+        post = self._add_to_inbox(inbox, envelope, Post(b"", envelope, number=number))
+        inbox.last += 1
+        self.sent += 1
+        return post
 
     def forward(self, entry_id: bytes, attempt: int, recipient: str, fields: list[bytes]) -> Post:
         """Return what hands an entry of the group on to the inbox of the peer that it is for."""
@@ -212,10 +216,13 @@ class Commands:
         """
         envelope = post.envelope
         assert envelope is not None
+        assert isinstance(envelope.record, Request)
         if post.to_stream and post.data is None:
-            assert isinstance(envelope.record, Request)
             envelope.record.d = left
             self._sealed(self._adding(self._native.encode(envelope.record, None)), post)
+        elif post.number is not None:
+            envelope.record.d = left
+            self._add_to_inbox(self._inbox(str(envelope.recipient)), envelope, post)
 
     def refresh(self, post: Post) -> None:
         """Sign anew what has waited: a signature is good for the time in which it was made."""
@@ -225,6 +232,49 @@ class Commands:
             and abs(self._signer.now() - post.signed_at) > FRESH
         ):
             self._sealed(post.pack, post)
+
+    def small(self, post: Post) -> Post | None:
+        """Return what takes the place of something for an inbox that nobody waits for any more.
+
+        Its number is not left out, since its recipient would wait for it.
+
+        :return: ``None`` if nothing can
+        """
+        envelope, number = post.envelope, post.number
+        if envelope is None or envelope.recipient is None or number is None:
+            return None
+        record: Record
+        if isinstance(envelope.record, Request):
+            record = Cancel(envelope.record.id)
+        elif isinstance(envelope.record, Reply):
+            error = RPCTimeoutError("its time ran out before it could be sent")
+            record = Reply(envelope.record.id, e=library_error(error))
+        else:
+            return None
+        inbox, small = self._inbox(envelope.recipient), Envelope(record, None, envelope.recipient)
+        return self._add_to_inbox(inbox, small, Post(b"", number=number))
+
+    def take_back(self, post: Post) -> None:
+        """Note that the post that was made last won't be written: the next one has its number."""
+        if post.number is not None and post.envelope is not None:
+            self._inbox(str(post.envelope.recipient)).last -= 1
+
+    def takes_late(self, recipient: str) -> bool:
+        """Whether a peer is known to take what comes behind a greater number."""
+        return self._native.version_of(recipient) != UNMARKED
+
+    def begin_anew(self, recipient: str) -> None:
+        """Count anew for a peer for which a number is left out."""
+        self._inboxes.pop(recipient, None)
+
+    def number_anew(self, post: Post) -> None:
+        """Give a post for an inbox the next number."""
+        envelope = post.envelope
+        assert envelope is not None
+        inbox = self._inbox(str(envelope.recipient))
+        inbox.last += 1
+        post.number = b"%s.%d" % (inbox.epoch, inbox.last)
+        self._add_to_inbox(inbox, envelope, post)
 
     def key_of(self, post: Post) -> bytes:
         """Return the key that a post writes to."""
@@ -266,11 +316,22 @@ class Commands:
             number,
             _MARK,
         )
-        return Post(packed, envelope)
+        return Post(packed, envelope, 1, False, None, number)
+
+    def _add_to_inbox(self, inbox: _Inbox, envelope: Envelope, post: Post) -> Post:
+        """Put what adds a record to an inbox into a post, under the number that this has."""
+        assert post.number is not None
+        fields = self._encode(envelope, post.number)
+        command = (b"XADD", inbox.key, *self._if_there, b"*")
+        return self._sealed(partial(self._pack, command, inbox.key, fields), post)
 
     def _make_control(self, envelope: Envelope) -> Post:
         keys = self._keys
-        pack = partial(self._pack, key=keys.control, fields=self._encode(self._control, envelope))
+        number = b"%s.%d" % (self._control.epoch, self._control.last + 1)
+        fields = self._encode(envelope, number)
+        self._control.last += 1
+        self.sent += 1
+        pack = partial(self._pack, key=keys.control, fields=fields)
         if envelope.record.__class__ is Cancel and envelope.token is not None and self._group:
             bounds = (_CONTROL_LENGTH, _CONTROL_TTL_MS)
             command = (b"EVAL", _CANCEL, b"2", keys.stream, keys.control, envelope.token, *bounds)
@@ -281,7 +342,8 @@ class Commands:
 
     def _make_shared(self, envelope: Envelope, fields: tuple[bytes, ...]) -> Post:
         bounded = isinstance(envelope.record, Request)
-        self._count(fields)
+        self._check_size(max(map(len, fields)))
+        self.sent += 1
         self._note_added()
         post = Post(b"", envelope, 1, True, fields[1])
         return self._sealed(self._adding(fields, bounded=bounded), post)
@@ -309,17 +371,11 @@ class Commands:
             post.pack, post.signed_at = pack, self._signer.now()
         return post
 
-    def _encode(self, inbox: _Inbox, envelope: Envelope) -> tuple[bytes, ...]:
+    def _encode(self, envelope: Envelope, number: bytes) -> tuple[bytes, ...]:
         """Return the fields of a native entry with a number."""
-        number = b"%s.%d" % (inbox.epoch, inbox.last + 1)
         fields = self._native.encode(envelope.record, envelope.recipient, number)
-        self._count(fields)
-        inbox.last += 1
-        return fields
-
-    def _count(self, fields: tuple[bytes, ...]) -> None:
         self._check_size(max(map(len, fields)))
-        self.sent += 1
+        return fields
 
     @property
     def _if_there(self) -> tuple[bytes, ...]:

@@ -39,6 +39,8 @@ class Post(Struct, eq=False):
     :ivar result: the first answer, if there are several, or somebody waits for it
     :ivar to_stream: whether it adds to the stream that all peers share
     :ivar data: the value that tells it from other entries of the stream, if it isn't a request
+    :ivar number: what tells it from other entries of an inbox, and in which order they are. None is
+        left out, so that nobody waits for it.
     :ivar answers: the entry of the group that this is the reply to
     :ivar attempt: how often that entry has been delivered
     :ivar ids: the entries that it acknowledges, or brings back. Such a post isn't written again;
@@ -50,6 +52,7 @@ class Post(Struct, eq=False):
     :ivar waits: whether it is to be written, for the first time or again
     :ivar pack: packs the commands with a new signature, if they have one
     :ivar signed_at: when they were signed, in seconds, on Redis' clock
+    :ivar instead: what is written in its place
     :ivar refused_since: when Redis first said that the user lacks the right, on AnyIO's clock
     """
 
@@ -58,6 +61,7 @@ class Post(Struct, eq=False):
     replies: int = 1
     to_stream: bool = False
     data: bytes | None = None
+    number: bytes | None = None
     answers: bytes | None = None
     attempt: int = 1
     ids: list[bytes] | None = None
@@ -70,6 +74,7 @@ class Post(Struct, eq=False):
     waits: bool = False
     pack: Callable[[], bytes] | None = None
     signed_at: float = 0.0
+    instead: Post | None = None
     refused_since: float | None = None
 
 
@@ -119,7 +124,8 @@ class Ledger:
 
     def waiting(self) -> list[Post]:
         """Return what is to be written, in order."""
-        return [post for post in (*self._refused, *self._waiting) if post.waits]
+        posts = (post.instead or post for post in (*self._refused, *self._waiting))
+        return [post for post in posts if post.waits]
 
     def open(self) -> None:
         """Note that there is a connection."""
@@ -150,6 +156,7 @@ class Ledger:
             return None
         while self._waiting:
             post = self._waiting.popleft()
+            post = post.instead or post
             if post.waits:
                 self._let_go(post)
                 return post
@@ -193,6 +200,20 @@ class Ledger:
             return False
         self._let_go(post)
         return True
+
+    def replace(self, post: Post, other: Post) -> bool:
+        """Write another post in place of one that waits; return false as `drop` does."""
+        if not self.drop(post):
+            return False
+        post.instead = other
+        self._keep(other)
+        return True
+
+    def rewrite(self, post: Post, change: Callable[[Post], object]) -> None:
+        """Change the commands of a post that waits."""
+        self._let_go(post)
+        change(post)
+        self._keep(post)
 
     def remove(self, posts: Iterable[Post]) -> None:
         """Take away posts that wait, though they may have arrived: now it is known."""

@@ -21,6 +21,7 @@ from ._commands import Commands
 from ._connection import Connection
 from ._errors import Meaning, meaning_of, named
 from ._ledger import Ledger, Phase, Post
+from ._numbers import Numbers
 from ._patience import Patience
 
 __all__ = ("HIGH_WATER", "Outgoing", "no_memory")
@@ -64,6 +65,7 @@ class Outgoing:
         self._given_up = given_up
         self._failed = failed
         self.ledger = Ledger()
+        self._numbers = Numbers(commands, self.ledger)
         self.acks = Acknowledgements()
         self.last_added = b""
         self.now: Callable[[], float] = current_time
@@ -140,8 +142,15 @@ class Outgoing:
 
     def withdraw(self, post: Post) -> bool:
         """Take back what waits here; return false if it was written, or may have been."""
-        if not self.ledger.drop(post):
+        if not post.waits or post.unknown:
             return False
+        if post.number is None:
+            self.ledger.drop(post)
+        else:
+            small = self._commands.small(post)
+            if small is None:
+                return False
+            self.ledger.replace(post, small)
         self._forget(post)
         self._notify()
         return True
@@ -157,11 +166,13 @@ class Outgoing:
             if isinstance(envelope.record, Request):
                 refusal = self._again.refusal
                 if refusal is not None and meaning_of(refusal) is Meaning.FULL:
+                    self._commands.take_back(post)
                     raise no_memory(refusal)
                 self._requests[envelope.record.id] = post
             elif isinstance(envelope.record, Cancel):
                 request = self._requests.get(envelope.record.id)
                 if request is not None and self.withdraw(request):
+                    self._commands.take_back(post)
                     return
         if post.answers is not None:
             self.acks.hold(post.answers, post.attempt)
@@ -248,6 +259,7 @@ class Outgoing:
         self._written.popleft()
         if isinstance(post.result, Exception):
             return self._take_refusal(post, post.result)
+        self._numbers.leave_out(post)
         self._finished(post)
         if post.answers is not None:
             self.acks.answer(post.answers)
@@ -260,16 +272,24 @@ class Outgoing:
         record = None if post.envelope is None else post.envelope.record
         if isinstance(record, Request):
             request = record.id
-        final = meaning in (Meaning.REFUSED, Meaning.GONE, Meaning.FINAL)
-        if final or (meaning is Meaning.FULL and request is not None):
+        if meaning in (Meaning.REFUSED, Meaning.GONE, Meaning.FINAL):
+            self._numbers.leave_out(post)
             self._finish(post)
             return True
+        if meaning is Meaning.FULL and request is not None and not post.unknown:
+            self._finish(post)
+            small = self._commands.small(post)
+            if small is None:
+                return True
+            post, request = small, None
+        self._numbers.come_late(post)
         if meaning is Meaning.RIGHTS and post.ids is None:
-            may_wait = request is None or bool(self.last_added)
+            may_wait = request is None or post.unknown or bool(self.last_added)
             if self._again.forbid(post, self.now(), may_wait=may_wait):
                 self._be_careful(post)
                 self._stirred.set()
             else:
+                self._numbers.leave_out(post)
                 self._finish(post)
             return True
         self._be_careful(post)
@@ -346,6 +366,8 @@ class Outgoing:
     def _feed(self, connection: Connection) -> None:
         """Write what waits, as far as it may be and the connection has room."""
         ledger = self.ledger
+        if self._numbers.late:
+            self._numbers.raise_late()
         while connection.has_room and connection.error is None:
             post = ledger.next()
             if post is None:
@@ -353,7 +375,10 @@ class Outgoing:
                 break
             self._forget(post)
             if self._too_late(post):
-                continue
+                small = self._commands.small(post)
+                if small is None:
+                    continue
+                post = small
             self._commands.refresh(post)
             post.written_at = post.written_at or self.now()
             if post.answers is not None:

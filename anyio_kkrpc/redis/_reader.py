@@ -46,6 +46,7 @@ class Decoder:
     :param refuse: given the answers to requests that only a newer peer can serve
     :param silent_on: key of a stream whose requests are not answered so: in a broadcast, a newer
         peer may be there and answer them itself
+    :param skipped: told the key and the fields of entries that could not be read
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Decoder:
         signer: Signer | None,
         refuse: Callable[[Envelope], object],
         silent_on: bytes | None,
+        skipped: Callable[[bytes, list[bytes]], object],
     ) -> None:
         self._dialects = dialects
         self._max_size = max_message_size
@@ -63,6 +65,7 @@ class Decoder:
         self._refuse = refuse
         self._silent_on = silent_on
         self._signer = signer
+        self._skipped = skipped
         self.invalid = 0
 
     def decode(self, stream: bytes, entry_id: bytes, fields: list[bytes] | None) -> Entry | None:
@@ -85,6 +88,8 @@ class Decoder:
                 self._answer(exc)
         except Exception as exc:  # a codec of the user's that keeps no promise ends no reader
             self.skip(stream, entry_id, ProtocolError(f"{type(exc).__name__}: {quoted(exc)}"))
+        if self._signer is None:  # else nobody knows who wrote it
+            self._skipped(stream, fields)
         return None
 
     def _answer(self, newer: NewerWireError) -> None:

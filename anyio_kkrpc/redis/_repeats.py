@@ -10,14 +10,23 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
+from heapq import heappop, heappush
 from math import inf
+from typing import Any
 
 from msgspec import Struct
 
-__all__ = ("Repeats",)
+__all__ = ("PATIENCE", "Repeats")
 
-# Bytes of a number.
+# Bytes of a number, and digits of its count.
 _MAX_NUMBER = 40
+_MAX_COUNT = 18
+# Seconds that what is missing is waited for. It was refused a moment ago, and if its sender lives,
+# it tries again within a second.
+PATIENCE = 5.0
+# Bytes of entries that wait for that, of all senders; each counts for some more than it has.
+_EARLY = 16 * 1024 * 1024
+_OVERHEAD = 1024
 # Senders that are remembered.
 _SENDERS = 4096
 # Gaps that are remembered, of one sender and of all.
@@ -28,34 +37,50 @@ _GAPS = 65_536
 class _Counts(Struct, eq=False):
     """What came of one epoch.
 
+    :ivar gapless: whether it counts without gaps
+    :ivar in_order: whether what is behind a gap waits
     :ivar last: the greatest count
     :ivar missing: the first and the last count of each gap below it
     :ivar other: of the epoch of the same sender that was written in before
+    :ivar settled: up to which count nothing that is missing is waited for
+    :ivar unsure: whether entries may have been lost, so that the next gap isn't waited for
+    :ivar early: a heap of what came behind something that is missing and waited for: count, weight,
+        and the entry
     """
 
     epoch: bytes
     gapless: bool
+    in_order: bool
     last: int
     missing: list[tuple[int, int]]
     other: _Counts | None = None
+    settled: int = 0
+    unsure: bool = False
+    early: list[tuple[int, int, Any]] = []
 
 
 class Repeats:
-    """Recognizes what came before.
+    """Recognizes what came before, and puts what came too early in its order.
 
+    :param inbox: the key whose entries are put in order
     :ivar dropped: how many entries came before
+    :ivar disorder: the counts below which something is missing and waited for, with the time, on
+        AnyIO's clock, up to when; ``None`` if that is not known yet
     """
 
-    def __init__(self) -> None:
+    def __init__(self, inbox: bytes) -> None:
+        self._inbox = inbox
         self._senders: OrderedDict[tuple[bytes, str], _Counts] = OrderedDict()
         self._incomplete: OrderedDict[_Counts, None] = OrderedDict()
         self._gaps = 0
+        self._weight = 0
         self.dropped = 0
+        self.disorder: dict[_Counts, float | None] = {}
 
     def came_before(self, stream: bytes, sender: str, number: bytes) -> bool:
         """Note that an entry with a number came; return whether it had come already."""
         epoch, _, text = number.partition(b".")
-        if not text.isdigit() or len(text) > 18 or len(number) > _MAX_NUMBER:
+        if not text.isdigit() or len(text) > _MAX_COUNT or len(number) > _MAX_NUMBER:
             return False
         count = int(text)
         counts = self._senders.get((stream, sender))
@@ -71,6 +96,66 @@ class Repeats:
         self.dropped += 1
         return True
 
+    def sort(
+        self, stream: bytes, sender: str, number: bytes, item: Any, size: int, now: float
+    ) -> list[Any]:
+        """Return what may be handled after an entry came that hadn't come before, in order.
+
+        :param item: the entry, in whatever form
+        :param size: its bytes
+        """
+        counts = self._senders.get((stream, sender))
+        epoch, _, text = number.partition(b".")
+        if counts is None or counts.epoch != epoch:
+            return [item]
+        if not text.isdigit() or len(text) > _MAX_COUNT:
+            return [item]
+        ready = self._take_settled(counts.other)
+        if counts not in self.disorder:
+            return [*ready, item]
+        if self.disorder[counts] is None:
+            self.disorder[counts] = now + PATIENCE
+        heappush(counts.early, (int(text), size + _OVERHEAD, item))
+        self._weight += size + _OVERHEAD
+        if self._weight > _EARLY:
+            counts.settled = counts.last
+        return ready + self._take_ready(counts)
+
+    def overdue(self, now: float) -> list[Any]:
+        """Return what has waited long enough for what is missing, in order."""
+        ready = []
+        for counts, until in list(self.disorder.items()):
+            if until is not None and until <= now:
+                counts.settled = counts.last
+                ready += self._take_ready(counts)
+        return ready
+
+    def lose(self) -> None:
+        """Note that entries may have been lost: what is missing next may never come."""
+        for (stream, _), counts in self._senders.items():
+            if stream == self._inbox:
+                counts.unsure = True
+
+    def _take_settled(self, counts: _Counts | None) -> list[Any]:
+        """Take what waits in the epoch before, if it isn't to wait any more."""
+        if counts is None or self.disorder.get(counts) != -inf:
+            return []
+        counts.settled = counts.last
+        return self._take_ready(counts)
+
+    def _take_ready(self, counts: _Counts) -> list[Any]:
+        """Take what nothing is waited for below."""
+        at = bisect_right(counts.missing, (counts.settled, inf))
+        first = counts.missing[at][0] if at < len(counts.missing) else inf
+        early, ready = counts.early, []
+        while early and early[0][0] < first:
+            _, weight, item = heappop(early)
+            self._weight -= weight
+            ready.append(item)
+        if first == inf:
+            del self.disorder[counts]
+        return ready
+
     def _turn_to(
         self, key: tuple[bytes, str], counts: _Counts | None, epoch: bytes, count: int
     ) -> _Counts:
@@ -82,10 +167,13 @@ class Repeats:
         other = None if counts is None else counts.other
         if counts is not None:
             counts.other = None
+            if counts in self.disorder:  # its sender leaves out what is missing
+                self.disorder[counts] = -inf
         if other is None or other.epoch != epoch:
             self._forget(other)
             gapless = b"+" in epoch
-            other = _Counts(epoch, gapless, 0 if gapless else count - 1, [])
+            in_order = gapless and key[0] == self._inbox
+            other = _Counts(epoch, gapless, in_order, 0 if gapless else count - 1, [])
         other.other = counts
         self._senders[key] = other
         return other
@@ -98,6 +186,10 @@ class Repeats:
             del missing[0]
             self._gaps -= 1
         self._incomplete[counts] = None
+        if counts.unsure:
+            counts.settled, counts.unsure = last, False
+        elif counts.in_order:
+            self.disorder.setdefault(counts, None)
         while self._gaps > _GAPS:
             self._forget(next(iter(self._incomplete)))
 
@@ -121,3 +213,5 @@ class Repeats:
             self._gaps -= len(counts.missing)
             counts.missing.clear()
             del self._incomplete[counts]
+            if counts in self.disorder:
+                self.disorder[counts] = -inf

@@ -53,11 +53,12 @@ from ._admin import (
 from ._claiming import Claimer
 from ._commands import Commands, deadline_of
 from ._connection import Connection, Execute
-from ._consumed import MANY, Consumed
 from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
 from ._entering import Entering
 from ._errors import Meaning, code_of, leads_elsewhere, meaning_of, reason
 from ._group import Groups
+from ._in_order import InOrder
+from ._inbox import MANY, Inbox
 from ._intake import Intake
 from ._keys import Keys
 from ._link import Dialer, Link
@@ -262,7 +263,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             ssl_context=ssl_context,
         )
         keys = self._keys = Keys.of(options.stream)
-        self._inbox = keys.inbox(options.session_id)
         self._clock, self._outages = ServerClock(), Outages(options.address)
         key = options.signing_key
         self._signer = None if key is None else Signer(key, self._clock.now)
@@ -282,6 +282,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             max_queue_bytes=options.max_queue_bytes,
             deliver=self._hand_on,
         )
+        inbox = keys.inbox(options.session_id)
+        self._repeats = Repeats(inbox)
+        self._came_before = self._repeats.came_before
+        self._in_order = InOrder(self._repeats, self._take_addressed)
         self._refusals: deque[Envelope] = deque()
         self._decoder = Decoder(
             self._dialects,
@@ -290,6 +294,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._signer,
             self._refusals.append,
             None if options.use_consumer_group else keys.stream,
+            self._in_order.skipped,
         )
         native = options.dialect == "native"
         self._capabilities = Capabilities(
@@ -299,7 +304,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             cancellation=native,
             deadlines=native,
         )
-        group_name = options.consumer_group.encode()
         self._trim = None
         if options.max_len is not None:
             grouped = options.use_consumer_group
@@ -314,11 +318,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         )
         patience = Patience("a new connection", self._outages)
         self._link = Link(self._dialer("writer"), self._prepare, self._writer.detach, patience)
+        self._inbox = Inbox(inbox, options.inbox_ttl, self._link.request, self._on_lost)
         self._upkeep = Patience("housekeeping", self._outages, spare=True)
         self._groups = Groups(
             self._link,
             keys,
-            group_name,
+            options.consumer_group.encode(),
             options.consumer_name.encode(),
             claim_idle=options.claim_idle,
             max_deliveries=options.max_deliveries,
@@ -334,21 +339,17 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._writer_scope: CancelScope | None = None
         self._inbox_scope: CancelScope | None = None
         self._request_scope: CancelScope | None = None
-        self._requests_wanted = False
+        self._requests_wanted = self._skipped = False
         # Whether this peer serves a group, and has seen to it that there is one.
         self._has_group = False
         self._watch = Watch(options.shortest_silence)
         self._start_id = self._connected_id = b"0-0"
         self._inbox_reader: Reader | None = None
-        self._wake_inbox = self._skipped = False
         self._pacing = Pacing(self._dialects.classic.streams, self._inbound)
         self._destroyed_by: str | None = None
         self._limit = 0
         self._room: Event | None = None
         self._touch_now: Event | None = None
-        self._consumed = Consumed(self._inbox, self._link)
-        self._repeats = Repeats()
-        self._came_before = self._repeats.came_before
         self._received = 0
         self._handed_back = 0
         self._reconnects = 0
@@ -432,9 +433,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         group.start_soon(self._run_link, connection, name="anyio_kkrpc redis writer")
         group.start_soon(self._watch.run, name="anyio_kkrpc redis watch")
         group.start_soon(self._writer.run, name="anyio_kkrpc redis repeats")
+        group.start_soon(self._in_order.run, name="anyio_kkrpc redis order")
         grouped = options.use_consumer_group
         modern = await check_server(entering.execute, options.address, groups=grouped)
-        self._writer.commands.no_mkstream = self._consumed.trims = modern
+        self._writer.commands.no_mkstream = self._inbox.modern = modern
         positions = await self._find_positions(entering)
         reading = await self._dialer("inbox").first()
         self._group = self._pacing.group = group
@@ -444,13 +446,15 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         steps = (
             partial(self._clock.read, request),
             partial(self._restore, request),
-            self._consumed.delete,
+            self._inbox.trim,
             self._release_callbacks,
             partial(reader.take_back, request),
         )
         interval = min(options.health_check_interval, options.inbox_ttl / 3)
         upkeep = Upkeep(steps, interval, self._upkeep)
         group.start_soon(self._part, upkeep.run, name="anyio_kkrpc redis housekeeping")
+        dial = partial(self._dial, "upkeep")
+        group.start_soon(self._inbox.run, dial, name="anyio_kkrpc redis inbox upkeep")
         if self._trim is not None:
             group.start_soon(self._part, self._trim.run, self._link, name="anyio_kkrpc redis trim")
         if options.use_consumer_group:
@@ -485,14 +489,16 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def _restore(self, execute: Execute) -> None:
         """Make again what this peer needs, should the server have lost it."""
-        kept = await execute(b"PEXPIRE", self._inbox, self._ttl)
-        if not kept and self._inbound.ended_reason is None:  # else it was removed on leaving
-            logger.warning("the inbox was gone from Redis, and was made again")
-            made, reader = await self._make_inbox(execute), self._inbox_reader
-            if reader is not None and order(made) < order(reader.positions[self._inbox]):
-                reader.positions[self._inbox] = b"0-0"
+        await self._inbox.keep(execute)
         if self._has_group:
             await self._make_group(execute)
+
+    def _on_lost(self, made: bytes) -> None:
+        """The inbox was gone, and with it what was in it."""
+        self._repeats.lose()
+        reader = self._inbox_reader
+        if reader is not None and order(made) < order(reader.positions[self._inbox.key]):
+            reader.positions[self._inbox.key] = b"0-0"
 
     async def _make_group(self, execute: Execute) -> None:
         """Make the group unless it is there. A client doesn't: nobody would read what is in it."""
@@ -519,7 +525,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def _find_positions(self, entering: Entering) -> dict[bytes, bytes]:
         """Make the inbox; note where to read on, so that nothing from now on is missed."""
         keys = self._keys
-        inbox_id = await self._make_inbox(entering.execute)
+        inbox_id = await self._inbox.make(entering.execute)
         ids = []
         for key in (keys.control, keys.stream):
             try:
@@ -531,19 +537,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                     raise
                 ids.append(b"0-0")
         self._start_id = self._connected_id = ids[1]
-        positions = {keys.control: ids[0], self._inbox: inbox_id}
+        positions = {keys.control: ids[0], self._inbox.key: inbox_id}
         if self._dialects.own.shared:
             positions[keys.stream] = ids[1]
         return positions
-
-    async def _make_inbox(self, execute: Execute) -> bytes:
-        made = await execute(b"XADD", self._inbox, b"MAXLEN", b"0", b"*", b"hint", b"hello")
-        await execute(b"PEXPIRE", self._inbox, self._ttl)
-        return bytes(made)
-
-    @property
-    def _ttl(self) -> bytes:
-        return b"%d" % round(self._options.inbox_ttl * 1000)
 
     async def destroy(self) -> None:
         """End it: readers stop, this peer's keys are removed, and later calls fail. Idempotent.
@@ -582,7 +579,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def _remove_traces(self) -> None:
         steps: list[Callable[[], Awaitable[object]]]
-        steps = [partial(self._link.request, b"DEL", self._inbox)]
+        steps = [self._inbox.remove]
         if self._trim is not None:
             steps.append(partial(self._trim.finish, self._link))
         if self._has_group:
@@ -747,7 +744,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         patience = Patience("reading the inbox", self._outages, heals=())
 
         async def read(connection: Connection, portion: Portion) -> None:
-            await reader.rewind(connection, self._inbox)
+            await reader.rewind(connection, self._inbox.key)
             connection.silence = self._options.read_silence
             while True:
                 try:
@@ -774,29 +771,30 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._decoder.invalid += len(wrong)
         for key in wrong:
             logger.warning("%s holds something else than a stream", key.decode())
-        if self._inbox in wrong:
-            await execute(b"DEL", self._inbox)
-            reader.positions[self._inbox] = await self._make_inbox(execute)
-        reader.set_aside(wrong - {self._inbox})
+        inbox = self._inbox.key
+        if inbox in wrong:
+            await execute(b"DEL", inbox)
+            reader.positions[inbox] = await self._inbox.make(execute)
+        reader.set_aside(wrong - {inbox})
 
     def _handle_addressed(self, stream: bytes, entry_id: bytes, entry: Entry) -> None:
-        record, sender = entry.record, entry.sender
-        if stream == self._keys.stream:
+        record, sender, number = entry.record, entry.sender, entry.number
+        addressed = stream == self._inbox.key
+        if addressed:
+            self._inbox.consumed.append(entry_id)
+        elif stream == self._keys.stream:
             self._handle_shared(entry)
             return
-        if entry.number is not None and self._came_before(stream, sender, entry.number):
-            if stream == self._inbox:
-                self._consumed.ids.append(entry_id)
+        if number is not None and self._came_before(stream, sender, number):
             return
         self._received += 1
-        if stream == self._inbox:
-            self._consumed.ids.append(entry_id)
-            if sender.__class__ is str and record.__class__ is not Request:
+        if addressed:
+            if number is not None and self._repeats.disorder:
+                self._in_order.sort(stream, entry_id, entry, number)
+            elif sender.__class__ is str and record.__class__ is not Request:
                 self._inbound.deliver(Envelope(record, sender, self._options.session_id))
-                return
-            if isinstance(sender, SharedPeer) and not self._options.use_consumer_group:
-                return  # forwarded by a worker of a group; this peer has read it from the stream
-            self._deliver(entry, entry_id, self._options.session_id, None)
+            else:
+                self._take_addressed(entry_id, entry)
         elif sender == self._options.session_id:
             return
         elif isinstance(record, Cancel):
@@ -806,6 +804,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         else:
             self._decoder.invalid += 1
             logger.warning("skipped a %s on the control stream", type(record).__name__)
+
+    def _take_addressed(self, entry_id: bytes, entry: Entry) -> None:
+        # What is of a SharedPeer was forwarded by a worker of a group; else this peer has read it
+        # from the stream.
+        if self._options.use_consumer_group or not isinstance(entry.sender, SharedPeer):
+            self._deliver(entry, entry_id, self._options.session_id, None)
 
     def _take_destroy_signal(self, sender: str) -> None:
         if self._options.honor_destroy_signal:
@@ -867,7 +871,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if reader is None or self._keys.stream in reader.positions:
             return
         reader.positions[self._keys.stream] = max(after, self._connected_id, key=order)
-        self._wake_inbox = True
+        self._inbox.wake_wanted = True
 
     async def _after_reading(self) -> None:
         """Send what handling entries called for, and drop what was consumed."""
@@ -880,11 +884,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         while self._refusals:
             await self.send(self._refusals.popleft())
         try:
-            if self._wake_inbox:
-                self._wake_inbox = False
-                await self._link.request(b"XADD", self._inbox, b"*", b"hint", b"wake")
-            if len(self._consumed.ids) >= MANY:
-                await self._consumed.delete()
+            if self._inbox.wake_wanted:
+                await self._inbox.wake()
+            if len(self._inbox.consumed) >= MANY:
+                await self._inbox.trim()
             if self._dropped:
                 await self._hand_back()
         except RedisError as exc:
@@ -948,7 +951,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 "%s was trimmed past what this peer had read: it may have missed requests",
                 self._options.stream,
             )
-        await reader.rewind(connection, self._inbox)
+        await reader.rewind(connection, self._inbox.key)
         connection.silence = self._options.read_silence
 
         def handle(key: bytes, entry_id: bytes, entry: Entry) -> None:

@@ -20,7 +20,7 @@ from ...abc import Codec
 from ...codecs import get_codec
 from ._base import Dialect, Entry
 
-__all__ = ("MARK", "VERSION", "NativeDialect", "NewerWireError")
+__all__ = ("MARK", "UNMARKED", "VERSION", "NativeDialect", "NewerWireError", "numbered")
 
 # The version of the native wire that is spoken here. Entries of the one before have no mark.
 VERSION = 1
@@ -198,6 +198,16 @@ def _newer(needs: int, codec: Codec, data: bytes, sender: str) -> NewerWireError
     except ProtocolError:
         record = None
     return NewerWireError(text, sender, record if isinstance(record, Request) else None)
+
+
+def numbered(fields: list[bytes]) -> tuple[str, bytes | None]:
+    """Return the sender of an entry that may be invalid, and its number, ``None`` without one."""
+    if len(fields) < 6 or fields[0] != b"from" or fields[4] != b"n":
+        return "", None
+    try:
+        return peer_id(fields[1]), fields[5]
+    except ProtocolError:
+        return "", None
 
 
 def peer_id(value: bytes) -> str:
