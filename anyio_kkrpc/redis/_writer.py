@@ -25,7 +25,7 @@ from ._commands import Commands, is_control
 from ._connection import Connection
 from ._errors import Meaning, meaning_of, named
 from ._ledger import Post
-from ._lookup import look_up
+from ._lookup import Lookup
 from ._outgoing import Outgoing, no_memory
 from ._patience import Patience
 from .dialects.native import NativeDialect
@@ -61,7 +61,7 @@ class Writer:
         failed: Callable[[Exception], object],
     ) -> None:
         self.commands = commands
-        self._native = native
+        self._lookup = Lookup(commands.stream, native)
         self._returned = returned
         outgoing = self._outgoing = Outgoing(
             commands,
@@ -271,14 +271,8 @@ class Writer:
         if not unknown:
             return
         first = min(post.written_at for post in unknown if post.written_at is not None)
-        found = await look_up(
-            connection,
-            self.commands.stream,
-            self._native,
-            unknown,
-            b"%d" % max(int((first - clock_offset - _MARGIN) * 1000), 0),
-            outgoing.last_added,
-        )
+        start = b"%d" % max(int((first - clock_offset - _MARGIN) * 1000), 0)
+        found = await self._lookup.find(connection, unknown, start, outgoing.last_added)
         outgoing.ledger.remove(post for post, _ in found)
         for post in unknown:
             post.unknown = False
