@@ -39,15 +39,13 @@ from ._exposure import expose as build_table
 from ._gathering import Replies
 from ._groups import lone_error
 from ._loop import OneShot, clock, one_shots, scheduler
-from ._protocol._peer import (
+from ._protocol._calls import Call
+from ._protocol._events import (
     Answer,
-    Call,
     CallbackInvoked,
     CallbacksReleased,
     CallFinished,
     HandlingCancelled,
-    Operation,
-    Peer,
     PeerLeft,
     PeerReplied,
     StreamEnded,
@@ -56,6 +54,7 @@ from ._protocol._peer import (
     StreamLeft,
     StreamPulled,
 )
+from ._protocol._peer import Operation, Peer
 from ._protocol._records import CallbackRelease, Cancel, Record, Reply, Request
 from ._protocol._state import CallInput, CallState
 from ._protocol._streams import Consumer, Producer
@@ -165,7 +164,8 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         self._transport = transport
         self._grace = grace_period
         self._timeout = timeout
-        self._peer = Peer(secrets.token_hex(8) + "-", self._make_callback)
+        many = transport.capabilities.broadcast
+        self._peer = Peer(secrets.token_hex(8) + "-", self._make_callback, broadcast=many)
         self._timer = Timer()
         self._now: Callable[[], float] = current_time
         self._one_shot: Callable[[], OneShot] = Event

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from ._errors_wire import error_from_wire
 from ._exceptions import RPCError
-from ._protocol._peer import Call
+from ._protocol._calls import Call
 from ._protocol._state import CallInput, CallState
 from ._protocol._streams import Consumer
 from ._streaming import Inflow, RemoteStream

@@ -47,7 +47,7 @@ from ._exceptions import (
 )
 from ._exposure import Exposed, Method, Property
 from ._loop import OneShot, one_shots
-from ._protocol._peer import Handling
+from ._protocol._calls import Handling
 from ._protocol._records import Reply, Request
 from ._protocol._streams import Consumer
 from ._protocol._values import PLAIN

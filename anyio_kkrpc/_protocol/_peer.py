@@ -11,9 +11,26 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any, Literal, TypeAlias
 
-from msgspec import UNSET, Struct
+from msgspec import UNSET
 
+from ._calls import Call, Handling
 from ._errors import ProtocolError
+from ._events import (
+    Answer,
+    CallbackInvoked,
+    CallbacksReleased,
+    CallFinished,
+    Event,
+    HandlingCancelled,
+    Lost,
+    PeerLeft,
+    PeerReplied,
+    StreamEnded,
+    StreamFailed,
+    StreamItem,
+    StreamLeft,
+    StreamPulled,
+)
 from ._exports import CallbackExport, Exports
 from ._records import (
     Bye,
@@ -33,7 +50,6 @@ from ._state import (
     CallState,
     ConsumerInput,
     HandlingInput,
-    HandlingState,
     advance,
 )
 from ._streams import Consumer, Producer
@@ -55,186 +71,27 @@ MAX_CANCELLED = 10_000
 Operation: TypeAlias = Literal["call", "get", "set", "new"]
 
 
-class Call:
-    """A request that this side made.
-
-    :ivar value: the result, once ``state`` is ``ANSWERED``; a `Consumer` for a stream
-    :ivar error: the error as it came, once ``state`` is ``FAILED``
-    :ivar handle: the driver's object for it
-    :ivar sent: the driver's object for its request
-    :ivar gather: whether it takes the replies of several peers, until it is finished
-    """
-
-    __slots__ = (
-        "callbacks",
-        "error",
-        "gather",
-        "handle",
-        "id",
-        "producers",
-        "recipient",
-        "sent",
-        "state",
-        "value",
-    )
-
-    def __init__(self, call_id: str, recipient: str | None) -> None:
-        self.id = call_id
-        self.recipient = recipient
-        self.state = CallState.WAITING
-        self.value: Any = None
-        self.error: dict[str, Any] | None = None
-        self.handle: Any = None
-        self.sent: Any = None
-        self.gather = False
-        self.callbacks: list[CallbackExport] | None = None
-        self.producers: list[Producer] | None = None
-
-
-class Handling:
-    """A request of another peer that this side serves.
-
-    :ivar consumers: streams that came as arguments, if any
-    :ivar producer: the stream that is its result, once it has been replied to with one
-    :ivar handle: the driver's object for it
-    """
-
-    __slots__ = ("consumers", "handle", "id", "producer", "sender", "state")
-
-    def __init__(self, request_id: str, sender: str | None) -> None:
-        self.id = request_id
-        self.sender = sender
-        self.state = HandlingState.RUNNING
-        self.handle: Any = None
-        self.consumers: list[Consumer] | None = None
-        self.producer: Producer | None = None
-
-    @property
-    def open(self) -> bool:
-        """Whether it can still be replied to: it can't once the link is gone."""
-        return self.state is not HandlingState.DONE
-
-
-class CallFinished(Struct):
-    """A call has its result or error."""
-
-    call: Call
-
-
-class PeerReplied(Struct):
-    """One of several peers answered a call; ``value`` is a `Consumer` for a stream."""
-
-    call: Call
-    sender: str | None
-    value: Any
-    error: dict[str, Any] | None
-
-
-class HandlingCancelled(Struct):
-    """The caller has stopped waiting for a request that runs here."""
-
-    handling: Handling
-
-
-class CallbackInvoked(Struct):
-    """The other side calls a function that was passed to it."""
-
-    export: CallbackExport
-    args: list[Any]
-    kwargs: dict[str, Any]
-
-
-class CallbacksReleased(Struct):
-    """The other side will not call these functions again."""
-
-    exports: list[CallbackExport]
-
-
-class StreamItem(Struct):
-    """A stream has a new item."""
-
-    consumer: Consumer
-    value: Any
-
-
-class StreamEnded(Struct):
-    """A stream came to its end."""
-
-    consumer: Consumer
-
-
-class StreamFailed(Struct):
-    """A stream ended with an error of its source, or ``error`` is ``None``: items were lost."""
-
-    consumer: Consumer
-    error: dict[str, Any] | None
-
-
-class StreamPulled(Struct):
-    """The consumer allows more items."""
-
-    producer: Producer
-
-
-class StreamLeft(Struct):
-    """The consumer has left: close the source, then send ``answer``."""
-
-    producer: Producer
-    answer: StreamReply
-
-
-class Answer(Struct):
-    """Nothing for the driver but a record to send."""
-
-    record: Record
-    recipient: str | None
-
-
-class PeerLeft(Struct):
-    """A destroy signal came."""
-
-
-Event: TypeAlias = (
-    CallFinished
-    | PeerReplied
-    | HandlingCancelled
-    | CallbackInvoked
-    | CallbacksReleased
-    | StreamItem
-    | StreamEnded
-    | StreamFailed
-    | StreamPulled
-    | StreamLeft
-    | Answer
-    | PeerLeft
-)
-
-
-class Lost(Struct):
-    """What was open when the link went: all of it has been moved to its final state."""
-
-    calls: list[Call]
-    handlings: list[Handling]
-    callbacks: list[CallbackExport]
-    consumers: list[Consumer]
-    producers: list[Producer]
-
-
 class Peer:
     """The protocol's state at one side.
 
     :param prefix: text that makes this side's ids unique among all peers
     :param remote_callback: makes the callable for a callback argument, from its id, its owner, and
         the id of the request that it came with
+    :param broadcast: whether several peers run a request that isn't for one of them
     """
 
     def __init__(
-        self, prefix: str, remote_callback: Callable[[str, str | None, str], Callable[..., Any]]
+        self,
+        prefix: str,
+        remote_callback: Callable[[str, str | None, str], Callable[..., Any]],
+        *,
+        broadcast: bool = False,
     ) -> None:
         numbers = count(1)
         self._prefix = prefix
         self._new_id: Callable[[], str] = lambda: f"{prefix}{next(numbers):x}"
         self._remote_callback = remote_callback
+        self._broadcast = broadcast
         self.calls: dict[str, Call] = {}
         self.handlings: dict[tuple[str | None, str], Handling] = {}
         self._exports = Exports(self._new_id)
@@ -494,6 +351,9 @@ class Peer:
                 self._exports.note_answer(call.id, call.callbacks, sender)
             if call.gather:
                 return PeerReplied(call, sender, None, record.e)
+            if self._broadcast and _is_read_elsewhere(call, sender):
+                self.ignored += 1
+                return None
             call.error = record.e
             call.state = advance(CALL, call.state, CallInput.ERROR)
         del self.calls[record.id]
@@ -544,7 +404,7 @@ class Peer:
     def _receive_stream_request(self, record: StreamRequest, sender: str | None) -> Event | None:
         producer = self.producers.get(record.sid)
         if producer is None or (producer.consumer is not None and producer.consumer != sender):
-            return self._unknown_stream(record, sender)
+            return self._unknown_stream(record, sender, taken=producer is not None)
         if producer.done:
             self.ignored += 1
             return None
@@ -556,11 +416,16 @@ class Peer:
         producer.consumer = sender
         return StreamLeft(producer, StreamReply(id=record.id, sid=record.sid, d=True))
 
-    def _unknown_stream(self, record: StreamRequest, sender: str | None) -> Event:
+    def _unknown_stream(
+        self, record: StreamRequest, sender: str | None, *, taken: bool = False
+    ) -> Event:
         answer = StreamReply(id=record.id, sid=record.sid)
         if record.op == "return":
             answer.d = True
             answer.v = record.v
+        elif taken:
+            why = "the stream is read by another peer that got the same request"
+            answer.e = {"n": "DeliveryError", "m": why, "rpc_error": "delivery"}
         else:
             answer.e = {"n": "Error", "m": f"Unknown RPC stream {record.sid[:80]}"}
         return Answer(answer, sender)
@@ -635,3 +500,13 @@ def _no_export(value: Any) -> None:
 
 def _refuse(identifier: str) -> Any:
     raise ProtocolError("a callback was called with a callback or a stream")
+
+
+def _is_read_elsewhere(call: Call, sender: str | None) -> bool:
+    """Whether another one of the peers that run a call reads a stream of its arguments.
+
+    Only one can; that the others fail is no answer.
+    """
+    return call.recipient is None and any(
+        producer.consumer not in (None, sender) for producer in call.producers or ()
+    )

@@ -25,7 +25,7 @@ KNOWN = {
     ("lines of a function", "_channel._request"): (75, _HALL),
     ("lines of a function", "_cli._app.serve"): (75, _OPTIONS),
     ("lines of a function", "_cli._app.call"): (64, _OPTIONS),
-    ("lines of a module", "_protocol._peer"): (637, _HALL),
+    ("lines of a module", "_protocol._peer"): (512, _HALL),
     ("methods of a class", "_protocol._peer.Peer"): (33, _HALL),
     ("lines of a module", "_serving"): (568, _HALL),
     ("lines of a function", "otel.tracing"): (95, "holds the functions that it returns"),

@@ -401,6 +401,33 @@ def test_streams_of_other_peers_are_out_of_reach() -> None:
     assert consumer.readable
 
 
+@pytest.mark.parametrize("broadcast", [True, False])
+@pytest.mark.parametrize("recipient", [None, "first"])
+def test_stream_argument_that_several_peers_got(broadcast: bool, recipient: str | None) -> None:
+    """Who pulls first reads it; that others fail is an answer only where no other may succeed."""
+    caller = p.Peer("a-", lambda *_: print, broadcast=broadcast)
+    call, _ = caller.call("call", ["total"], recipient, args=[Source()])
+    (producer,) = call.producers or ()
+    pull = StreamRequest(id="1", sid=producer.id, op="pull", n=1)
+    assert isinstance(caller.receive(pull, "first"), p.StreamPulled)
+    event = caller.receive(pull, "second")
+    assert isinstance(event, p.Answer)
+    assert isinstance(event.record, StreamReply)
+    assert event.record.e["rpc_error"] == "delivery"
+    assert "another peer" in event.record.e["m"]
+    error = caller.receive(Reply(call.id, e={"n": "Error", "m": "no stream"}), "second")
+    if broadcast or recipient:
+        assert error is None
+        assert caller.ignored == 1
+        assert isinstance(caller.receive(Reply(call.id, 5), "first"), p.CallFinished)
+        assert call.value == 5
+    else:
+        assert isinstance(error, p.CallFinished)
+    # One that nobody has read yet says nothing about who fails.
+    call, _ = caller.call("call", ["total"], recipient, args=[Source()])
+    assert isinstance(caller.receive(Reply(call.id, e={}), recipient or "second"), p.CallFinished)
+
+
 @pytest.mark.parametrize(("n", "credit"), [(5, 5), (UNSET, 1), (-3, 1), ("x", 1), (1 << 60, 1 << 31), (True, 1)])  # fmt: skip
 def test_odd_credits(n: Any, credit: int) -> None:
     """A missing or odd number is one credit, and a huge one is bounded."""

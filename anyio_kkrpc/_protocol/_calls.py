@@ -1,0 +1,69 @@
+"""What a side knows of each request: of those that it made, and of those that it serves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._exports import CallbackExport
+from ._state import CallState, HandlingState
+from ._streams import Consumer, Producer
+
+
+class Call:
+    """A request that this side made.
+
+    :ivar value: the result, once ``state`` is ``ANSWERED``; a `Consumer` for a stream
+    :ivar error: the error as it came, once ``state`` is ``FAILED``
+    :ivar handle: the driver's object for it
+    :ivar sent: the driver's object for its request
+    :ivar gather: whether it takes the replies of several peers, until it is finished
+    """
+
+    __slots__ = (
+        "callbacks",
+        "error",
+        "gather",
+        "handle",
+        "id",
+        "producers",
+        "recipient",
+        "sent",
+        "state",
+        "value",
+    )
+
+    def __init__(self, call_id: str, recipient: str | None) -> None:
+        self.id = call_id
+        self.recipient = recipient
+        self.state = CallState.WAITING
+        self.value: Any = None
+        self.error: dict[str, Any] | None = None
+        self.handle: Any = None
+        self.sent: Any = None
+        self.gather = False
+        self.callbacks: list[CallbackExport] | None = None
+        self.producers: list[Producer] | None = None
+
+
+class Handling:
+    """A request of another peer that this side serves.
+
+    :ivar consumers: streams that came as arguments, if any
+    :ivar producer: the stream that is its result, once it has been replied to with one
+    :ivar handle: the driver's object for it
+    """
+
+    __slots__ = ("consumers", "handle", "id", "producer", "sender", "state")
+
+    def __init__(self, request_id: str, sender: str | None) -> None:
+        self.id = request_id
+        self.sender = sender
+        self.state = HandlingState.RUNNING
+        self.handle: Any = None
+        self.consumers: list[Consumer] | None = None
+        self.producer: Producer | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it can still be replied to: it can't once the link is gone."""
+        return self.state is not HandlingState.DONE

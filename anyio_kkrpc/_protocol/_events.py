@@ -1,0 +1,117 @@
+"""What a record that came means to the driver."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from msgspec import Struct
+
+from ._calls import Call, Handling
+from ._exports import CallbackExport
+from ._records import Record, StreamReply
+from ._streams import Consumer, Producer
+
+
+class CallFinished(Struct):
+    """A call has its result or error."""
+
+    call: Call
+
+
+class PeerReplied(Struct):
+    """One of several peers answered a call; ``value`` is a `Consumer` for a stream."""
+
+    call: Call
+    sender: str | None
+    value: Any
+    error: dict[str, Any] | None
+
+
+class HandlingCancelled(Struct):
+    """The caller has stopped waiting for a request that runs here."""
+
+    handling: Handling
+
+
+class CallbackInvoked(Struct):
+    """The other side calls a function that was passed to it."""
+
+    export: CallbackExport
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+
+class CallbacksReleased(Struct):
+    """The other side will not call these functions again."""
+
+    exports: list[CallbackExport]
+
+
+class StreamItem(Struct):
+    """A stream has a new item."""
+
+    consumer: Consumer
+    value: Any
+
+
+class StreamEnded(Struct):
+    """A stream came to its end."""
+
+    consumer: Consumer
+
+
+class StreamFailed(Struct):
+    """A stream ended with an error of its source, or ``error`` is ``None``: items were lost."""
+
+    consumer: Consumer
+    error: dict[str, Any] | None
+
+
+class StreamPulled(Struct):
+    """The consumer allows more items."""
+
+    producer: Producer
+
+
+class StreamLeft(Struct):
+    """The consumer has left: close the source, then send ``answer``."""
+
+    producer: Producer
+    answer: StreamReply
+
+
+class Answer(Struct):
+    """Nothing for the driver but a record to send."""
+
+    record: Record
+    recipient: str | None
+
+
+class PeerLeft(Struct):
+    """A destroy signal came."""
+
+
+Event: TypeAlias = (
+    CallFinished
+    | PeerReplied
+    | HandlingCancelled
+    | CallbackInvoked
+    | CallbacksReleased
+    | StreamItem
+    | StreamEnded
+    | StreamFailed
+    | StreamPulled
+    | StreamLeft
+    | Answer
+    | PeerLeft
+)
+
+
+class Lost(Struct):
+    """What was open when the link went: all of it has been moved to its final state."""
+
+    calls: list[Call]
+    handlings: list[Handling]
+    callbacks: list[CallbackExport]
+    consumers: list[Consumer]
+    producers: list[Producer]
