@@ -95,6 +95,14 @@ def _find_pythons() -> list[str]:
     return missing
 
 
+# What the oldest Python runs with the oldest dependencies, not with the newest.
+WITH_LOWEST = (
+    "tests/protocol",
+    "tests/conformance",
+    "tests/redis",
+    "tests/core/test_validation.py",
+)
+
 # Without I/O, on memory transports, the guards, and a slice on a real server.
 QUICK = (
     *("tests/protocol", "tests/codecs", "tests/core", "tests/queue", "tests/guards"),
@@ -170,10 +178,15 @@ def tests_default(session: nox.Session) -> None:
 
 @nox.session(python=[version for version in PYTHONS if version != DEFAULT])
 def tests(session: nox.Session) -> None:
-    """Run the tests that may depend on the version of Python; with uvloop, too, on the newest."""
+    """Run the tests that may depend on the version of Python; with uvloop, too, on the newest.
+
+    The oldest Python runs some of them in ``lowest``.
+    """
     session.install("--quiet", "-e", ".[dev]")
     loops = () if session.python == AVAILABLE[-1] else ("-k", "not uvloop")
-    _pytest(session, "-m", "not slow", *loops)
+    elsewhere = WITH_LOWEST if session.python == AVAILABLE[0] else ()
+    ignored = [f"--ignore={path}" for path in elsewhere]
+    _pytest(session, "-m", "not slow", *loops, *ignored)
 
 
 @nox.session(python=False)
@@ -281,7 +294,8 @@ def build(session: nox.Session) -> None:
     session.run(str(empty / "venv" / "bin" / "anyio-kkrpc"), "call", "--help", external=True)
     install("[dev]")
     tested = ["tests/protocol", "tests/core", "tests/codecs", "tests/test_testing_kit.py"]
-    session.run(python, "-m", "pytest", "-q", "-n", WORKERS, *tested, external=True)
+    loops = ("-k", "not uvloop")
+    session.run(python, "-m", "pytest", "-q", "-n", WORKERS, *loops, *tested, external=True)
 
 
 @nox.session(python=AVAILABLE[:1])
@@ -297,5 +311,5 @@ def lowest(session: nox.Session) -> None:
     constraints.write_text("\n".join(lines) + "\n")
     session.install("--quiet", "-e", ".[dev]", "-c", str(constraints))
     session.run("python", "-m", "pip", "list", "--format", "freeze", silent=False)
-    tested = ("tests/protocol", "tests/conformance", "tests/redis", "tests/core/test_validation.py")
-    _pytest(session, "-m", "not slow", *tested, "tests/test_cli.py", "tests/test_top.py")
+    more = ("tests/test_cli.py", "tests/test_top.py")
+    _pytest(session, "-m", "not slow", *WITH_LOWEST, *more)
