@@ -19,7 +19,7 @@ logger = logging.getLogger("anyio_kkrpc")
 SLOW_HANDLER = 0.1
 # How old, in seconds, the thread's counter may be when a handler begins. Reading it costs tens of
 # microseconds, as much as a call, and what was waited for before the handler is taken for its own.
-_STALE = 0.02
+_STALE = 0.05
 # Where the counter is missing, a handler that has not computed for so long is taken to block.
 _BLOCKED = 1.0
 _COUNTER = "/proc/thread-self/schedstat"

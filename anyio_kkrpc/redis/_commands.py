@@ -26,7 +26,7 @@ __all__ = ("Commands", "deadline_of", "is_control")
 
 # Cancels are of interest for moments; older ones only take up memory.
 _CONTROL_LENGTH = b"1000"
-_CONTROL_TTL_MS = b"3600000"
+CONTROL_TTL_MS = b"3600000"
 # Peers whose inbox is remembered.
 _PEERS = 4096
 
@@ -333,11 +333,11 @@ class Commands:
         self.sent += 1
         pack = partial(self._pack, key=keys.control, fields=fields)
         if envelope.record.__class__ is Cancel and envelope.token is not None and self._group:
-            bounds = (_CONTROL_LENGTH, _CONTROL_TTL_MS)
+            bounds = (_CONTROL_LENGTH, CONTROL_TTL_MS)
             command = (b"EVAL", _CANCEL, b"2", keys.stream, keys.control, envelope.token, *bounds)
             return self._sealed(partial(pack, command), Post(b"", envelope))
         add = (b"XADD", keys.control, b"MAXLEN", b"~", _CONTROL_LENGTH, b"*")
-        expire = pack_command((b"PEXPIRE", keys.control, _CONTROL_TTL_MS))
+        expire = pack_command((b"PEXPIRE", keys.control, CONTROL_TTL_MS))
         return self._sealed(partial(pack, add, behind=expire), Post(b"", envelope, 2))
 
     def _make_shared(self, envelope: Envelope, fields: tuple[bytes, ...]) -> Post:

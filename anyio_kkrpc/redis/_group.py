@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 
 from .._exceptions import TransportClosedError, TransportConnectionError
 from ._errors import Meaning, meaning_of, reason
-from ._group_scripts import HAND_BACK, LEAD, LOOK, RECOVER, REMOVE, RESIGN, TAKE, TOUCH
+from ._group_scripts import HAND_BACK, LEAD, LEAVE, LOOK, RECOVER, REMOVE, RESIGN, TAKE, TOUCH
 from ._keys import Keys
 from ._link import Command, Link
 from ._portion import Portion
@@ -40,6 +40,8 @@ _SWEEP_CHUNK = 100
 # client-output-buffer-limit of the server would never arrive. If it doesn't, it becomes less.
 _REPLY_BYTES = 128 * 1024
 _LEAST_BYTES = 1024
+# What a leaving consumer owns for no longer than that, in seconds, came by its last read.
+_JUST_NOW = 5
 # An idle time, in milliseconds, that is more than any claim_idle.
 _LONG_IDLE = b"2147483647"
 # The longest pause, in milliseconds, before a request is delivered again; or claim_idle, if longer.
@@ -246,9 +248,14 @@ class Groups:
 
     # Consumers
 
-    async def remove_consumer(self) -> None:
-        """Remove this consumer from the group, unless it holds something."""
-        await self._remove([self._consumer])
+    async def leave(self) -> None:
+        """Remove this consumer from the group, and give what it still owns to others.
+
+        That is what its last read took whose reply didn't come: it doesn't count as delivered.
+        """
+        just_now = b"%d" % (_JUST_NOW * 1000)
+        while await self._eval(LEAVE, HANDED_BACK, _LONG_IDLE, just_now, b"%d" % _CHUNK) == _CHUNK:
+            pass
 
     async def sweep(self, idle: float) -> int:
         """Remove consumers that did nothing for ``idle`` seconds and hold nothing."""
@@ -263,13 +270,10 @@ class Groups:
         ]
         removed = 0
         for start in range(0, len(names), _SWEEP_CHUNK):
-            removed += await self._remove(names[start : start + _SWEEP_CHUNK])
+            chunk = names[start : start + _SWEEP_CHUNK]
+            command = (b"EVAL", REMOVE, b"1", self.stream, self._group, *chunk)
+            removed += int(await self._link.request(*command))
         return removed
-
-    async def _remove(self, names: list[bytes]) -> int:
-        return int(
-            await self._link.request(b"EVAL", REMOVE, b"1", self.stream, self._group, *names)
-        )
 
     async def _eval(self, script: bytes, *args: bytes) -> Any:
         return await self._link.request(

@@ -234,7 +234,25 @@ local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if last and last[2][2] == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
-# Removes consumers, this one or others, that hold nothing.
+# Gives what this consumer owns to anybody, a page of it, and removes it once it owns nothing.
+# ARGV: ..., handed back, long idle, just now, count.
+LEAVE = (
+    _PREAMBLE
+    + b"""
+local count = tonumber(ARGV[6])
+local pending = redis.call('XPENDING', stream, group, '-', '+', count, me)
+for _, item in ipairs(pending) do
+  local deliveries = item[4]
+  if item[3] <= tonumber(ARGV[5]) then deliveries = math.max(deliveries - 1, 0) end
+  redis.call('XCLAIM', stream, group, ARGV[3], 0, item[1], 'IDLE', ARGV[4],
+    'RETRYCOUNT', deliveries, 'JUSTID')
+end
+if #pending < count then redis.call('XGROUP', 'DELCONSUMER', stream, group, me) end
+return #pending
+"""
+)
+
+# Removes other consumers that hold nothing.
 REMOVE = b"""
 if redis.replicate_commands then redis.replicate_commands() end
 local removed = 0

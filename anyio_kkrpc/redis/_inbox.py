@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from .._exceptions import RPCError
 from ._connection import Connection, Execute
 from ._reader import order
+from ._scripts import add_briefly
 
 __all__ = ("MANY", "Inbox")
 
@@ -45,6 +46,7 @@ class Inbox:
         self.wake_wanted = False
         self.modern = True
         self._ttl = ttl
+        self._ttl_ms = b"%d" % round(ttl * 1000)
         self._request = request
         self._lost = lost
         self._kept_at = 0.0
@@ -55,8 +57,10 @@ class Inbox:
 
         :param execute: sends a command
         """
-        made = await execute(b"XADD", self.key, b"MAXLEN", b"0", b"*", b"hint", b"hello")
-        await self._expire(execute)
+        asked_at = current_time()
+        entry = (b"MAXLEN", b"0", b"*", b"hint", b"hello")
+        made = await execute(*add_briefly(self.key, self._ttl_ms, *entry))
+        self._kept_at = asked_at
         return bytes(made)
 
     async def keep(self, execute: Execute) -> None:
@@ -85,7 +89,7 @@ class Inbox:
     async def wake(self) -> None:
         """End the blocking read of the inbox."""
         self.wake_wanted = False
-        await self._request(b"XADD", self.key, b"*", b"hint", b"wake")
+        await self._request(*add_briefly(self.key, self._ttl_ms, b"*", b"hint", b"wake"))
 
     async def trim(self) -> None:
         """Delete what was read."""
@@ -107,6 +111,6 @@ class Inbox:
 
     async def _expire(self, execute: Execute) -> bool:
         asked_at = current_time()
-        found = await execute(b"PEXPIRE", self.key, b"%d" % round(self._ttl * 1000))
+        found = await execute(b"PEXPIRE", self.key, self._ttl_ms)
         self._kept_at = asked_at
         return bool(found)

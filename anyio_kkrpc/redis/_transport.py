@@ -51,7 +51,7 @@ from ._admin import (
     trim,
 )
 from ._claiming import Claimer
-from ._commands import Commands, deadline_of
+from ._commands import CONTROL_TTL_MS, Commands, deadline_of
 from ._connection import Connection, Execute
 from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
 from ._entering import Entering
@@ -79,6 +79,7 @@ from ._reader import (
 )
 from ._repeats import Repeats
 from ._rights import check_rights
+from ._scripts import add_briefly
 from ._server import check_server
 from ._server_clock import ServerClock
 from ._signing import Signer
@@ -530,6 +531,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         for key in (keys.control, keys.stream):
             try:
                 ids.append(await last_id(entering.ask, key))
+                if key == keys.control:  # whoever was to see to that may have been killed
+                    await entering.execute(b"PEXPIRE", key, CONTROL_TTL_MS)
             except ResponseError as exc:
                 # Whoever reads the control stream sees to one that is none.
                 is_left_out = key == keys.control and code_of(exc) == "WRONGTYPE"
@@ -585,7 +588,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if self._has_group:
             if self._claimer is not None:
                 steps.append(self._claimer.resign)
-            steps += [self._hand_back, self._groups.remove_consumer]
+            steps += [self._hand_back, self._groups.leave]
+            for _ in range(20):  # turns that the cancelled read has to end in: then nothing comes
+                if self._request_scope is not None:
+                    await checkpoint()
         for step in steps:
             try:
                 await step()
@@ -1097,8 +1103,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         """Give all peers of the stream a word that is no record; it may be lost."""
         entry, part = (b"MAXLEN", b"~", b"1000", b"*", b"hint", hint), "words to all peers"
         try:
-            await self._link.request(b"XADD", self._keys.control, *entry)
-            await self._link.request(b"PEXPIRE", self._keys.control, b"3600000")
+            await self._link.request(*add_briefly(self._keys.control, CONTROL_TTL_MS, *entry))
         except RedisError as exc:
             self._outages.begin(part, exc)
         else:

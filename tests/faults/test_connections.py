@@ -299,7 +299,7 @@ async def test_entering_has_an_end(servers: Servers, stream_name: str, state: st
         with anyio.fail_after(BOUND), pytest.raises(TransportConnectionError) as caught:
             async with RedisStreamsTransport(server.url, stream=stream_name, connect_timeout=2):
                 pytest.fail("it can't be entered")
-        assert f"no answer to XADD, key '{{{stream_name}}}:inbox:" in str(caught.value)
+        assert f"no answer to EVAL, key '{{{stream_name}}}:inbox:" in str(caught.value)
         assert ("read only replica" if state == "replica" else "CLIENT PAUSE") in str(caught.value)
         if state == "replica":
             witness.replicaof("NO", "ONE")

@@ -268,7 +268,7 @@ class Model(RuleBasedStateMachine):
         mine = self.of(worker)
         back = {e: self.held[e].deliveries - (not started) for e in mine}
         assert self.run(self.groups(worker).hand_back(list(back.items()))) == len(mine)
-        self.run(self.groups(worker).remove_consumer())
+        self.run(self.groups(worker).leave())
         for entry in mine:
             del self.held[entry]
         self.back.update(back)

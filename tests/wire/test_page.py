@@ -193,8 +193,8 @@ def constants() -> dict[str, Any]:
 
 def test_numbers() -> None:
     known = constants()
-    assert (known["_CONTROL_LENGTH"], known["_CONTROL_TTL_MS"]) == (b"1000", b"3600000")
-    assert "1 hour after the last entry; about 1,000 entries" in TEXT
+    assert (known["_CONTROL_LENGTH"], known["CONTROL_TTL_MS"]) == (b"1000", b"3600000")
+    assert "1 hour after the last entry, or the last peer that came; about 1,000 entries" in TEXT
     assert f"{_signing.WINDOW:.0f} seconds or more" in TEXT
     assert (
         f"after {known['_SWEEP_FACTOR']} times `claim_idle` and at least "
