@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 import sys
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import copy_context
@@ -38,7 +37,8 @@ from ._exposure import Exposed
 from ._exposure import expose as build_table
 from ._gathering import Replies
 from ._groups import lone_error
-from ._loop import OneShot, clock, one_shots, scheduler
+from ._loop import OneShot, clock, one_shots
+from ._outbox import Outbox
 from ._protocol._calls import Call
 from ._protocol._events import (
     Answer,
@@ -55,7 +55,7 @@ from ._protocol._events import (
     StreamPulled,
 )
 from ._protocol._peer import Operation, Peer
-from ._protocol._records import CallbackRelease, Cancel, Record, Reply, Request
+from ._protocol._records import Cancel, Record, Reply, Request
 from ._protocol._state import CallInput, CallState
 from ._protocol._streams import Consumer, Producer
 from ._proxy import CallOptions, RemoteAPI, RemoteCall, check_timeout
@@ -166,6 +166,10 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         self._timeout = timeout
         many = transport.capabilities.broadcast
         self._peer = Peer(secrets.token_hex(8) + "-", self._make_callback, broadcast=many)
+        self._outbox = Outbox(self._peer, transport)
+        self._post = self._outbox.post
+        self._abandon_stream = self._outbox.abandon
+        self._release_callback = self._outbox.release
         self._timer = Timer()
         self._now: Callable[[], float] = current_time
         self._one_shot: Callable[[], OneShot] = Event
@@ -174,18 +178,10 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         )
         self._server: Server | None = None
         if expose is not None:
-            table = expose if isinstance(expose, Exposed) else build_table(expose)
-            self._server = Server(self, table, max_concurrency, self._middleware)
+            self._server = self._make_server(expose, max_concurrency)
         self._group: TaskGroup | None = None
-        self._soon: Callable[[Callable[[], object]], None] | None = None
         self._reason: Exception | None = None
         self._ended = Event()
-        self._outbox: deque[Envelope] = deque()
-        self._outbox_filled: Event | None = None
-        # Whether the outbox has been asked to look at these.
-        self._collecting = False
-        self._released: deque[tuple[str, str | None, str]] = deque()
-        self._abandoned: deque[Consumer] = deque()
         self._refused = self._undelivered = 0
 
     @asynccontextmanager
@@ -193,22 +189,25 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         self._entrance.enter()
         if self._transport in _USED:
             raise RuntimeError("another channel uses this transport; each needs one of its own")
-        self._now, self._one_shot, self._soon = clock(), one_shots(), scheduler()
+        self._now, self._one_shot = clock(), one_shots()
+        self._outbox.open()
         _USED.add(self._transport)
         with lone_error():
             async with anyio.create_task_group() as self._group:
                 try:
                     self._group.start_soon(self._timer.run, name="anyio_kkrpc deadlines")
-                    self._group.start_soon(self._send_outbox, name="anyio_kkrpc outbox")
+                    self._group.start_soon(self._outbox.run, name="anyio_kkrpc outbox")
                     if self._server is not None:
                         self._group.start_soon(self._server.run, name="anyio_kkrpc server")
-                    self._transport.listen(
-                        self, serve=0 if self._server is None else self._server.limit
-                    )
+                    serve = 0 if self._server is None else self._server.crew.limit
+                    self._transport.listen(self, serve=serve)
                     yield self
                 finally:
-                    if self._server is not None and self._grace and self._reason is None:
-                        await self._server.drain(self._grace)
+                    if self._server is not None:
+                        if self._grace and self._reason is None:
+                            self._transport.listen(self, serve=0)
+                            await self._server.crew.drain(self._grace)
+                        self._server.crew.cancel()
                     await self._say_goodbye()
                     self._end(TransportClosedError("the RPC channel has been closed"))
                     self._transport.listen(None)
@@ -460,8 +459,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
     def _post_cancel(self, call: Call) -> None:
         if self._transport.capabilities.cancellation:
             token = None if call.sent is None else call.sent.token
-            self._outbox.append(Envelope(Cancel(call.id), None, call.recipient, token=token))
-            self._wake_outbox()
+            self._post(Cancel(call.id), call.recipient, token)
 
     async def _wait_for_callbacks(self, call: Call, deadline: float | None) -> None:
         """Let the invocations that came before the reply finish before the caller goes on."""
@@ -488,17 +486,18 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         said = request_id if self._transport.capabilities.broadcast else None
         await self._send(self._peer.callback_call(callback_id, args, kwargs, said), owner)
 
-    def _release_callback(self, callback_id: str, owner: str | None, request_id: str) -> None:
-        """From the garbage collector, in any thread."""
-        if self._reason is None:
-            self._released.append((callback_id, owner, request_id))
-            self._collect_soon()
-
-    def _abandon_stream(self, consumer: Consumer) -> None:
-        """End a stream at the reading side. May come from the garbage collector, in any thread."""
-        if self._reason is None and not consumer.finished:
-            self._abandoned.append(consumer)
-            self._collect_soon()
+    def _make_server(self, exposed: object, limit: int) -> Server:
+        return Server(
+            exposed if isinstance(exposed, Exposed) else build_table(exposed),
+            limit,
+            self._middleware,
+            transport=self._transport,
+            outlet=self._outlet,
+            read=lambda consumer: RemoteStream(Inflow(self, consumer, self._timeout)),
+            abandon=self._abandon_stream,
+            refuse=self._refuse,
+            received=self.received,
+        )
 
     def _stop_producer(self, producer: Producer) -> None:
         self._start_if(producer.handle.stop(None), producer.handle.run, "stream")
@@ -513,52 +512,6 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         if self._reason is not None:
             raise self._closed_error()
         await self._transport.send(Envelope(record, None, recipient))
-
-    def _post(self, record: Record, recipient: str | None) -> None:
-        """Send without waiting: the outbox task does it."""
-        self._outbox.append(Envelope(record, None, recipient))
-        self._wake_outbox()
-
-    def _wake_outbox(self) -> None:
-        if self._outbox_filled is not None:
-            self._outbox_filled.set()
-
-    def _collect_soon(self) -> None:
-        if not self._collecting and self._soon is not None:
-            self._collecting = True
-            self._soon(self._wake_outbox)
-
-    async def _send_outbox(self) -> None:
-        while True:
-            self._outbox_filled = Event()
-            self._collect()
-            while self._outbox:
-                envelope = self._outbox.popleft()
-                try:
-                    await self._transport.send(envelope)
-                except Exception as exc:  # what can't be sent is no reason to end the channel
-                    if self._reason is None:
-                        what = type(envelope.record).__name__
-                        logger.warning("a %s was not sent: %r", what, exc)
-            if not (self._released or self._abandoned):
-                await self._outbox_filled.wait()
-
-    def _collect(self) -> None:
-        """Turn what the garbage collector left behind into records."""
-        self._collecting = False
-        while self._abandoned:
-            consumer = self._abandoned.popleft()
-            record = self._peer.leave(consumer)
-            if record is not None:
-                self._outbox.append(Envelope(record, None, consumer.producer))
-        by_owner: dict[str | None, tuple[list[str], list[str]]] = {}
-        while self._released:
-            callback_id, owner, request_id = self._released.popleft()
-            ids, calls = by_owner.setdefault(owner, ([], []))
-            ids.append(callback_id)
-            calls.append(request_id)
-        for owner, (ids, calls) in by_owner.items():
-            self._outbox.append(Envelope(CallbackRelease(ids, q=calls), None, owner))
 
     # Receiving
 
@@ -617,7 +570,7 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             self._abandon_stream(event.value)
 
     def _on_cancelled(self, event: HandlingCancelled) -> None:
-        event.handling.handle.cancel()
+        event.handling.handle.cancel(event.handling)
 
     def _on_callback(self, event: CallbackInvoked) -> None:
         export = event.export
@@ -672,8 +625,8 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
             if producer.handle is not None:
                 self._stop_producer(producer)
         if self._server is not None:
-            self._server.cancel()
-        self._outbox.clear()
+            self._server.crew.cancel()
+        self._outbox.close()
         self._ended.set()
 
     def _closed_error(self, cause: Any = None) -> Exception:
@@ -701,18 +654,10 @@ class RPCChannel(AsyncContextManagerMixin, Listener):
         for consumer in list(peer.consumers.values()):
             record = peer.leave(consumer)
             if record is not None:
-                self._outbox.append(Envelope(record, None, consumer.producer))
+                self._post(record, consumer.producer)
         for call in list(peer.calls.values()):
             self._post_cancel(call)
-        self._collect()
-        if not self._outbox:
-            return
-        with move_on_after(CLOSE_TIMEOUT, shield=True):
-            try:
-                while self._outbox:
-                    await self._transport.send(self._outbox.popleft())
-            except Exception as exc:
-                logger.info("the other side was not told all of the end: %r", exc)
+        await self._outbox.finish(CLOSE_TIMEOUT)
 
 
 _REACT: dict[type, Callable[[RPCChannel, Any], None]] = {

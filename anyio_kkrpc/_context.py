@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextvars import Context, ContextVar
 from types import CoroutineType
 from typing import Any, TypeVar
 
+from anyio import to_thread
+from anyio.lowlevel import checkpoint_if_cancelled
 from msgspec import Struct
+
+from ._loop import in_task
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 T = TypeVar("T")
 
@@ -43,6 +51,26 @@ def current_call() -> CallInfo:
     if info is None:
         raise LookupError("current_call() works only inside a handler")
     return info
+
+
+async def raise_unless_failure(exc: BaseException) -> None:
+    """Return if what code of the user has raised is an error of that code.
+
+    All is, whatever it be, but Ctrl-C, the end of a task that is thrown away together with its
+    event loop, and what came of our cancelling the present task; then that is raised. That a task
+    or a thread which the code waited for was cancelled by somebody else is an error, too.
+    """
+    if isinstance(exc, Exception):
+        return
+    if isinstance(exc, GeneratorExit):
+        interrupts = not in_task()
+    elif isinstance(exc, BaseExceptionGroup):
+        interrupts = exc.subgroup(KeyboardInterrupt) is not None
+    else:
+        interrupts = isinstance(exc, KeyboardInterrupt)
+    if interrupts:
+        raise exc
+    await checkpoint_if_cancelled()
 
 
 def begin(
@@ -103,6 +131,27 @@ async def run_in_context(context: Context, awaitable: Awaitable[T]) -> T:
     if coroutine is None:
         return value  # type: ignore[no-any-return]
     return await go_on(context, coroutine, value)
+
+
+async def run_in_thread(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Run a function in a thread, and raise what it raises here.
+
+    If it were raised in what waits for the thread, a `GeneratorExit` would close our coroutines.
+    """
+
+    def run() -> tuple[Any, BaseException | None]:
+        try:
+            return function(*args, **kwargs), None
+        except BaseException as exc:
+            return None, exc
+
+    result, raised = await to_thread.run_sync(run)
+    if raised is not None:
+        try:
+            raise raised
+        finally:
+            del raised  # it refers to this frame
+    return result
 
 
 async def _as_coroutine(awaitable: Awaitable[T]) -> T:

@@ -1,15 +1,19 @@
-"""What AnyIO doesn't offer, or would find out anew at each use: three things of the event loop.
+"""What AnyIO doesn't offer, or would find out anew at each use: things of the event loop.
 
 The clock and an event for one task are on the way of every call, where the look-up costs more than
-the thing itself. The third lets a finalizer wake a task.
+the thing itself. `scheduler` lets a finalizer wake a task. The others tell what somebody else's
+code has left behind in a task.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, cast
 
+from anyio import get_current_task
 from anyio.lowlevel import current_token
 
 
@@ -80,3 +84,39 @@ def one_shots() -> Callable[[], OneShot]:
     import trio
 
     return cast(Callable[[], OneShot], trio.Event)
+
+
+def cancel_requests() -> Callable[[], object]:
+    """Return what tells, by a true value, that the present task was cancelled by other means than
+    a cancel scope. Only asyncio has such.
+    """
+    if not isinstance(current_token().native_token, asyncio.AbstractEventLoop):
+        return bool
+    if sys.version_info < (3, 11):
+        return get_current_task().has_pending_cancellation
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancelling
+
+
+def task_references() -> Callable[[], object]:
+    """Return what counts the references to the present task.
+
+    On asyncio a cancel scope refers to the task in which it is open: as long as the task doesn't
+    wait, an equal number says that no scope was opened or left. Where that can't be known so, on
+    trio and where references aren't counted, the numbers are never equal.
+    """
+    if isinstance(current_token().native_token, asyncio.AbstractEventLoop):
+        count = getattr(sys, "getrefcount", None)
+        if count is not None:
+            return partial(count, asyncio.current_task())
+    return object
+
+
+def in_task() -> bool:
+    """Whether a task runs: none does where a coroutine is closed after its event loop."""
+    try:
+        get_current_task()
+    except Exception:  # each backend has its own
+        return False
+    return True

@@ -1,41 +1,30 @@
-"""The serving side of a channel: requests are taken, run, and settled.
-
-A set of standing tasks takes requests from the transport, so that a request costs no task and no
-cancel scope of its own. One of them at a time, the leader, receives. It runs one handler after the
-other, until one of them waits for something: then another task becomes the leader. So a handler
-that doesn't wait costs no switch of tasks either.
-
-Each task runs in a scope; a request that is cancelled or out of time cancels the scope of the task
-that runs it, and that task then goes on in a new one.
-"""
+"""The serving side of a channel: what becomes of a request that the crew runs."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
-import anyio
-from anyio import (
-    CancelScope,
-    EndOfStream,
-    Event,
-    current_effective_deadline,
-    get_cancelled_exc_class,
-    move_on_after,
-    to_thread,
-)
-from anyio.abc import TaskGroup
+from anyio import EndOfStream, current_time
 from msgspec import UNSET
 
-from ._context import CallInfo, _current, begin, current_call, go_on, run_in_context
+from ._context import (
+    CallInfo,
+    _current,
+    begin,
+    current_call,
+    go_on,
+    raise_unless_failure,
+    run_in_context,
+    run_in_thread,
+)
 from ._conversion import UnfitResultError, check_own
+from ._crew import Crew, Member
 from ._errors_wire import handler_error, library_error, send_shortened
 from ._exceptions import (
     MethodNotFoundError,
@@ -46,31 +35,25 @@ from ._exceptions import (
     TransportConnectionError,
 )
 from ._exposure import Exposed, Method, Property
-from ._loop import OneShot, one_shots
+from ._log import quoted
+from ._loop import clock
 from ._protocol._calls import Handling
 from ._protocol._records import Reply, Request
 from ._protocol._streams import Consumer
 from ._protocol._values import PLAIN
-from ._pump import Pump, close_unopened
+from ._pump import Outlet, Pump, close_unopened
 from ._slow import SLOW_HANDLER, SlowHandlers
-from ._streaming import Inflow, RemoteStream
-from ._timer import TimerEntry
-from .abc import Envelope
+from .abc import Envelope, Transport
 from .middleware import Invocation, Middleware, pass_through
-
-if TYPE_CHECKING:
-    from ._channel import RPCChannel
 
 logger = logging.getLogger("anyio_kkrpc")
 
-# Idle tasks that are kept for the next burst.
-_MAX_IDLE = 64
 _MAX_NAME = 200
 _MAX_SEGMENTS = 32
 _REMOTE_REFERENCES = "Remote reference operations require kkrpc/remote-refs"
 _ENDS = (EndOfStream, TransportClosedError, TransportConnectionError)
 
-
+_Member: TypeAlias = Member[Envelope, Envelope]
 _Operation = Callable[["Server", Request, Handling, Context], Awaitable[Any]]
 
 
@@ -93,201 +76,94 @@ class Unknown(Refused):
         self.at = at
 
 
-class _Worker:
-    """A standing task, and what belongs to the request that it serves.
-
-    :ivar deadline: when the request is out of time, on AnyIO's clock, or ``None``
-    """
-
-    __slots__ = ("_leads", "_scope", "_server", "deadline", "timer")
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._leads = True
-        self._scope = CancelScope()
-        self.deadline: float | None = None
-        self.timer: TimerEntry | None = None
-
-    def suspends(self) -> None:
-        """Note that the handler waits for something: from now on it can be out of time."""
-        if self.deadline is not None:
-            self.timer = self._server._channel._timer.at(self.deadline, self.cancel)
-        self._step_down()
-
-    def cancel(self) -> None:
-        """Cancel the handler."""
-        self._scope.cancel()
-
-    def _step_down(self) -> None:
-        if self._leads:
-            self._leads = self._server._led = False
-            self._server.lead_on()
-
-    async def run(self) -> None:
-        """Serve requests until this task isn't needed any more."""
-        server = self._server
-        try:
-            while True:
-                running: list[Envelope] = []
-                with self._scope:
-                    await self._serve(running)
-                    return
-                # The request was cancelled or ran out of time: nobody waits for a reply.
-                self._scope = CancelScope()
-                for envelope in running:
-                    await server._transport.settle(envelope, None)
-                server.note_finished()
-        except _ENDS:
-            server.note_end()
-        finally:
-            server._tasks -= 1
-
-    async def _serve(self, running: list[Envelope]) -> None:
-        server = self._server
-        receive, settle = server._transport.receive, server._transport.settle
-        while True:
-            if not self._leads:
-                if server._led:
-                    if not await server.follow():
-                        return
-                elif server._tasks > server.limit:
-                    return
-                self._leads = server._led = True
-            envelope = await receive()
-            running.append(envelope)
-            try:
-                reply = await server.answer(envelope, self)
-            except NoReply:
-                reply = None
-            else:
-                server.served += 1
-            running.clear()
-            if reply is None:
-                await settle(envelope, None)
-            else:
-                try:
-                    await settle(envelope, Envelope(reply, None, envelope.sender))
-                except _ENDS:
-                    raise
-                except Exception as exc:
-                    await server.settle_with_error(envelope, reply, exc)
-            if server._finished is not None:
-                server.note_finished()
-
-
 class Server:
-    """Serves the requests of one channel."""
+    """Serves the requests of one channel.
+
+    :param outlet: for streams that are results, with the channel's protocol and timer
+    :param read: makes what reads a stream that is an argument
+    :param abandon: ends a stream that nobody reads
+    :param refuse: told of requests that aren't legal
+    :param received: takes what is no request, which comes where the channel no longer listens
+    :ivar crew: runs them
+    """
 
     def __init__(
         self,
-        channel: RPCChannel,
         exposed: Exposed,
         max_concurrency: int,
         middleware: tuple[Middleware, ...],
+        *,
+        transport: Transport,
+        outlet: Outlet,
+        read: Callable[[Consumer], Any],
+        abandon: Callable[[Consumer], None],
+        refuse: Callable[[ProtocolError], None],
+        received: Callable[[Envelope], None],
     ) -> None:
-        self._channel = channel
-        self._middleware = middleware
         self._exposed = exposed
-        self._peer = channel._peer
-        self._outlet = channel._outlet
-        self._transport = channel._transport
-        self._broadcast = channel._transport.capabilities.broadcast
-        self.limit = max_concurrency
-        self._tasks = 0
-        # Whether a task receives, or is about to.
-        self._led = False
-        self._ended = False
-        self._followers: deque[OneShot] = deque()
-        self._one_shot: Callable[[], OneShot]
-        self._group: TaskGroup | None = None
-        self._finished: Event | None = None
+        self._middleware = middleware
+        self._peer = outlet.peer
+        self._outlet = outlet
+        self._read = read
+        self._abandon = abandon
+        self._refuse = refuse
+        self._received = received
+        self._settle = transport.settle
+        self._serve_more = transport.serve_more
+        self._broadcast = transport.capabilities.broadcast
+        self._now: Callable[[], float] = current_time
         self._slow = SlowHandlers()
         self.expired = 0
         self.served = 0
+        self.crew: Crew[Envelope, Envelope] = Crew(
+            transport.receive,
+            self.answer,
+            transport.settle,
+            settle_otherwise=self.settle_with_error,
+            failed=self.failed,
+            label=_label,
+            ends=_ENDS,
+            limit=max_concurrency,
+            at=outlet.timer.at,
+        )
 
     async def run(self) -> None:
-        """Serve until the transport ends or the scope is cancelled."""
-        self._one_shot = one_shots()
-        async with anyio.create_task_group() as self._group:
-            self.lead_on()
-
-    def lead_on(self) -> None:
-        """Let a task receive, if none does and one may."""
-        if self._led or self._ended or self._group is None:
-            return
-        if self._followers:
-            self._led = True
-            self._followers.popleft().set()
-        elif self._tasks < self.limit:
-            self._led = True
-            self._tasks += 1
-            worker = _Worker(self)
-            self._group.start_soon(worker.run, name="anyio_kkrpc handler")
+        """Serve until the transport ends or the crew is cancelled."""
+        self._now = clock()
+        await self.crew.run()
 
     def lend(self) -> None:
         """Note that a handler waits for a call of its own: another one may run meanwhile.
 
         Otherwise peers that call each other from inside their handlers could wait for each other.
         """
-        self.limit += 1
-        self._transport.serve_more(1)
-        self.lead_on()
+        self._serve_more(1)
+        self.crew.change_limit(1)
 
     def take_back(self) -> None:
         """Note that the handler goes on."""
-        self.limit -= 1
-        self._transport.serve_more(-1)
+        self._serve_more(-1)
+        self.crew.change_limit(-1)
 
-    async def drain(self, grace: float) -> None:
-        """Take no more requests, and wait at most ``grace`` seconds for those that run."""
-        self._transport.listen(self._channel, serve=0)
-        with move_on_after(grace, shield=True):
-            while self._peer.handlings and self._channel._reason is None:
-                self._finished = Event()
-                await self._finished.wait()
-
-    def cancel(self) -> None:
-        """Cancel all handlers and stop serving."""
-        if self._group is not None:
-            self._group.cancel_scope.cancel()
-
-    async def follow(self) -> bool:
-        """Wait to become the leader; return false if there are enough tasks without this one."""
-        if self._tasks > self.limit or len(self._followers) >= _MAX_IDLE:
-            return False
-        turn = self._one_shot()
-        self._followers.append(turn)
-        try:
-            await turn.wait()
-        except BaseException:
-            with suppress(ValueError):  # its turn can have come after it was cancelled
-                self._followers.remove(turn)
-            raise  # all of them are cancelled, so nobody is to lead instead
-        return True
-
-    def note_end(self) -> None:
-        """Note that nothing more will be received."""
-        self._ended = True
-        while self._followers:
-            self._followers.popleft().set()
-
-    def note_finished(self) -> None:
-        """Note that a request is done."""
-        if self._finished is not None:
-            self._finished.set()
-
-    async def settle_with_error(self, envelope: Envelope, reply: Reply, exc: Exception) -> None:
+    async def settle_with_error(
+        self, envelope: Envelope, reply: Envelope | None, exc: Exception
+    ) -> None:
         """Settle a request whose reply can't be sent, with an error that can.
 
         Of a result, that is the handler's error; of an error, its name and the beginning of its
         text arrive.
         """
-        close_unopened(self._outlet, reply)
-        error = handler_error(exc) if reply.e is UNSET else reply.e
+        if reply is None:
+            logger.warning("a request could not be acknowledged: %r", exc)
+            return
+        record = reply.record
+        assert isinstance(record, Reply)
+        close_unopened(self._outlet, record)
+        error = handler_error(exc) if record.e is UNSET else record.e
 
         async def send(error: dict[str, Any]) -> None:
-            short = Envelope(Reply(reply.id, e=error), None, envelope.sender)
-            await self._transport.settle(envelope, short)
+            short = Envelope(Reply(record.id, e=error), None, envelope.sender)
+            await self._settle(envelope, short)
 
         try:
             await send_shortened(error, send)
@@ -295,36 +171,44 @@ class Server:
             raise
         except Exception as reason:
             logger.warning("an error could not be sent to its caller: %s", reason)
-            await self._transport.settle(envelope, None)
+            await self._settle(envelope, None)
 
-    async def answer(self, envelope: Envelope, worker: _Worker) -> Reply | None:
-        """Run a request; return the reply, or ``None`` if it wants none.
-
-        :raises NoReply: if there must be none
-        """
+    def failed(self, envelope: Envelope, exc: BaseException) -> Envelope | None:
+        """Return the reply to a request that could not be run to its end."""
+        logger.error("%s could not be run to its end", _label(envelope), exc_info=exc)
         request = envelope.record
-        assert isinstance(request, Request)
-        handling, context = self._enter(envelope, request, worker)
+        if not isinstance(request, Request) or request.o is True:
+            return None
+        return Envelope(Reply(request.id, e=handler_error(exc)), None, envelope.sender)
+
+    async def answer(self, envelope: Envelope, member: _Member) -> Envelope | None:
+        """Run a request; return the reply, or ``None`` if there must be none or it wants none."""
+        request = envelope.record
+        if not isinstance(request, Request):
+            self._received(envelope)
+            return None
+        try:
+            handling, context = self._enter(envelope, request, member)
+        except NoReply:
+            return None
         finished = False
         try:
             reply = await self._run(envelope, request, handling, context)
             finished = True
-        except BaseException:
-            if handling.open:
-                self._peer.drop(handling)
-            raise
+        except NoReply:
+            return None
         finally:
-            if worker.timer is not None:
-                worker.timer.cancel()
-                worker.timer = None
+            if not finished and handling.open:
+                self._peer.drop(handling)
             for consumer in handling.consumers or ():
                 # Never opened, because the request was refused, or its caller has given up.
                 if consumer.handle is None or not finished:
-                    self._channel._abandon_stream(consumer)
-        return None if request.o is True else reply
+                    self._abandon(consumer)
+        self.served += 1
+        return None if request.o is True else Envelope(reply, None, envelope.sender)
 
     def _enter(
-        self, envelope: Envelope, request: Request, worker: _Worker
+        self, envelope: Envelope, request: Request, member: _Member
     ) -> tuple[Handling, Context]:
         """Make what a request needs while it runs."""
         sender = envelope.sender
@@ -332,7 +216,7 @@ class Server:
             raise NoReply
         deadline: float | None = None
         if request.d is not UNSET:
-            now, sent = self._channel._now(), envelope.sent_at
+            now, sent = self._now(), envelope.sent_at
             if sent is None or sent > now:  # clocks are known with an error
                 sent = now
             deadline = sent + request.d / 1000
@@ -342,10 +226,11 @@ class Server:
         try:
             handling = self._peer.handle(request, sender)
         except ProtocolError as exc:
-            self._channel._refuse(exc)
+            self._refuse(exc)
             raise NoReply from None
-        worker.deadline = deadline
-        handling.handle = worker
+        member.deadline = deadline
+        member.serves = handling
+        handling.handle = member
         info = CallInfo(
             request.id,
             ".".join(request.p[:_MAX_SEGMENTS]),
@@ -366,7 +251,9 @@ class Server:
         source: Method | Property | None = None
         try:
             if request.op == "call":
-                source = method = self._method(request)
+                source = method = self._exposed.methods.get(tuple(request.p))
+                if method is None:
+                    raise self._not_found(request, "is not a function")
                 value = await self._invoke(method, request, handling, context)
             elif request.op == "get":
                 source = self._property(request)
@@ -384,13 +271,9 @@ class Server:
             error = library_error(exc.error)
             if isinstance(exc, Unknown):
                 error["at"] = exc.at
-        except get_cancelled_exc_class() as exc:
-            # One that the handler itself raised is an error like others.
-            if current_effective_deadline() == float("-inf"):
-                raise
-            error = self._wire_error(exc)
-        except (Exception, SystemExit) as exc:
-            error = self._wire_error(exc)
+        except BaseException as exc:
+            await raise_unless_failure(exc)
+            error = handler_error(exc, traceback=self._outlet.send_tracebacks)
         if not handling.open:
             raise NoReply
         if error is not None:
@@ -402,16 +285,7 @@ class Server:
             pump.expect_reader()
         return reply
 
-    def _wire_error(self, exc: BaseException) -> dict[str, Any]:
-        return handler_error(exc, traceback=self._outlet.send_tracebacks)
-
     # Operations
-
-    def _method(self, request: Request) -> Method:
-        method = self._exposed.methods.get(tuple(request.p))
-        if method is None:
-            raise self._not_found(request, "is not a function")
-        return method
 
     async def _construct(self, request: Request, handling: Handling, context: Context) -> Any:
         cls = self._exposed.classes.get(tuple(request.p))
@@ -462,11 +336,9 @@ class Server:
             function = _in_thread(method) if method.in_thread else function
             function = self._wrapped(function, request, method)
         elif method.in_thread:
+            handling.handle.waits()
             # A copy, because the context can't be entered twice and the thread may outlive a step.
-            handling.handle.suspends()
-            return await to_thread.run_sync(
-                lambda: context.copy().run(method.function, *checked, **kwargs)
-            )
+            return await run_in_thread(context.copy().run, method.function, *checked, **kwargs)
         started = perf_counter()
         if started > self._slow.stale_at:
             self._slow.begin()
@@ -474,7 +346,7 @@ class Server:
         if perf_counter() - started > SLOW_HANDLER:
             self._slow.judge(method.name, started)
         if coroutine is not None:
-            handling.handle.suspends()
+            handling.handle.waits()
             return await go_on(context, coroutine, value)
         if value.__class__ in PLAIN:
             return value
@@ -484,7 +356,7 @@ class Server:
         """Return a value, awaited if it is awaitable."""
         if not inspect.isawaitable(value):
             return value
-        handling.handle.suspends()
+        handling.handle.waits()
         return await run_in_context(context, value)
 
     def _wrapped(
@@ -537,7 +409,7 @@ class Server:
 
     def _open_stream(self, value: Any) -> Any:
         if isinstance(value, Consumer):
-            return RemoteStream(Inflow(self._channel, value, self._channel._timeout))
+            return self._read(value)
         return value
 
 
@@ -548,8 +420,15 @@ _OPERATIONS: dict[str, _Operation] = {
 }
 
 
+def _label(envelope: Envelope) -> str:
+    request = envelope.record
+    if not isinstance(request, Request):
+        return f"a {type(request).__name__}"
+    return f"{quoted('.'.join(request.p[:_MAX_SEGMENTS]), _MAX_NAME)}()"
+
+
 def _in_thread(method: Method) -> Callable[..., Any]:
-    return lambda *args, **kwargs: to_thread.run_sync(partial(method.function, *args, **kwargs))
+    return partial(run_in_thread, method.function)
 
 
 def _is_not_found(error: RPCError) -> bool:

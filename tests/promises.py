@@ -21,6 +21,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "delivery.md"
 LOOPS = ("asyncio", "uvloop", "trio")
 # These start a loop of their own, for which asyncio is asyncio.
 WITHOUT_UVLOOP = (
+    "tests/core/test_crew.py::test_any_order",
     "tests/faults/test_chaos.py::test_short_run",
     "tests/faults/test_model.py::test_against_the_model",
 )

@@ -24,6 +24,7 @@ from anyio_kkrpc import (
     in_thread,
     with_call_options,
 )
+from anyio_kkrpc._loop import scheduler
 from anyio_kkrpc._protocol._records import Request
 from anyio_kkrpc.abc import Envelope
 from tests.bounds import BOUND
@@ -165,7 +166,7 @@ async def test_callback_collected_after_the_end(anyio_backend_name: str) -> None
     async def main() -> None:
         async with pair({"keep": kept.append}) as link:
             await link.api.keep(lambda: None)
-            kept.append(link.server._soon)
+            kept.append(scheduler())
 
     await anyio.to_thread.run_sync(lambda: anyio.run(main, backend=anyio_backend_name))
     callback, soon = kept

@@ -18,7 +18,7 @@ KNOWN = {
     "_conversion": (1, _INFLOW),
     "_gathering": (24, _CHANNEL),
     "_proxy": (6, _CHANNEL),
-    "_serving": (7, _CHANNEL),
+    "_serving": (1, "sets the variable that `current_call` reads"),
     "_streaming": (4, _CHANNEL),
     "_typing": (1, _INFLOW),
     "otel": (1, "a transport has no public property that tells its address"),
