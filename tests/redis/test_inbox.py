@@ -12,6 +12,7 @@ from trio.testing import MockClock
 from anyio_kkrpc import TransportConnectionError
 from anyio_kkrpc.redis._connection import Connection
 from anyio_kkrpc.redis._inbox import Inbox
+from anyio_kkrpc.redis._scripts import ADD_BRIEFLY
 
 from .conftest import NOWHERE, FakeStream
 
@@ -38,8 +39,8 @@ class Server:
                 return 0
             self.expires_at = now + int(command[2]) / 1000
             return 1
-        assert command[:2] == (b"XADD", KEY)
-        self.expires_at = max(self.expires_at, now + 1)
+        assert command[:4] == (b"EVAL", ADD_BRIEFLY, b"1", KEY)
+        self.expires_at = now + int(command[4]) / 1000
         return b"1-0"
 
     async def request(self, *command: Any) -> Any:
