@@ -156,7 +156,8 @@ class Transport(UnreliableObjectStream[Envelope]):
     async def settle(self, envelope: Envelope, reply: Envelope | None) -> None:
         """Finish a received request: send its reply, if there is one, and acknowledge it.
 
-        Where the transport keeps requests until they are acknowledged, both happen in one write.
+        Each is to be settled, if only with ``None``: until then it takes room. Where the transport
+        keeps requests until they are acknowledged, both happen in one write.
         """
         if reply is not None:
             await self.send(reply)

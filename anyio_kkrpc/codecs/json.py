@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Literal, final
 
 import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from .._exceptions import ProtocolError
 from .._log import quoted
 from .._models import plain
-from .._protocol._records import Record
+from .._protocol._records import Id, Number, Record, Request
 from ..abc import Codec
 
 __all__ = ("JSONCodec",)
@@ -17,6 +18,35 @@ __all__ = ("JSONCodec",)
 
 _encoder = msgspec.json.Encoder(enc_hook=plain)
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
+
+
+class _Head(Struct, tag_field="t", tag="q"):
+    """A `Request` whose arguments aren't looked at."""
+
+    id: Id
+    op: Literal["call", "get", "set", "new", "ref"]
+    p: list[str]
+    a: Raw = Raw()
+    v: Raw = Raw()
+    k: Raw = Raw()
+    d: Number | UnsetType = UNSET
+    o: bool | UnsetType = UNSET
+    meta: Raw = Raw()
+
+
+_head_decoder = msgspec.json.Decoder(_Head)
+
+
+def decode_head(data: bytes) -> Request:
+    """Decode a request but for its arguments, which takes a tenth of the time and no memory.
+
+    :raises ProtocolError: if it is no valid request
+    """
+    try:
+        head = _head_decoder.decode(data)
+    except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are
+        raise ProtocolError(f"not a valid record: {quoted(exc, 200)}") from exc
+    return Request(head.id, head.op, head.p, d=head.d, o=head.o)
 
 
 @final

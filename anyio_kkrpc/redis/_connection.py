@@ -86,6 +86,7 @@ class Connection(AsyncResource):
 
     :ivar error: why the connection can't be used any more: `TransportClosedError` after `aclose` or
         a cancelled `execute`, `TransportConnectionError` with its cause if it broke, else ``None``
+    :ivar received: bytes that were read by `execute` and `execute_many`
     :ivar refused: error replies to commands that nobody waits for; they are logged
     :ivar before_write: called before each write and each `request`, to `post` what is to go along
     :ivar silence: seconds for which nothing may move while the server owes an answer, see `Watch`
@@ -94,7 +95,7 @@ class Connection(AsyncResource):
     def __init__(self, stream: ByteStream, address: Address, *, silence: float = 5.0) -> None:
         self.address = address
         self.error: TransportClosedError | TransportConnectionError | None = None
-        self.refused = 0
+        self.received = self.refused = 0
         self.before_write: Callable[[], None] | None = None
         self.silence = silence
         self._stream = stream
@@ -106,12 +107,10 @@ class Connection(AsyncResource):
         self._flushes = 0
         # Whether something was read since the last write.
         self._answered = True
-        self._executing = False
-        self._running = False
+        self._executing = self._running = self._writing = False
         self._expected: deque[OnReply] = deque()
         self._outgoing: deque[bytes | memoryview] = deque()
         self._outgoing_size = 0
-        self._writing = False
         self._handed_over = Event()
         self._room: Event | None = None
         self._broken_off = Event()
@@ -173,7 +172,8 @@ class Connection(AsyncResource):
                 await self._send(data[sent:])
             while len(replies) < count:
                 while (reply := self._gets()) is _MORE:
-                    self._feed(await self._receive(READ_SIZE))
+                    self._feed(piece := await self._receive(READ_SIZE))
+                    self.received += len(piece)
                 replies.append(reply)
             if self._has_data():
                 raise ProtocolError("a reply that nobody asked for")

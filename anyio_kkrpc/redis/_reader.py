@@ -18,15 +18,12 @@ from ._admin import pairs
 from ._connection import Connection, Execute
 from ._errors import Meaning, code_of, meaning_of
 from ._link import Command
-from ._portion import Portion
+from ._portion import MANY_BYTES, Portion, ReadPortion
 from ._signing import Signer
 from .dialects import Dialects, Entry
 from .dialects.native import NewerWireError
 
 logger = logging.getLogger("anyio_kkrpc")
-
-# Entries in one reply of Redis. Each may be as large as max_message_size, so this is not a big one.
-COUNT = 100
 
 _LAST_ID = b"""
 if redis.call('EXISTS', KEYS[1]) == 0 then return '0-0' end
@@ -121,7 +118,7 @@ class Reader:
         self._read_at = monotonic()
         self._head = (b"XREAD", b"BLOCK", block_ms(block_timeout), b"COUNT")
 
-    async def read(self, connection: Connection, portion: Portion, handle: Handle) -> None:
+    async def read(self, connection: Connection, portion: ReadPortion, handle: Handle) -> None:
         """Wait for entries once, and hand each that is valid to ``handle``.
 
         :param portion: how many of each stream to ask for
@@ -130,7 +127,7 @@ class Reader:
         of what was handled.
         """
         positions, decode = self.positions, self._decoder.decode
-        count = b"%d" % portion.size
+        count, before = b"%d" % portion.size, connection.received
         reply = await connection.execute(
             *self._head, count, b"STREAMS", *positions.keys(), *positions.values()
         )
@@ -143,8 +140,9 @@ class Reader:
                 entry = decode(stream, entry_id, fields)
                 if entry is not None:
                     handle(stream, entry_id, entry)
-        if portion.size < COUNT:
-            portion.came(self.count)
+        received = connection.received - before
+        if portion.wary or not portion.few < self.count < portion.many or received > MANY_BYTES:
+            portion.took(self.count, received)
 
     async def rewind(self, connection: Connection, own: bytes) -> None:
         """Go back where the server hasn't come as far as what was read.
@@ -203,7 +201,7 @@ class GroupReader:
         self._head = (b"XREADGROUP", b"GROUP", group, consumer, b"BLOCK", block, b"COUNT")
 
     async def read(
-        self, connection: Connection, portion: Portion, room: int, handle: Handle
+        self, connection: Connection, portion: ReadPortion, room: int, handle: Handle
     ) -> list[bytes]:
         """Wait for at most ``room`` entries, and hand each that is valid to ``handle``.
 
@@ -211,7 +209,7 @@ class GroupReader:
         :return: the ids of those that aren't valid; they are to be acknowledged
         """
         decode, stream = self._decoder.decode, self._stream
-        count = b"%d" % min(room, portion.size)
+        count, before = b"%d" % min(room, portion.size), connection.received
         reply = await connection.execute(*self._head, count, b"STREAMS", stream, b">")
         invalid = []
         self.count = 0
@@ -223,8 +221,9 @@ class GroupReader:
                     invalid.append(entry_id)
                 else:
                     handle(stream, entry_id, entry)
-        if portion.size < COUNT:
-            portion.came(self.count)
+        received = connection.received - before
+        if portion.wary or not portion.few < self.count < portion.many or received > MANY_BYTES:
+            portion.took(self.count, received)
         return invalid
 
 

@@ -31,7 +31,6 @@ from .._entrance import Entrance
 from .._errors_wire import library_error
 from .._exceptions import (
     DeliveryError,
-    OverloadedError,
     ProtocolError,
     RPCError,
     TransportClosedError,
@@ -50,6 +49,7 @@ from ._admin import (
     stream_info,
     trim,
 )
+from ._aside import Aside
 from ._claiming import Claimer
 from ._commands import CONTROL_TTL_MS, Commands, deadline_of
 from ._connection import Connection, Execute
@@ -59,24 +59,16 @@ from ._errors import Meaning, code_of, leads_elsewhere, meaning_of, reason
 from ._group import Groups
 from ._in_order import InOrder
 from ._inbox import MANY, Inbox
-from ._intake import Intake
+from ._intake import Intake, let_others_run
 from ._keys import Keys
+from ._large import LargeRequest
 from ._link import Dialer, Link
 from ._login import open_connection
 from ._options import Dialect, Options, Overflow, check_options
 from ._pacing import Pacing
 from ._patience import Outages, Patience
-from ._portion import Portion
-from ._reader import (
-    COUNT,
-    Decoder,
-    GroupReader,
-    Reader,
-    create_group,
-    last_id,
-    order,
-    was_trimmed,
-)
+from ._portion import MOST_ENTRIES, ReadPortion
+from ._reader import Decoder, GroupReader, Reader, create_group, last_id, order, was_trimmed
 from ._repeats import Repeats
 from ._rights import check_rights
 from ._scripts import add_briefly
@@ -111,7 +103,7 @@ CLOSE_TIMEOUT = 2.0
 class RedisStatistics(Struct, frozen=True):
     """What a Redis Streams transport has done and holds.
 
-    :ivar queue: of requests that wait for a handler
+    :ivar queue: of requests that wait for a handler, also beside the queue; its bounds are of each
     :ivar sent: records written
     :ivar received: records read
     :ivar invalid: entries that could not be read, and were skipped
@@ -165,7 +157,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         that the workers have it. What a consumer group has not acknowledged is never trimmed.
     :param session_id: this peer's id, 26 random characters if not given; unique among all peers
     :param max_queue_size: requests that may wait here for a handler
-    :param max_queue_bytes: their size together, in bytes
+    :param max_queue_bytes: their size together, in bytes as they came, and what those over 4 KiB
+        that run may weigh decoded; one always has room. What is for this peer alone has as much.
     :param use_consumer_group: whether requests are shared among the workers of the group, each
         handled by one (at least once); if not, every peer gets every request (broadcast)
     :param allow_self_messages: whether, in broadcast, this peer also gets its own requests
@@ -285,9 +278,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         )
         inbox = keys.inbox(options.session_id)
         self._repeats = Repeats(inbox)
-        self._came_before = self._repeats.came_before
         self._in_order = InOrder(self._repeats, self._take_addressed)
         self._refusals: deque[Envelope] = deque()
+        aside = (self._dialects.decode_whole, self._refusals.append, self._drop_invalid)
+        bounds = options.max_queue_size, options.max_queue_bytes
+        self._aside = Aside(self._queue, self._inbound, bounds, *aside)
+        self._pacing = Pacing(self._dialects.classic.streams, self._inbound)
         self._decoder = Decoder(
             self._dialects,
             options.max_message_size,
@@ -346,14 +342,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._watch = Watch(options.shortest_silence)
         self._start_id = self._connected_id = b"0-0"
         self._inbox_reader: Reader | None = None
-        self._pacing = Pacing(self._dialects.classic.streams, self._inbound)
         self._destroyed_by: str | None = None
         self._limit = 0
         self._room: Event | None = None
         self._touch_now: Event | None = None
-        self._received = 0
-        self._handed_back = 0
-        self._reconnects = 0
+        self._received = self._handed_back = self._reconnects = 0
 
     # Accessors
 
@@ -385,7 +378,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def statistics(self) -> RedisStatistics:
         """Return what it has done and holds."""
         return RedisStatistics(
-            queue=self._queue.statistics(),
+            queue=self._aside.statistics(),
             sent=self._writer.commands.sent,
             received=self._received,
             invalid=self._decoder.invalid,
@@ -601,6 +594,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def _end(self, reason: Exception) -> None:
         """Settle everyone, without awaiting."""
         self._inbound.end(reason)
+        self._aside.forget(begun=True)
         self._writer.end(reason)
         self._notify_room()
         for scope in (self._inbox_scope, self._request_scope):
@@ -642,6 +636,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._start_requests()
             return
         grouped = self._options.use_consumer_group
+        self._aside.forget(begun=listener is None)
         if listener is None and not grouped:
             return  # what others ask is kept for who comes next
         self._requests_wanted = False
@@ -659,6 +654,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def serve_more(self, change: int) -> None:
         """Take more requests, or fewer; see `Transport.serve_more`."""
         self._limit += change
+        self._aside.lend(change)
         self._notify_room()
 
     async def receive(self) -> Envelope:
@@ -666,7 +662,13 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if not self._requests_wanted and self._inbound.serving:
             await checkpoint_if_cancelled()  # who is leaving reads nothing
             self._start_requests()
-        envelope = await self._inbound.receive()
+        aside = self._aside
+        while True:
+            envelope = await (aside.receive() if aside.waiting else self._inbound.receive())
+            if envelope.__class__ is Envelope or aside.begin(envelope):
+                break
+        if aside.waiting:
+            aside.go_on()
         if envelope.token is not None:
             held = self._held.get(envelope.token)
             if held is not None:
@@ -707,6 +709,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             if self._room is not None:
                 self._notify_room()
             flushed = writer.flush_nowait()
+        if envelope.__class__ is not Envelope:
+            self._aside.end(envelope)
         if not flushed:
             await writer.wait_flushed(post, deadline_of(envelope))
         if self._dialects.classic_seen:
@@ -717,12 +721,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def _keep_reading(
         self,
         what: str,
-        read: Callable[[Connection, Portion], Awaitable[None]],
+        read: Callable[[Connection, ReadPortion], Awaitable[None]],
         patience: Patience,
         connection: Connection | None = None,
     ) -> None:
         """Read on one connection after the other, until that is of no use any more."""
-        dialer, portion = self._dialer(what), Portion(COUNT)
+        dialer, portion = self._dialer(what), ReadPortion(self._options.max_message_size)
         try:
             while True:
                 if connection is None:
@@ -749,7 +753,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def _read_inbox(self, reader: Reader, connection: Connection) -> None:
         patience = Patience("reading the inbox", self._outages, heals=())
 
-        async def read(connection: Connection, portion: Portion) -> None:
+        async def read(connection: Connection, portion: ReadPortion) -> None:
             await reader.rewind(connection, self._inbox.key)
             connection.silence = self._options.read_silence
             while True:
@@ -763,7 +767,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 if reader.count > 1:
                     self._writer.expect_more()
                 await self._after_reading()
-                await _let_others_run()
+                await let_others_run()
 
         assert self._inbox_scope is not None
         with self._inbox_scope:
@@ -791,7 +795,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         elif stream == self._keys.stream:
             self._handle_shared(entry)
             return
-        if number is not None and self._came_before(stream, sender, number):
+        if number is not None and self._repeats.came_before(stream, sender, number):
             return
         self._received += 1
         if addressed:
@@ -948,7 +952,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         return self._claimer
 
     async def _read_broadcast(
-        self, patience: Patience, reader: Reader, connection: Connection, portion: Portion
+        self, patience: Patience, reader: Reader, connection: Connection, portion: ReadPortion
     ) -> None:
         stream = self._keys.stream
         # That asks for two entries: not where one may be all that the server can send.
@@ -977,10 +981,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             await self._after_reading()
             if self._intake.waiting:
                 await self._intake.wait()
-            await _let_others_run()
+            await let_others_run()
 
     async def _read_group(
-        self, patience: Patience, connection: Connection, portion: Portion
+        self, patience: Patience, connection: Connection, portion: ReadPortion
     ) -> None:
         options, stream = self._options, self._keys.stream
         name, consumer = options.consumer_group.encode(), options.consumer_name.encode()
@@ -1012,12 +1016,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             await self._after_reading()
             if self._intake.waiting:
                 await self._intake.wait()
-            await _let_others_run()
+            await let_others_run()
 
     def _take(self, entry_id: bytes, entry: Entry, attempt: int) -> None:
         """Take an entry of the group."""
         self._received += 1
-        if self._is_for_others(entry):
+        if entry.sender.__class__ is not str and self._is_for_others(entry):
             if entry.recipient is None or entry.fields is None:
                 self._skip(entry_id)
                 return
@@ -1117,8 +1121,15 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         return room
 
     def _count_room(self) -> int:
-        room = min(COUNT, self._options.max_queue_size - len(self._queue))
+        room = min(MOST_ENTRIES, self._options.max_queue_size - len(self._queue))
         return min(room, self._limit - len(self._held)) if self._limit else room
+
+    def _drop_invalid(self, envelope: Envelope) -> None:
+        """Acknowledge a request of the group that turned out to be none."""
+        self._decoder.invalid += 1
+        if envelope.token is not None and self._held.pop(envelope.token, None) is not None:
+            self._skip(envelope.token)
+            self._writer.flush_nowait()
 
     def _notify_room(self) -> None:
         if self._room is not None:
@@ -1137,14 +1148,17 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     ) -> bool:
         """Hand on what an entry holds; return false if it has no business where it was."""
         record, sender = entry.record, entry.sender
-        envelope = Envelope(record, sender, recipient, attempt, token=token)
+        if entry.__class__ is Entry:
+            envelope = Envelope(record, sender, recipient, attempt, token=token)
+        else:
+            envelope = LargeRequest(record, sender, recipient, attempt, token=token)
+            envelope.leave_out(entry)
         if sender.__class__ is SharedPeer and not self._prepare_shared(envelope, entry_id):
             return False
         if record.__class__ is Request:
             envelope.sent_at = int(entry_id.partition(b"-")[0]) / 1000 + self._clock.offset
             if recipient is not None:
-                if not self._inbound.deliver(envelope, entry.size):
-                    self._on_drop(envelope)  # what follows in the inbox must not wait
+                self._aside.deliver(envelope, entry.size)
             elif self._intake.waiting or not self._inbound.deliver(envelope, entry.size):
                 self._intake.add(envelope, entry.size)
             return True
@@ -1190,15 +1204,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     def _on_drop(self, envelope: Envelope) -> None:
         """A request found no room: its caller is told. One of a group goes back to the group."""
-        record = envelope.record
         if envelope.token is not None:
             held = self._held.pop(envelope.token, None)
             if held is not None:
                 self._dropped[envelope.token] = held.attempt - 1
-        elif isinstance(record, Request) and record.o is not True:
-            error = OverloadedError("the queue of requests is full; the request did not run")
-            reply = Reply(record.id, e=library_error(error))
-            self._refusals.append(Envelope(reply, None, envelope.sender))
+        else:
+            self._aside.take_back(envelope)
 
     # Housekeeping
 
@@ -1316,13 +1327,3 @@ def _commands(
     group = options.consumer_group.encode() if options.use_consumer_group else None
     sizes = options.max_message_size, options.max_backlog
     return Commands(keys, dialects, group, options.consumer_name.encode(), *sizes, signer, added)
-
-
-async def _let_others_run() -> None:
-    """Let those who were just given something do their part before the next blocking read.
-
-    What they write is then ahead of it, in Redis as well as here. Trio runs the tasks of one turn
-    in any order, hence the second time.
-    """
-    await checkpoint()
-    await checkpoint()

@@ -35,6 +35,7 @@ from .._groups import lone_error
 from .._inbound import Inbound
 from .._protocol._records import CallbackRelease, Record, Reply, Request
 from .._queue import BoundedQueue, Overflow, QueueStatistics
+from .._weight import LARGE, Scales
 from ..abc import Capabilities, Codec, Envelope, Listener, Transport
 from ..codecs import get_codec
 from ..typescript import classic, compact
@@ -96,7 +97,7 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
     :param superjson: with ``"kkrpc-0"``, whether this side writes superjson; if not, JSON
     :param max_message_size: bytes of one encoded record, sent or received
     :param max_queue_size: requests that may wait for a handler
-    :param max_queue_bytes: their size together, in bytes
+    :param max_queue_bytes: their size together, in bytes; of one over 4 KiB, what it weighs decoded
     :param overflow: which request is refused when the queue is full: ``"drop_newest"`` or
         ``"drop_oldest"``
     :param write_timeout: seconds that the other side may take no data before this one gives up
@@ -155,14 +156,12 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
             max_items=max_queue_size,
             max_bytes=max_queue_bytes,
         )
-        self._pacing = False
+        self._pacing = self._releasing = self._writing = False
         self._releases = Releases()
-        self._releasing = False
         self._group: TaskGroup | None = None
         self._writer_scope: CancelScope | None = None
         self._outgoing: list[bytes] = []
         self._outgoing_size = 0
-        self._writing = False
         self._handed_over = Event()
         self._room: Event | None = None
         self._sent = self._received = self._invalid = 0
@@ -270,6 +269,7 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
             self._broken(exc)
 
     def _take(self, payload: bytes) -> None:
+        scales = Scales() if len(payload) > LARGE else None
         try:
             record = self._decode(payload)
         except Exception as exc:  # a codec of the user's may keep no promise, and ends no reader
@@ -285,7 +285,8 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
             while self._streams.to_send:
                 self._queue_unasked(self._streams.to_send.popleft()[0])
         if taken is not None:
-            self._inbound.deliver(Envelope(taken), len(payload))
+            size = len(payload) if scales is None else scales.weight(len(payload))
+            self._inbound.deliver(Envelope(taken), size)
 
     def _decode(self, payload: bytes) -> Record:
         """Decode a frame, in JSON of any dialect. A kkrpc 0.x peer is recognized by its own."""

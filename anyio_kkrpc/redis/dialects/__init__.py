@@ -14,10 +14,13 @@ from msgspec import Struct
 
 from ..._exceptions import ProtocolError
 from ..._protocol._records import Record
+from ..._weight import LARGE, weight_of_json
 from ...abc import Codec
 from ._base import Dialect as Dialect
 from ._base import Entry as Entry
+from ._base import LargeEntry as LargeEntry
 from ._base import SharedPeer as SharedPeer
+from ._base import leave_out
 from .kkrpc0 import ClassicDialect
 from .kkrpc2 import MARK, CompactDialect
 from .native import NativeDialect
@@ -106,9 +109,24 @@ class Dialects:
             shared = self.classic.decode(fields)
             self.classic_seen = self.classic_seen or shared is not None
         if shared is not None:
+            if shared.size > LARGE:
+                shared = leave_out(shared, fields, weight_of_json(data))
             assert isinstance(shared.sender, SharedPeer)
             self._remember(str(shared.sender), shared.sender.dialect)
         return shared
+
+    def decode_whole(self, fields: list[bytes]) -> Record:
+        """Return the record of an entry that was decoded before, with nothing left out.
+
+        :raises ProtocolError: if it isn't valid
+        """
+        if self.native.matches(fields):
+            return self.native.decode_whole(fields)
+        data = _field(fields, b"data") or b""
+        entry = (self.compact if MARK in data and _is_bus(data) else self.classic).decode(fields)
+        if entry is None:
+            raise ProtocolError("an entry that is none of this peer's affair any more")
+        return entry.record
 
     def _remember(self, peer: str, dialect: Dialect) -> None:
         if peer == self._session_id:

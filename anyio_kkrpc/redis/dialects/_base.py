@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import final
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from ..._protocol._records import Record, Reply, Request
 
@@ -27,6 +27,31 @@ class Entry(Struct):
     number: bytes | None = None
     recipient: str | None = None
     fields: list[bytes] | None = None
+
+
+class LargeEntry(Entry):
+    """A large request whose arguments were left out.
+
+    :ivar left_out: the entry as it was
+    :ivar weight: what the request weighs decoded, in bytes
+    """
+
+    left_out: list[bytes] = []
+    weight: int = 0
+
+
+def leave_out(entry: Entry, fields: list[bytes], weight: int) -> Entry:
+    """Return an entry without its arguments, if it is a request; they come when it begins."""
+    record = entry.record
+    if not isinstance(record, Request):
+        return entry
+    record.a = record.k = record.meta = UNSET
+    record.v = UNSET
+    large = LargeEntry(
+        record, entry.sender, entry.size, entry.number, entry.recipient, entry.fields
+    )
+    large.left_out, large.weight = fields, weight
+    return large
 
 
 class Dialect(ABC):

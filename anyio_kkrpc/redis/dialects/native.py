@@ -16,9 +16,11 @@ from msgspec import Struct
 
 from ..._exceptions import ProtocolError
 from ..._protocol._records import Record, Request
+from ..._weight import LARGE, Scales, weight_of_json
 from ...abc import Codec
-from ...codecs import get_codec
-from ._base import Dialect, Entry
+from ...codecs import JSONCodec, get_codec
+from ...codecs.json import decode_head
+from ._base import Dialect, Entry, leave_out
 
 __all__ = ("MARK", "UNMARKED", "VERSION", "NativeDialect", "NewerWireError", "numbered")
 
@@ -33,6 +35,8 @@ _MAX_PEER_ID = 256
 _PEERS = 4096
 # Bytes of a mark, at most.
 _MAX_MARK = 32
+# How requests in JSON begin, unless another program has written them.
+_REQUEST = b'{"t":"q",'
 # In place of the mark of an entry that was refused; equal to none, so that the next is looked at.
 _REFUSED = object()
 
@@ -137,7 +141,10 @@ class NativeDialect(Dialect):
             sender = self._meet(fields, mark, codec)
         if codec is not self.codec or self._codec_of:
             self._remember(sender.id, codec)
-        return Entry(codec.decode(data), sender.id, len(data), number)
+        size = len(data)
+        if size > LARGE:
+            return _decode_large(fields, codec, sender.id, number)
+        return Entry(codec.decode(data), sender.id, size, number)
 
     def _meet(self, fields: list[bytes], mark: bytes | None, codec: Codec) -> _Sender:
         """Return the sender of an entry, and note what it says of itself.
@@ -159,6 +166,15 @@ class NativeDialect(Dialect):
             raise _newer(needs, codec, fields[3], sender.id)
         return sender
 
+    def decode_whole(self, fields: list[bytes]) -> Record:
+        """Return the record of an entry of this dialect, with nothing left out.
+
+        :raises ProtocolError: if it isn't valid
+        """
+        codec = self._codecs[fields[2]]
+        assert codec is not None  # it was decoded before
+        return codec.decode(fields[3])
+
     def matches(self, fields: list[bytes]) -> bool:
         """Whether an entry with these fields is of this dialect."""
         return len(fields) >= 4 and fields[0] == b"from" and fields[2] in self._codecs
@@ -177,6 +193,18 @@ class NativeDialect(Dialect):
         if peer not in self._codec_of and len(self._codec_of) >= _PEERS:
             self._codec_of.popitem(last=False)
         self._codec_of[peer] = codec
+
+
+def _decode_large(fields: list[bytes], codec: Codec, sender: str, number: bytes | None) -> Entry:
+    """Decode a large entry; of a request, what is needed until its handler begins."""
+    data, scales = fields[3], Scales()
+    if isinstance(codec, JSONCodec):
+        record = decode_head(data) if data.startswith(_REQUEST) else codec.decode(data)
+        weight = weight_of_json(data)
+    else:
+        record = codec.decode(data)
+        weight = scales.weight(len(data))
+    return leave_out(Entry(record, sender, len(data), number), fields, weight)
 
 
 def _parse(mark: bytes) -> tuple[int, int]:

@@ -1,0 +1,42 @@
+"""What a message weighs once it is decoded: many times its bytes, if it is made of small values.
+
+Estimates, within a factor of two: an empty list in JSON is three bytes with its comma, and 64 in
+memory; an empty array in CBOR is one byte.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+# Bytes of a message from which on it is weighed.
+LARGE = 4096
+# What a value takes besides its bytes, and a block of memory that Python hands out.
+_VALUE = 48
+_BLOCK = 64
+# Python implementations that don't count their blocks: as much as JSON can weigh, by its bytes.
+_WORST = 25
+# What stands before or behind each value in JSON.
+_MARKS = b",:[{"
+
+_blocks: Callable[[], int] | None = getattr(sys, "getallocatedblocks", None)
+
+
+def weight_of_json(data: bytes) -> int:
+    """Return what JSON weighs decoded."""
+    return len(data) + _VALUE * (len(data) - len(data.translate(None, _MARKS)))
+
+
+class Scales:
+    """Weighs what is decoded between its making and `weight`, whatever it is made of."""
+
+    __slots__ = ("_before",)
+
+    def __init__(self) -> None:
+        self._before = 0 if _blocks is None else _blocks()
+
+    def weight(self, size: int) -> int:
+        """Return what was decoded of ``size`` bytes weighs."""
+        if _blocks is None:
+            return size * _WORST
+        return size + _BLOCK * max(_blocks() - self._before, 0)
