@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -598,7 +599,11 @@ async def test_others_cancel_the_task(
     assert work.errors == []
     assert first.replies == ["failed: ValueError" if where == "runs" else "done"]
     assert all(job.replies == ["done"] for job in jobs)
-    assert "is replaced" in caplog.text
+    if where != "runs" or sys.version_info >= (
+        3,
+        11,
+    ):  # before, one that was caught leaves no trace
+        assert "is replaced" in caplog.text
 
 
 @pytest.mark.anyio

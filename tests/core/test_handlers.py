@@ -146,8 +146,11 @@ async def test_handler_cancels_its_own_task(
             assert await link.api.late() == "never raised"
             assert await link.api.other() is False
             assert await link.api.caught() == "swallowed"
-            assert await link.api.other() is False
-    assert caplog.text.count("is replaced") == 2
+            again = await link.api.other()
+    # Python 3.10 doesn't count them: there one that was caught leaves no trace.
+    counted = sys.version_info >= (3, 11)
+    assert not (again and counted)
+    assert caplog.text.count("is replaced") == 1 + counted
 
 
 class Leaving:
