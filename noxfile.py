@@ -103,6 +103,12 @@ WITH_LOWEST = (
     "tests/core/test_validation.py",
 )
 
+# What a Python between the oldest and the newest runs: what the code of the library depends on.
+BETWEEN = ("protocol", "codecs", "core", "queue", "transports", "redis")
+# What only this Python needs of the extra `dev`; and compiling what isn't imported takes longer.
+TOOLS = ("flake8", "flake8-async", "mypy", "nox", "pyright", "ruff")
+os.environ.setdefault("PIP_NO_COMPILE", "1")
+
 # Without I/O, on memory transports, the guards, and a slice on a real server.
 QUICK = (
     *("tests/protocol", "tests/codecs", "tests/core", "tests/queue", "tests/guards"),
@@ -142,6 +148,17 @@ def _requirement(name: str) -> str:
     raise LookupError(name)
 
 
+def _install_for_tests(session: nox.Session, *args: str) -> None:
+    """Install the extra ``dev`` without what only checks and formats."""
+    wanted = [
+        requirement.replace(PACKAGE, ".", 1) if requirement.startswith(PACKAGE) else requirement
+        for requirement in PROJECT["optional-dependencies"]["dev"]
+        if re.split(r"[^\w-]", requirement)[0] not in TOOLS
+    ]
+    editable, *others = wanted
+    session.install("--quiet", "-e", editable, *others, *args)
+
+
 def _here(session: nox.Session, *command: str, env: dict[str, str] | None = None) -> None:
     """Run a module's command in the environment that nox runs in."""
     if find_spec("pytest") is None:
@@ -178,15 +195,20 @@ def tests_default(session: nox.Session) -> None:
 
 @nox.session(python=[version for version in PYTHONS if version != DEFAULT])
 def tests(session: nox.Session) -> None:
-    """Run the tests that may depend on the version of Python; with uvloop, too, on the newest.
+    """Run the tests that may depend on the version of Python: all of these on the newest.
 
-    The oldest Python runs some of them in ``lowest``.
+    The oldest runs some of them in ``lowest``, the Pythons between them those of `BETWEEN`; uvloop
+    is used on the newest.
     """
-    session.install("--quiet", "-e", ".[dev]")
-    loops = () if session.python == AVAILABLE[-1] else ("-k", "not uvloop")
-    elsewhere = WITH_LOWEST if session.python == AVAILABLE[0] else ()
-    ignored = [f"--ignore={path}" for path in elsewhere]
-    _pytest(session, "-m", "not slow", *loops, *ignored)
+    _install_for_tests(session)
+    chosen: list[str] = []
+    if session.python != AVAILABLE[-1]:
+        chosen += ("-k", "not uvloop")
+        if session.python == AVAILABLE[0]:
+            chosen += [f"--ignore={path}" for path in WITH_LOWEST]
+        else:
+            chosen += [f"tests/{folder}" for folder in BETWEEN]
+    _pytest(session, "-m", "not slow", *chosen)
 
 
 @nox.session(python=False)
@@ -309,7 +331,7 @@ def lowest(session: nox.Session) -> None:
     own = f"{PACKAGE}["  # an extra may bring another one along
     lines = [re.sub(r"\s*>=\s*", "==", name) for name in direct if not name.startswith(own)]
     constraints.write_text("\n".join(lines) + "\n")
-    session.install("--quiet", "-e", ".[dev]", "-c", str(constraints))
+    _install_for_tests(session, "-c", str(constraints))
     session.run("python", "-m", "pip", "list", "--format", "freeze", silent=False)
     more = ("tests/test_cli.py", "tests/test_top.py")
     _pytest(session, "-m", "not slow", *WITH_LOWEST, *more)

@@ -131,7 +131,6 @@ async def said_once(caplog: pytest.LogCaptureFixture, text: str) -> None:
     await until(lambda: 1 <= said() <= len(lines(caplog, logging.WARNING, "takes all commands")))
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("part", PARTS)
 async def test_each_reply_that_passes(
     redis_server: RedisServer, stream_name: str, part: str, caplog: pytest.LogCaptureFixture
@@ -307,7 +306,6 @@ async def ends(peers: Peers, caplog: pytest.LogCaptureFixture, pattern: str) -> 
         await peers.serving.get_stream_info()
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("part", PARTS)
 async def test_moved(
     redis_server: RedisServer, stream_name: str, part: str, caplog: pytest.LogCaptureFixture
@@ -340,7 +338,6 @@ async def test_command_that_is_unknown(
         fake.accept()
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("command", ["TIME", "EVAL", "PEXPIRE", "XINFO"])
 async def test_what_can_be_left_out(
     redis_server: RedisServer, stream_name: str, command: str, caplog: pytest.LogCaptureFixture
@@ -532,7 +529,6 @@ async def test_peer_without_a_right(
         assert witness.keys(f"*{stream_name}*") == []
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("part", PARTS)
 async def test_right_that_is_given_back(
     redis_server: RedisServer, stream_name: str, part: str, caplog: pytest.LogCaptureFixture
@@ -552,7 +548,6 @@ async def test_right_that_is_given_back(
         assert not p.worker.closed
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("part", PARTS)
 async def test_right_that_is_not_given_back(
     redis_server: RedisServer,

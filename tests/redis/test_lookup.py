@@ -21,7 +21,7 @@ from anyio_kkrpc.redis.dialects.native import NativeDialect
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
 
-pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.one_server]
+pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
 OUTPUT_LIMIT = 1_000_000
 

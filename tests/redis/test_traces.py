@@ -15,7 +15,7 @@ from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 from tests.fake_server import fake_server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.one_server]
+pytestmark = [pytest.mark.anyio, pytest.mark.server]
 GROUP = "kkrpc-group"
 
 
@@ -42,7 +42,6 @@ def lasting(witness: redis.Redis, stream: str) -> set[bytes]:
     return {key for key in witness.keys(f"*{stream}*") if witness.pttl(key) == -1}
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # what is written doesn't depend on it
 @pytest.mark.parametrize("group", [False, True], ids=["broadcast", "group"])
 async def test_cut_anywhere(
     redis_server: RedisServer, stream_name: str, witness: redis.Redis, group: bool
@@ -77,7 +76,6 @@ async def test_cut_anywhere(
             break
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_control_that_was_left(
     redis_server: RedisServer, stream_name: str, witness: redis.Redis
 ) -> None:
@@ -88,7 +86,6 @@ async def test_control_that_was_left(
         assert 0 < witness.pttl(control) <= 3_600_000
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_inbox_that_is_written_to_after_its_end(
     redis_server: RedisServer, stream_name: str, witness: redis.Redis
 ) -> None:

@@ -29,6 +29,12 @@ BEFORE = "271e9c98e37a0cb2b3d05e1e88a295c1edfdd734"
 KEY = "a secret of sixteen bytes"
 
 
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """On uvloop both versions write what they do on asyncio."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the package as it was."""
