@@ -52,7 +52,8 @@ class LargeRequests:
     def __init__(self, limit: int, decode: Callable[[list[bytes]], Record]) -> None:
         self._limit = limit
         self._decode = decode
-        self._running: dict[int, int] = {}
+        # By their ids, which are theirs as long as they are here.
+        self._running: dict[int, LargeRequest] = {}
         self._weight = 0
         self.bytes_aside = 0
         self._room: Event | None = None
@@ -70,7 +71,7 @@ class LargeRequests:
             return False
         request.record = self._decode(request.fields)
         request.fields = []
-        self._running[id(request)] = request.weight
+        self._running[id(request)] = request
         self._weight += request.weight
         return True
 
@@ -94,7 +95,9 @@ class LargeRequests:
 
     def end(self, request: Envelope) -> None:
         """Note that one has finished: its arguments go, whoever still has the envelope."""
-        self._weight -= self._running.pop(id(request), 0)
+        begun = self._running.pop(id(request), None)
+        if begun is not None:
+            self._weight -= begun.weight
         record = request.record
         if isinstance(record, Request):
             record.a = record.k = UNSET
