@@ -2,8 +2,8 @@
 
 What needs no Python in particular runs in the environment that nox runs in, where README's set-up
 has installed all of it; so does the whole suite, under coverage, if that is the default Python. On
-the other Pythons it runs without the tests marked ``slow``: those are about faults and load, or are
-repeated on another server or link, which doesn't depend on the version.
+the other Pythons parts of it run, without the tests marked ``slow``: those are about faults and
+load, or are repeated on another server or link, which doesn't depend on the version.
 
 ``nox -s quick`` answers within a minute of CPU time, for work in between.
 ``nox -s tests-3.12 -- tests/protocol -x`` passes arguments on to pytest.
@@ -109,8 +109,8 @@ WITH_LOWEST = (
     "tests/core/test_validation.py",
 )
 
-# What a Python between the oldest and the newest runs: what the code of the library depends on.
-BETWEEN = ("protocol", "codecs", "core", "queue", "transports", "redis")
+# What depends on the version of Python most: the code of the library, part by part.
+CODE = ("protocol", "codecs", "core", "queue", "transports", "redis")
 # What only this Python needs of the extra `dev`; and compiling what isn't imported takes longer.
 TOOLS = ("flake8", "flake8-async", "mypy", "nox", "pyright", "ruff")
 os.environ.setdefault("PIP_NO_COMPILE", "1")
@@ -201,19 +201,17 @@ def tests_default(session: nox.Session) -> None:
 
 @nox.session(python=[version for version in PYTHONS if version != DEFAULT])
 def tests(session: nox.Session) -> None:
-    """Run the tests that may depend on the version of Python: all of these on the newest.
+    """Run the tests that may depend on the version of Python: those of `CODE`.
 
-    The oldest runs some of them in ``lowest``, the Pythons between them those of `BETWEEN`; uvloop
-    is used on the newest.
+    The oldest runs the rest instead, since it runs most of those in ``lowest``; the newest uses
+    uvloop, too.
     """
     _install_for_tests(session)
-    chosen: list[str] = []
-    if session.python != AVAILABLE[-1]:
-        chosen += ("-k", "not uvloop")
-        if session.python == AVAILABLE[0]:
-            chosen += [f"--ignore={path}" for path in WITH_LOWEST]
-        else:
-            chosen += [f"tests/{folder}" for folder in BETWEEN]
+    loops = () if session.python == AVAILABLE[-1] else ("-k", "not uvloop")
+    chosen = [f"tests/{folder}" for folder in CODE]
+    if session.python == AVAILABLE[0]:
+        chosen = [f"--ignore={path}" for path in WITH_LOWEST]
+    chosen += loops
     _pytest(session, "-m", "not slow", *chosen)
 
 
