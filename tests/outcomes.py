@@ -29,7 +29,8 @@ class Recorder:
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._file = (directory / f"{os.getpid()}.jsonl").open("w")
+        # By lines: on a slow machine xdist may end its workers before they have ended themselves.
+        self._file = (directory / f"{os.getpid()}.jsonl").open("w", buffering=1)
         self._begun = 0.0
         self._outcome = "passed"
 

@@ -215,8 +215,10 @@ async def test_what_the_outbox_cannot_send(caplog: pytest.LogCaptureFixture) -> 
 
     transport = Failing()
     async with RPCChannel(transport) as channel, create_task_group() as group:
-        with anyio.move_on_after(0.01):
-            await channel.get_api().work()  # leaves a cancel to send
+        async with create_task_group() as leaving:
+            leaving.start_soon(channel.get_api().work)
+            await wait_all_tasks_blocked()
+            leaving.cancel_scope.cancel()  # leaves a cancel to send
         await wait_all_tasks_blocked()
         group.start_soon(channel.get_api().ping)
         await wait_all_tasks_blocked()

@@ -106,6 +106,6 @@ async def test_closed_queue() -> None:
         group.start_soon(reader)
         await wait_all_tasks_blocked()
         at.queue.close()
-    with anyio.fail_after(5):
+    with anyio.fail_after(100):
         await at.receive(2)
     assert at.received == [0, 1]
