@@ -172,14 +172,9 @@ class Commands:
             return self._make_control(envelope)
         if recipient is None:
             fields = self._native.encode(record, None)
-            self._check_size(max(map(len, fields)))
-            self.sent += 1
-            self._note_added()
-            return self._sealed(self._adding(fields), Post(b"", envelope, to_stream=True))
-        inbox = self._inbox(recipient)
-        number = b"%s.%d" % (inbox.epoch, inbox.last + 1)
-        post = self._add_to_inbox(inbox, envelope, Post(b"", envelope, number=number))
-        inbox.last += 1
+            return self._add_to_stream(fields, Post(b"", envelope, to_stream=True))
+        post = Post(b"", envelope)
+        self.number_anew(post)
         self.sent += 1
         return post
 
@@ -272,9 +267,9 @@ class Commands:
         envelope = post.envelope
         assert envelope is not None
         inbox = self._inbox(str(envelope.recipient))
-        inbox.last += 1
-        post.number = b"%s.%d" % (inbox.epoch, inbox.last)
+        post.number = b"%s.%d" % (inbox.epoch, inbox.last + 1)
         self._add_to_inbox(inbox, envelope, post)
+        inbox.last += 1
 
     def key_of(self, post: Post) -> bytes:
         """Return the key that a post writes to."""
@@ -342,10 +337,17 @@ class Commands:
 
     def _make_shared(self, envelope: Envelope, fields: tuple[bytes, ...]) -> Post:
         bounded = isinstance(envelope.record, Request)
+        post = Post(b"", envelope, 1, True, fields[1])
+        return self._add_to_stream(fields, post, bounded=bounded)
+
+    def _add_to_stream(
+        self, fields: tuple[bytes, ...], post: Post, *, bounded: bool = True
+    ) -> Post:
+        """Put what adds an entry to the stream into a post."""
         self._check_size(max(map(len, fields)))
         self.sent += 1
-        self._note_added()
-        post = Post(b"", envelope, 1, True, fields[1])
+        if self._added is not None:
+            self._added(1)
         return self._sealed(self._adding(fields, bounded=bounded), post)
 
     def _adding(self, fields: tuple[bytes, ...], *, bounded: bool = True) -> Callable[[], bytes]:
@@ -399,10 +401,6 @@ class Commands:
         """Make the beginning of the command that adds to an inbox."""
         command = (b"XADD", inbox.key, *self._if_there, b"*", b"from", self._native.sender)
         inbox.codec, inbox.head = codec, _beginning(command, codec, 4)
-
-    def _note_added(self) -> None:
-        if self._added is not None:
-            self._added(1)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_size:

@@ -42,6 +42,7 @@ from .._log import quoted
 from .._protocol._records import Bye, CallbackRelease, Cancel, Record, Reply, Request
 from .._queue import BoundedQueue, QueueStatistics
 from ..abc import Capabilities, Codec, Envelope, Listener, Transport
+from ..typescript._pacing import Pacing
 from ._admin import (
     StreamEntry,
     StreamInfo,
@@ -65,7 +66,6 @@ from ._large import LargeRequest
 from ._link import Dialer, Link
 from ._login import open_connection
 from ._options import Dialect, Options, Overflow, check_options
-from ._pacing import Pacing
 from ._patience import Outages, Patience
 from ._portion import MOST_ENTRIES, ReadPortion
 from ._reader import Decoder, GroupReader, Reader, create_group, last_id, order, was_trimmed
@@ -336,6 +336,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._writer_scope: CancelScope | None = None
         self._inbox_scope: CancelScope | None = None
         self._request_scope: CancelScope | None = None
+        self._reading_ended: Event | None = None
         self._requests_wanted = self._skipped = False
         # Whether this peer serves a group, and has seen to it that there is one.
         self._has_group = False
@@ -343,10 +344,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._start_id = self._connected_id = b"0-0"
         self._inbox_reader: Reader | None = None
         self._destroyed_by: str | None = None
-        self._limit = 0
         self._room: Event | None = None
         self._touch_now: Event | None = None
-        self._received = self._handed_back = self._reconnects = 0
+        self._limit = self._received = self._handed_back = self._reconnects = 0
 
     # Accessors
 
@@ -582,9 +582,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             if self._claimer is not None:
                 steps.append(self._claimer.resign)
             steps += [self._hand_back, self._groups.leave]
-            for _ in range(20):  # turns that the cancelled read has to end in: then nothing comes
-                if self._request_scope is not None:
-                    await checkpoint()
+            if self._reading_ended is not None:
+                with move_on_after(CLOSE_TIMEOUT / 4):  # the cancelled read: then nothing comes
+                    await self._reading_ended.wait()
         for step in steps:
             try:
                 await step()
@@ -916,10 +916,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             return
         self._requests_wanted = True
         if self._request_scope is None:
-            self._request_scope = CancelScope()
-            self._group.start_soon(self._read_requests, name="anyio_kkrpc redis requests")
+            self._request_scope, ended = CancelScope(), Event()
+            self._reading_ended = ended
+            self._group.start_soon(self._read_requests, ended, name="anyio_kkrpc redis requests")
 
-    async def _read_requests(self) -> None:
+    async def _read_requests(self, ended: Event) -> None:
         grouped = self._options.use_consumer_group
         patience = Patience("reading requests", self._outages, heals=())  # it needs rights at once
         if grouped:
@@ -939,6 +940,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                         group.cancel_scope.cancel()
         finally:
             self._request_scope = None
+            ended.set()
 
     def _make_claimer(self) -> Claimer:
         self._claimer = Claimer(
@@ -1317,11 +1319,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
 
 def _commands(
-    options: Options,
-    keys: Keys,
-    dialects: Dialects,
-    signer: Signer | None,
-    trim: Trim | None,
+    options: Options, keys: Keys, dialects: Dialects, signer: Signer | None, trim: Trim | None
 ) -> Commands:
     added = None if trim is None else trim.count
     group = options.consumer_group.encode() if options.use_consumer_group else None

@@ -39,8 +39,9 @@ from .._weight import LARGE, Scales
 from ..abc import Capabilities, Codec, Envelope, Listener, Transport
 from ..codecs import get_codec
 from ..typescript import classic, compact
+from ..typescript._pacing import Pacing
 from ..typescript._releases import DELAY, Releases
-from ..typescript._streams import TICK, ClassicStreams
+from ..typescript._streams import ClassicStreams
 from ._framing import Framing, LengthFraming, LineFraming
 
 if sys.version_info >= (3, 11):
@@ -156,7 +157,8 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
             max_items=max_queue_size,
             max_bytes=max_queue_bytes,
         )
-        self._pacing = self._releasing = self._writing = False
+        self._pacing = Pacing(self._streams, self._inbound)
+        self._releasing = self._writing = False
         self._releases = Releases()
         self._group: TaskGroup | None = None
         self._writer_scope: CancelScope | None = None
@@ -190,6 +192,7 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
         self._writer_scope = CancelScope(shield=True)
         with lone_error():
             async with anyio.create_task_group() as self._group:
+                self._pacing.group = self._group
                 self._group.start_soon(self._read, name="anyio_kkrpc byte stream reader")
                 self._group.start_soon(self._go_on_writing, name="anyio_kkrpc byte stream writer")
                 try:
@@ -341,9 +344,8 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
         if frame is None:
             return
         self._queue_frame(frame)
-        if self._streams.busy and not self._pacing and self._group is not None:
-            self._pacing = True
-            self._group.start_soon(self._pace, name="anyio_kkrpc byte stream pacing")
+        if self._streams.busy:
+            self._pacing.go_on()
         if not self._writing:
             self._writing = True
             await self._write()
@@ -387,15 +389,6 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
             return
         finally:
             self._releasing = False
-
-    async def _pace(self) -> None:
-        """Let streams that a kkrpc 0.x peer reads go on."""
-        try:
-            while self._streams.busy and self._inbound.ended_reason is None:
-                self._streams.tick()
-                await sleep(TICK)
-        finally:
-            self._pacing = False
 
     def _encode(self, record: Record) -> bytes | None:
         """Return the frame of a record; ``None`` if the other side knows nothing of the kind."""

@@ -110,7 +110,6 @@ MOVING = {
     "redis._keys": "redis._stream",
     "redis._scripts": "redis._stream",
     "redis._intake": "redis._reading",
-    "redis._pacing": "redis._reading",
     "redis._patience": "redis._connection",
     "redis._reader": "redis._reading",
     "redis._rights": "redis._stream",

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from anyio import sleep
 from anyio.abc import TaskGroup
 
-from .._inbound import Inbound
-from ..typescript._streams import TICK, ClassicStreams
+from ._streams import TICK, ClassicStreams
+
+
+class _Receives(Protocol):
+    @property
+    def ended_reason(self) -> Exception | None: ...
 
 
 class Pacing:
@@ -16,7 +22,7 @@ class Pacing:
     :ivar group: where the task runs, once that is entered
     """
 
-    def __init__(self, streams: ClassicStreams, inbound: Inbound) -> None:
+    def __init__(self, streams: ClassicStreams, inbound: _Receives) -> None:
         self._streams = streams
         self._inbound = inbound
         self._running = False
@@ -26,7 +32,7 @@ class Pacing:
         """Have the task run, if any stream needs it."""
         if self._streams.busy and not self._running and self.group is not None:
             self._running = True
-            self.group.start_soon(self._run, name="anyio_kkrpc redis pacing")
+            self.group.start_soon(self._run, name="anyio_kkrpc pacing")
 
     async def _run(self) -> None:
         try:
