@@ -35,6 +35,7 @@ class Outages:
         self._address = address
         self._parts: set[str] = set()
         self._said: set[str] = set()
+        self._left_out: set[str] = set()
         self._since = 0.0
         self.refused = 0
 
@@ -51,8 +52,16 @@ class Outages:
                 "%s refuses %s for now: %s; it is tried again", self._address, part, reason(exc)
             )
 
+    def leave_out(self, part: str, exc: Exception) -> None:
+        """Note that a part was refused something, and won't try it again."""
+        self.refused += 1
+        if part not in self._left_out:
+            self._left_out.add(part)
+            logger.warning("%s refuses %s: %s; left out", self._address, part, reason(exc))
+
     def end(self, part: str) -> None:
         """Note that a part's command was taken, or is given up."""
+        self._left_out.discard(part)
         self._parts.discard(part)
         if not self._parts and self._said:
             self._said.clear()

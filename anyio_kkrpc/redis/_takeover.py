@@ -86,7 +86,7 @@ class Takeover:
         except RedisError as exc:
             if meaning_of(exc) is not Meaning.REFUSED or not self._recovered:
                 raise
-            self._outages.begin("recovering", exc)
+            self._outages.leave_out("recovering", exc)
         else:
             self._recovered = True
             self._outages.end("recovering")

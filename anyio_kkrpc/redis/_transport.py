@@ -1111,7 +1111,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         try:
             await self._link.request(*add_briefly(self._keys.control, CONTROL_TTL_MS, *entry))
         except RedisError as exc:
-            self._outages.begin(part, exc)
+            self._outages.leave_out(part, exc)
         else:
             self._outages.end(part)
 

@@ -1,0 +1,38 @@
+"""What is said of what a server refuses: when it begins, when it is over, and what is left out."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from redis.exceptions import ResponseError
+
+from anyio_kkrpc.redis._address import Address
+from anyio_kkrpc.redis._patience import Outages
+
+pytestmark = pytest.mark.anyio
+
+EXC = ResponseError("OOM command not allowed when used memory > 'maxmemory'.")
+
+
+async def test_what_is_left_out_is_no_outage(caplog: pytest.LogCaptureFixture) -> None:
+    """It is counted each time and said once, until it works; the next outage is said all the same."""
+    outages = Outages(Address.parse("redis://localhost"))
+    for _ in range(3):
+        outages.leave_out("words", EXC)
+    outages.begin("claims", EXC)
+    outages.end("claims")
+    outages.begin("claims", EXC)
+    outages.end("claims")
+    outages.end("words")
+    outages.leave_out("words", EXC)
+    assert outages.refused == 6
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [line.split(" ", 1)[1].split(":")[0] for line in said] == [
+        "refuses words",
+        "refuses claims for now",
+        "takes all commands again, after 0.0 seconds",
+        "refuses claims for now",
+        "takes all commands again, after 0.0 seconds",
+        "refuses words",
+    ]
