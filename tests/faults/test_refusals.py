@@ -26,7 +26,7 @@ from anyio_kkrpc.redis import _patience
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 
-from ..fake_server import fake_server
+from ..fake_server import FakeServer, fake_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
@@ -102,6 +102,16 @@ async def peers(
         yield Peers(worker, client, serving)
 
 
+@asynccontextmanager
+async def behind_fake(server: RedisServer, stream: str) -> AsyncIterator[tuple[FakeServer, Peers]]:
+    """Run both, the worker behind a fake server."""
+    async with (
+        fake_server(server.url) as fake,
+        peers(fake.url, server.url, stream) as p,
+    ):
+        yield fake, p
+
+
 async def until(condition: Callable[[], Any]) -> None:
     with anyio.fail_after(BOUND):
         while not condition():
@@ -136,10 +146,7 @@ async def test_each_reply_that_passes(
     redis_server: RedisServer, stream_name: str, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever is refused for now is tried again on the same connection, and that is said once."""
-    async with (
-        fake_server(redis_server.url) as fake,
-        peers(fake.url, redis_server.url, stream_name) as p,
-    ):
+    async with behind_fake(redis_server, stream_name) as (fake, p):
         assert await p.remote.add(1, 2) == 3
         for reply in PASSING:
             caplog.clear()
@@ -162,10 +169,7 @@ async def test_each_reply_that_leads_elsewhere(
     redis_server: RedisServer, stream_name: str, part: str
 ) -> None:
     """A server that can't help is left, and looked for again until it can."""
-    async with (
-        fake_server(redis_server.url) as fake,
-        peers(fake.url, redis_server.url, stream_name) as p,
-    ):
+    async with behind_fake(redis_server, stream_name) as (fake, p):
         for reply in ELSEWHERE:
             fake.refuse(reply, *PARTS[part])
             with anyio.fail_after(BOUND):
@@ -329,10 +333,7 @@ async def test_command_that_is_unknown(
     redis_server: RedisServer, stream_name: str, command: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A server on which nothing can be read ends a peer."""
-    async with (
-        fake_server(redis_server.url) as fake,
-        peers(fake.url, redis_server.url, stream_name) as p,
-    ):
+    async with behind_fake(redis_server, stream_name) as (fake, p):
         async with ends(p, caplog, f"unknown command.*{command}, key"):
             fake.refuse(f"ERR unknown command '{command}'", command)
         fake.accept()
@@ -343,10 +344,7 @@ async def test_what_can_be_left_out(
     redis_server: RedisServer, stream_name: str, command: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Scripts and upkeep that fail are counted and logged; the worker goes on."""
-    async with (
-        fake_server(redis_server.url) as fake,
-        peers(fake.url, redis_server.url, stream_name) as p,
-    ):
+    async with behind_fake(redis_server, stream_name) as (fake, p):
         assert await p.remote.add(1, 2) == 3
         fake.refuse("ERR something is wrong", command)
         with anyio.fail_after(BOUND):
@@ -534,10 +532,7 @@ async def test_right_that_is_given_back(
     redis_server: RedisServer, stream_name: str, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What a peer was once allowed, and isn't any more, may be allowed again soon."""
-    async with (
-        fake_server(redis_server.url) as fake,
-        peers(fake.url, redis_server.url, stream_name) as p,
-    ):
+    async with behind_fake(redis_server, stream_name) as (fake, p):
         assert await p.remote.add(1, 2) == 3
         fake.refuse("NOPERM User shop has no permissions to run this command", *PARTS[part])
         with anyio.fail_after(BOUND):
@@ -558,10 +553,7 @@ async def test_right_that_is_not_given_back(
 ) -> None:
     """It isn't waited for longer than that."""
     monkeypatch.setattr(_patience, "HEALING", 0.2)
-    async with (
-        fake_server(redis_server.url) as fake,
-        peers(fake.url, redis_server.url, stream_name) as p,
-    ):
+    async with behind_fake(redis_server, stream_name) as (fake, p):
         assert await p.remote.add(1, 2) == 3
         async with ends(p, caplog, r"NOPERM no \(.*the rights that a peer needs"):
             fake.refuse("NOPERM no", *PARTS[part])
