@@ -58,11 +58,11 @@ ASYNC_EXCEPTIONS = {
     # What is caught is not swallowed: it is thrown into a coroutine or raised to whoever waits.
     "ASYNC103": (
         "_callbacks",
-        "_channel",
         "_context",
         "_crew",
         "_inbound",
         "_pump",
+        "_reactions",
         "_serving",
         "_timer",
         "redis/_connection",

@@ -5,15 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from ._core import Core
 from ._protocol._exports import CallbackExport
-
-if TYPE_CHECKING:
-    from ._channel import RPCChannel
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -87,12 +85,10 @@ class RemoteCallback:
     told that the function won't be called again.
     """
 
-    __slots__ = ("__weakref__", "_channel", "_id", "_owner", "_request_id")
+    __slots__ = ("__weakref__", "_core", "_id", "_owner", "_request_id")
 
-    def __init__(
-        self, channel: RPCChannel, callback_id: str, owner: str | None, request_id: str
-    ) -> None:
-        self._channel = channel
+    def __init__(self, core: Core, callback_id: str, owner: str | None, request_id: str) -> None:
+        self._core = core
         self._id = callback_id
         self._owner = owner
         self._request_id = request_id
@@ -103,12 +99,14 @@ class RemoteCallback:
         :raises TransportClosedError: if the channel is closed
         :raises TypeError: if an argument can't be sent
         """
-        await self._channel._call_callback(self._id, self._owner, self._request_id, args, kwargs)
+        core = self._core
+        said = self._request_id if core.broadcast else None
+        await core.send(core.peer.callback_call(self._id, args, kwargs, said), self._owner)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RemoteCallback):
             return NotImplemented
-        return (self._channel, self._id, self._owner) == (other._channel, other._id, other._owner)
+        return (self._core, self._id, self._owner) == (other._core, other._id, other._owner)
 
     def __hash__(self) -> int:
         return hash((self._id, self._owner))
@@ -117,4 +115,4 @@ class RemoteCallback:
         return f"<RemoteCallback {self._id}>"
 
     def __del__(self) -> None:
-        self._channel._release_callback(self._id, self._owner, self._request_id)
+        self._core.release(self._id, self._owner, self._request_id)

@@ -20,7 +20,7 @@ if sys.version_info < (3, 11):
 
 T = TypeVar("T")
 
-_current: ContextVar[CallInfo | None] = ContextVar("anyio_kkrpc_current_call", default=None)
+running: ContextVar[CallInfo | None] = ContextVar("anyio_kkrpc_current_call", default=None)
 
 
 class CallInfo(Struct, frozen=True):
@@ -47,7 +47,7 @@ def current_call() -> CallInfo:
 
     :raises LookupError: outside of a handler
     """
-    info = _current.get()
+    info = running.get()
     if info is None:
         raise LookupError("current_call() works only inside a handler")
     return info

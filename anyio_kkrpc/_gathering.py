@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+from typing import Any, Generic, TypeVar, final
 
 from anyio import BusyResourceError, Event
 from anyio.lowlevel import checkpoint_if_cancelled
 from msgspec import Struct
 
+from ._calls import Calls
+from ._core import Core
 from ._errors_wire import error_from_wire
 from ._exceptions import RPCError
 from ._protocol._calls import Call
 from ._protocol._state import CallInput, CallState
 from ._protocol._streams import Consumer
+from ._proxy import RemoteCall
 from ._streaming import Inflow, RemoteStream
 from ._timer import TimerEntry
 from .abc import Envelope
 from .middleware import Invocation, pass_through
-
-if TYPE_CHECKING:
-    from ._channel import RPCChannel
-    from ._proxy import RemoteCall
 
 __all__ = ("PeerReply", "Replies")
 
@@ -58,9 +57,15 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
     """
 
     def __init__(
-        self, channel: RPCChannel, question: RemoteCall, timeout: float, limit: int | None
+        self,
+        core: Core,
+        calls: Calls,
+        question: RemoteCall,
+        timeout: float,
+        limit: int | None,
     ) -> None:
-        self._channel = channel
+        self._core = core
+        self._calls = calls
         self._question = question
         self._timeout = timeout
         self._limit = limit
@@ -100,7 +105,7 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
             call = self._call
             if call is not None and call.state is CallState.LOST:
                 self._end(CallInput.LOSE)
-                raise self._channel._closed_error(call.value)
+                raise self._core.closed_error(call.value)
             self._wake = Event()
             try:
                 await self._wake.wait()
@@ -141,7 +146,7 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
             failure = error_from_wire(error)
         else:
             if isinstance(value, Consumer):
-                value = RemoteStream(Inflow(self._channel, value, self._channel._timeout))
+                value = RemoteStream(Inflow(self._core, value, self._core.timeout))
             proxy = self._question._proxy
             try:
                 value = proxy._rpc_types.convert_result(value, proxy._rpc_path)
@@ -154,12 +159,12 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         return True
 
     async def _ask(self) -> None:
-        channel, question = self._channel, self._question
-        if channel._reason is not None or channel._group is None:
-            raise channel._closed_error()
+        question, middleware = self._question, self._calls.middleware
+        if not self._core.is_open:
+            raise self._core.closed_error()
         proxy = question._proxy
         options = proxy._rpc_options
-        if not channel._middleware:
+        if not middleware:
             await self._send(question._args, question._kwargs, options.metadata)
             return
 
@@ -176,14 +181,14 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
             metadata=dict(options.metadata or {}),
             peer=options.to,
         )
-        await pass_through(channel._middleware, invocation, last)
+        await pass_through(middleware, invocation, last)
 
     async def _send(
         self, args: Sequence[Any], kwargs: dict[str, Any], metadata: dict[str, Any] | None
     ) -> None:
-        channel, proxy = self._channel, self._question._proxy
+        core, proxy = self._core, self._question._proxy
         options = proxy._rpc_options
-        call, request = channel._peer.call(
+        call, request = core.peer.call(
             "call",
             list(proxy._rpc_path),
             options.to,
@@ -195,11 +200,11 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         call.gather = True
         call.handle = self
         self._call = call
-        deadline = channel._now() + self._timeout
-        self._timer = channel._timer.at(deadline, self._expire)
+        deadline = core.now() + self._timeout
+        self._timer = core.timer.at(deadline, self._expire)
         envelope = call.sent = Envelope(request, None, options.to, deadline=deadline)
         try:
-            await channel._transport.send(envelope)
+            await core.send_envelope(envelope)
         except BaseException:
             self._end(CallInput.CANCEL)
             raise
@@ -216,5 +221,5 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
             self._timer.cancel()
         call = self._call
         if call is not None and call.state is CallState.WAITING:
-            self._channel._finish_call(call, step)
-            self._channel._post_cancel(call)
+            self._calls.finish(call, step)
+            self._calls.cancel(call)

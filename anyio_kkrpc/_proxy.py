@@ -5,37 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncIterator, Coroutine, Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import Any, TypeVar, final
 
-from msgspec import UNSET, Struct
+from msgspec import UNSET
 
+from ._call_options import CallOptions, check_timeout
+from ._calls import Calls
 from ._streaming import RemoteStream
 from ._typing import NO_TYPES, TypesOf
-
-if TYPE_CHECKING:
-    from ._channel import RPCChannel
 
 __all__ = ("RemoteAPI", "RemoteCall", "with_call_options")
 
 P = TypeVar("P")
-# Seconds. What travels is milliseconds, whose bound is far beyond.
-MAX_TIMEOUT = 1_000_000_000
-
-
-class CallOptions(Struct, frozen=True):
-    """How calls through a proxy are made.
-
-    :ivar to: id of the peer that is to serve it, ``None`` for any
-    :ivar timeout: seconds, ``None`` for none; the default is the channel's
-    :ivar reply: whether a reply is wanted
-    :ivar metadata: travels with the request
-    """
-
-    to: str | None = None
-    timeout: Any = UNSET
-    reply: bool = True
-    metadata: dict[str, Any] | None = None
-    idempotent: bool = False
 
 
 @final
@@ -88,10 +69,10 @@ class RemoteCall(Coroutine[Any, Any, Any]):
             self._check_unused()
         self._used = True
         proxy = self._proxy
-        path, types, channel = proxy._rpc_path, proxy._rpc_types, proxy._rpc_channel
-        # Not by _ask(): each step counts here.
-        if channel._middleware:
-            return await channel._intercept(
+        path, types, calls = proxy._rpc_path, proxy._rpc_types, proxy._rpc_calls
+        # Not by ask(): each step counts here.
+        if calls.middleware:
+            return await calls.intercept(
                 "call",
                 list(path),
                 proxy._rpc_options,
@@ -99,7 +80,7 @@ class RemoteCall(Coroutine[Any, Any, Any]):
                 kwargs=self._kwargs,
                 convert=lambda result: types.convert_result(result, path),
             )
-        result = await channel._request(
+        result = await calls.request(
             "call", list(path), proxy._rpc_options, args=self._args, kwargs=self._kwargs
         )
         return result if types is NO_TYPES else types.convert_result(result, path)
@@ -173,22 +154,22 @@ class RemoteAPI:
     ``await api.name`` reads a property.
     """
 
-    __slots__ = ("__dict__", "_rpc_channel", "_rpc_options", "_rpc_path", "_rpc_types")
+    __slots__ = ("__dict__", "_rpc_calls", "_rpc_options", "_rpc_path", "_rpc_types")
 
-    _rpc_channel: RPCChannel
+    _rpc_calls: Calls
     _rpc_path: tuple[str, ...]
     _rpc_options: CallOptions
     _rpc_types: TypesOf
 
     def __init__(
         self,
-        channel: RPCChannel,
+        calls: Calls,
         path: tuple[str, ...],
         options: CallOptions,
         types: TypesOf = NO_TYPES,
     ) -> None:
         set_slot = object.__setattr__
-        set_slot(self, "_rpc_channel", channel)
+        set_slot(self, "_rpc_calls", calls)
         set_slot(self, "_rpc_path", path)
         set_slot(self, "_rpc_options", options)
         set_slot(self, "_rpc_types", types)
@@ -204,7 +185,7 @@ class RemoteAPI:
         if not isinstance(name, str):
             raise TypeError(f"a remote name is a str, not {type(name).__name__}")
         return RemoteAPI(
-            self._rpc_channel,
+            self._rpc_calls,
             (*self._rpc_path, name),
             self._rpc_options,
             self._rpc_types.child(name),
@@ -220,22 +201,22 @@ class RemoteAPI:
         return self._get().__await__()
 
     async def _get(self) -> Any:
-        path, types, channel = self._rpc_path, self._rpc_types, self._rpc_channel
-        if channel._middleware:
-            return await channel._intercept(
+        path, types, calls = self._rpc_path, self._rpc_types, self._rpc_calls
+        if calls.middleware:
+            return await calls.intercept(
                 "get",
                 list(path),
                 self._rpc_options,
                 convert=lambda value: types.convert_value(value, path),
             )
-        value = await channel._request("get", list(path), self._rpc_options)
+        value = await calls.request("get", list(path), self._rpc_options)
         return types.convert_value(value, path)
 
     def __repr__(self) -> str:
         return f"<RemoteAPI {'.'.join(self._rpc_path)}>"
 
     def _with(self, options: CallOptions) -> RemoteAPI:
-        return RemoteAPI(self._rpc_channel, self._rpc_path, options, self._rpc_types)
+        return RemoteAPI(self._rpc_calls, self._rpc_path, options, self._rpc_types)
 
 
 def with_call_options(
@@ -271,15 +252,3 @@ def with_call_options(
         idempotent=old.idempotent if idempotent is None else idempotent,
     )
     return api._with(options)  # type: ignore[return-value]
-
-
-def check_timeout(timeout: Any) -> None:
-    """Refuse a timeout that is neither positive, ``None`` nor unset."""
-    if timeout is UNSET or timeout is None:
-        return
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout: seconds or None, not {timeout!r}")
-    if not timeout > 0:
-        raise ValueError(f"timeout: must be positive, not {timeout!r}")
-    if timeout > MAX_TIMEOUT:
-        raise ValueError(f"timeout: at most {MAX_TIMEOUT:,} s; None waits for ever")

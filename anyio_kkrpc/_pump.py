@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import Any
 
 from anyio import CancelScope, Event, current_time, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint_if_cancelled
-from msgspec import Struct
 
 from ._context import begin_awaiting, go_on, run_in_context
 from ._conversion import UnfitResultError, check_own
+from ._core import Core
 from ._errors_wire import handler_error, library_error, send_shortened
 from ._exceptions import (
     RPCError,
@@ -21,11 +20,10 @@ from ._exceptions import (
     TransportClosedError,
     TransportConnectionError,
 )
-from ._protocol._peer import Peer
-from ._protocol._records import Record, Reply, StreamReply
+from ._protocol._records import Reply, StreamReply
 from ._protocol._streams import Producer
 from ._protocol._values import unpack_result
-from ._timer import Timer, TimerEntry
+from ._timer import TimerEntry
 from .abc import Envelope
 
 if sys.version_info < (3, 11):
@@ -38,23 +36,6 @@ CLOSE_TIMEOUT = 5.0
 # Seconds that the stream of a reply may wait for its reader before its source is closed.
 FIRST_PULL = 60.0
 _NONE: Any = object()
-
-
-class Outlet(Struct, frozen=True):
-    """What the pumps of a channel need of it.
-
-    :ivar send: sends a record to a peer
-    :ivar send_envelope: the same for an envelope, without asking whether the channel is open
-    :ivar start_if: starts a task if its first argument is true: function and name follow
-    :ivar send_tracebacks: whether errors carry the source's traceback
-    """
-
-    peer: Peer
-    timer: Timer
-    send: Callable[[Record, str | None], Awaitable[None]]
-    send_envelope: Callable[[Envelope], Awaitable[None]]
-    start_if: Callable[[bool, Callable[[], Any], str], None]
-    send_tracebacks: bool
 
 
 class Pump:
@@ -70,9 +51,9 @@ class Pump:
         "_answer",
         "_bounded",
         "_context",
+        "_core",
         "_kind",
         "_name",
-        "_outlet",
         "_paused",
         "_producer",
         "_raising",
@@ -85,7 +66,7 @@ class Pump:
 
     def __init__(
         self,
-        outlet: Outlet,
+        core: Core,
         producer: Producer,
         context: Context,
         kind: Any = Any,
@@ -93,7 +74,7 @@ class Pump:
     ) -> None:
         self._kind = kind
         self._name = name
-        self._outlet = outlet
+        self._core = core
         self._producer = producer
         self._context = context
         self._wake: Event | None = None
@@ -109,13 +90,13 @@ class Pump:
 
     def expect_reader(self) -> None:
         """Close the source unless somebody begins to read within `FIRST_PULL` seconds."""
-        self._unread = self._outlet.timer.at(current_time() + FIRST_PULL, self._give_up)
+        self._unread = self._core.timer.at(current_time() + FIRST_PULL, self._give_up)
 
     def _give_up(self) -> None:
         error = RPCTimeoutError(f"nobody began to read the stream within {FIRST_PULL:.0f} s")
         logger.warning("the stream of %s was closed: %s", self._name, error)
-        answer = self._outlet.peer.end_production(self._producer, library_error(error))
-        self._outlet.start_if(self.stop(answer), self.run, "stream")
+        answer = self._core.peer.end_production(self._producer, library_error(error))
+        self._core.start_if(self.stop(answer), self.run, "stream")
 
     def wake(self) -> bool:
         """Note that credit came; return whether a task must be started that calls `run`."""
@@ -144,23 +125,23 @@ class Pump:
 
     async def run(self) -> None:
         """Send items until the source ends or the consumer leaves; close the source in any case."""
-        outlet, producer = self._outlet, self._producer
+        core, producer = self._core, self._producer
         try:
             error = await self._run_source()
             if self._answer is not None:
-                await outlet.send(self._answer, producer.consumer)
+                await core.send(self._answer, producer.consumer)
             elif producer.open and not self._stopped:
                 await self._send_end(error)
         except RPCError as exc:
             logger.warning("the end of the stream of %s was not sent: %s", self._name, exc)
         finally:
-            outlet.peer.forget(producer)
+            core.peer.forget(producer)
 
     async def _send_end(self, error: dict[str, Any] | None) -> None:
-        outlet, consumer = self._outlet, self._producer.consumer
-        end = outlet.peer.end_production(self._producer, error)
+        core, consumer = self._core, self._producer.consumer
+        end = core.peer.end_production(self._producer, error)
         try:
-            await outlet.send(end, consumer)
+            await core.send(end, consumer)
         except Exception as exc:
             if error is None or isinstance(exc, (TransportClosedError, TransportConnectionError)):
                 raise
@@ -168,7 +149,7 @@ class Pump:
 
             async def send(shorter: dict[str, Any]) -> None:
                 end.e = shorter
-                await outlet.send(end, consumer)
+                await core.send(end, consumer)
 
             await send_shortened(error, send)
 
@@ -195,11 +176,11 @@ class Pump:
             raise failure
         await checkpoint_if_cancelled()
         # Nobody has cancelled this task: whatever it is, the source raised it.
-        return handler_error(failure, traceback=self._outlet.send_tracebacks)
+        return handler_error(failure, traceback=self._core.send_tracebacks)
 
     async def _send_items(self, iterator: Any) -> dict[str, Any] | None:
         """Send them; return the error if one doesn't fit the annotation of its handler."""
-        producer, context, send = self._producer, self._context, self._outlet.send_envelope
+        producer, context, send = self._producer, self._context, self._core.send_envelope
         step = type(iterator).__anext__
         item: Any = _NONE
         try:
@@ -285,15 +266,15 @@ class Pump:
         scope.shield, scope.deadline = True, current_time() + CLOSE_TIMEOUT
 
 
-def close_unopened(outlet: Outlet, reply: Reply) -> None:
+def close_unopened(core: Core, reply: Reply) -> None:
     """Close the source of a stream whose reader wasn't told of it, since the reply was lost."""
     opened: list[str] = []
     unpack_result(reply.v, opened.append)
     for stream_id in opened:
-        producer = outlet.peer.producers.get(stream_id)
+        producer = core.peer.producers.get(stream_id)
         if producer is not None:
             pump: Pump = producer.handle
-            outlet.start_if(pump.stop(None), pump.run, "stream")
+            core.start_if(pump.stop(None), pump.run, "stream")
 
 
 def _is_closing(exc: BaseException) -> bool:

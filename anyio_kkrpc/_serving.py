@@ -15,15 +15,16 @@ from msgspec import UNSET
 
 from ._context import (
     CallInfo,
-    _current,
     begin,
     current_call,
     go_on,
     raise_unless_failure,
     run_in_context,
     run_in_thread,
+    running,
 )
 from ._conversion import UnfitResultError, check_own
+from ._core import Core
 from ._crew import Crew, Member
 from ._errors_wire import handler_error, library_error, send_shortened
 from ._exceptions import (
@@ -41,9 +42,10 @@ from ._protocol._calls import Handling
 from ._protocol._records import Reply, Request
 from ._protocol._streams import Consumer
 from ._protocol._values import PLAIN
-from ._pump import Outlet, Pump, close_unopened
+from ._pump import Pump, close_unopened
 from ._slow import SLOW_HANDLER, SlowHandlers
-from .abc import Envelope, Transport
+from ._streaming import Inflow, RemoteStream
+from .abc import Envelope
 from .middleware import Invocation, Middleware, pass_through
 
 logger = logging.getLogger("anyio_kkrpc")
@@ -79,10 +81,7 @@ class Unknown(Refused):
 class Server:
     """Serves the requests of one channel.
 
-    :param outlet: for streams that are results, with the channel's protocol and timer
-    :param read: makes what reads a stream that is an argument
-    :param abandon: ends a stream that nobody reads
-    :param refuse: told of requests that aren't legal
+    :param core: for streams that are results, with the channel's protocol and timer
     :param received: takes what is no request, which comes where the channel no longer listens
     :ivar crew: runs them
     """
@@ -93,24 +92,19 @@ class Server:
         max_concurrency: int,
         middleware: tuple[Middleware, ...],
         *,
-        transport: Transport,
-        outlet: Outlet,
-        read: Callable[[Consumer], Any],
-        abandon: Callable[[Consumer], None],
-        refuse: Callable[[ProtocolError], None],
+        core: Core,
         received: Callable[[Envelope], None],
     ) -> None:
         self._exposed = exposed
         self._middleware = middleware
-        self._peer = outlet.peer
-        self._outlet = outlet
-        self._read = read
-        self._abandon = abandon
-        self._refuse = refuse
+        transport = core.transport
+        self._peer = core.peer
+        self._core = core
+        self._abandon = core.abandon
         self._received = received
         self._settle = transport.settle
         self._serve_more = transport.serve_more
-        self._broadcast = transport.capabilities.broadcast
+        self._broadcast = core.broadcast
         self._now: Callable[[], float] = current_time
         self._slow = SlowHandlers()
         self.expired = 0
@@ -124,7 +118,7 @@ class Server:
             label=_label,
             ends=_ENDS,
             limit=max_concurrency,
-            at=outlet.timer.at,
+            at=core.timer.at,
         )
 
     async def run(self) -> None:
@@ -158,7 +152,7 @@ class Server:
             return
         record = reply.record
         assert isinstance(record, Reply)
-        close_unopened(self._outlet, record)
+        close_unopened(self._core, record)
         error = handler_error(exc) if record.e is UNSET else record.e
 
         async def send(error: dict[str, Any]) -> None:
@@ -226,7 +220,7 @@ class Server:
         try:
             handling = self._peer.handle(request, sender)
         except ProtocolError as exc:
-            self._refuse(exc)
+            self._core.refuse(exc)
             raise NoReply from None
         member.deadline = deadline
         member.serves = handling
@@ -240,7 +234,7 @@ class Server:
             {} if request.meta is UNSET else request.meta,
         )
         context = copy_context()
-        context.run(_current.set, info)
+        context.run(running.set, info)
         return handling, context
 
     async def _run(
@@ -273,7 +267,7 @@ class Server:
                 error["at"] = exc.at
         except BaseException as exc:
             await raise_unless_failure(exc)
-            error = handler_error(exc, traceback=self._outlet.send_tracebacks)
+            error = handler_error(exc, traceback=self._core.send_tracebacks)
         if not handling.open:
             raise NoReply
         if error is not None:
@@ -281,7 +275,7 @@ class Server:
         reply = self._peer.reply(handling, value)
         if handling.producer is not None:
             assert source is not None
-            pump = Pump(self._outlet, handling.producer, context, source.item, source.name)
+            pump = Pump(self._core, handling.producer, context, source.item, source.name)
             pump.expect_reader()
         return reply
 
@@ -409,7 +403,7 @@ class Server:
 
     def _open_stream(self, value: Any) -> Any:
         if isinstance(value, Consumer):
-            return self._read(value)
+            return RemoteStream(Inflow(self._core, value, self._core.timeout))
         return value
 
 

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+from typing import Any, Generic, TypeVar, final
 
 from anyio import BusyResourceError, Event, current_time
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._conversion import convert_value
+from ._core import Core
 from ._errors_wire import error_from_wire
 from ._exceptions import ProtocolError, RPCTimeoutError
 from ._protocol._streams import Consumer
 from ._timer import TimerEntry
 
-if sys.version_info < (3, 11):
-    pass
-
-if TYPE_CHECKING:
-    from ._channel import RPCChannel
-
 __all__ = ("RemoteStream",)
 
 T = TypeVar("T")
-logger = logging.getLogger("anyio_kkrpc")
-
-# How long the source of a stream that ended early may take to close.
-CLOSE_TIMEOUT = 5.0
-# Seconds that the stream of a reply may wait for its reader before its source is closed.
-FIRST_PULL = 60.0
-_NONE: Any = object()
 
 
 @final
@@ -89,8 +75,8 @@ class Inflow:
     """What a `RemoteStream` reads from. Held by the channel, so that the other can be collected."""
 
     __slots__ = (
-        "_channel",
         "_consumer",
+        "_core",
         "_end",
         "_items",
         "_kind",
@@ -101,10 +87,10 @@ class Inflow:
         "_wake",
     )
 
-    def __init__(self, channel: RPCChannel, consumer: Consumer, timeout: float | None) -> None:
+    def __init__(self, core: Core, consumer: Consumer, timeout: float | None) -> None:
         self._kind: Any = Any
         self._name = self._phase = ""
-        self._channel = channel
+        self._core = core
         self._consumer = consumer
         self._timeout = timeout
         self._items: deque[Any] = deque()
@@ -129,7 +115,7 @@ class Inflow:
         item = items.popleft()
         pull = self._consumer.delivered(item)
         if pull is not None:
-            self._channel._post(pull, self._consumer.producer)
+            self._core.post(pull, self._consumer.producer)
         if self._kind is Any:
             return item
         return convert_value(item, self._kind, self._name, self._phase)
@@ -148,9 +134,9 @@ class Inflow:
                     raise end
                 pull = self._consumer.wait()
                 if pull is not None:
-                    self._channel._post(pull, self._consumer.producer)
+                    self._core.post(pull, self._consumer.producer)
                 if entry is None and self._timeout is not None:
-                    entry = self._channel._timer.at(current_time() + self._timeout, self._expire)
+                    entry = self._core.timer.at(current_time() + self._timeout, self._expire)
                 self._wake = Event()
                 await self._wake.wait()
         finally:
@@ -175,7 +161,7 @@ class Inflow:
         if self._end is None:
             self._end = StopAsyncIteration()
             self._items.clear()
-            self._channel._abandon_stream(self._consumer)
+            self._core.abandon(self._consumer)
             self._notify()
 
     def _expire(self) -> None:

@@ -181,7 +181,7 @@ async def test_attack_paths(codec: str | None) -> None:
         for op in ("call", "get", "set", "new"):
             for path in ATTACKS:
                 with pytest.raises(MethodNotFoundError) as caught:
-                    await link.client._request(
+                    await link.client._calls.request(
                         op,  # type: ignore[arg-type]
                         path,
                         args=[] if op in ("call", "new") else None,

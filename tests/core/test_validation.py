@@ -26,6 +26,8 @@ from anyio_kkrpc.middleware import CallNext, Invocation, access_log
 from anyio_kkrpc.testing import connected
 from tests.bounds import CALL_BOUND
 
+from .conftest import pair
+
 pytestmark = pytest.mark.anyio
 CODECS = pytest.mark.parametrize("codec", ["json", "cbor", None])
 
@@ -436,8 +438,8 @@ def test_what_is_not_checked_is_said(caplog: pytest.LogCaptureFixture) -> None:
 async def test_validator_that_fails_in_its_own_way() -> None:
     """It is an answer that doesn't fit, also among those to a broadcast."""
 
-    async with connected({"pick": lambda: {"value": 1}}) as api:
-        channel = api._rpc_channel
+    async with pair({"pick": lambda: {"value": 1}}) as link:
+        channel = link.client
         typed = channel.get_api(Picking)
         with pytest.raises(RPCValidationError, match="RuntimeError: never"):
             await typed.pick()

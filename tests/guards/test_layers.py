@@ -72,12 +72,16 @@ MOVING = {
     "_models": "_values",
     "_callbacks": "_driver",
     "_context": "_driver",
+    "_core": "_driver",
     "_outbox": "_driver",
     "_pump": "_driver",
     "_streaming": "_driver",
+    "_call_options": "_calling",
+    "_calls": "_calling",
     "_gathering": "_calling",
     "_proxy": "_calling",
     "_typing": "_calling",
+    "_reactions": "_channel",
     "_crew": "_serving",
     "_exposure": "_serving",
     "_slow": "_serving",
@@ -122,12 +126,7 @@ MOVING = {
 # What the rule of a whole folder is for: everything else in it has a room of its own.
 OPEN = {"redis": {"", "_admin", "_options", "_transport", "_upkeep"}}
 
-_CHANNEL = "parts of the channel, which reach back into it: issue 17 gives each what it needs"
 KNOWN = {
-    ("_callbacks", "_channel"): _CHANNEL,
-    ("_gathering", "_channel"): _CHANNEL,
-    ("_proxy", "_channel"): _CHANNEL,
-    ("_streaming", "_channel"): _CHANNEL,
     ("redis._dead_letters", "redis._admin"): "`after` and `PAGE` belong to redis._stream",
     ("redis._reader", "redis._admin"): "`pairs` belongs to redis._stream",
     ("redis.dialects.kkrpc2", "_models"): "plain values of models; belongs to the codecs",
@@ -137,15 +136,6 @@ KNOWN = {
 CIRCLES = [
     # report() stands in _app, which starts what _serve has
     {"_cli._app", "_cli._serve"},
-    # all of them take the channel itself
-    {
-        "_callbacks",
-        "_channel",
-        "_gathering",
-        "_proxy",
-        "_streaming",
-        "_typing",
-    },
 ]
 
 

@@ -10,16 +10,11 @@ from pathlib import Path
 
 from .source import private_uses
 
-_CHANNEL = "takes the whole channel: issue 17 gives each part what it needs"
 _INFLOW = "asks a RemoteStream for its inflow; a public name of the driver is missing"
 KNOWN = {
-    "_callbacks": (2, _CHANNEL),
-    "_channel": (4, "looks into a question that broadcast() was given"),
+    "_channel": (3, "looks into a question that broadcast() was given"),
     "_conversion": (1, _INFLOW),
-    "_gathering": (24, _CHANNEL),
-    "_proxy": (6, _CHANNEL),
-    "_serving": (1, "sets the variable that `current_call` reads"),
-    "_streaming": (4, _CHANNEL),
+    "_gathering": (13, "takes a call of a proxy to pieces"),
     "_typing": (1, _INFLOW),
     "otel": (1, "a transport has no public property that tells its address"),
     "redis._commands": (1, "packs commands; belongs to redis._connection._resp"),

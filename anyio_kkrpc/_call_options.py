@@ -1,0 +1,38 @@
+"""How calls through a proxy are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET, Struct
+
+# Seconds. What travels is milliseconds, whose bound is far beyond.
+MAX_TIMEOUT = 1_000_000_000
+
+
+class CallOptions(Struct, frozen=True):
+    """How calls through a proxy are made.
+
+    :ivar to: id of the peer that is to serve it, ``None`` for any
+    :ivar timeout: seconds, ``None`` for none; the default is the channel's
+    :ivar reply: whether a reply is wanted
+    :ivar metadata: travels with the request
+    """
+
+    to: str | None = None
+    timeout: Any = UNSET
+    reply: bool = True
+    metadata: dict[str, Any] | None = None
+    idempotent: bool = False
+
+
+def check_timeout(timeout: Any) -> None:
+    """Refuse a timeout that is neither positive, ``None`` nor unset."""
+    if timeout is UNSET or timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout: seconds or None, not {timeout!r}")
+    if not timeout > 0:
+        raise ValueError(f"timeout: must be positive, not {timeout!r}")
+    if timeout > MAX_TIMEOUT:
+        raise ValueError(f"timeout: at most {MAX_TIMEOUT:,} s; None waits for ever")

@@ -1,0 +1,149 @@
+"""What becomes of what a channel receives: each event goes to the part that it is for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ._callbacks import CallbackRunner
+from ._calls import Calls
+from ._core import Core
+from ._exceptions import ProtocolError, TransportClosedError
+from ._protocol._events import (
+    Answer,
+    CallbackInvoked,
+    CallbacksReleased,
+    CallFinished,
+    HandlingCancelled,
+    PeerLeft,
+    PeerReplied,
+    StreamEnded,
+    StreamFailed,
+    StreamItem,
+    StreamLeft,
+    StreamPulled,
+)
+from ._protocol._records import Reply, Request
+from ._protocol._streams import Consumer
+from ._pump import Pump, close_unopened
+from ._streaming import Inflow, stream_error
+from .abc import Envelope, Listener
+
+logger = logging.getLogger("anyio_kkrpc")
+
+
+class Reactions(Listener):
+    """Takes what a transport received, for one channel.
+
+    :param end: ends the channel
+    :ivar undelivered: records of this side that the transport gave back
+    """
+
+    def __init__(self, core: Core, calls: Calls, end: Callable[[Exception], None]) -> None:
+        self._core = core
+        self._calls = calls
+        self._end = end
+        self.undelivered = 0
+
+    def received(self, envelope: Envelope) -> None:
+        """Take what the transport received. Called by the transport."""
+        if envelope.error is not None:
+            self._returned(envelope, envelope.error)
+            return
+        record, sender = envelope.record, envelope.sender
+        overheard = sender is not None and envelope.recipient is None
+        try:
+            event = self._core.peer.receive(record, sender, overheard=overheard)
+        except ProtocolError as exc:
+            self._core.refuse(exc)
+            return
+        if event is not None:
+            try:
+                _REACT[event.__class__](self, event)
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # the transport's reader is not to end by it
+                logger.exception("what came of a %s failed", type(record).__name__)
+
+    def ended(self, reason: Exception) -> None:
+        """Learn that the transport ended. Called by the transport."""
+        self._end(reason)
+
+    def _returned(self, envelope: Envelope, error: Exception) -> None:
+        """A record of ours could not be delivered."""
+        self.undelivered += 1
+        record = envelope.record
+        if isinstance(record, Request):
+            call = self._core.peer.calls.get(record.id)
+            if call is not None:
+                self._calls.lose(call, error)
+                return
+        elif isinstance(record, Reply):
+            close_unopened(self._core, record)
+        logger.info("a %s could not be delivered: %s", type(record).__name__, error)
+
+    def _on_call_finished(self, event: CallFinished) -> None:
+        call = event.call
+        if isinstance(call.value, Consumer):
+            call.value = Inflow(self._core, call.value, self._core.timeout)
+        call.handle.set()
+
+    def _on_peer_replied(self, event: PeerReplied) -> None:
+        wanted = event.call.handle.add(event.sender, event.value, event.error)
+        if not wanted and isinstance(event.value, Consumer):
+            self._core.abandon(event.value)
+
+    def _on_cancelled(self, event: HandlingCancelled) -> None:
+        event.handling.handle.cancel(event.handling)
+
+    def _on_callback(self, event: CallbackInvoked) -> None:
+        export = event.export
+        if export.handle is None:
+            export.handle = CallbackRunner(export)
+        runner: CallbackRunner = export.handle
+        self._core.start_if(runner.invoke(event.args, event.kwargs), runner.run, "callback")
+
+    def _on_released(self, event: CallbacksReleased) -> None:
+        """Nothing to do: the table dropped the functions, and their runners end by themselves."""
+
+    def _on_item(self, event: StreamItem) -> None:
+        event.consumer.handle.add(event.value)
+
+    def _on_stream_end(self, event: StreamEnded) -> None:
+        if event.consumer.handle is not None:  # of a reply that nobody wanted
+            event.consumer.handle.finish(StopAsyncIteration())
+
+    def _on_stream_error(self, event: StreamFailed) -> None:
+        if event.consumer.handle is not None:
+            event.consumer.handle.finish(stream_error(event.error))
+
+    def _on_pull(self, event: StreamPulled) -> None:
+        pump: Pump = event.producer.handle
+        self._core.start_if(pump.wake(), pump.run, "stream")
+
+    def _on_left(self, event: StreamLeft) -> None:
+        pump: Pump = event.producer.handle
+        self._core.start_if(pump.stop(event.answer), pump.run, "stream")
+
+    def _on_answer(self, event: Answer) -> None:
+        self._core.post(event.record, event.recipient)
+
+    def _on_peer_left(self, event: PeerLeft) -> None:
+        self._end(TransportClosedError("the peer sent a destroy signal"))
+
+
+_REACT: dict[type, Callable[[Reactions, Any], None]] = {
+    CallFinished: Reactions._on_call_finished,
+    PeerReplied: Reactions._on_peer_replied,
+    HandlingCancelled: Reactions._on_cancelled,
+    CallbackInvoked: Reactions._on_callback,
+    CallbacksReleased: Reactions._on_released,
+    StreamItem: Reactions._on_item,
+    StreamEnded: Reactions._on_stream_end,
+    StreamFailed: Reactions._on_stream_error,
+    StreamPulled: Reactions._on_pull,
+    StreamLeft: Reactions._on_left,
+    Answer: Reactions._on_answer,
+    PeerLeft: Reactions._on_peer_left,
+}
