@@ -7,7 +7,9 @@ others, and more of them; ``quick`` tries fewer.
 
 from __future__ import annotations
 
+import logging
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,19 @@ DEBUGGED = (
     "redis/test_connection.py",
     "redis/test_socket.py",
 )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_slow_steps_in_the_log() -> Iterator[None]:
+    """What asyncio's debug mode says of steps that take long tells how busy the machine is."""
+
+    def is_of_interest(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Executing ")
+
+    logger = logging.getLogger("asyncio")
+    logger.addFilter(is_of_interest)
+    yield
+    logger.removeFilter(is_of_interest)
 
 
 @pytest.fixture(params=BACKENDS)
