@@ -19,7 +19,7 @@ from ._protocol._calls import Call
 from ._protocol._peer import Operation
 from ._protocol._records import Cancel
 from ._protocol._state import CallInput, CallState
-from ._pump import Pump
+from ._pump import Pump, close_streams
 from ._streaming import Inflow, RemoteStream
 from .abc import Envelope
 from .middleware import Invocation, Middleware, pass_through
@@ -190,10 +190,7 @@ class Calls:
 
     def finish(self, call: Call, step: CallInput) -> None:
         """End a call that has no answer."""
-        core = self._core
-        for producer in core.peer.finish_call(call, step):
-            pump: Pump = producer.handle
-            core.start_if(pump.stop(None), pump.run, "stream")
+        close_streams(self._core, self._core.peer.finish_call(call, step))
 
     def cancel(self, call: Call) -> None:
         """Tell who runs it that nobody waits for it."""

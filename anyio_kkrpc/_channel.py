@@ -67,6 +67,7 @@ class ChannelStatistics(Struct, frozen=True):
     :ivar refused: records that were not legal, and were skipped
     :ivar ignored: records that came too late to matter
     :ivar undelivered: records of this side that the transport gave back
+    :ivar lost_streams: streams, in either direction, that ended because the other peer was gone
     """
 
     calls: int
@@ -79,6 +80,7 @@ class ChannelStatistics(Struct, frozen=True):
     refused: int
     ignored: int
     undelivered: int
+    lost_streams: int
 
 
 @final
@@ -280,6 +282,7 @@ class RPCChannel(AsyncContextManagerMixin):
             refused=self._core.refused,
             ignored=peer.ignored,
             undelivered=self._reactions.undelivered,
+            lost_streams=self._reactions.lost_streams,
         )
 
     # Callbacks and streams

@@ -66,7 +66,12 @@ class Core:
         self.timeout = timeout
         self.send_tracebacks = send_tracebacks
         self.broadcast = transport.capabilities.broadcast
-        self.peer = Peer(secrets.token_hex(8) + "-", remote_callback, broadcast=self.broadcast)
+        self.peer = Peer(
+            secrets.token_hex(8) + "-",
+            remote_callback,
+            broadcast=self.broadcast,
+            depend=transport.watch,
+        )
         self.outbox = Outbox(self.peer, transport)
         self.post = self.outbox.post
         self.abandon = self.outbox.abandon

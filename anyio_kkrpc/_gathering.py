@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Generic, TypeVar, final
 
@@ -19,6 +20,7 @@ from ._protocol._calls import Call
 from ._protocol._state import CallInput, CallState
 from ._protocol._streams import Consumer
 from ._proxy import RemoteCall
+from ._pump import Pump
 from ._streaming import Inflow, RemoteStream
 from ._timer import TimerEntry
 from .abc import Envelope
@@ -195,9 +197,11 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
             args=args,
             kwargs=kwargs,
             budget=max(int(self._timeout * 1000), 1),
+            gather=True,
             meta=metadata,
         )
-        call.gather = True
+        for producer in call.producers or ():
+            Pump(core, producer, copy_context())
         call.handle = self
         self._call = call
         deadline = core.now() + self._timeout

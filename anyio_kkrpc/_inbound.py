@@ -8,6 +8,7 @@ from typing import final
 from anyio import EndOfStream, WouldBlock, current_time
 from msgspec import UNSET
 
+from ._protocol._dependencies import Role
 from ._protocol._records import Request
 from ._queue import BoundedQueue, fresh_copy
 from .abc import Envelope, Listener
@@ -91,6 +92,18 @@ class Inbound:
         except WouldBlock:
             return False
         return True
+
+    def lose_peer(self, peer: str, role: Role, error: Exception) -> None:
+        """Tell the listener that a peer is gone; see `Listener.peer_gone`."""
+        if self._listener is None:
+            return
+        try:
+            self._listener.peer_gone(peer, role, error)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            self.listener_errors += 1
+            logger.exception("a listener failed at a peer that is gone")
 
     async def receive(self) -> Envelope:
         """See `Transport.receive`. With a request at hand it yields once in 32 times."""

@@ -20,6 +20,7 @@ from ._exceptions import (
     TransportClosedError,
     TransportConnectionError,
 )
+from ._protocol._events import StreamsClosed
 from ._protocol._records import Reply, StreamReply
 from ._protocol._streams import Producer
 from ._protocol._values import unpack_result
@@ -193,6 +194,8 @@ class Pump:
                     coroutine, item = context.run(begin_awaiting, step(iterator))
                     if coroutine is not None:
                         item = await go_on(context, coroutine, item)
+                    if not producer.credit:
+                        continue  # another worker is to have it
                 if self._kind is not Any:
                     item = check_own(item, self._kind, self._name)
                 envelope = Envelope(producer.item(item), None, producer.consumer)
@@ -264,6 +267,17 @@ class Pump:
         """Let the source finish, though others be cancelled, within its time."""
         self._bounded = True
         scope.shield, scope.deadline = True, current_time() + CLOSE_TIMEOUT
+
+
+def close_streams(core: Core, closed: StreamsClosed | None) -> None:
+    """Close the sources of streams that ended with their call, and tell who else had it."""
+    if closed is None:
+        return
+    for producer in closed.producers:
+        pump: Pump = producer.handle
+        core.start_if(pump.stop(None), pump.run, "stream")
+    for answer in closed.told:
+        core.post(answer.record, answer.recipient)
 
 
 def close_unopened(core: Core, reply: Reply) -> None:

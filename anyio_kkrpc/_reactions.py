@@ -9,7 +9,9 @@ from typing import Any
 from ._callbacks import CallbackRunner
 from ._calls import Calls
 from ._core import Core
-from ._exceptions import ProtocolError, TransportClosedError
+from ._errors_wire import library_error
+from ._exceptions import DeliveryError, ProtocolError, TransportClosedError
+from ._protocol._dependencies import Role
 from ._protocol._events import (
     Answer,
     CallbackInvoked,
@@ -23,10 +25,11 @@ from ._protocol._events import (
     StreamItem,
     StreamLeft,
     StreamPulled,
+    StreamsClosed,
 )
-from ._protocol._records import Reply, Request
+from ._protocol._records import Reply, Request, StreamReply
 from ._protocol._streams import Consumer
-from ._pump import Pump, close_unopened
+from ._pump import Pump, close_streams, close_unopened
 from ._streaming import Inflow, stream_error
 from .abc import Envelope, Listener
 
@@ -38,13 +41,14 @@ class Reactions(Listener):
 
     :param end: ends the channel
     :ivar undelivered: records of this side that the transport gave back
+    :ivar lost_streams: streams that ended because the other peer is gone
     """
 
     def __init__(self, core: Core, calls: Calls, end: Callable[[Exception], None]) -> None:
         self._core = core
         self._calls = calls
         self._end = end
-        self.undelivered = 0
+        self.undelivered = self.lost_streams = 0
 
     def received(self, envelope: Envelope) -> None:
         """Take what the transport received. Called by the transport."""
@@ -70,6 +74,19 @@ class Reactions(Listener):
         """Learn that the transport ended. Called by the transport."""
         self._end(reason)
 
+    def peer_gone(self, peer: str, role: Role, error: Exception) -> None:
+        """End the streams that a peer which is gone was needed for. Called by the transport."""
+        core = self._core
+        gone = core.peer.lose_peer(peer, role)
+        for consumer in gone.consumers:
+            if consumer.handle is not None:
+                consumer.handle.finish(DeliveryError(f"the source of the stream is lost: {error}"))
+        close_streams(core, StreamsClosed(gone.producers, gone.told))
+        count = len(gone.consumers) + len(gone.producers)
+        if count:
+            self.lost_streams += count
+            logger.warning("%s; streams that end with it: %d", error, count)
+
     def _returned(self, envelope: Envelope, error: Exception) -> None:
         """A record of ours could not be delivered."""
         self.undelivered += 1
@@ -81,10 +98,23 @@ class Reactions(Listener):
                 return
         elif isinstance(record, Reply):
             close_unopened(self._core, record)
+        elif isinstance(record, StreamReply):
+            self._end_stream(record, error)
         logger.info("a %s could not be delivered: %s", type(record).__name__, error)
+
+    def _end_stream(self, record: StreamReply, error: Exception) -> None:
+        """End a stream of which something could not be delivered."""
+        producer = self._core.peer.producers.get(record.sid)
+        if producer is not None and producer.open:
+            lost = library_error(DeliveryError(f"an item could not be delivered: {error}"))
+            pump: Pump = producer.handle
+            answer = self._core.peer.end_production(producer, lost)
+            self._core.start_if(pump.stop(answer), pump.run, "stream")
 
     def _on_call_finished(self, event: CallFinished) -> None:
         call = event.call
+        if event.closed is not None:
+            close_streams(self._core, event.closed)
         if isinstance(call.value, Consumer):
             call.value = Inflow(self._core, call.value, self._core.timeout)
         call.handle.set()

@@ -8,6 +8,7 @@ from typing import Any
 from anyio.abc import UnreliableObjectStream
 from msgspec import Struct
 
+from ._protocol._dependencies import Role
 from ._protocol._records import Record
 
 __all__ = ("Capabilities", "Codec", "Envelope", "Listener", "Transport")
@@ -75,6 +76,13 @@ class Listener(ABC):
             side did or a destroy signal came, `TransportConnectionError` if it broke
         """
 
+    def peer_gone(self, peer: str, role: Role, error: Exception) -> None:  # noqa: B027
+        """Learn that a peer is gone that a stream of this side needs: see `Transport.watch`.
+
+        :param role: as what it was needed
+        :param error: for those who need it
+        """
+
 
 class Codec(ABC):
     """Turns records into bytes and bytes into validated records. It has no state."""
@@ -129,6 +137,18 @@ class Transport(UnreliableObjectStream[Envelope]):
         """Change the number given to `listen` as ``serve``, for instance while a handler waits.
 
         A transport that doesn't hold requests back needs not do anything.
+        """
+
+    def watch(self, peer: str | None, role: Role, wanted: bool) -> None:
+        """Learn whether streams of this side need a peer; called for the first one and the last.
+
+        A transport that can tell does so when the peer is gone: see `Listener.peer_gone`. Called
+        from the event loop; must not block.
+
+        :param peer: its id; ``None`` where the link has one peer only, or for a reader that isn't
+            known yet
+        :param role: ``"source"`` if a stream of it is read here, ``"reader"`` if it reads one of
+            here
         """
 
     @abstractmethod

@@ -12,10 +12,32 @@ from ._records import Record, StreamReply
 from ._streams import Consumer, Producer
 
 
+class Answer(Struct):
+    """Nothing for the driver but a record to send."""
+
+    record: Record
+    recipient: str | None
+
+
+class StreamsClosed(Struct):
+    """Streams ended with the call that passed them.
+
+    :ivar producers: their sources must be closed
+    :ivar told: tells the other workers that had the call
+    """
+
+    producers: list[Producer]
+    told: list[Answer]
+
+
 class CallFinished(Struct):
-    """A call has its result or error."""
+    """A call has its result or error.
+
+    :ivar closed: what of the streams that it passed ended with it
+    """
 
     call: Call
+    closed: StreamsClosed | None = None
 
 
 class PeerReplied(Struct):
@@ -80,13 +102,6 @@ class StreamLeft(Struct):
     answer: StreamReply
 
 
-class Answer(Struct):
-    """Nothing for the driver but a record to send."""
-
-    record: Record
-    recipient: str | None
-
-
 class PeerLeft(Struct):
     """A destroy signal came."""
 
@@ -105,6 +120,17 @@ Event: TypeAlias = (
     | Answer
     | PeerLeft
 )
+
+
+class PeerGone(Struct):
+    """What was open with a peer that is gone: all of it has been moved to its final state.
+
+    :ivar told: tells it, should it have been silent only
+    """
+
+    consumers: list[Consumer]
+    producers: list[Producer]
+    told: list[Answer]
 
 
 class Lost(Struct):

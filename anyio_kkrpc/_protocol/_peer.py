@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 from msgspec import UNSET
 
 from ._calls import Call, Handling
+from ._dependencies import Depend, Dependencies, Role
 from ._errors import ProtocolError
 from ._events import (
     Answer,
@@ -23,13 +24,10 @@ from ._events import (
     Event,
     HandlingCancelled,
     Lost,
+    PeerGone,
     PeerLeft,
     PeerReplied,
-    StreamEnded,
-    StreamFailed,
-    StreamItem,
-    StreamLeft,
-    StreamPulled,
+    StreamsClosed,
 )
 from ._exports import CallbackExport, Exports
 from ._records import (
@@ -48,10 +46,10 @@ from ._state import (
     HANDLING,
     CallInput,
     CallState,
-    ConsumerInput,
     HandlingInput,
     advance,
 )
+from ._stream_table import Streams
 from ._streams import Consumer, Producer
 from ._values import (
     PLAIN,
@@ -78,6 +76,7 @@ class Peer:
     :param remote_callback: makes the callable for a callback argument, from its id, its owner, and
         the id of the request that it came with
     :param broadcast: whether several peers run a request that isn't for one of them
+    :param depend: told which other peers the streams of this side need, see `Dependencies`
     """
 
     def __init__(
@@ -86,6 +85,7 @@ class Peer:
         remote_callback: Callable[[str, str | None, str], Callable[..., Any]],
         *,
         broadcast: bool = False,
+        depend: Depend = lambda peer, role, wanted: None,
     ) -> None:
         numbers = count(1)
         self._prefix = prefix
@@ -96,10 +96,28 @@ class Peer:
         self.handlings: dict[tuple[str | None, str], Handling] = {}
         self._exports = Exports(self._new_id)
         self.callbacks: dict[str, CallbackExport] = self._exports.table
-        self.consumers: dict[tuple[str | None, str], Consumer] = {}
-        self.producers: dict[str, Producer] = {}
+        self._streams = streams = Streams(self._new_id, Dependencies(depend))
+        self.consumers: dict[tuple[str | None, str], Consumer] = streams.consumers
+        self.producers: dict[str, Producer] = streams.producers
+        self.leave, self.forget = streams.leave, streams.forget
+        self.lose_peer: Callable[[str, Role], PeerGone] = streams.lose_peer
         self._cancelled: OrderedDict[tuple[str | None, str], None] = OrderedDict()
-        self.ignored = 0
+        self._ignored = 0
+        self._receive: dict[type, Callable[[Any, str | None], Event | None]] = {
+            Reply: self._receive_reply,
+            Cancel: self._receive_cancel,
+            CallbackCall: self._receive_callback,
+            CallbackRelease: self._receive_release,
+            StreamRequest: streams.receive_request,
+            StreamReply: streams.receive_reply,
+            Bye: self._receive_bye,
+            Request: self._receive_request,
+        }
+
+    @property
+    def ignored(self) -> int:
+        """How many records came too late to matter."""
+        return self._ignored + self._streams.ignored
 
     # Calls, at the caller's side
 
@@ -114,13 +132,16 @@ class Peer:
         value: Any = UNSET,
         budget: int | None = None,
         one_way: bool = False,
+        gather: bool = False,
         meta: dict[str, Any] | None = None,
     ) -> tuple[Call, Request]:
         """Make a request: its entry in the table (none if ``one_way``) and its record.
 
         :param budget: milliseconds until the caller gives up
+        :param gather: whether it takes the replies of several peers
         """
         call = Call(self._new_id(), recipient)
+        call.gather = gather
         request = Request(call.id, op, path)
         if args is not None:
             packed = request.a = list(args)
@@ -141,28 +162,24 @@ class Peer:
             self._exports.close(call.id, call.callbacks or ())
         else:
             self.calls[call.id] = call
+            if call.producers and recipient is None and not (gather or self._broadcast):
+                for producer in call.producers:
+                    producer.shared = []
         if meta:
             request.meta = meta
         return call, request
 
-    def finish_call(self, call: Call, step: CallInput) -> list[Producer]:
+    def finish_call(self, call: Call, step: CallInput) -> StreamsClosed | None:
         """End a call by ``TIMEOUT``, ``CANCEL`` or ``LOSE``, unless it has ended already.
 
-        :return: the streams it had passed to the other side, whose sources must be closed
+        :return: what ends with it of the streams that it had passed to the other side
         """
         if call.state is not CallState.WAITING:
-            return []
+            return None
         call.state = advance(CALL, call.state, step)
         self.calls.pop(call.id, None)
-        return self._take_back(call)
-
-    def _take_back(self, call: Call) -> list[Producer]:
         self._exports.close(call.id, call.callbacks or (), given_up=True)
-        producers = [producer for producer in call.producers or () if producer.open]
-        for producer in producers:
-            producer.lose()
-            self.producers.pop(producer.id, None)
-        return producers
+        return self._streams.take_back(call.producers) if call.producers else None
 
     # Requests, at the serving side
 
@@ -195,7 +212,7 @@ class Peer:
             return self._remote_callback(callback_id, sender, request.id)
 
         def stream(stream_id: str) -> Consumer:
-            consumer = self._consume(stream_id, sender, request.id)
+            consumer = self._streams.consume(stream_id, sender, request.id)
             if handling.consumers is None:
                 handling.consumers = []
             handling.consumers.append(consumer)
@@ -208,7 +225,8 @@ class Peer:
     def unpack_value(self, request: Request, handling: Handling) -> Any:
         """Return the value of a ``set``."""
         return unpack_result(
-            request.v, lambda stream_id: self._consume(stream_id, handling.sender, request.id)
+            request.v,
+            lambda stream_id: self._streams.consume(stream_id, handling.sender, request.id),
         )
 
     def reply(self, handling: Handling, value: Any) -> Reply:
@@ -254,7 +272,7 @@ class Peer:
 
     def _export(self, value: Any, call: Call) -> dict[str, Any] | None:
         if is_stream(value):
-            producer = self._produce(value, call.recipient)
+            producer = self._streams.produce(value, call.recipient)
             if call.producers is None:
                 call.producers = []
             call.producers.append(producer)
@@ -271,29 +289,10 @@ class Peer:
     def _export_result(self, value: Any, handling: Handling) -> dict[str, Any] | None:
         if not is_stream(value):
             return None
-        handling.producer = self._produce(value, handling.sender)
+        handling.producer = self._streams.produce(value, handling.sender)
         return stream_envelope(handling.producer.id)
 
     # Streams
-
-    def _produce(self, source: Any, consumer: str | None) -> Producer:
-        producer = Producer(self._new_id(), consumer, source, self._new_id)
-        self.producers[producer.id] = producer
-        return producer
-
-    def _consume(self, stream_id: str, producer: str | None, call_id: str) -> Consumer:
-        key = (producer, stream_id)
-        if key in self.consumers:
-            raise ProtocolError(f"stream {stream_id[:80]!r} was passed twice")
-        consumer = self.consumers[key] = Consumer(stream_id, producer, call_id, self._new_id)
-        return consumer
-
-    def leave(self, consumer: Consumer) -> StreamRequest | None:
-        """End a stream early at the reading side; return what tells the producer, if any."""
-        record = consumer.leave()
-        if record is None:
-            self.consumers.pop((consumer.producer, consumer.id), None)
-        return record
 
     def end_production(self, producer: Producer, error: dict[str, Any] | None) -> StreamReply:
         """End a stream at the source's side; return the record that says so.
@@ -302,11 +301,6 @@ class Peer:
         that comes before is late, and must not be answered as one of an unknown stream.
         """
         return producer.end() if error is None else producer.fail(error)
-
-    def forget(self, producer: Producer) -> None:
-        """Drop a stream: its end was sent, or its consumer has left or is gone."""
-        self.producers.pop(producer.id, None)
-        producer.lose()
 
     # What comes in
 
@@ -321,9 +315,9 @@ class Peer:
         :raises ProtocolError: if it isn't legal; nothing has changed then
         """
         if overheard and not self._is_ours(record):
-            self.ignored += 1
+            self._ignored += 1
             return None
-        return _RECEIVE[record.__class__](self, record, sender)
+        return self._receive[record.__class__](record, sender)
 
     def _is_ours(self, record: Record) -> bool:
         if isinstance(record, Reply):
@@ -338,7 +332,7 @@ class Peer:
             value = record.v
             if value.__class__ is dict or value is UNSET:
                 value = unpack_result(
-                    value, lambda stream_id: self._consume(stream_id, sender, call.id)
+                    value, lambda stream_id: self._streams.consume(stream_id, sender, call.id)
                 )
             if call.callbacks is not None:
                 self._exports.note_answer(call.id, call.callbacks, sender)
@@ -352,17 +346,20 @@ class Peer:
             if call.gather:
                 return PeerReplied(call, sender, None, record.e)
             if self._broadcast and _is_read_elsewhere(call, sender):
-                self.ignored += 1
+                self._ignored += 1
                 return None
             call.error = record.e
             call.state = advance(CALL, call.state, CallInput.ERROR)
         del self.calls[record.id]
         if call.callbacks is not None:
             self._exports.close(call.id, call.callbacks)
-        return CallFinished(call)
+        if call.producers is None or (self._broadcast and call.recipient is None):
+            return CallFinished(call)
+        failed = call.state is CallState.FAILED
+        return CallFinished(call, self._streams.settle(call.producers, sender, failed=failed))
 
     def _late_reply(self, record: Reply, sender: str | None) -> Event | None:
-        self.ignored += 1
+        self._ignored += 1
         late: list[str] = []
         unpack_result(record.v, late.append)
         if not late:
@@ -375,7 +372,7 @@ class Peer:
         handling = self.handlings.get(key)
         if handling is None:
             # The request may still wait somewhere, or come here from a worker that is gone.
-            self.ignored += 1
+            self._ignored += 1
             self._cancelled[key] = None
             if len(self._cancelled) > MAX_CANCELLED:
                 self._cancelled.popitem(last=False)
@@ -386,7 +383,7 @@ class Peer:
     def _receive_callback(self, record: CallbackCall, sender: str | None) -> Event | None:
         export = self._exports.use(record, sender)
         if export is None:
-            self.ignored += 1
+            self._ignored += 1
             return None
 
         def unpack(item: Any) -> Any:
@@ -398,56 +395,8 @@ class Peer:
     def _receive_release(self, record: CallbackRelease, sender: str | None) -> Event | None:
         before = self._exports.ignored
         released = self._exports.release(record, sender, self.calls)
-        self.ignored += self._exports.ignored - before
+        self._ignored += self._exports.ignored - before
         return CallbacksReleased(released) if released else None
-
-    def _receive_stream_request(self, record: StreamRequest, sender: str | None) -> Event | None:
-        producer = self.producers.get(record.sid)
-        if producer is None or (producer.consumer is not None and producer.consumer != sender):
-            return self._unknown_stream(record, sender, taken=producer is not None)
-        if producer.done:
-            self.ignored += 1
-            return None
-        if record.op == "pull":
-            producer.pull(record.n)
-            producer.consumer = sender
-            return StreamPulled(producer)
-        producer.leave()
-        producer.consumer = sender
-        return StreamLeft(producer, StreamReply(id=record.id, sid=record.sid, d=True))
-
-    def _unknown_stream(
-        self, record: StreamRequest, sender: str | None, *, taken: bool = False
-    ) -> Event:
-        answer = StreamReply(id=record.id, sid=record.sid)
-        if record.op == "return":
-            answer.d = True
-            answer.v = record.v
-        elif taken:
-            why = "the stream is read by another peer that got the same request"
-            answer.e = {"n": "DeliveryError", "m": why, "rpc_error": "delivery"}
-        else:
-            answer.e = {"n": "Error", "m": f"Unknown RPC stream {record.sid[:80]}"}
-        return Answer(answer, sender)
-
-    def _receive_stream_reply(self, record: StreamReply, sender: str | None) -> Event | None:
-        key = (sender, record.sid)
-        consumer = self.consumers.get(key)
-        if consumer is None:
-            self.ignored += 1
-            return None
-        step = consumer.receive(record)
-        if consumer.finished:
-            del self.consumers[key]
-        if step is None:
-            self.ignored += 1
-            return None
-        if step is ConsumerInput.ITEM:
-            value = record.v
-            return StreamItem(consumer, None if value is UNSET else value)
-        if step is ConsumerInput.END:
-            return StreamEnded(consumer)
-        return StreamFailed(consumer, None if record.e is UNSET else record.e)
 
     def _receive_bye(self, record: Bye, sender: str | None) -> Event:
         return PeerLeft()
@@ -463,34 +412,15 @@ class Peer:
             list(self.calls.values()),
             list(self.handlings.values()),
             self._exports.lose(),
-            list(self.consumers.values()),
-            list(self.producers.values()),
+            *self._streams.lose(),
         )
         for call in lost.calls:
             call.state = advance(CALL, call.state, CallInput.LOSE)
         for handling in lost.handlings:
             handling.state = advance(HANDLING, handling.state, HandlingInput.LOSE)
-        for consumer in lost.consumers:
-            consumer.lose()
-        for producer in lost.producers:
-            producer.lose()
         self.calls.clear()
         self.handlings.clear()
-        self.consumers.clear()
-        self.producers.clear()
         return lost
-
-
-_RECEIVE: dict[type, Callable[[Peer, Any, str | None], Event | None]] = {
-    Reply: Peer._receive_reply,
-    Cancel: Peer._receive_cancel,
-    CallbackCall: Peer._receive_callback,
-    CallbackRelease: Peer._receive_release,
-    StreamRequest: Peer._receive_stream_request,
-    StreamReply: Peer._receive_stream_reply,
-    Bye: Peer._receive_bye,
-    Request: Peer._receive_request,
-}
 
 
 def _no_export(value: Any) -> None:

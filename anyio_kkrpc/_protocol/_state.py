@@ -171,12 +171,14 @@ class ProducerInput(IntEnum):
     ERROR = 4
     LEAVE = 5
     LOSE = 6
+    HAND_OVER = 7
 
 
 PRODUCER: Mapping[ProducerState, Mapping[ProducerInput, ProducerState]] = {
     # A source may end or fail without credit: neither is an item.
     ProducerState.PAUSED: {
         ProducerInput.PULL: ProducerState.READY,
+        ProducerInput.HAND_OVER: ProducerState.PAUSED,
         ProducerInput.END: ProducerState.DONE,
         ProducerInput.ERROR: ProducerState.DONE,
         ProducerInput.LEAVE: ProducerState.LEFT,
@@ -184,6 +186,7 @@ PRODUCER: Mapping[ProducerState, Mapping[ProducerInput, ProducerState]] = {
     },
     ProducerState.READY: {
         ProducerInput.PULL: ProducerState.READY,
+        ProducerInput.HAND_OVER: ProducerState.PAUSED,
         ProducerInput.ITEM: ProducerState.READY,
         ProducerInput.LAST_ITEM: ProducerState.PAUSED,
         ProducerInput.END: ProducerState.DONE,

@@ -178,9 +178,24 @@ class Producer:
     :ivar consumer: id of the peer that reads it; ``None`` until the first pull if not known before
     :ivar source: the driver's object for it
     :ivar credit: items that may be sent now
+    :ivar last: the record of its end, or of the error that it ended with
+    :ivar sent: items that were sent
+    :ivar shared: the peers that had it before, if it is an argument of a call that is still open
+        and that the workers of a group run one after the other; otherwise ``None``
     """
 
-    __slots__ = ("_new_id", "_sent", "consumer", "credit", "handle", "id", "source", "state")
+    __slots__ = (
+        "_new_id",
+        "consumer",
+        "credit",
+        "handle",
+        "id",
+        "last",
+        "sent",
+        "shared",
+        "source",
+        "state",
+    )
 
     def __init__(
         self, stream_id: str, consumer: str | None, source: Any, new_id: Callable[[], str]
@@ -191,14 +206,30 @@ class Producer:
         self.handle: Any = None
         self.state: ProducerState = ProducerState.PAUSED
         self.credit: int = 0
+        self.sent: int = 0
+        self.last: StreamReply | None = None
+        self.shared: list[str] | None = None
         self._new_id = new_id
-        self._sent = 0
 
     def pull(self, n: Any) -> None:
         """Take a pull of ``n`` items; a missing or odd number counts as 1, as in kkrpc."""
         self.state = advance(PRODUCER, self.state, ProducerInput.PULL)
         wanted = n if n.__class__ is int and n > 0 else 1
         self.credit = min(self.credit + wanted, MAX_CREDIT)
+
+    def hand_over(self, peer: str | None) -> bool:
+        """Take it from its consumer, so that another one can read it from its start.
+
+        :param peer: who wants it, ``None`` if nobody yet. Who had it before doesn't get it again.
+        :return: whether that can be
+        """
+        if self.shared is None or self.sent or not self.open or peer in self.shared:
+            return False
+        if self.consumer is not None:
+            self.shared.append(self.consumer)
+        self.state = advance(PRODUCER, self.state, ProducerInput.HAND_OVER)
+        self.credit = 0
+        return True
 
     def item(self, value: Any) -> StreamReply:
         """Spend a credit on an item; return its record.
@@ -208,19 +239,21 @@ class Producer:
         step = ProducerInput.LAST_ITEM if self.credit == 1 else ProducerInput.ITEM
         self.state = advance(PRODUCER, self.state, step)
         self.credit -= 1
-        record = StreamReply(id=self._new_id(), sid=self.id, d=False, v=value, i=self._sent)
-        self._sent += 1
+        record = StreamReply(id=self._new_id(), sid=self.id, d=False, v=value, i=self.sent)
+        self.sent += 1
         return record
 
     def end(self) -> StreamReply:
         """End it; return the record that says so."""
         self.state = advance(PRODUCER, self.state, ProducerInput.END)
-        return StreamReply(id=self._new_id(), sid=self.id, d=True, i=self._sent)
+        self.last = StreamReply(id=self._new_id(), sid=self.id, d=True, i=self.sent)
+        return self.last
 
     def fail(self, error: dict[str, Any]) -> StreamReply:
         """End it with an error; return the record that says so."""
         self.state = advance(PRODUCER, self.state, ProducerInput.ERROR)
-        return StreamReply(id=self._new_id(), sid=self.id, e=error)
+        self.last = StreamReply(id=self._new_id(), sid=self.id, e=error)
+        return self.last
 
     def leave(self) -> None:
         """Note that the consumer has left; the source must be closed, then `left` answers."""

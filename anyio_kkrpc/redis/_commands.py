@@ -14,7 +14,7 @@ from .._errors_wire import library_error
 from .._exceptions import OverloadedError, RPCTimeoutError
 from .._protocol._records import Bye, Cancel, Record, Reply, Request
 from ..abc import Codec, Envelope
-from ._connection import _pack as pack_command
+from ._connection import pack as pack_command
 from ._keys import Keys
 from ._ledger import Post
 from ._scripts import BEFORE

@@ -64,7 +64,7 @@ _YIELD_EVERY = 32
 
 _MORE: Any = object()
 _LOST = (BrokenResourceError, EndOfStream)
-_pack = cast(Callable[[tuple[Argument, ...]], bytes], pack_command)
+pack = cast(Callable[[tuple[Argument, ...]], bytes], pack_command)
 
 
 class _Pending:
@@ -146,7 +146,7 @@ class Connection(AsyncResource):
         :raises TransportConnectionError: if the connection breaks or is broken
         :raises TransportClosedError: if it is closed
         """
-        (reply,) = await self._execute(_pack(args), 1)
+        (reply,) = await self._execute(pack(args), 1)
         if isinstance(reply, Exception):
             raise named(reply, args)
         return reply
@@ -156,7 +156,7 @@ class Connection(AsyncResource):
 
         If it is cancelled, the connection is closed.
         """
-        packed = [_pack(args) for args in commands]
+        packed = [pack(args) for args in commands]
         return await self._execute(b"".join(packed), len(packed))
 
     async def _execute(self, data: bytes, count: int) -> list[Any]:
@@ -227,7 +227,7 @@ class Connection(AsyncResource):
         pending = _Pending()
         if self.before_write is not None and self.error is None:
             self.before_write()
-        self.post(_pack(args), 1, pending.settle)
+        self.post(pack(args), 1, pending.settle)
         await self.flush()
         if pending.reply is _MORE:
             await pending.event.wait()

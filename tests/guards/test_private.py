@@ -17,7 +17,6 @@ KNOWN = {
     "_gathering": (13, "takes a call of a proxy to pieces"),
     "_typing": (1, _INFLOW),
     "otel": (1, "a transport has no public property that tells its address"),
-    "redis._commands": (1, "packs commands; belongs to redis._connection._resp"),
 }
 
 FOUND = Counter(module for module, _, _ in private_uses())

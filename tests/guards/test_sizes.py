@@ -23,8 +23,6 @@ KNOWN = {
     ("lines of a function", "_calls.request"): (70, "on the way of every call: a function less"),
     ("lines of a function", "_cli._app.serve"): (75, _OPTIONS),
     ("lines of a function", "_cli._app.call"): (64, _OPTIONS),
-    ("lines of a module", "_protocol._peer"): (512, _HALL),
-    ("methods of a class", "_protocol._peer.Peer"): (33, _HALL),
     ("lines of a function", "otel.tracing"): (95, "holds the functions that it returns"),
     ("lines of a function", "redis._address.parse"): (66, _TABLE),
     ("lines of a module", "redis._connection"): (465, _HALL),

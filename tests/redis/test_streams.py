@@ -9,7 +9,7 @@ import anyio
 import pytest
 import redis
 
-from anyio_kkrpc import DeliveryError, RedisStreamsTransport, RPCChannel
+from anyio_kkrpc import DeliveryError, RedisStreamsTransport, RemoteError, RPCChannel
 from anyio_kkrpc.testing._server import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 
@@ -93,3 +93,82 @@ async def test_stream_argument_of_a_broadcast(redis_server: RedisServer, stream_
     for error in first.errors + second.errors:
         assert isinstance(error, DeliveryError)
         assert "read by another peer" in str(error)
+
+
+@pytest.mark.parametrize("taken", [0, 3])
+async def test_stream_argument_that_another_worker_asks_for(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis, taken: int
+) -> None:
+    """A worker that was taken for dead has it: the next one reads it from its start, or fails.
+
+    The source is closed, and the first worker, which reads on, is told.
+    """
+
+    class Sums:
+        def __init__(self) -> None:
+            self.got: list[int] = []
+            self.error: Exception | None = None
+            self.begun = anyio.Event()
+
+        async def total(self, numbers: AsyncIterator[int]) -> int:
+            self.begun.set()
+            try:
+                async for number in numbers:
+                    self.got.append(number)
+            except Exception as exc:
+                self.error = exc
+                raise
+            return sum(self.got)
+
+    first, second, go_on, closed = Sums(), Sums(), anyio.Event(), anyio.Event()
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            for number in range(taken or 40):
+                if not taken:
+                    await go_on.wait()
+                yield number
+            if taken:
+                await anyio.sleep_forever()
+        finally:
+            closed.set()
+
+    async def call() -> None:
+        if taken:
+            with pytest.raises(RemoteError, match=f"has had {taken} items"):
+                await channel.get_api().total(numbers())
+        else:
+            assert await channel.get_api().total(numbers()) == 780
+
+    options: Any = {"stream": stream_name, "use_consumer_group": True, "claim_idle": 1}
+    async with (
+        RedisStreamsTransport(redis_server.url, **options) as one,
+        RedisStreamsTransport(redis_server.url, **options) as other,
+        RedisStreamsTransport(redis_server.url, **options) as using,
+        RPCChannel(one, expose=first, timeout=None),
+        RPCChannel(using, timeout=CALL_BOUND) as channel,
+        anyio.create_task_group() as tasks,
+    ):
+        with anyio.fail_after(BOUND):
+            tasks.start_soon(call)
+            await first.begun.wait()
+            (producer,) = channel._core.peer.producers.values()
+            while len(first.got) < taken or producer.consumer is None:
+                await anyio.sleep(0.01)
+            (entry,) = witness.xrange(stream_name)
+            witness.xclaim(
+                stream_name, "kkrpc-group", "kkrpc-handed-back", 0, [entry[0]], idle=2**31 - 1
+            )
+            async with RPCChannel(other, expose=second):
+                await second.begun.wait()
+                while not taken and producer.consumer != other.session_id:
+                    await anyio.sleep(0.01)
+                go_on.set()
+                await closed.wait()
+                while first.error is None:
+                    await anyio.sleep(0.01)
+    assert first.got == list(range(taken))
+    assert isinstance(first.error, DeliveryError)
+    assert "another worker" in str(first.error)
+    assert second.got == ([] if taken else list(range(40)))
+    assert channel.statistics().outgoing_streams == 0
