@@ -199,7 +199,9 @@ class Server:
                 if consumer.handle is None or not finished:
                     self._abandon(consumer)
         self.served += 1
-        return None if request.o is True else Envelope(reply, None, envelope.sender)
+        if request.o is True:
+            return None
+        return Envelope(reply, None, envelope.sender, deadline=member.deadline)
 
     def _enter(
         self, envelope: Envelope, request: Request, member: _Member

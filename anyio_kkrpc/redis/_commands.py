@@ -181,7 +181,8 @@ class Commands:
     def forward(self, entry_id: bytes, attempt: int, recipient: str, fields: list[bytes]) -> Post:
         """Return what hands an entry of the group on to the inbox of the peer that it is for."""
         command = (b"XADD", self._inbox(recipient).key, *self._if_there, b"*", *fields)
-        return Post(pack_command(command), answers=entry_id, attempt=attempt)
+        packed = pack_command(command)
+        return Post(packed, answers=entry_id, attempt=attempt, forwarded_to=recipient)
 
     def acknowledge(self, entries: list[bytes]) -> Post:
         """Return what acknowledges entries of the group."""
@@ -270,6 +271,10 @@ class Commands:
         post.number = b"%s.%d" % (inbox.epoch, inbox.last + 1)
         self._add_to_inbox(inbox, envelope, post)
         inbox.last += 1
+
+    def inbox(self, recipient: str) -> bytes:
+        """Return the key of a peer's inbox."""
+        return self._keys.inbox(recipient)
 
     def key_of(self, post: Post) -> bytes:
         """Return the key that a post writes to."""

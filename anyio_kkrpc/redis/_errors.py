@@ -11,10 +11,19 @@ from redis.exceptions import ConnectionError as NotReadyError
 from redis.exceptions import InvalidResponse, RedisError, ResponseError
 from redis.exceptions import TimeoutError as TooLateError
 
-from .._exceptions import TransportClosedError, TransportConnectionError
+from .._exceptions import OverloadedError, TransportClosedError, TransportConnectionError
 from .._log import quoted
 
-__all__ = ("Meaning", "code_of", "leads_elsewhere", "meaning_of", "named", "parse_error", "reason")
+__all__ = (
+    "Meaning",
+    "code_of",
+    "leads_elsewhere",
+    "meaning_of",
+    "named",
+    "no_memory",
+    "parse_error",
+    "reason",
+)
 
 
 class Meaning(Enum):
@@ -219,3 +228,12 @@ def command_name(command: Sequence[bytes | str | int | float]) -> str:
     if not key or name.partition(" ")[0] in _WITHOUT_KEY:
         return name
     return f"{name}, key {key[0][:_SHOWN]!r}"
+
+
+def no_memory(exc: Exception) -> OverloadedError:
+    """Return the error for a request while Redis has no memory."""
+    error = OverloadedError(
+        "Redis is out of memory: the request did not run, and may be tried again"
+    )
+    error.__cause__ = exc
+    return error

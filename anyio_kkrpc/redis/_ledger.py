@@ -43,6 +43,7 @@ class Post(Struct, eq=False):
         left out, so that nobody waits for it.
     :ivar answers: the entry of the group that this is the reply to
     :ivar attempt: how often that entry has been delivered
+    :ivar forwarded_to: the peer whose inbox it hands an entry on to
     :ivar ids: the entries that it acknowledges, or brings back. Such a post isn't written again;
         what it is about may have changed.
     :ivar brings_back: which of the two
@@ -64,6 +65,7 @@ class Post(Struct, eq=False):
     number: bytes | None = None
     answers: bytes | None = None
     attempt: int = 1
+    forwarded_to: str | None = None
     ids: list[bytes] | None = None
     brings_back: bool = False
     event: Event | None = None
@@ -243,9 +245,8 @@ class Ledger:
         return once
 
     def clear(self) -> list[Post]:
-        """Empty it; return what it had."""
+        """Let nothing wait; return what is open. What was written may be answered still."""
         posts = [*self.written, *self.waiting()]
-        self.written.clear()
         self._refused.clear()
         self._waiting.clear()
         self.weight = 0

@@ -12,19 +12,20 @@ from typing import Any
 from anyio import Event, current_time, move_on_after, sleep
 from redis.exceptions import RedisError
 
-from .._exceptions import OverloadedError, TransportClosedError, TransportConnectionError
+from .._exceptions import TransportClosedError, TransportConnectionError
 from .._loop import clock
 from .._protocol._records import Cancel, Request
 from ._acks import Acknowledgements
 from ._again import Again
 from ._commands import Commands
 from ._connection import Connection
-from ._errors import Meaning, meaning_of, named
+from ._errors import Meaning, meaning_of, named, no_memory
 from ._ledger import Ledger, Phase, Post
 from ._numbers import Numbers
 from ._patience import Patience
+from ._undelivered import Undelivered
 
-__all__ = ("HIGH_WATER", "Outgoing", "no_memory")
+__all__ = ("HIGH_WATER", "Outgoing")
 
 # Bytes that wait, while nothing can be written, before those who add more wait too.
 HIGH_WATER = 16 * 1024 * 1024
@@ -43,9 +44,11 @@ class Outgoing:
     :param given_up: told of entries of the group, with the number of their deliveries, that can't
         be answered from here
     :param failed: told of an error that makes it of no use
+    :param chance: seconds in which peers make inboxes again that Redis has lost
     :ivar ledger: its posts
     :ivar acks: what it acknowledges
     :ivar last_added: id of the last entry of the stream that is known to be this peer's
+    :ivar undelivered: what waits for inboxes
     :ivar now: AnyIO's clock
     """
 
@@ -58,6 +61,7 @@ class Outgoing:
         too_late: Callable[[Post], bool],
         given_up: Callable[[bytes, int], object],
         failed: Callable[[Exception], object],
+        chance: float,
     ) -> None:
         self._commands = commands
         self._finished = finished
@@ -78,6 +82,9 @@ class Outgoing:
         # Those that wait here, by their ids: they can be taken back.
         self._requests: dict[str, Post] = {}
         self._stirred = Event()
+        parts = (commands, self.ledger, self.acks, self._numbers)
+        self.undelivered = Undelivered(*parts, finished, too_late, self.stir, chance)
+        self._gone = self.undelivered.peers
         self._room: Event | None = None
 
     # What comes
@@ -87,6 +94,8 @@ class Outgoing:
 
         :raises OverloadedError: if it is a request, and Redis is known to take none
         """
+        if self._gone and self.undelivered.take(post):
+            return
         connection = self._connection
         if self.ledger.flowing and connection is not None and connection.error is None:
             post.written_at = self.now()
@@ -136,14 +145,13 @@ class Outgoing:
         if self.acks.settled and connection is not None and connection.error is None:
             if self._acks_refused and self.ledger.phase is Phase.STOPPED:
                 return
-            entries = self.acks.take()
-            if entries:
+            if entries := self.acks.take():
                 self._write_beside(self._commands.acknowledge(entries), connection)
 
     def withdraw(self, post: Post) -> bool:
         """Take back what waits here; return false if it was written, or may have been."""
         if not post.waits or post.unknown:
-            return False
+            return self.undelivered.withdraw(post)
         if post.number is None:
             self.ledger.drop(post)
         else:
@@ -181,8 +189,9 @@ class Outgoing:
 
     def _write_carefully(self, entry_id: bytes, attempt: int) -> None:
         """Acknowledge an entry only when its reply was taken, unless that is long past."""
-        if not self._unanswered and self._again.is_long_past(self.now()):
-            self.acks.careful = False
+        now = self.now()
+        if not self._unanswered and now > self.undelivered.until:
+            self.acks.careful = not self._again.is_long_past(now)
         self.acks.write(entry_id, attempt)
 
     def _write_beside(self, post: Post, connection: Connection) -> None:
@@ -211,7 +220,7 @@ class Outgoing:
     def _take(self, answer: Any) -> None:
         """Take Redis' next answer. They come in the order of writing."""
         if not self._written:
-            return  # it has ended
+            return
         post = self._written[0]
         if answer.__class__ is bytes and post.replies == 1:
             self._written.popleft()
@@ -259,6 +268,8 @@ class Outgoing:
         self._written.popleft()
         if isinstance(post.result, Exception):
             return self._take_refusal(post, post.result)
+        if post.result is None and self.undelivered.keep(post, self.now()):
+            return True
         self._numbers.leave_out(post)
         self._finished(post)
         if post.answers is not None:
@@ -274,6 +285,8 @@ class Outgoing:
             request = record.id
         if meaning in (Meaning.REFUSED, Meaning.GONE, Meaning.FINAL):
             self._numbers.leave_out(post)
+            if post.brings_back:  # there is no group to bring it back to
+                self._take_acknowledgement(post.ids or [], brought_back=True)
             self._finish(post)
             return True
         if meaning is Meaning.FULL and request is not None and not post.unknown:
@@ -401,6 +414,7 @@ class Outgoing:
     def attach(self, connection: Connection) -> None:
         """Write to this connection from now on; first what is open from the last one."""
         self.now = clock()
+        self.undelivered.connected(self.now())
         self._connection = connection
         self.ledger.open()
         connection.before_write = self.acknowledge
@@ -411,6 +425,7 @@ class Outgoing:
     def detach(self) -> None:
         """Note that the connection was lost: what comes now waits for the next one."""
         self._connection = None
+        self.undelivered.disconnected()
         self._again.recover(self.now())
         entries = [entry for post in self.ledger.lost() for entry in post.ids or ()]
         waiting = self.ledger.waiting()
@@ -419,19 +434,10 @@ class Outgoing:
 
     def end(self) -> list[Post]:
         """Let nobody wait any more; return the posts that were open."""
-        posts = self.ledger.clear()
+        posts = self.ledger.clear() + self.undelivered.clear()
         for post in posts:
             if post.answers is not None and post.waits:
                 self.acks.hold(post.answers, post.attempt)
         if self._room is not None:
             self._room.set()
         return posts
-
-
-def no_memory(exc: Exception) -> OverloadedError:
-    """Return the error for a request while Redis has no memory."""
-    error = OverloadedError(
-        "Redis is out of memory: the request did not run, and may be tried again"
-    )
-    error.__cause__ = exc
-    return error

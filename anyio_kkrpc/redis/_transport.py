@@ -284,15 +284,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         bounds = options.max_queue_size, options.max_queue_bytes
         self._aside = Aside(self._queue, self._inbound, bounds, *aside)
         self._pacing = Pacing(self._dialects.classic.streams, self._inbound)
-        self._decoder = Decoder(
-            self._dialects,
-            options.max_message_size,
-            self._on_hint,
-            self._signer,
-            self._refusals.append,
-            None if options.use_consumer_group else keys.stream,
-            self._in_order.skipped,
-        )
+        silent = None if options.use_consumer_group else keys.stream
+        rest = (self._signer, self._refusals.append, silent, self._in_order.skipped)
+        self._decoder = Decoder(self._dialects, options.max_message_size, self._on_hint, *rest)
         native = options.dialect == "native"
         self._capabilities = Capabilities(
             broadcast=not options.use_consumer_group,
@@ -312,6 +306,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             patience=Patience("writes", self._outages),
             given_up=self._on_given_up,
             failed=self._broken,
+            chance=options.inbox_ttl,
         )
         patience = Patience("a new connection", self._outages)
         self._link = Link(self._dialer("writer"), self._prepare, self._writer.detach, patience)
@@ -449,6 +444,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         group.start_soon(self._part, upkeep.run, name="anyio_kkrpc redis housekeeping")
         dial = partial(self._dial, "upkeep")
         group.start_soon(self._inbox.run, dial, name="anyio_kkrpc redis inbox upkeep")
+        wait = partial(self._writer.undelivered.run, request, self._inbox.keep)
+        group.start_soon(self._part, wait, name="anyio_kkrpc redis undelivered")
         if self._trim is not None:
             group.start_soon(self._part, self._trim.run, self._link, name="anyio_kkrpc redis trim")
         if options.use_consumer_group:
@@ -490,6 +487,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def _on_lost(self, made: bytes) -> None:
         """The inbox was gone, and with it what was in it."""
         self._repeats.lose()
+        self._writer.undelivered.open(current_time())
         reader = self._inbox_reader
         if reader is not None and order(made) < order(reader.positions[self._inbox.key]):
             reader.positions[self._inbox.key] = b"0-0"

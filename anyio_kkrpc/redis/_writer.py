@@ -23,10 +23,10 @@ from .._protocol._records import Reply, Request
 from ..abc import Envelope
 from ._commands import Commands, is_control
 from ._connection import Connection
-from ._errors import Meaning, meaning_of, named
+from ._errors import Meaning, meaning_of, named, no_memory
 from ._ledger import Post
 from ._lookup import Lookup
-from ._outgoing import Outgoing, no_memory
+from ._outgoing import Outgoing
 from ._patience import Patience
 from .dialects.native import NativeDialect
 
@@ -46,7 +46,9 @@ class Writer:
     :param given_up: told of entries of the group, with the number of their deliveries, that can't
         be answered from here: somebody else is to have them
     :param failed: told of an error that makes it of no use
+    :param chance: seconds in which peers make inboxes again that Redis has lost
     :ivar commands: the same
+    :ivar undelivered: what waits for inboxes that are gone; its `run` must run, too
     :ivar undeliverable: records that Redis refused, or whose recipient was gone
     """
 
@@ -59,6 +61,7 @@ class Writer:
         patience: Patience,
         given_up: Callable[[bytes, int], object],
         failed: Callable[[Exception], object],
+        chance: float = 60.0,
     ) -> None:
         self.commands = commands
         self._lookup = Lookup(commands.stream, native)
@@ -70,7 +73,9 @@ class Writer:
             too_late=self._is_too_late,
             given_up=given_up,
             failed=failed,
+            chance=chance,
         )
+        self.undelivered = outgoing.undelivered
         # Asked for each message, and so without a detour.
         self._make, self._post = commands.make, outgoing.post
         self.flush_nowait, self.expect_more = outgoing.flush_nowait, outgoing.expect_more
@@ -185,6 +190,9 @@ class Writer:
         error = self._error(post)
         if post.event is not None:
             post.event.set()
+        elif post.forwarded_to is not None:
+            self.undeliverable += 1
+            logger.info("an entry for %s could not be delivered", quoted(post.forwarded_to))
         elif envelope is None or is_control(envelope.record):
             if error is not None:
                 logger.warning("Redis refused an acknowledgement or a control: %s", error)

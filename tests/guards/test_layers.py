@@ -109,6 +109,7 @@ MOVING = {
     "redis._socket": "redis._connection",
     "redis._takeover": "redis._group",
     "redis._trim": "redis._group",
+    "redis._undelivered": "redis._writing",
     "redis._threads": "redis._connection",
     "redis._watch": "redis._connection",
     "redis._keys": "redis._stream",
