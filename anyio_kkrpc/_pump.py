@@ -22,6 +22,7 @@ from ._exceptions import (
 )
 from ._protocol._events import StreamsClosed
 from ._protocol._records import Reply, StreamReply
+from ._protocol._state import ProducerState
 from ._protocol._streams import Producer
 from ._protocol._values import unpack_result
 from ._timer import TimerEntry
@@ -186,7 +187,7 @@ class Pump:
         item: Any = _NONE
         try:
             while not self._stopped:
-                if not producer.credit:
+                if producer.state is ProducerState.PAUSED:
                     raised = await self._wait_for_credit(iterator)
                     item = raised if item is _NONE else item
                     continue
@@ -194,8 +195,8 @@ class Pump:
                     coroutine, item = context.run(begin_awaiting, step(iterator))
                     if coroutine is not None:
                         item = await go_on(context, coroutine, item)
-                    if not producer.credit:
-                        continue  # another worker is to have it
+                        if producer.paused:
+                            continue  # another worker is to have it
                 if self._kind is not Any:
                     item = check_own(item, self._kind, self._name)
                 envelope = Envelope(producer.item(item), None, producer.consumer)

@@ -27,7 +27,8 @@ class RemoteStream(AsyncIterator[T], Generic[T]):
     """A stream of the other side: an asynchronous iterator that is also a context manager.
 
     Items are fetched ahead by credits: at most 32 of them, and up to 256 small ones where the
-    reader takes them quicker than a round trip brings more. Leaving it early, by ``async with``, by
+    reader takes them quicker than a round trip brings more. Of those that aren't small, no more
+    wait than weigh 1 MiB together, and one beside them. Leaving it early, by ``async with``, by
     `aclose` or by dropping the iterator, ends the source at the other side. One task at a time may
     read it.
     """
@@ -113,7 +114,7 @@ class Inflow:
         else:
             await self._wait()
         item = items.popleft()
-        pull = self._consumer.delivered(item)
+        pull = self._consumer.delivered()
         if pull is not None:
             self._core.post(pull, self._consumer.producer)
         if self._kind is Any:

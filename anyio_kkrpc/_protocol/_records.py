@@ -114,19 +114,26 @@ class CallbackRelease(Struct, tag_field="t", tag="cbr", omit_defaults=True):
 
 
 class StreamRequest(Struct, tag_field="t", tag="sq", omit_defaults=True):
-    """From a stream's consumer: ``pull`` allows ``n`` more items; ``return``, ``throw`` end it."""
+    """From a stream's consumer: ``pull`` allows ``n`` more items; ``return``, ``throw`` end it.
+
+    :ivar b: what the items may weigh that are sent beyond what was allowed before; without it that
+        isn't bounded (ours)
+    """
 
     id: Id
     sid: Id
     op: Literal["pull", "return", "throw"]
     n: Any = UNSET
     v: Any = UNSET
+    b: Index | UnsetType = UNSET
 
 
 class StreamReply(Struct, tag_field="t", tag="sr", omit_defaults=True):
     """From a stream's producer: an item (``d`` false), the end (``d`` true) or an error ``e``.
 
     :ivar i: index of the item, from 0, so that a lost or doubled one is seen (ours)
+    :ivar w: what the item weighs, where its consumer bounds that; those without it weigh nothing,
+        but the first one always has it (ours)
     """
 
     id: Id
@@ -135,6 +142,7 @@ class StreamReply(Struct, tag_field="t", tag="sr", omit_defaults=True):
     v: Any = UNSET
     e: dict[str, Any] | UnsetType = UNSET
     i: Index | UnsetType = UNSET
+    w: Index | UnsetType = UNSET
 
 
 class Cancel(Struct, tag_field="t", tag="x"):

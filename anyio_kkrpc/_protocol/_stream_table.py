@@ -157,7 +157,7 @@ class Streams:
             self.ignored += 1
             return None
         if record.op == "pull":
-            producer.pull(record.n)
+            producer.pull(record.n, record.b)
             self._give(producer, sender)
             return StreamPulled(producer)
         producer.leave()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
-from ._records import StreamReply, StreamRequest
+from ._budget import BUDGET, weight_of
+from ._records import MAX_NUMBER, StreamReply, StreamRequest
 from ._state import (
     CONSUMER,
     PRODUCER,
@@ -24,8 +25,6 @@ FIRST_CREDIT = 32
 MAX_WINDOW = 256
 # Items for each time that the reader waits, from which on they come in bursts.
 _BURST = 4
-# What an item may weigh to count as small: its characters or bytes, and 8 for each value in it.
-_SMALL = 1024
 # A credit is a permission, not a buffer; the bound keeps a hostile number from growing without end.
 MAX_CREDIT = 1 << 31
 
@@ -33,25 +32,12 @@ _READABLE = (ConsumerState.IDLE, ConsumerState.OPEN)
 _FINISHED = (ConsumerState.ENDED, ConsumerState.FAILED)
 
 
-def _is_small(value: Any) -> bool:
-    weight, parts = 0, [value]
-    while parts and weight <= _SMALL:
-        part = parts.pop()
-        weight += 8
-        if isinstance(part, (str, bytes)):
-            weight += len(part)
-        elif isinstance(part, dict):
-            weight += len(part) * 8
-            parts += itertools.islice(part.values(), _SMALL)
-        elif isinstance(part, (list, tuple)):
-            parts += part[:_SMALL]
-        elif not isinstance(part, (int, float, type(None))):
-            return False
-    return weight <= _SMALL
-
-
 class Consumer:
     """The reading end of a stream.
+
+    It grants items and what they may weigh, both ahead of what its reader has taken. A source that
+    doesn't say what its items weigh heeds the items only: it is granted fewer of them, as many as
+    may weigh that.
 
     :ivar id: id of the stream
     :ivar producer: id of the peer that has the source
@@ -61,10 +47,14 @@ class Consumer:
     __slots__ = (
         "_delivered",
         "_granted",
+        "_heaviest",
+        "_heavy",
         "_judged",
         "_new_id",
         "_received",
+        "_room",
         "_waits",
+        "_weighs",
         "_window",
         "call_id",
         "handle",
@@ -88,6 +78,13 @@ class Consumer:
         self._granted = 0
         self._received = 0
         self._delivered = 0
+        # What may be sent beyond what was delivered, by weight.
+        self._room = 0
+        # Index and weight of those that aren't small and wait for the reader.
+        self._heavy: deque[tuple[int, int]] = deque()
+        # Whether this side has to weigh them, and what the heaviest of late was then.
+        self._weighs = False
+        self._heaviest = 0
 
     @property
     def readable(self) -> bool:
@@ -104,24 +101,33 @@ class Consumer:
         self._waits += 1
         return self._pull(FIRST_CREDIT) if self.state is ConsumerState.IDLE else None
 
-    def delivered(self, item: Any) -> StreamRequest | None:
+    def delivered(self) -> StreamRequest | None:
         """Note that an item went to the user; return the pull that this calls for, if any."""
+        small = not self._heavy or self._heavy[0][0] != self._delivered
+        if not small:
+            self._room -= self._heavy.popleft()[1]
         self._delivered += 1
         ahead = self._granted - self._delivered
-        if ahead > self._window // 2 or self.state is not ConsumerState.OPEN:
+        window = self._window
+        if self._heaviest:
+            window = max(min(window, BUDGET // self._heaviest), 1)
+        if ahead > window // 2 and (ahead >= window or self._room > BUDGET // 2):
             return None
-        if self._window < MAX_WINDOW:
-            self._widen(item)
-        return self._pull(self._window - ahead)
+        if self.state is not ConsumerState.OPEN:
+            return None
+        if window == self._window < MAX_WINDOW:
+            self._widen(small)
+            window = self._window
+        return self._pull(window - ahead)
 
-    def _widen(self, item: Any) -> None:
+    def _widen(self, small: bool) -> None:
         """Let the source run further ahead if items come in bursts, for which the reader waits.
 
         It doesn't where items are large, so that the bound on memory stays of use.
         """
         taken = self._delivered - self._judged
         if taken >= self._window:
-            if 0 < self._waits * _BURST <= taken and _is_small(item):
+            if 0 < self._waits * _BURST <= taken and small:
                 self._window *= 2
             self._judged, self._waits = self._delivered, 0
 
@@ -159,26 +165,45 @@ class Consumer:
         if leaving:
             return None
         if step is ConsumerInput.ITEM:
-            self._received += 1
-            if self._received > self._granted:
+            if self._received == self._granted:
                 self.state = advance(CONSUMER, self.state, ConsumerInput.LOSE)
                 return ConsumerInput.LOSE
+            if record.w is not UNSET:
+                if record.w:
+                    self._heavy.append((self._received, record.w))
+            elif self._weighs or not self._received:
+                self._weigh(record.v)
+            self._received += 1
         return step
+
+    def _weigh(self, item: Any) -> None:
+        """Weigh an item of a source that doesn't do so, as its first item shows."""
+        self._weighs = True
+        weight = weight_of(item)
+        if weight:
+            self._heavy.append((self._received, weight))
+        self._heaviest = max(weight, self._heaviest - self._heaviest // FIRST_CREDIT - 1, 0)
 
     def _pull(self, credit: int) -> StreamRequest:
         self.state = advance(CONSUMER, self.state, ConsumerInput.PULL)
         self._granted += credit
-        return StreamRequest(id=self._new_id(), sid=self.id, op="pull", n=credit)
+        more = min(BUDGET - self._room, MAX_NUMBER)
+        self._room += more
+        return StreamRequest(id=self._new_id(), sid=self.id, op="pull", n=credit, b=more)
 
 
 class Producer:
     """The end of a stream that has the source.
 
+    It sends an item as long as it has credit and what it has sent weighs less than it was granted,
+    so that one item may weigh more than that.
+
     :ivar id: id of the stream
     :ivar consumer: id of the peer that reads it; ``None`` until the first pull if not known before
     :ivar source: the driver's object for it
-    :ivar credit: items that may be sent now
+    :ivar credit: items that may be sent now, as far as their weight allows
     :ivar last: the record of its end, or of the error that it ended with
+    :ivar room: what they may weigh, ``None`` if their reader doesn't bound it
     :ivar sent: items that were sent
     :ivar shared: the peers that had it before, if it is an argument of a call that is still open
         and that the workers of a group run one after the other; otherwise ``None``
@@ -191,6 +216,7 @@ class Producer:
         "handle",
         "id",
         "last",
+        "room",
         "sent",
         "shared",
         "source",
@@ -206,16 +232,24 @@ class Producer:
         self.handle: Any = None
         self.state: ProducerState = ProducerState.PAUSED
         self.credit: int = 0
+        self.room: int | None = None
         self.sent: int = 0
         self.last: StreamReply | None = None
         self.shared: list[str] | None = None
         self._new_id = new_id
 
-    def pull(self, n: Any) -> None:
-        """Take a pull of ``n`` items; a missing or odd number counts as 1, as in kkrpc."""
-        self.state = advance(PRODUCER, self.state, ProducerInput.PULL)
+    def pull(self, n: Any, weight: int | UnsetType = UNSET) -> None:
+        """Take a pull.
+
+        :param n: items; a missing or odd number counts as 1, as in kkrpc
+        :param weight: what they may weigh; without it that is no longer bounded
+        """
         wanted = n if n.__class__ is int and n > 0 else 1
         self.credit = min(self.credit + wanted, MAX_CREDIT)
+        self.room = None if weight is UNSET else min((self.room or 0) + weight, MAX_NUMBER)
+        paused = self.state is ProducerState.PAUSED
+        if not paused or self.room is None or self.room > 0:
+            self.state = advance(PRODUCER, self.state, ProducerInput.PULL)
 
     def hand_over(self, peer: str | None) -> bool:
         """Take it from its consumer, so that another one can read it from its start.
@@ -228,7 +262,7 @@ class Producer:
         if self.consumer is not None:
             self.shared.append(self.consumer)
         self.state = advance(PRODUCER, self.state, ProducerInput.HAND_OVER)
-        self.credit = 0
+        self.credit, self.room = 0, None
         return True
 
     def item(self, value: Any) -> StreamReply:
@@ -236,10 +270,18 @@ class Producer:
 
         :raises ProtocolError: without credit, or after the end
         """
-        step = ProducerInput.LAST_ITEM if self.credit == 1 else ProducerInput.ITEM
-        self.state = advance(PRODUCER, self.state, step)
-        self.credit -= 1
         record = StreamReply(id=self._new_id(), sid=self.id, d=False, v=value, i=self.sent)
+        last = self.credit == 1
+        if self.room is not None:
+            weight = weight_of(value)
+            if weight or not self.sent:
+                record.w = weight
+                last = last or weight >= self.room
+        step = ProducerInput.LAST_ITEM if last else ProducerInput.ITEM
+        self.state = advance(PRODUCER, self.state, step)
+        if record.w is not UNSET and self.room is not None:
+            self.room -= record.w
+        self.credit -= 1
         self.sent += 1
         return record
 
@@ -263,6 +305,11 @@ class Producer:
         """Note that the link to the consumer is gone."""
         if self.state is not ProducerState.DONE:
             self.state = advance(PRODUCER, self.state, ProducerInput.LOSE)
+
+    @property
+    def paused(self) -> bool:
+        """Whether an item has to wait for a pull."""
+        return self.state is ProducerState.PAUSED
 
     @property
     def open(self) -> bool:

@@ -23,6 +23,7 @@ from .._protocol._records import (
     Reply,
     Request,
     StreamReply,
+    StreamRequest,
 )
 from .._protocol._values import ARGUMENT
 from ..abc import Codec
@@ -119,11 +120,16 @@ def _stream_reply(record: StreamReply) -> StreamReply:
     return plain
 
 
+def _stream_request(record: StreamRequest) -> StreamRequest:
+    return StreamRequest(record.id, record.sid, record.op, n=record.n, v=record.v)
+
+
 _PLAIN: dict[type, Callable[[Any], Record | None]] = {
     Request: _request,
     CallbackCall: _callback_call,
     Reply: _reply,
     StreamReply: _stream_reply,
+    StreamRequest: _stream_request,
     CallbackRelease: lambda record: CallbackRelease(record.ids),
     Cancel: lambda record: None,
     Bye: lambda record: None,
@@ -147,7 +153,9 @@ def received(record: Record) -> Record:
     elif isinstance(record, CallbackRelease):
         record.all = True
     elif isinstance(record, StreamReply):
-        record.i = UNSET
+        record.i = record.w = UNSET
+    elif isinstance(record, StreamRequest):
+        record.b = UNSET
     return record
 
 

@@ -261,7 +261,7 @@ def test_stream_from_start_to_end() -> None:
         assert isinstance(event, StreamItem)
         got.append(event.value)
         assert consumer.wait() is None
-        more = consumer.delivered(None)
+        more = consumer.delivered()
         if more is not None:
             assert more.n == FIRST_CREDIT // 2
             server.receive(more, "caller")
@@ -292,7 +292,7 @@ def flow(item: Any, burst: int | None) -> int:
         pulls = []
         while received:
             received -= 1
-            pulls.append(consumer.delivered(item))
+            pulls.append(consumer.delivered())
         pulls.append(consumer.wait())
         for pull in pulls:
             if pull is not None:

@@ -74,7 +74,7 @@ def test_a_call_is_settled_once(steps: list[s.CallInput]) -> None:
 
 def test_the_protocol_imports_no_io() -> None:
     """The core imports only itself, msgspec and pure parts of the standard library."""
-    allowed = {"__future__", "collections", "enum", "itertools", "typing", "msgspec"}
+    allowed = {"__future__", "collections", "enum", "itertools", "math", "typing", "msgspec"}
     folder = Path(anyio_kkrpc._protocol.__file__).parent
     modules = sorted(folder.glob("*.py"))
     assert len(modules) >= 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -172,3 +173,42 @@ async def test_stream_argument_that_another_worker_asks_for(
     assert "another worker" in str(first.error)
     assert second.got == ([] if taken else list(range(40)))
     assert channel.statistics().outgoing_streams == 0
+
+
+async def test_large_items_of_a_reader_that_has_stopped(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """In its inbox wait no more than weigh what its pull has granted, and one beside them."""
+
+    class Large:
+        async def items(self) -> AsyncIterator[str]:
+            while True:
+                yield "x" * 300_000
+
+        def ping(self) -> None: ...
+
+    base = f"{{{stream_name}}}:inbox:"
+    async with (
+        RedisStreamsTransport(redis_server.url, stream=stream_name, session_id="w") as served,
+        RPCChannel(served, expose=Large()),
+        RedisStreamsTransport(redis_server.url, stream=stream_name) as client,
+        RPCChannel(client, timeout=CALL_BOUND) as channel,
+    ):
+        await channel.get_api().ping()
+        # A client that opens a stream and is stopped once it has pulled.
+        witness.xadd(base + "stopped", {"hint": "hello"})
+        call = {"t": "q", "id": "1", "op": "call", "p": ["items"]}
+        witness.xadd(stream_name, {"from": "stopped", "json": json.dumps(call), "v": "2"})
+        with anyio.fail_after(BOUND):
+            while len(found := witness.xrange(base + "stopped")) < 2:
+                await anyio.sleep(0.01)
+            (stream,) = [json.loads(fields[b"json"])["v"]["id"] for _, fields in found[1:]]
+            pull = {"t": "sq", "id": "2", "sid": stream, "op": "pull", "n": 32, "b": 1 << 20}
+            entry = {"from": "stopped", "json": json.dumps(pull), "n": "a.1", "v": "2"}
+            witness.xadd(base + "w", entry)
+            while witness.xlen(base + "stopped") < 2 + 4:
+                await anyio.sleep(0.01)
+        for _ in range(10):
+            await channel.get_api().ping()
+        items = [json.loads(fields[b"json"]) for _, fields in witness.xrange(base + "stopped")[2:]]
+        assert [item["w"] for item in items] == [300_000] * 4

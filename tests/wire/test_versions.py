@@ -225,7 +225,8 @@ async def test_callers_get_the_refusal(
 
         async def call() -> None:
             with pytest.raises(
-                DeliveryError, match="needs version 2 of the wire; .*; it did not run"
+                DeliveryError,
+                match=f"needs version {VERSION + 1} of the wire; .*; it did not run",
             ) as caught:
                 await channel.get_api().ask(1)
             failed.append(caught.value)

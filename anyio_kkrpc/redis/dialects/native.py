@@ -25,7 +25,7 @@ from ._base import Dialect, Entry, leave_out
 __all__ = ("MARK", "UNMARKED", "VERSION", "NativeDialect", "NewerWireError", "numbered")
 
 # The version of the native wire that is spoken here. Entries of the one before have no mark.
-VERSION = 1
+VERSION = 2
 UNMARKED = 0
 # The last field of what is written here, but for a signature.
 MARK = (b"v", b"%d" % VERSION)
