@@ -28,7 +28,7 @@ from anyio_kkrpc._cli._top import Watch
 from anyio_kkrpc._cli._top_look import SEARCH_INTERVAL, GroupLook, Search, StreamLook, Worker, look
 from anyio_kkrpc._cli._top_table import age, rate, shorten
 from anyio_kkrpc._cli._top_view import Fitted, Frame
-from anyio_kkrpc.redis._group import DELAYED, HANDED_BACK
+from anyio_kkrpc.redis._keys import DELAYED, HANDED_BACK
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
 

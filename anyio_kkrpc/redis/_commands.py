@@ -17,40 +17,21 @@ from ..abc import Codec, Envelope
 from ._connection import pack as pack_command
 from ._keys import Keys
 from ._ledger import Post
-from ._scripts import BEFORE
 from ._signing import FRESH, Signer
 from .dialects import Dialects
 from .dialects.native import MARK, UNMARKED
 
 __all__ = ("Commands", "deadline_of", "is_control")
 
-# Cancels are of interest for moments; older ones only take up memory.
-_CONTROL_LENGTH = b"1000"
+# Entries of the control stream. Cancels in a broadcast are of interest for moments, but as many as
+# that may come in one; all together they take some 2 MB.
+CONTROL_LENGTH = b"20000"
 CONTROL_TTL_MS = b"3600000"
 # Peers whose inbox is remembered.
 _PEERS = 4096
 
 # The end of each native entry, packed.
 _MARK = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in MARK)
-
-# Removes a request that no group has taken yet; one that was taken is cancelled by the record.
-_CANCEL = (
-    BEFORE
-    + b"""
-if redis.replicate_commands then redis.replicate_commands() end
-local taken = redis.call('EXISTS', KEYS[1]) == 0
-if not taken then
-  for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-    for i = 1, #group, 2 do
-      if group[i] == 'last-delivered-id' and not before(group[i + 1], ARGV[1]) then taken = true end
-    end
-  end
-end
-if not taken then return redis.call('XDEL', KEYS[1], ARGV[1]) end
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', unpack(ARGV, 4))
-return redis.call('PEXPIRE', KEYS[2], ARGV[3])
-"""
-)
 
 # Adds a request unless the group has too much to do already; returns its id, or the backlog.
 _ADD_BOUNDED = b"""
@@ -113,6 +94,7 @@ class Commands:
     :param group: the group whose entries are acknowledged, if any
     :param consumer: this peer's name in it
     :param added: told how many entries are added to the stream or acknowledged, if not ``None``
+    :ivar keys: of the stream
     :ivar sent: records that were put into posts
     :ivar no_mkstream: whether the server knows NOMKSTREAM
     """
@@ -128,7 +110,7 @@ class Commands:
         signer: Signer | None,
         added: Callable[[int], object] | None,
     ) -> None:
-        self._keys = keys
+        self.keys = keys
         self._dialects = dialects
         self._native = dialects.native
         self._group = group
@@ -152,10 +134,12 @@ class Commands:
     @property
     def stream(self) -> bytes:
         """The key of the stream."""
-        return self._keys.stream
+        return self.keys.stream
 
     def make(self, envelope: Envelope) -> Post | None:
-        """Return what is to be written; ``None`` if its recipient knows nothing of the kind."""
+        """Return what is to be written; ``None`` if its recipient knows nothing of the kind, or if
+        it is the cancel of a request to the group: see `Cancels`.
+        """
         record, recipient = envelope.record, envelope.recipient
         if self._plain:
             if recipient is None:
@@ -169,14 +153,28 @@ class Commands:
             shared = dialect.encode(record, recipient)
             return None if shared is None else self._make_shared(envelope, shared)
         if control:
-            return self._make_control(envelope)
+            grouped = self._group is not None and record.__class__ is Cancel
+            return None if grouped else self.make_control(envelope)
         if recipient is None:
             fields = self._native.encode(record, None)
-            return self._add_to_stream(fields, Post(b"", envelope, to_stream=True))
+            post = envelope.token = Post(b"", envelope, to_stream=True)
+            return self._add_to_stream(fields, post)
         post = Post(b"", envelope)
         self.number_anew(post)
         self.sent += 1
         return post
+
+    def make_control(self, envelope: Envelope) -> Post:
+        """Return what tells all peers."""
+        keys = self.keys
+        number = b"%s.%d" % (self._control.epoch, self._control.last + 1)
+        fields = self._encode(envelope, number)
+        self._control.last += 1
+        self.sent += 1
+        pack = partial(self._pack, key=keys.control, fields=fields)
+        add = (b"XADD", keys.control, b"MAXLEN", b"~", CONTROL_LENGTH, b"*")
+        expire = pack_command((b"PEXPIRE", keys.control, CONTROL_TTL_MS))
+        return self._sealed(partial(pack, add, behind=expire), Post(b"", envelope, 2))
 
     def forward(self, entry_id: bytes, attempt: int, recipient: str, fields: list[bytes]) -> Post:
         """Return what hands an entry of the group on to the inbox of the peer that it is for."""
@@ -189,7 +187,7 @@ class Commands:
         assert self._group is not None
         if self._added is not None:
             self._added(len(entries))
-        command = (b"XACK", self._keys.stream, self._group, *entries)
+        command = (b"XACK", self.keys.stream, self._group, *entries)
         return Post(pack_command(command), ids=entries)
 
     def bring_back(self, entries: list[tuple[bytes, int]]) -> Post:
@@ -201,7 +199,7 @@ class Commands:
         flat: list[bytes] = []
         for entry_id, attempt in entries:
             flat += (entry_id, b"%d" % attempt)
-        command = (b"EVAL", _BRING_BACK, b"1", self._keys.stream, self._group, self._consumer)
+        command = (b"EVAL", _BRING_BACK, b"1", self.keys.stream, self._group, self._consumer)
         ids = [entry_id for entry_id, _ in entries]
         return Post(pack_command((*command, *flat)), ids=ids, brings_back=True)
 
@@ -274,14 +272,14 @@ class Commands:
 
     def inbox(self, recipient: str) -> bytes:
         """Return the key of a peer's inbox."""
-        return self._keys.inbox(recipient)
+        return self.keys.inbox(recipient)
 
     def key_of(self, post: Post) -> bytes:
         """Return the key that a post writes to."""
         if post.to_stream or post.envelope is None:
-            return self._keys.stream
+            return self.keys.stream
         recipient = post.envelope.recipient
-        return self._keys.control if recipient is None else self._keys.inbox(recipient)
+        return self.keys.control if recipient is None else self.keys.inbox(recipient)
 
     def _make_request(self, envelope: Envelope, record: Record) -> Post:
         """The quick way of most: the constant beginning of the command is made once."""
@@ -293,7 +291,8 @@ class Commands:
         if self._added is not None:
             self._added(1)
         packed = b"%s$%d\r\n%s\r\n%s" % (self._request_head, size, data, _MARK)
-        return Post(packed, envelope, 1, True)
+        post = envelope.token = Post(packed, envelope, 1, True)
+        return post
 
     def _make_addressed(self, envelope: Envelope, recipient: str) -> Post:
         codec = self._native.codec_for(recipient)
@@ -325,21 +324,6 @@ class Commands:
         command = (b"XADD", inbox.key, *self._if_there, b"*")
         return self._sealed(partial(self._pack, command, inbox.key, fields), post)
 
-    def _make_control(self, envelope: Envelope) -> Post:
-        keys = self._keys
-        number = b"%s.%d" % (self._control.epoch, self._control.last + 1)
-        fields = self._encode(envelope, number)
-        self._control.last += 1
-        self.sent += 1
-        pack = partial(self._pack, key=keys.control, fields=fields)
-        if envelope.record.__class__ is Cancel and envelope.token is not None and self._group:
-            bounds = (_CONTROL_LENGTH, CONTROL_TTL_MS)
-            command = (b"EVAL", _CANCEL, b"2", keys.stream, keys.control, envelope.token, *bounds)
-            return self._sealed(partial(pack, command), Post(b"", envelope))
-        add = (b"XADD", keys.control, b"MAXLEN", b"~", _CONTROL_LENGTH, b"*")
-        expire = pack_command((b"PEXPIRE", keys.control, CONTROL_TTL_MS))
-        return self._sealed(partial(pack, add, behind=expire), Post(b"", envelope, 2))
-
     def _make_shared(self, envelope: Envelope, fields: tuple[bytes, ...]) -> Post:
         bounded = isinstance(envelope.record, Request)
         post = Post(b"", envelope, 1, True, fields[1])
@@ -357,7 +341,7 @@ class Commands:
 
     def _adding(self, fields: tuple[bytes, ...], *, bounded: bool = True) -> Callable[[], bytes]:
         """Return what packs the command that adds fields to the stream."""
-        stream = self._keys.stream
+        stream = self.keys.stream
         command: tuple[bytes, ...] = (b"XADD", stream, b"*")
         if self._backlog is not None and self._group is not None and bounded:
             command = (b"EVAL", _ADD_BOUNDED, b"1", stream, self._group, self._backlog)
@@ -395,7 +379,7 @@ class Commands:
         if inbox is None:
             if len(inboxes) >= _PEERS:
                 inboxes.popitem(last=False)
-            inbox = inboxes[recipient] = self._open(self._keys.inbox(recipient))
+            inbox = inboxes[recipient] = self._open(self.keys.inbox(recipient))
         return inbox
 
     def _open(self, key: bytes) -> _Inbox:

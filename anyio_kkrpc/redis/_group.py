@@ -18,18 +18,15 @@ from msgspec import Struct
 from redis.exceptions import ResponseError
 
 from .._exceptions import TransportClosedError, TransportConnectionError
+from ._connection import Execute
 from ._errors import Meaning, meaning_of, reason
 from ._group_scripts import HAND_BACK, LEAD, LEAVE, LOOK, RECOVER, REMOVE, RESIGN, TAKE, TOUCH
-from ._keys import Keys
+from ._keys import DELAYED, HANDED_BACK, Keys
 from ._link import Command, Link
 from ._portion import Portion
 
 logger = logging.getLogger("anyio_kkrpc")
 
-# Owns, in Redis, what is there for any worker to take.
-HANDED_BACK = b"kkrpc-handed-back"
-# Owns what was delivered more than once and is not to be delivered yet.
-DELAYED = b"kkrpc-delayed"
 # Pending entries that one script looks at, which takes Redis about half a millisecond.
 PAGE = 500
 # Ids that one script touches or hands back.
@@ -98,6 +95,7 @@ class Groups:
     :ivar stream: key of the stream
     :param claim_idle: seconds after which an entry that is held and not touched is lost
     :param max_deliveries: how often an entry is delivered
+    :param introduction: the command that tells whose the consumer is, if its name doesn't
     """
 
     def __init__(
@@ -109,8 +107,10 @@ class Groups:
         *,
         claim_idle: float,
         max_deliveries: int,
+        introduction: Command | None = None,
     ) -> None:
         self._link = link
+        self._introduction = introduction
         self.stream = keys.stream
         self._dead = keys.dead
         self._lease = keys.claimer(group)
@@ -120,8 +120,24 @@ class Groups:
         self._half_idle = b"%d" % (claim_idle * 500)
         self._lease_ms = b"%d" % max(round(claim_idle * _LEASE * 1000), 1)
         self._limit = b"%d" % max_deliveries
-        self._leaseless = False
+        self._leaseless = self._unknown = False
         self._reply = Portion(_REPLY_BYTES, _LEAST_BYTES)
+
+    async def introduce(self, execute: Execute) -> None:
+        """Tell whose this consumer is, so that cancels find the way.
+
+        Where that can't be told they go to all peers.
+        """
+        if self._introduction is None:
+            return
+        try:
+            await execute(*self._introduction)
+        except ResponseError as exc:
+            if meaning_of(exc) is not Meaning.RIGHTS:
+                raise
+            if not self._unknown:
+                self._unknown = True
+                logger.warning("cancels for this worker go to all peers: %s", reason(exc))
 
     # Entries
 
@@ -256,6 +272,8 @@ class Groups:
         just_now = b"%d" % (_JUST_NOW * 1000)
         while await self._eval(LEAVE, HANDED_BACK, _LONG_IDLE, just_now, b"%d" % _CHUNK) == _CHUNK:
             pass
+        if self._introduction is not None:
+            await self._link.request(b"DEL", self._introduction[3])
 
     async def sweep(self, idle: float) -> int:
         """Remove consumers that did nothing for ``idle`` seconds and hold nothing."""

@@ -10,6 +10,11 @@ from msgspec import Struct
 
 _SLOTS = 16384
 
+# Consumers of each group that are no workers: who owns what is there for any worker to take, and
+# who what was delivered more than once and is not to be delivered yet.
+HANDED_BACK = b"kkrpc-handed-back"
+DELAYED = b"kkrpc-delayed"
+
 
 class Keys(Struct, frozen=True):
     """The keys that belong to one stream.
@@ -24,6 +29,7 @@ class Keys(Struct, frozen=True):
     dead: bytes
     _inbox: bytes
     _claimer: bytes
+    _worker: bytes
 
     @classmethod
     def of(cls, stream: str) -> Keys:
@@ -36,9 +42,8 @@ class Keys(Struct, frozen=True):
         base = b"{%b}" % name if _hashed(name) == name else name
         if hash_slot(base) != hash_slot(name):
             base = b"{%d}%b" % (_number_in(hash_slot(name)), name)
-        return cls(
-            name, base + b":control", base + b":dead", base + b":inbox:", base + b":claimer:"
-        )
+        kinds = (b":control", b":dead", b":inbox:", b":claimer:", b":worker:")
+        return cls(name, *(base + kind for kind in kinds))
 
     def inbox(self, session_id: str) -> bytes:
         """Return the key of what is addressed to one peer."""
@@ -47,6 +52,10 @@ class Keys(Struct, frozen=True):
     def claimer(self, group: bytes) -> bytes:
         """Return the key that says which worker of a group looks for what was lost."""
         return self._claimer + group
+
+    def worker(self, group: bytes, consumer: bytes) -> bytes:
+        """Return the key that tells whose a consumer is, if its name doesn't."""
+        return b"%b%b:%b" % (self._worker, group, consumer) if group else self._worker
 
 
 def stream_of(base: str) -> str:

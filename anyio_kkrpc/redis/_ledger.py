@@ -17,13 +17,14 @@ was refused and what waits, it waits for the next connection, again in the order
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, auto
 from typing import Any
 
 from anyio import Event
 from msgspec import Struct
 
+from .._protocol._records import Cancel
 from ..abc import Envelope
 
 __all__ = ("Ledger", "Phase", "Post")
@@ -47,6 +48,7 @@ class Post(Struct, eq=False):
     :ivar ids: the entries that it acknowledges, or brings back. Such a post isn't written again;
         what it is about may have changed.
     :ivar brings_back: which of the two
+    :ivar cancels: those of requests whose holders it asks for
     :ivar event: set once the outcome is known, if somebody waits for that
     :ivar written_at: when it was first written, on AnyIO's clock
     :ivar unknown: whether it may have arrived over a connection that was lost
@@ -54,6 +56,8 @@ class Post(Struct, eq=False):
     :ivar pack: packs the commands with a new signature, if they have one
     :ivar signed_at: when they were signed, in seconds, on Redis' clock
     :ivar instead: what is written in its place
+    :ivar entry_id: of a request: its id in the stream, empty if it won't be there
+    :ivar cancel: of a request that isn't answered yet: what cancels it
     :ivar refused_since: when Redis first said that the user lacks the right, on AnyIO's clock
     """
 
@@ -68,6 +72,7 @@ class Post(Struct, eq=False):
     forwarded_to: str | None = None
     ids: list[bytes] | None = None
     brings_back: bool = False
+    cancels: Sequence[Cancel] | None = None
     event: Event | None = None
     result: Any = None
     left: int = 0
@@ -77,6 +82,8 @@ class Post(Struct, eq=False):
     pack: Callable[[], bytes] | None = None
     signed_at: float = 0.0
     instead: Post | None = None
+    entry_id: bytes | None = None
+    cancel: Cancel | None = None
     refused_since: float | None = None
 
 

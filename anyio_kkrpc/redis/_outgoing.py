@@ -14,9 +14,10 @@ from redis.exceptions import RedisError
 
 from .._exceptions import TransportClosedError, TransportConnectionError
 from .._loop import clock
-from .._protocol._records import Cancel, Request
+from .._protocol._records import Request
 from ._acks import Acknowledgements
 from ._again import Again
+from ._cancels import Cancels
 from ._commands import Commands
 from ._connection import Connection
 from ._errors import Meaning, meaning_of, named, no_memory
@@ -47,6 +48,7 @@ class Outgoing:
     :param chance: seconds in which peers make inboxes again that Redis has lost
     :ivar ledger: its posts
     :ivar acks: what it acknowledges
+    :ivar cancels: what it cancels, and which requests can be taken back
     :ivar last_added: id of the last entry of the stream that is known to be this peer's
     :ivar undelivered: what waits for inboxes
     :ivar now: AnyIO's clock
@@ -71,6 +73,7 @@ class Outgoing:
         self.ledger = Ledger()
         self._numbers = Numbers(commands, self.ledger)
         self.acks = Acknowledgements()
+        self.cancels = Cancels(commands, self.withdraw, self.stir)
         self.last_added = b""
         self.now: Callable[[], float] = current_time
         self._written = self.ledger.written
@@ -79,8 +82,6 @@ class Outgoing:
         self._connection: Connection | None = None
         self._again = Again(patience)
         self._acks_refused = False
-        # Those that wait here, by their ids: they can be taken back.
-        self._requests: dict[str, Post] = {}
         self._stirred = Event()
         parts = (commands, self.ledger, self.acks, self._numbers)
         self.undelivered = Undelivered(*parts, finished, too_late, self.stir, chance)
@@ -159,7 +160,8 @@ class Outgoing:
             if small is None:
                 return False
             self.ledger.replace(post, small)
-        self._forget(post)
+        self.cancels.forget(post)
+        self.cancels.leave(post)
         self._notify()
         return True
 
@@ -175,13 +177,12 @@ class Outgoing:
                 refusal = self._again.refusal
                 if refusal is not None and meaning_of(refusal) is Meaning.FULL:
                     self._commands.take_back(post)
+                    self.cancels.leave(post)
                     raise no_memory(refusal)
-                self._requests[envelope.record.id] = post
-            elif isinstance(envelope.record, Cancel):
-                request = self._requests.get(envelope.record.id)
-                if request is not None and self.withdraw(request):
-                    self._commands.take_back(post)
-                    return
+                self.cancels.waiting[envelope.record.id] = post
+            elif self.cancels.take_back(envelope):
+                self._commands.take_back(post)
+                return
         if post.answers is not None:
             self.acks.hold(post.answers, post.attempt)
         self.ledger.hold(post)
@@ -198,11 +199,6 @@ class Outgoing:
         """Write what has no place in the order."""
         self._written.append(post)
         connection.post(post.packed, 1, self._on_answer)
-
-    def _forget(self, post: Post) -> None:
-        envelope = post.envelope
-        if self._requests and envelope is not None and isinstance(envelope.record, Request):
-            self._requests.pop(envelope.record.id, None)
 
     def _is_full(self) -> bool:
         """Whether those who add more wait."""
@@ -228,7 +224,9 @@ class Outgoing:
                 self.last_added = answer
                 envelope = post.envelope
                 if envelope is not None and isinstance(envelope.record, Request):
-                    envelope.token = answer
+                    envelope.token = post.entry_id = answer
+                    if post.cancel is not None:
+                        self.cancels.place(post, answer)
             if post.event is not None:
                 post.result = answer
                 post.event.set()
@@ -279,11 +277,10 @@ class Outgoing:
 
     def _take_refusal(self, post: Post, exc: Exception) -> bool:
         """Note that Redis refused something; return whether it is done with."""
-        meaning, request = meaning_of(exc), None
-        record = None if post.envelope is None else post.envelope.record
-        if isinstance(record, Request):
-            request = record.id
-        if meaning in (Meaning.REFUSED, Meaning.GONE, Meaning.FINAL):
+        record, meaning = None if post.envelope is None else post.envelope.record, meaning_of(exc)
+        request = record.id if isinstance(record, Request) else None
+        lost = meaning in (Meaning.REFUSED, Meaning.GONE, Meaning.FINAL)
+        if lost or (meaning is Meaning.RIGHTS and post.cancels is not None):
             self._numbers.leave_out(post)
             if post.brings_back:  # there is no group to bring it back to
                 self._take_acknowledgement(post.ids or [], brought_back=True)
@@ -309,7 +306,7 @@ class Outgoing:
         self.ledger.refuse(post)
         self._stirred.set()
         if request is not None:
-            self._requests[request] = post
+            self.cancels.waiting[request] = post
         if meaning is Meaning.RIGHTS or meaning.passes:
             name = b"XADD" if post.ids is None else b"XACK"
             exc = named(exc, (name, self._commands.key_of(post)))
@@ -345,6 +342,8 @@ class Outgoing:
             self._stirred = Event()
             for post in self._again.look(self.now()):
                 self.ledger.hold(post)
+            for post in self.cancels.posts():
+                self.post(post)
             try:
                 await self._go_on()
             except (TransportConnectionError, TransportClosedError):
@@ -386,8 +385,10 @@ class Outgoing:
             if post is None:
                 ledger.flow()
                 break
-            self._forget(post)
-            if self._too_late(post):
+            self.cancels.forget(post)
+            cancelled = post.cancel is not None and not post.unknown
+            if cancelled or self._too_late(post):
+                self.cancels.leave(post)
                 small = self._commands.small(post)
                 if small is None:
                     continue
@@ -436,6 +437,7 @@ class Outgoing:
         """Let nobody wait any more; return the posts that were open."""
         posts = self.ledger.clear() + self.undelivered.clear()
         for post in posts:
+            self.cancels.leave(post)
             if post.answers is not None and post.waits:
                 self.acks.hold(post.answers, post.attempt)
         if self._room is not None:

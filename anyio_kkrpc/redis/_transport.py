@@ -52,12 +52,13 @@ from ._admin import (
 )
 from ._aside import Aside
 from ._claiming import Claimer
-from ._commands import CONTROL_TTL_MS, Commands, deadline_of
+from ._commands import CONTROL_LENGTH, CONTROL_TTL_MS, Commands, deadline_of
 from ._connection import Connection, Execute
 from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
 from ._entering import Entering
 from ._errors import Meaning, code_of, leads_elsewhere, meaning_of, reason
 from ._group import Groups
+from ._holders import introduction
 from ._in_order import InOrder
 from ._inbox import MANY, Inbox
 from ._intake import Intake, let_others_run
@@ -312,13 +313,14 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._link = Link(self._dialer("writer"), self._prepare, self._writer.detach, patience)
         self._inbox = Inbox(inbox, options.inbox_ttl, self._link.request, self._on_lost)
         self._upkeep = Patience("housekeeping", self._outages, spare=True)
+        names = options.consumer_group.encode(), options.consumer_name.encode()
         self._groups = Groups(
             self._link,
             keys,
-            options.consumer_group.encode(),
-            options.consumer_name.encode(),
+            *names,
             claim_idle=options.claim_idle,
             max_deliveries=options.max_deliveries,
+            introduction=introduction(keys, *names, options.session_id, options.inbox_ttl),
         )
         self._held: dict[bytes, _Held] = {}
         self._dropped: dict[bytes, int] = {}  # to hand back, with the deliveries that count
@@ -332,9 +334,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._inbox_scope: CancelScope | None = None
         self._request_scope: CancelScope | None = None
         self._reading_ended: Event | None = None
-        self._requests_wanted = self._skipped = False
-        # Whether this peer serves a group, and has seen to it that there is one.
-        self._has_group = False
+        # The last says whether this peer serves a group, and has seen to it that there is one.
+        self._requests_wanted = self._skipped = self._has_group = False
         self._watch = Watch(options.shortest_silence)
         self._start_id = self._connected_id = b"0-0"
         self._inbox_reader: Reader | None = None
@@ -498,6 +499,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if made and self._has_group:
             logger.warning("the consumer group was gone from Redis, and was made again")
         self._has_group = True
+        await self._groups.introduce(execute)
 
     def _dialer(self, what: str) -> Dialer:
         heals = () if self._options.address.credential_provider is None else (Meaning.LOGIN,)
@@ -1105,7 +1107,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def _tell_peers(self, hint: bytes) -> None:
         """Give all peers of the stream a word that is no record; it may be lost."""
-        entry, part = (b"MAXLEN", b"~", b"1000", b"*", b"hint", hint), "words to all peers"
+        entry, part = (b"MAXLEN", b"~", CONTROL_LENGTH, b"*", b"hint", hint), "words to all peers"
         try:
             await self._link.request(*add_briefly(self._keys.control, CONTROL_TTL_MS, *entry))
         except RedisError as exc:

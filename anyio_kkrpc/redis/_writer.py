@@ -10,7 +10,8 @@ may be repeated.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from anyio import Event
 from msgspec import UNSET
@@ -19,11 +20,11 @@ from redis.exceptions import RedisError
 from .._errors_wire import library_error
 from .._exceptions import DeliveryError, OverloadedError, RPCTimeoutError
 from .._log import quoted
-from .._protocol._records import Reply, Request
+from .._protocol._records import Cancel, Reply, Request
 from ..abc import Envelope
 from ._commands import Commands, is_control
 from ._connection import Connection
-from ._errors import Meaning, meaning_of, named, no_memory
+from ._errors import Meaning, meaning_of, named, no_memory, reason
 from ._ledger import Post
 from ._lookup import Lookup
 from ._outgoing import Outgoing
@@ -81,6 +82,8 @@ class Writer:
         self.flush_nowait, self.expect_more = outgoing.flush_nowait, outgoing.expect_more
         self.run, self.detach = outgoing.run, outgoing.detach
         self._reason: Exception | None = None
+        # Whether Redis doesn't tell who has a request.
+        self._blind = False
         self.undeliverable = 0
 
     @property
@@ -109,6 +112,8 @@ class Writer:
         """
         post = self._make(envelope)
         if post is None:
+            if envelope.record.__class__ is Cancel and envelope.recipient is None:
+                self._outgoing.cancels.add(envelope)
             return None
         self._post(post)
         return None if self.flush_nowait() else post
@@ -181,6 +186,10 @@ class Writer:
     def _finish(self, post: Post) -> None:
         """Tell who is concerned that a post was answered, and not as most are."""
         result, envelope = post.result, post.envelope
+        self._outgoing.cancels.leave(post)
+        if post.cancels is not None:
+            self._cancel(post.cancels, result)
+            return
         if isinstance(result, Exception) and meaning_of(result) is not Meaning.FULL:
             name = b"XADD" if post.ids is None else b"XACK"
             post.result = result = named(result, (name, self.commands.key_of(post)))
@@ -198,6 +207,23 @@ class Writer:
                 logger.warning("Redis refused an acknowledgement or a control: %s", error)
         elif error is not None:
             self._give_back(envelope, error)
+
+    def _cancel(self, cancels: Sequence[Cancel], holders: Any) -> None:
+        """Send cancels to the sessions that have the requests; an empty one stands for all."""
+        if isinstance(holders, list) and len(holders) == len(cancels):
+            self._blind = False
+        else:
+            if not self._blind:
+                why = reason(holders) if isinstance(holders, Exception) else quoted(holders)
+                logger.warning("cancels go to all peers: Redis doesn't tell who runs what: %s", why)
+            holders, self._blind = [[b""]] * len(cancels), True
+        for cancel, sessions in zip(cancels, holders, strict=True):
+            for session in set(sessions):
+                envelope = Envelope(cancel, None, session.decode(errors="replace") or None)
+                post = self._make(envelope) if session else self.commands.make_control(envelope)
+                if post is not None:
+                    self._post(post)
+        self._outgoing.stir()
 
     def _error(self, post: Post) -> Exception | None:
         """Return the error for a post that was answered, if it was in vain."""
@@ -288,8 +314,8 @@ class Writer:
             if post.event is not None:
                 post.result = entry_id
                 post.event.set()
-            elif post.envelope is not None and post.envelope.record.__class__ is Request:
-                post.envelope.token = entry_id
+            elif post.envelope is not None and isinstance(post.envelope.record, Request):
+                outgoing.cancels.place(post, entry_id)
             if post.answers is not None:
                 outgoing.acks.answer(post.answers)
 

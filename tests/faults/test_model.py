@@ -27,8 +27,8 @@ from msgspec import Struct
 from anyio_kkrpc.redis import _group
 from anyio_kkrpc.redis._address import Address
 from anyio_kkrpc.redis._connection import Connection
-from anyio_kkrpc.redis._group import DELAYED, HANDED_BACK, Claims, Groups
-from anyio_kkrpc.redis._keys import Keys
+from anyio_kkrpc.redis._group import Claims, Groups
+from anyio_kkrpc.redis._keys import DELAYED, HANDED_BACK, Keys
 from anyio_kkrpc.redis._login import open_connection
 from anyio_kkrpc.redis._portion import Portion
 from anyio_kkrpc.testing import RedisServer

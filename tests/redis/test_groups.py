@@ -18,8 +18,8 @@ from redis.exceptions import RedisError
 from anyio_kkrpc import DeliveryError, RedisStreamsTransport, RPCChannel, current_call
 from anyio_kkrpc.redis import _group
 from anyio_kkrpc.redis._errors import meaning_of
-from anyio_kkrpc.redis._group import DELAYED, Groups, Look
-from anyio_kkrpc.redis._keys import Keys
+from anyio_kkrpc.redis._group import Groups, Look
+from anyio_kkrpc.redis._keys import DELAYED, Keys
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
 

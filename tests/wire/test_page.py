@@ -135,8 +135,10 @@ def test_keys() -> None:
     """By the table, and by the examples."""
     keys = Keys.of("S")
     listed = names(rows_under("## Keys"))
-    found = (keys.stream, keys.inbox("me"), keys.control, keys.dead, keys.claimer(b"workers"))
-    for placeholder, name in [("base", "{S}"), ("<session id>", "me"), ("<group>", "workers")]:
+    found = (keys.stream, keys.inbox("me"), keys.control, keys.dead)
+    found += (keys.claimer(b"workers"), keys.worker(b"workers", b"blue"))
+    names_of = {"base": "{S}", "<session id>": "me", "<group>": "workers", "<consumer>": "blue"}
+    for placeholder, name in names_of.items():
         listed = [key.replace(placeholder, name) for key in listed]
     assert [key.encode() for key in listed] == list(found)
     examples = re.findall(r"`(\S+)` has `(\S+:control)`", TEXT)
@@ -193,8 +195,9 @@ def constants() -> dict[str, Any]:
 
 def test_numbers() -> None:
     known = constants()
-    assert (known["_CONTROL_LENGTH"], known["CONTROL_TTL_MS"]) == (b"1000", b"3600000")
-    assert "1 hour after the last entry, or the last peer that came; about 1,000 entries" in TEXT
+    assert (known["CONTROL_LENGTH"], known["CONTROL_TTL_MS"]) == (b"20000", b"3600000")
+    assert "1 hour after the last entry, or the last peer that came; about 20,000 entries" in TEXT
+    assert f"`{known['_PREFIX'].decode()}<session id>`" in TEXT.replace("session\nid", "session id")
     assert f"{_signing.WINDOW:.0f} seconds or more" in TEXT
     assert (
         f"after {known['_SWEEP_FACTOR']} times `claim_idle` and at least "
