@@ -24,17 +24,17 @@ async def serve_until_signalled(
     :raises TransportConnectionError: if the transport broke
     """
     received: signal.Signals | None = None
-    async with create_task_group() as group:
+    with open_signal_receiver(*(signals or (signal.SIGTERM, signal.SIGINT))) as caught:
+        async with create_task_group() as group:
 
-        async def watch() -> None:
-            nonlocal received
-            with open_signal_receiver(*(signals or (signal.SIGTERM, signal.SIGINT))) as caught:
+            async def watch() -> None:
+                nonlocal received
                 async for number in caught:
                     received = number
                     group.cancel_scope.cancel()
                     return
 
-        group.start_soon(watch, name="anyio_kkrpc signals")
-        await channel.serve_forever()
-        group.cancel_scope.cancel()
+            group.start_soon(watch, name="anyio_kkrpc signals")
+            await channel.serve_forever()
+            group.cancel_scope.cancel()
     return received

@@ -14,17 +14,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 import redis
 
+from anyio_kkrpc import RedisStreamsTransport, RPCChannel
 from anyio_kkrpc._cli import main
 from anyio_kkrpc.testing import RedisServer
-from tests.bounds import BOUND
+from tests.bounds import BOUND, CALL_BOUND
 
 SHOP = """
 import os
 from collections.abc import AsyncIterator
+
+import anyio
 
 
 class Api:
@@ -51,6 +56,18 @@ class Api:
 
     def colour(self) -> None:
         raise ValueError("\\x1b[31m[/red]")
+
+    def stop(self, code: int) -> None:
+        os._exit(code)
+
+    async def busy(self, seconds: float) -> int:
+        await anyio.sleep(seconds)
+        return os.getpid()
+
+
+async def more(call, call_next):
+    result = await call_next(call)
+    return result + 100 if call.method == "add" else result
 """
 
 
@@ -202,6 +219,104 @@ def test_worker_that_dies_is_started_again(shell: Shell) -> None:
 
 @pytest.mark.one_server
 @pytest.mark.slow
+def test_ways_to_die(shell: Shell) -> None:
+    """Whatever ends a worker, another one takes its place; a destroy signal ends the service."""
+    with shell.serving(2, "-g", "w", "--max-deliveries", "1") as process:
+        for code in (0, 2):
+            assert shell("call", "--no-reply", "stop", str(code)).returncode == 0
+            lines = wait_for_lines(process, 1, "it is started again")
+            assert f"ended with code {code}; " in lines[-1]
+            wait_for_lines(process, 1, ": serving ")
+        os.kill(int(shell("call", "pid").stdout), signal.SIGTERM)
+        assert "ended with code 0; " in wait_for_lines(process, 1, "it is started again")[-1]
+        wait_for_lines(process, 1, ": serving ")
+        with redis.Redis.from_url(shell.variables["ANYIO_KKRPC_URL"]) as client:
+            wait_until(lambda: len(client.xinfo_consumers(shell.stream, "w")) == 2)
+
+        async def destroy() -> None:
+            url = shell.variables["ANYIO_KKRPC_URL"]
+            async with RedisStreamsTransport(url, stream=shell.stream) as transport:
+                await transport.signal_destroy()
+
+        anyio.run(destroy)
+        wait_for_lines(process, 1, "by a destroy signal; the service ends")
+        assert process.wait(BOUND) == 0
+
+
+@pytest.mark.slow
+def test_killed_while_busy(shell: Shell) -> None:
+    """What a worker held when it was killed is done at once, though `claim_idle` is long."""
+    url = shell.variables["ANYIO_KKRPC_URL"]
+    pids: list[int] = []
+
+    async def call(api: Any) -> None:
+        pids.append(await api.busy(1.0))
+
+    async def ask() -> None:
+        async with (
+            RedisStreamsTransport(url, stream=shell.stream) as transport,
+            RPCChannel(transport, timeout=CALL_BOUND) as channel,
+            anyio.create_task_group() as group,
+        ):
+            api = channel.get_api()
+            first = await api.pid()
+            for _ in range(8):
+                group.start_soon(call, api)
+            with redis.Redis.from_url(url) as client, anyio.fail_after(BOUND):
+                while client.xpending(shell.stream, "w")["pending"] < 8:
+                    await anyio.sleep(0.02)
+            os.kill(first, signal.SIGKILL)
+
+    with shell.serving(2, "-g", "w", "--concurrency", "4", "--claim-idle", "600"):
+        anyio.run(ask)
+    assert len(pids) == 8
+
+
+@pytest.mark.one_server
+@pytest.mark.slow
+def test_sighup(shell: Shell) -> None:
+    """New processes take the place of the present ones, and no call is lost."""
+    with shell.serving(2, "-g", "w") as process:
+        before = {shell("call", "pid").stdout for _ in range(20)}
+        process.send_signal(signal.SIGHUP)
+        done = [shell("call", "-t", str(CALL_BOUND), "pid") for _ in range(10)]
+        assert {one.returncode for one in done} == {0}
+        wait_for_lines(process, 1, "the workers are new")
+        after = {shell("call", "pid").stdout for _ in range(20)}
+        assert not before & after
+    with shell.serving(1, "-g", "w") as process:  # without a supervisor
+        (shell.directory / "shop.py").write_text(SHOP.replace("a + b", "a * b"))
+        process.send_signal(signal.SIGHUP)
+        wait_for_lines(process, 1, ": serving ")
+        assert shell("call", "add", "3", "4").stdout == "12\n"
+
+
+@pytest.mark.one_server
+@pytest.mark.slow
+def test_recycled(shell: Shell) -> None:
+    """After so many calls, or for want of memory, a new process takes the place."""
+    for option in (("--max-calls", "2"), ("--max-memory", "1")):
+        with shell.serving(1, "-g", "w", *option) as process:
+            pids = {shell("call", "-t", str(CALL_BOUND), "pid").stdout for _ in range(2)}
+            wait_for_lines(process, 1, "a new worker takes the place of this one")
+            wait_for_lines(process, 1, ": serving ")
+            assert shell("call", "-t", str(CALL_BOUND), "pid").stdout not in pids
+
+
+@pytest.mark.one_server
+@pytest.mark.slow
+def test_options_of_the_worker(shell: Shell) -> None:
+    """Middleware, access log and tracebacks, from the command line or the environment."""
+    shell.variables["ANYIO_KKRPC_MIDDLEWARE"] = "shop:more"
+    shell.variables["ANYIO_KKRPC_GROUP"] = "w"
+    with shell.serving(1, "--access-log", "--send-tracebacks") as process:
+        assert shell("call", "add", "1", "2").stdout == "103\n"
+        assert "anyio_kkrpc.access: " in wait_for_lines(process, 1, " add ")[-1]
+        assert shell("call", "boom").returncode == 1
+
+
+@pytest.mark.one_server
+@pytest.mark.slow
 def test_signed(shell: Shell) -> None:
     """With the key that its peers have, each command takes part; without it, none does."""
     shell.variables["ANYIO_KKRPC_SIGNING_KEY"] = "a secret of 16 bytes"
@@ -241,7 +356,7 @@ def test_dead_letters_and_top(shell: Shell) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert shell.stream in done.stdout
         assert "DEAD LETTERS" in done.stdout
-        assert "consumer-" in done.stdout
+        assert "worker-1-" in done.stdout
         assert shell.stream in shell("top", "--once").stdout
     done = shell("dead", "retry", letter["id"])
     assert done.stdout.startswith(f"{letter['id']} is in {shell.stream} again as ")
@@ -312,7 +427,7 @@ def test_server(tmp_path: Path) -> None:
         )
         assert done.returncode == 1
         assert f"anyio-kkrpc: port {port} can't be used, --port takes another" in done.stderr
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
         with subprocess.Popen(
             [sys.executable, "-m", "anyio_kkrpc", "server", "--port", str(port)],
             stdout=subprocess.PIPE,

@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
-from enum import Enum
 from functools import partial
 from typing import Annotated, Any
 
 import anyio
 import typer
 
-from .._exceptions import (
-    DeliveryError,
-    MethodNotFoundError,
-    OverloadedError,
-    RemoteError,
-    RPCError,
-    RPCTimeoutError,
-    RPCValidationError,
-    TransportClosedError,
-    TransportConnectionError,
+from . import _call, _dead, _server, _top, _worker
+from ._options import (
+    DEFAULT_STREAM,
+    DEFAULT_URL,
+    AccessLog,
+    Backend,
+    ClaimIdle,
+    Codec,
+    Concurrency,
+    Grace,
+    Group,
+    LogLevel,
+    LoopOfWorker,
+    MaxCalls,
+    MaxDeliveries,
+    MaxLen,
+    MaxMemory,
+    Middlewares,
+    Reload,
+    SendTracebacks,
+    SigningKey,
+    Stream,
+    Target,
+    TimeoutOfWorker,
+    Tracing,
+    Url,
+    Workers,
 )
-from .._log import quoted
-from ..testing import ServerError
-from . import _call, _dead, _serve, _server, _top
+from ._report import report
+from ._supervisor import supervise
 from ._terminal import ends_on_sigterm
+from ._worker import Options
 
-# Exit codes beside 0, 2 (wrong usage) and 130 (interrupted).
-EXIT_CODES: dict[type[Exception], int] = {
-    RemoteError: 1,
-    MethodNotFoundError: 3,
-    RPCValidationError: 3,
-    OverloadedError: 3,
-    RPCTimeoutError: 4,
-    TransportConnectionError: 5,
-    TransportClosedError: 5,
-    DeliveryError: 5,
-}
 EPILOG = (
     "Exit codes: 0 done, 1 the remote function raised, 2 wrong usage, 3 refused (no such function, "
     "wrong arguments, overloaded), 4 no answer in time, 5 no connection or not deliverable, "
@@ -59,39 +63,6 @@ dead = typer.Typer(
 app.add_typer(dead, name="dead")
 
 
-class Backend(str, Enum):
-    """Event loops that a worker can run on."""
-
-    asyncio = "asyncio"
-    uvloop = "uvloop"
-    trio = "trio"
-
-
-Url = Annotated[
-    str,
-    typer.Option(
-        envvar="ANYIO_KKRPC_URL",
-        help="redis://user:password@host:port/db, rediss:// for TLS, or unix:///path. In the "
-        "environment a password isn't seen by who lists processes.",
-        show_envvar=True,
-    ),
-]
-Stream = Annotated[
-    str, typer.Option("--stream", "-s", envvar="ANYIO_KKRPC_STREAM", help="The stream of requests.")
-]
-SigningKey = Annotated[
-    str | None,
-    typer.Option(
-        envvar="ANYIO_KKRPC_SIGNING_KEY",
-        help="The secret that entries are signed with, if the stream's peers have one. Better in "
-        "the environment, where it isn't seen by who lists processes.",
-        show_envvar=True,
-    ),
-]
-DEFAULT_URL = "redis://localhost:6379"
-DEFAULT_STREAM = "kkrpc-stream"
-
-
 @app.callback()
 def common(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
@@ -101,50 +72,36 @@ def common(
 
 @app.command()
 def serve(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODULE:NAME",
-            help="What to expose: an object, a class (made without arguments), or a table from "
-            "expose(). MODULE alone exposes the module.",
-        ),
-    ],
+    target: Target,
     url: Url = DEFAULT_URL,
     stream: Stream = DEFAULT_STREAM,
-    group: Annotated[
-        str | None,
-        typer.Option(
-            "--group", "-g", help="Share the calls with the other workers of this consumer group."
-        ),
-    ] = None,
-    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes.")] = 1,
-    backend: Annotated[Backend, typer.Option(help="The event loop.")] = Backend.asyncio,
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Calls that run at once in each process.")
-    ] = 100,
-    grace: Annotated[
-        float,
-        typer.Option(min=0, max=1e6, help="Seconds that running calls have to finish at the end."),
-    ] = 10.0,
-    codec: Annotated[str, typer.Option(help="json or cbor; answers are in the caller's.")] = "json",
-    max_len: Annotated[
-        int | None, typer.Option(min=1, help="Keep about so many entries in the stream.")
-    ] = None,
-    claim_idle: Annotated[
-        float, typer.Option(help="Seconds until a dead worker's call is taken over.")
-    ] = 30.0,
-    max_deliveries: Annotated[
-        int, typer.Option(min=1, help="Deliveries until a call becomes a dead letter.")
-    ] = 5,
+    group: Group = None,
+    workers: Workers = 1,
+    backend: LoopOfWorker = Backend.asyncio,
+    concurrency: Concurrency = 100,
+    grace: Grace = 10.0,
+    timeout: TimeoutOfWorker = 30.0,
+    codec: Codec = "json",
+    max_len: MaxLen = None,
+    claim_idle: ClaimIdle = 30.0,
+    max_deliveries: MaxDeliveries = 5,
     signing_key: SigningKey = None,
-    reload: Annotated[
-        bool, typer.Option("--reload", help="Start anew when a Python file below here changes.")
-    ] = False,
+    middleware: Middlewares = None,
+    tracing: Tracing = False,
+    access_log: AccessLog = False,
+    log_level: LogLevel = None,
+    send_tracebacks: SendTracebacks = False,
+    max_calls: MaxCalls = None,
+    max_memory: MaxMemory = None,
+    reload: Reload = False,
 ) -> None:
     """Serve an object, in one process or several.
 
     SIGTERM and SIGINT end it in good order: calls that run have --grace seconds to finish, and what
-    was not begun goes back to the group. A worker process that dies is started again.
+    was not begun goes back to the group. SIGHUP has new processes take the place of the present
+    ones, one after the other. A worker process that ends, whatever the reason, is started again.
+
+    Each option can be given in the environment: --max-len as ANYIO_KKRPC_MAX_LEN.
 
     Example: anyio-kkrpc serve shop.api:Api --group workers --workers 4 --backend trio
     """
@@ -155,26 +112,14 @@ def serve(
             "needs --group when above 1: without one each process would run each call",
             param_hint="--workers",
         )
-    options = _serve.Options(
-        target=target,
-        url=url,
-        stream=stream,
-        group=group,
-        backend=backend.value,
-        concurrency=concurrency,
-        grace=grace,
-        debug="--debug" in sys.argv,
-        codec=codec,
-        max_len=max_len,
-        claim_idle=claim_idle,
-        max_deliveries=max_deliveries,
-        signing_key=_encoded(signing_key),
-    )
-    _serve.check(options)
-    if workers == 1 and not reload:
-        _serve.run(options)
-    else:
-        anyio.run(partial(_serve.supervise, options, workers, reload=reload))
+    given = {**locals(), "backend": backend.value, "signing_key": _encoded(signing_key)}
+    del given["workers"], given["reload"]
+    options = Options(**given, debug="--debug" in sys.argv)
+    _worker.check(options)
+    if workers > 1 or reload or max_calls is not None or max_memory is not None:
+        anyio.run(partial(supervise, options, workers, reload=reload))
+    elif _worker.run(options):  # a new process takes the place of this one
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 @app.command()
@@ -293,7 +238,7 @@ def demo(
     """
     from . import _demo
 
-    name, loop = _serve.BACKENDS[backend.value]
+    name, loop = _worker.BACKENDS[backend.value]
     with ends_on_sigterm():
         anyio.run(_demo.run, url, name, backend=name, backend_options=loop)
 
@@ -377,24 +322,3 @@ def run(argv: Sequence[str]) -> int:
             raise
         return report(exc)
     return code if isinstance(code, int) else 0
-
-
-def report(exc: Exception) -> int:
-    """Write one line about an error; return the exit code."""
-    text, code = str(exc), 1
-    usage = getattr(exc, "format_message", None)  # typer's errors have no public base class
-    if usage is not None:
-        text, code = f"{usage()} (--help tells more)", 2
-        if re.search(r"No such option: -\.?\d", text):
-            text = text.replace("--help", "put -- before what begins with a dash; --help")
-        if type(exc).__name__ == "NoArgsIsHelpError":  # the help has been printed
-            return 2
-    elif isinstance(exc, RPCError):
-        code = next((code for kind, code in EXIT_CODES.items() if isinstance(exc, kind)), 1)
-    elif isinstance(exc, (ValueError, TypeError, LookupError, ImportError)):
-        code = 2
-    elif not isinstance(exc, (ServerError, OSError, _serve.WorkerError)):
-        text = f"{type(exc).__name__}: {text} (--debug shows where)"
-    line = quoted(" ".join(text.split()))
-    sys.stderr.write(f"anyio-kkrpc: {line}\n")
-    return code

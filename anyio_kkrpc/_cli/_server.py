@@ -29,7 +29,7 @@ def run(port: int) -> None:
         except OSError as exc:
             text = f"port {port} can't be used, --port takes another one: {exc}"
             raise ServerError(text) from exc
-    # From here on, since a SIGTERM while it starts would leave it behind.
+    # From here on, since a signal while it starts would leave it behind.
     with ends_on_sigterm(), RedisServer(port=port) as server:
         anyio.run(_wait, server)
 
@@ -44,7 +44,7 @@ async def _wait(server: RedisServer) -> None:
                     if not server.running:
                         raise ServerError(f"the server has ended; it wrote: {server.log[-500:]}")
 
-            with open_signal_receiver(signal.SIGTERM, signal.SIGINT) as caught:
+            with open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as caught:
                 group.start_soon(watch, name="anyio_kkrpc server")
                 sys.stdout.write(f"{server.version} at {server.url}, in memory; Ctrl-C ends it\n")
                 sys.stdout.flush()

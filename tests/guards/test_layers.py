@@ -136,10 +136,7 @@ KNOWN = {
 }
 
 # Each with what holds it together.
-CIRCLES = [
-    # report() stands in _app, which starts what _serve has
-    {"_cli._app", "_cli._serve"},
-]
+CIRCLES: list[set[str]] = []
 
 
 def room_of(module: str) -> str | None:

@@ -1,0 +1,261 @@
+"""Keeps the workers of ``anyio-kkrpc serve`` running.
+
+Tasks: one for each worker's process after the other, one for signals, one for changes of the code.
+A worker's name in the group is its successor's, so that what it held when it died is done at once.
+"""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+import msgspec
+from anyio import (
+    Event,
+    create_task_group,
+    current_time,
+    move_on_after,
+    open_signal_receiver,
+)
+from anyio.abc import Process, TaskGroup
+from msgspec.structs import replace
+
+from ._report import WorkerError
+from ._restarts import End, Restarts, Verdict, Word
+from ._worker import Options, say
+
+# Seconds beyond the grace period until a worker that was told to end is killed.
+KILL_AFTER = 5.0
+# Seconds that a worker has to begin, before the next one is exchanged on SIGHUP.
+BEGIN_WITHIN = 30.0
+_WORDS = {word.value.encode(): word for word in Word}
+
+
+class _Line:
+    """The socket to a worker: options go there, words come from there."""
+
+    def __init__(self) -> None:
+        self._own, self.theirs = socket.socketpair()
+        self._own.setblocking(False)
+        self._rest = b""
+        self.words: set[Word] = set()
+        self.serving = Event()
+
+    def send(self, options: Options) -> None:
+        """Tell the options; they are far smaller than what a socket takes at once."""
+        with suppress(OSError):
+            self._own.send(msgspec.json.encode(options) + b"\n")
+
+    async def listen(self) -> None:
+        """Take its words until it is cancelled, or the line ends."""
+        with suppress(anyio.ClosedResourceError):
+            while self.take():
+                await anyio.wait_readable(self._own)
+
+    def take(self) -> bool:
+        """Take what has come; return false if nothing more will."""
+        while True:
+            try:
+                data = self._own.recv(4096)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not data:
+                return False
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            self._rest = self._rest[-4096:]
+            self.words.update(_WORDS[line] for line in lines if line in _WORDS)
+            if Word.serving in self.words:
+                self.serving.set()
+
+    def close(self) -> None:
+        """Let the worker know that nobody listens."""
+        self._own.close()
+        self.theirs.close()
+
+
+class _Slot:
+    """One worker's place: its process now, and whether that is to be exchanged."""
+
+    def __init__(self, number: int, options: Options) -> None:
+        self.number = number
+        self.options = options
+        self.process: Process | None = None
+        # Whether the process ends because it is exchanged.
+        self.leaving = False
+        # Set when the next process is started, and when the present one serves.
+        self.next = Event()
+        self.serving = Event()
+        self.changed = Event()
+
+
+class Supervisor:
+    """Keeps worker processes running.
+
+    :param workers: how many
+    :param reload: whether to start them anew when the code changes
+    :ivar error: why they can't be started
+    """
+
+    def __init__(self, options: Options, workers: int, *, reload: bool) -> None:
+        self._grace = options.grace
+        self._reload = reload
+        self._restarts = Restarts(workers)
+        service = secrets.token_hex(4)
+        self._slots = [
+            _Slot(
+                number,
+                options
+                if options.group is None
+                else replace(options, consumer_name=f"worker-{number}-{service}"),
+            )
+            for number in range(1, workers + 1)
+        ]
+        self.error: WorkerError | None = None
+
+    async def run(self, group: TaskGroup) -> None:
+        """Keep them running until one was ended by a destroy signal, or none can be started.
+
+        :param group: runs what else there is to do, and is cancelled at the end
+        """
+        if self._reload:
+            group.start_soon(self._watch, group, name="anyio_kkrpc reload")
+        async with create_task_group() as kept:
+            for slot in self._slots:
+                name = f"anyio_kkrpc worker {slot.number}"
+                kept.start_soon(self._keep, slot, kept, name=name)
+        group.cancel_scope.cancel()
+
+    async def _keep(self, slot: _Slot, group: TaskGroup) -> None:
+        while True:
+            changed = slot.changed
+            end = await self._run_one(slot)
+            if slot.leaving:
+                slot.leaving = False
+                continue
+            verdict, pause = self._restarts.judge(slot.number, end)
+            who = f"worker {slot.number} (pid {end.pid})"
+            if verdict is Verdict.over:
+                say(f"{who} was ended by a destroy signal; the service ends")
+                group.cancel_scope.cancel()
+                return
+            if verdict is Verdict.failed and not self._reload:
+                self.error = WorkerError(f"worker {slot.number} {end.how}; see above")
+                group.cancel_scope.cancel()
+                return
+            if self._reload and Word.refused in end.words:
+                say(f"{who} {end.how}; it waits for a change of the code")
+                await changed.wait()
+                continue
+            if Word.recycled not in end.words:
+                say(f"{who} {end.how}; it is started again in {pause:g} s")
+            with move_on_after(pause):
+                await changed.wait()  # what is new may be what mends it
+
+    async def _run_one(self, slot: _Slot) -> End:
+        line, started = _Line(), current_time()
+        begun, slot.next, slot.serving = slot.next, Event(), line.serving
+        begun.set()
+        try:
+            process = await anyio.open_process(
+                [sys.executable, "-m", "anyio_kkrpc._cli._worker"],
+                stdin=line.theirs.fileno(),
+                stdout=None,
+                stderr=None,
+                start_new_session=True,  # a Ctrl-C in the terminal is for the supervisor alone
+            )
+            line.theirs.close()
+            slot.process = process
+            try:
+                line.send(slot.options)
+                async with create_task_group() as group:
+                    group.start_soon(line.listen, name="anyio_kkrpc words of a worker")
+                    code = await process.wait()
+                    group.cancel_scope.cancel()
+                line.take()
+                return End(process.pid, code, frozenset(line.words), current_time() - started)
+            finally:
+                slot.process = None
+                if process.returncode is None:
+                    with move_on_after(self._grace + KILL_AFTER, shield=True):
+                        _terminate(process)
+                        await process.wait()
+                with move_on_after(KILL_AFTER, shield=True):
+                    await process.aclose()  # kills it, if it still runs
+        finally:
+            line.close()
+
+    async def renew(self) -> None:
+        """Exchange the workers for new ones, one after the other; no call is lost."""
+        for slot in self._slots:
+            await self._exchange(slot)
+            with move_on_after(BEGIN_WITHIN) as scope:
+                await slot.serving.wait()
+            if scope.cancelled_caught:
+                say(f"worker {slot.number} has not begun to serve; the others stay as they are")
+                return
+        say("the workers are new")
+
+    async def _watch(self, group: TaskGroup) -> None:
+        """Start the workers anew, all at once, when the code changes."""
+        from watchfiles import PythonFilter, awatch
+
+        async for _ in awatch(Path.cwd(), watch_filter=PythonFilter()):
+            say("the code has changed; the workers start anew")
+            for slot in self._slots:
+                group.start_soon(self._exchange, slot, name="anyio_kkrpc reload")
+
+    async def _exchange(self, slot: _Slot) -> None:
+        """End the present process of a worker, and see the next one started."""
+        process, begun = slot.process, slot.next
+        changed, slot.changed = slot.changed, Event()
+        changed.set()
+        if process is None:
+            return
+        slot.leaving = True
+        _terminate(process)
+        with move_on_after(self._grace + KILL_AFTER) as scope:
+            await process.wait()
+        if scope.cancelled_caught:
+            with suppress(ProcessLookupError):
+                process.kill()
+        await begun.wait()
+
+
+def _terminate(process: Process) -> None:
+    with suppress(ProcessLookupError):
+        process.terminate()
+
+
+async def supervise(options: Options, workers: int, *, reload: bool) -> None:
+    """Keep so many worker processes running until told to end.
+
+    SIGTERM and SIGINT end them in good order, and so does a destroy signal. SIGHUP exchanges them
+    for new ones, one after the other.
+
+    :raises WorkerError: if the first start of all fails in the same way
+    """
+    supervisor = Supervisor(options, workers, reload=reload)
+    async with create_task_group() as group:
+
+        async def watch_signals() -> None:
+            with open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as caught:
+                async for number in caught:
+                    if number is signal.SIGHUP:
+                        say("SIGHUP: new workers take the place of the present ones")
+                        group.start_soon(supervisor.renew, name="anyio_kkrpc renewal")
+                        continue
+                    say(f"{number.name}: the workers end")
+                    group.cancel_scope.cancel()
+                    return
+
+        group.start_soon(watch_signals, name="anyio_kkrpc signals")
+        await supervisor.run(group)
+    if supervisor.error is not None:
+        raise supervisor.error
