@@ -30,6 +30,7 @@ class Keys(Struct, frozen=True):
     _inbox: bytes
     _claimer: bytes
     _worker: bytes
+    _alive: bytes
 
     @classmethod
     def of(cls, stream: str) -> Keys:
@@ -42,7 +43,7 @@ class Keys(Struct, frozen=True):
         base = b"{%b}" % name if _hashed(name) == name else name
         if hash_slot(base) != hash_slot(name):
             base = b"{%d}%b" % (_number_in(hash_slot(name)), name)
-        kinds = (b":control", b":dead", b":inbox:", b":claimer:", b":worker:")
+        kinds = (b":control", b":dead", b":inbox:", b":claimer:", b":worker:", b":alive:")
         return cls(name, *(base + kind for kind in kinds))
 
     def inbox(self, session_id: str) -> bytes:
@@ -56,6 +57,10 @@ class Keys(Struct, frozen=True):
     def worker(self, group: bytes, consumer: bytes) -> bytes:
         """Return the key that tells whose a consumer is, if its name doesn't."""
         return b"%b%b:%b" % (self._worker, group, consumer) if group else self._worker
+
+    def alive(self, session_id: str) -> bytes:
+        """Return the key that says that a peer is there, from which others read streams."""
+        return self._alive + session_id.encode()
 
 
 def stream_of(base: str) -> str:

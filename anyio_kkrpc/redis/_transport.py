@@ -39,8 +39,9 @@ from .._exceptions import (
 from .._groups import lone_error
 from .._inbound import Inbound
 from .._log import quoted
-from .._protocol._records import Bye, CallbackRelease, Cancel, Record, Reply, Request
-from .._queue import BoundedQueue, QueueStatistics
+from .._protocol._dependencies import Role
+from .._protocol._records import Bye, CallbackRelease, Cancel, Reply, Request
+from .._queue import BoundedQueue
 from ..abc import Capabilities, Codec, Envelope, Listener, Transport
 from ..typescript._pacing import Pacing
 from ._admin import (
@@ -69,6 +70,7 @@ from ._login import open_connection
 from ._options import Dialect, Options, Overflow, check_options
 from ._patience import Outages, Patience
 from ._portion import MOST_ENTRIES, ReadPortion
+from ._presence import Presence
 from ._reader import Decoder, GroupReader, Reader, create_group, last_id, order, was_trimmed
 from ._repeats import Repeats
 from ._rights import check_rights
@@ -76,6 +78,7 @@ from ._scripts import add_briefly
 from ._server import check_server
 from ._server_clock import ServerClock
 from ._signing import Signer
+from ._statistics import RedisStatistics
 from ._takeover import Takeover
 from ._trim import Trim
 from ._upkeep import Upkeep
@@ -99,38 +102,6 @@ logger = logging.getLogger("anyio_kkrpc")
 DESTROYED = "Redis Streams adapter has been destroyed"
 # How long, in seconds, leaving may take to remove this peer's keys.
 CLOSE_TIMEOUT = 2.0
-
-
-class RedisStatistics(Struct, frozen=True):
-    """What a Redis Streams transport has done and holds.
-
-    :ivar queue: of requests that wait for a handler, also beside the queue; its bounds are of each
-    :ivar sent: records written
-    :ivar received: records read
-    :ivar invalid: entries that could not be read, and were skipped
-    :ivar undeliverable: records that Redis refused, also as dead letters, or whose recipient was
-        gone
-    :ivar outstanding: entries of the group that were taken and not yet acknowledged
-    :ivar claimed: entries taken over from workers that are gone
-    :ivar dead_lettered: entries that became dead letters here
-    :ivar handed_back: entries given back to the group
-    :ivar repeated: records that came twice because of a reconnect, and were dropped
-    :ivar reconnects: how often a connection was made again
-    :ivar refused: how often Redis refused something that is tried again, or can be left out
-    """
-
-    queue: QueueStatistics
-    sent: int
-    received: int
-    invalid: int
-    undeliverable: int
-    outstanding: int
-    claimed: int
-    dead_lettered: int
-    handed_back: int
-    repeated: int
-    reconnects: int
-    refused: int
 
 
 class _Held(Struct):
@@ -275,7 +246,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             skips_own=not (options.use_consumer_group or options.allow_self_messages),
             max_queue_size=options.max_queue_size,
             max_queue_bytes=options.max_queue_bytes,
-            deliver=self._hand_on,
+            deliver=lambda record, sender: self._inbound.deliver(Envelope(record, sender)),
         )
         inbox = keys.inbox(options.session_id)
         self._repeats = Repeats(inbox)
@@ -288,14 +259,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         silent = None if options.use_consumer_group else keys.stream
         rest = (self._signer, self._refusals.append, silent, self._in_order.skipped)
         self._decoder = Decoder(self._dialects, options.max_message_size, self._on_hint, *rest)
-        native = options.dialect == "native"
-        self._capabilities = Capabilities(
-            broadcast=not options.use_consumer_group,
-            addressing=options.dialect != "kkrpc-0",
-            keyword_arguments=native,
-            cancellation=native,
-            deadlines=native,
-        )
         self._trim = None
         if options.max_len is not None:
             grouped = options.use_consumer_group
@@ -308,10 +271,14 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             given_up=self._on_given_up,
             failed=self._broken,
             chance=options.inbox_ttl,
+            absent=lambda peer, error: self._presence.tell(peer, error),
         )
         patience = Patience("a new connection", self._outages)
         self._link = Link(self._dialer("writer"), self._prepare, self._writer.detach, patience)
         self._inbox = Inbox(inbox, options.inbox_ttl, self._link.request, self._on_lost)
+        times = options.claim_idle, options.inbox_ttl
+        parts = (self._link, self._clock, self._outages, self._inbound.lose_peer)
+        self._presence = Presence(keys, options.session_id, times, *parts)
         self._upkeep = Patience("housekeeping", self._outages, spare=True)
         names = options.consumer_group.encode(), options.consumer_name.encode()
         self._groups = Groups(
@@ -369,7 +336,14 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     @property
     def capabilities(self) -> Capabilities:
         """What this transport can carry."""
-        return self._capabilities
+        native = self._options.dialect == "native"
+        return Capabilities(
+            broadcast=not self._options.use_consumer_group,
+            addressing=self._options.dialect != "kkrpc-0",
+            keyword_arguments=native,
+            cancellation=native,
+            deadlines=native,
+        )
 
     def statistics(self) -> RedisStatistics:
         """Return what it has done and holds."""
@@ -447,6 +421,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         group.start_soon(self._inbox.run, dial, name="anyio_kkrpc redis inbox upkeep")
         wait = partial(self._writer.undelivered.run, request, self._inbox.keep)
         group.start_soon(self._part, wait, name="anyio_kkrpc redis undelivered")
+        look = partial(self._part, self._presence.run, reader.positions)
+        group.start_soon(look, name="anyio_kkrpc redis presence")
         if self._trim is not None:
             group.start_soon(self._part, self._trim.run, self._link, name="anyio_kkrpc redis trim")
         if options.use_consumer_group:
@@ -471,8 +447,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         """Make a new connection of the link ready, before anybody else uses it."""
         await self._clock.read(connection.execute)
         if self._group is not None:
+            self._presence.lose()
             try:
                 await self._restore(connection.execute)
+                await self._presence.sign.keep(connection.execute)
             except RedisError as exc:
                 if leads_elsewhere(exc):
                     raise
@@ -489,6 +467,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         """The inbox was gone, and with it what was in it."""
         self._repeats.lose()
         self._writer.undelivered.open(current_time())
+        self._presence.lose()
         reader = self._inbox_reader
         if reader is not None and order(made) < order(reader.positions[self._inbox.key]):
             reader.positions[self._inbox.key] = b"0-0"
@@ -575,7 +554,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def _remove_traces(self) -> None:
         steps: list[Callable[[], Awaitable[object]]]
-        steps = [self._inbox.remove]
+        steps = [self._inbox.remove, self._presence.sign.remove]
         if self._trim is not None:
             steps.append(partial(self._trim.finish, self._link))
         if self._has_group:
@@ -630,6 +609,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         no more; when its listener is taken away, all that it holds does.
         """
         self._inbound.listen(listener, serve=serve)
+        if listener is None:
+            self._presence.forget()
         self._limit = serve
         if serve:
             self._notify_room()
@@ -650,6 +631,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._dropped.update(self._release_held(begun=listener is None))
             if self._dropped and self._touch_now is not None:
                 self._touch_now.set()
+
+    def watch(self, peer: str | None, role: Role, wanted: bool) -> None:
+        """Look after a peer that streams need, or no longer; see `Transport.watch`."""
+        self._presence.watch(peer, role, wanted)
 
     def serve_more(self, change: int) -> None:
         """Take more requests, or fewer; see `Transport.serve_more`."""
@@ -848,10 +833,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             addressed = entry.recipient == self._options.session_id
             recipient = entry.recipient if addressed else None
             self._inbound.deliver(Envelope(taken, sender, recipient))
-
-    def _hand_on(self, record: Record, sender: str | None) -> None:
-        """Deliver what kkrpc 0.x doesn't say and the core has to hear."""
-        self._inbound.deliver(Envelope(record, sender))
 
     def _is_own(self, entry: Entry) -> bool:
         """Whether it is of this peer and unwanted. In a group anybody's request is."""

@@ -48,6 +48,7 @@ class Writer:
         be answered from here: somebody else is to have them
     :param failed: told of an error that makes it of no use
     :param chance: seconds in which peers make inboxes again that Redis has lost
+    :param absent: told of a peer that has no inbox
     :ivar commands: the same
     :ivar undelivered: what waits for inboxes that are gone; its `run` must run, too
     :ivar undeliverable: records that Redis refused, or whose recipient was gone
@@ -63,10 +64,12 @@ class Writer:
         given_up: Callable[[bytes, int], object],
         failed: Callable[[Exception], object],
         chance: float = 60.0,
+        absent: Callable[[str, Exception], object] = lambda peer, error: None,
     ) -> None:
         self.commands = commands
         self._lookup = Lookup(commands.stream, native)
         self._returned = returned
+        self._absent = absent
         outgoing = self._outgoing = Outgoing(
             commands,
             patience,
@@ -206,6 +209,8 @@ class Writer:
             if error is not None:
                 logger.warning("Redis refused an acknowledgement or a control: %s", error)
         elif error is not None:
+            if result is None:
+                self._absent(str(envelope.recipient), error)
             self._give_back(envelope, error)
 
     def _cancel(self, cancels: Sequence[Cancel], holders: Any) -> None:

@@ -107,6 +107,7 @@ MOVING = {
     "redis._numbers": "redis._writing",
     "redis._outgoing": "redis._writing",
     "redis._portion": "redis._connection",
+    "redis._presence": "redis._reading",
     "redis._repeats": "redis._reading",
     "redis._socket": "redis._connection",
     "redis._takeover": "redis._group",
@@ -127,7 +128,7 @@ MOVING = {
 }
 
 # What the rule of a whole folder is for: everything else in it has a room of its own.
-OPEN = {"redis": {"", "_admin", "_options", "_transport", "_upkeep"}}
+OPEN = {"redis": {"", "_admin", "_options", "_statistics", "_transport", "_upkeep"}}
 
 KNOWN = {
     ("redis._dead_letters", "redis._admin"): "`after` and `PAGE` belong to redis._stream",

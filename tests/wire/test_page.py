@@ -136,7 +136,7 @@ def test_keys() -> None:
     keys = Keys.of("S")
     listed = names(rows_under("## Keys"))
     found = (keys.stream, keys.inbox("me"), keys.control, keys.dead)
-    found += (keys.claimer(b"workers"), keys.worker(b"workers", b"blue"))
+    found += (keys.claimer(b"workers"), keys.worker(b"workers", b"blue"), keys.alive("me"))
     names_of = {"base": "{S}", "<session id>": "me", "<group>": "workers", "<consumer>": "blue"}
     for placeholder, name in names_of.items():
         listed = [key.replace(placeholder, name) for key in listed]

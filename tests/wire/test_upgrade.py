@@ -274,3 +274,25 @@ async def test_workers_of_one_group(
             assert results == [[second, 2]]
             staying.end()
             assert (await staying.outcome())["invalid"] == 0
+
+
+async def test_an_old_worker_that_is_killed(
+    server: RedisServer, stream_name: str, before: Path, anyio_backend_name: str
+) -> None:
+    """It has no sign of life, which doesn't make it gone: its inbox tells the reader of a stream."""
+    common: dict[str, Any] = {"url": server.url, "stream": stream_name, "inbox_ttl": 2.0}
+    async with (
+        RedisStreamsTransport(**common) as transport,
+        RPCChannel(transport, timeout=None) as channel,
+        old(
+            before, "serve", anyio_backend_name, session_id="old", grouped=False, **common
+        ) as worker,
+    ):
+        async with channel.get_api(to="old").count(100_000) as items:
+            assert await items.__anext__() == 0
+            await anyio.sleep(3)
+            assert await items.__anext__() == 1
+            worker.process.kill()
+            with anyio.fail_after(BOUND), pytest.raises(DeliveryError, match="its inbox is"):
+                async for _ in items:
+                    pass

@@ -1,0 +1,41 @@
+"""What a Redis Streams transport tells of itself."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from .._queue import QueueStatistics
+
+__all__ = ("RedisStatistics",)
+
+
+class RedisStatistics(Struct, frozen=True):
+    """What a Redis Streams transport has done and holds.
+
+    :ivar queue: of requests that wait for a handler, also beside the queue; its bounds are of each
+    :ivar sent: records written
+    :ivar received: records read
+    :ivar invalid: entries that could not be read, and were skipped
+    :ivar undeliverable: records that Redis refused, also as dead letters, or whose recipient was
+        gone
+    :ivar outstanding: entries of the group that were taken and not yet acknowledged
+    :ivar claimed: entries taken over from workers that are gone
+    :ivar dead_lettered: entries that became dead letters here
+    :ivar handed_back: entries given back to the group
+    :ivar repeated: records that came twice because of a reconnect, and were dropped
+    :ivar reconnects: how often a connection was made again
+    :ivar refused: how often Redis refused something that is tried again, or can be left out
+    """
+
+    queue: QueueStatistics
+    sent: int
+    received: int
+    invalid: int
+    undeliverable: int
+    outstanding: int
+    claimed: int
+    dead_lettered: int
+    handed_back: int
+    repeated: int
+    reconnects: int
+    refused: int
