@@ -13,6 +13,7 @@ from anyio import (
     AsyncContextManagerMixin,
     EndOfStream,
     Event,
+    current_time,
 )
 from msgspec import Struct
 
@@ -28,10 +29,10 @@ from ._exposure import Exposed
 from ._exposure import expose as build_table
 from ._gathering import Replies
 from ._groups import lone_error
-from ._protocol._streams import Producer
 from ._proxy import RemoteAPI, RemoteCall
 from ._reactions import Reactions
 from ._serving import Server
+from ._sources import Sources
 from ._typing import NO_TYPES, TypesOf
 from .abc import Transport
 from .middleware import Middleware, check_middleware
@@ -100,8 +101,9 @@ class RPCChannel(AsyncContextManagerMixin):
     :param max_concurrency: how many requests of other peers run at once; more of them wait in the
         transport's queue
     :param send_tracebacks: whether errors carry the handler's traceback to the caller
-    :param grace_period: seconds that handlers have to finish when the channel is left or cancelled,
-        before they are cancelled; no further requests are taken meanwhile
+    :param grace_period: seconds that handlers, and streams that other peers read, have to finish
+        when the channel is left or cancelled, before they are cancelled and readers get a
+        `DeliveryError`; no further requests are taken meanwhile
     :param middleware: functions around each call that is made and each that is served, see
         `anyio_kkrpc.middleware`; the first one is the outermost
     """
@@ -143,6 +145,7 @@ class RPCChannel(AsyncContextManagerMixin):
         if self._server is not None:
             lend, take_back = self._server.lend, self._server.take_back
         self._calls = Calls(core, self._middleware, lend, take_back)
+        self._sources = Sources(core)
         self._reactions = Reactions(core, self._calls, self._end)
         self._ended = Event()
 
@@ -158,24 +161,21 @@ class RPCChannel(AsyncContextManagerMixin):
             async with anyio.create_task_group() as group:
                 core.open(group)
                 try:
-                    group.start_soon(core.timer.run, name="anyio_kkrpc deadlines")
-                    group.start_soon(core.outbox.run, name="anyio_kkrpc outbox")
+                    core.start_standing(core.timer.run, "deadlines")
+                    core.start_standing(core.outbox.run, "outbox")
                     if self._server is not None:
                         group.start_soon(self._server.run, name="anyio_kkrpc server")
                     serve = 0 if self._server is None else self._server.crew.limit
                     self._transport.listen(self._reactions, serve=serve)
                     yield self
                 finally:
-                    if self._server is not None:
-                        if self._grace and core.reason is None:
-                            self._transport.listen(self._reactions, serve=0)
-                            await self._server.crew.drain(self._grace)
-                        self._server.crew.cancel()
-                    await self._say_goodbye()
-                    self._end(TransportClosedError("the RPC channel has been closed"))
-                    self._transport.listen(None)
-                    _USED.discard(self._transport)
-                    group.cancel_scope.cancel()
+                    try:
+                        await self._leave()
+                    finally:
+                        self._end(TransportClosedError("the RPC channel has been closed"))
+                        self._transport.listen(None)
+                        _USED.discard(self._transport)
+                        core.close()
 
     # Public
 
@@ -301,9 +301,6 @@ class RPCChannel(AsyncContextManagerMixin):
             received=lambda envelope: self._reactions.received(envelope),
         )
 
-    def _stop_producer(self, producer: Producer) -> None:
-        self._core.start_if(producer.handle.stop(None), producer.handle.run, "stream")
-
     # The end
 
     def _end(self, reason: Exception) -> None:
@@ -321,16 +318,29 @@ class RPCChannel(AsyncContextManagerMixin):
                 consumer.handle.finish(self._core.closed_error())
         for producer in lost.producers:
             if producer.handle is not None:
-                self._stop_producer(producer)
+                self._sources.close(producer.handle)
         if self._server is not None:
             self._server.crew.cancel()
         self._ended.set()
 
+    async def _leave(self) -> None:
+        """Let handlers and sources finish in their time, and tell the other side what ends."""
+        core, server = self._core, self._server
+        if self._grace and core.reason is None:
+            until = current_time() + self._grace
+            if server is not None:
+                self._transport.listen(self._reactions, serve=0)
+                await server.crew.drain(self._grace)
+            await self._sources.drain(until - current_time())
+        if server is not None:
+            server.crew.cancel()
+        if core.reason is None:
+            await self._say_goodbye()
+
     async def _say_goodbye(self) -> None:
         """Tell the other side what is no longer wanted, as far as that is quick."""
-        if self._core.reason is not None:
-            return
-        peer, core = self._peer, self._core
+        peer, core, until = self._peer, self._core, current_time() + CLOSE_TIMEOUT
+        self._sources.cut()
         for consumer in list(peer.consumers.values()):
             record = peer.leave(consumer)
             if record is not None:
@@ -338,6 +348,7 @@ class RPCChannel(AsyncContextManagerMixin):
         for call in list(peer.calls.values()):
             self._calls.cancel(call)
         await core.outbox.finish(CLOSE_TIMEOUT)
+        await self._sources.drain(until - current_time())
 
 
 def _path(name: str | Sequence[str]) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from anyio import EndOfStream, Event, current_time
+from anyio import CancelScope, EndOfStream, Event, current_time
 from anyio.abc import TaskGroup
 
 from ._exceptions import ProtocolError, RPCError, TransportClosedError
@@ -37,6 +37,7 @@ class Core:
 
     __slots__ = (
         "_group",
+        "_standing",
         "abandon",
         "broadcast",
         "now",
@@ -83,6 +84,7 @@ class Core:
         self.refused = 0
         self.reason: Exception | None = None
         self._group: TaskGroup | None = None
+        self._standing: list[CancelScope] = []
 
     def enter(self) -> None:
         """Find out what event loop there is."""
@@ -92,6 +94,28 @@ class Core:
     def open(self, group: TaskGroup) -> None:
         """Begin, with the task group of the channel."""
         self._group = group
+
+    def start_standing(self, function: Callable[[], Awaitable[object]], what: str) -> None:
+        """Start a task that runs until `close`, also where the scope around the channel ends.
+
+        What it does is needed as long as handlers and streams have time to finish.
+        """
+
+        scope = CancelScope(shield=True)
+        self._standing.append(scope)
+
+        async def run() -> None:
+            with scope:
+                await function()
+
+        self.start_if(True, run, what)
+
+    def close(self) -> None:
+        """End all tasks of the channel."""
+        for scope in self._standing:
+            scope.cancel()
+        if self._group is not None:
+            self._group.cancel_scope.cancel()
 
     def end(self, reason: Exception) -> None:
         """End: from now on nothing is sent but what `finish` of the outbox has sent."""

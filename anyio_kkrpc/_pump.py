@@ -54,7 +54,9 @@ class Pump:
         "_bounded",
         "_context",
         "_core",
+        "_gone",
         "_kind",
+        "_life",
         "_name",
         "_paused",
         "_producer",
@@ -80,6 +82,8 @@ class Pump:
         self._producer = producer
         self._context = context
         self._wake: Event | None = None
+        # Around all of it: in a channel that is cancelled, sources go on until they are stopped.
+        self._life = CancelScope(shield=True)
         self._scope = CancelScope()
         self._started = self._stopped = False
         # Whether something is waited for with the source at its yield.
@@ -88,6 +92,7 @@ class Pump:
         self._bounded = False
         self._answer: StreamReply | None = None
         self._unread: TimerEntry | None = None
+        self._gone: Event | None = None
         producer.handle = self
 
     def expect_reader(self) -> None:
@@ -116,7 +121,15 @@ class Pump:
             self._wake.set()
         elif not (self._paused or self._bounded):
             self._scope.cancel()
+        if answer is None:
+            self._life.shield = False
         return self._starts()
+
+    async def over(self) -> None:
+        """Wait until the source is closed and its end was sent."""
+        if self._gone is None:
+            self._gone = Event()
+        await self._gone.wait()
 
     def _starts(self) -> bool:
         started, self._started = self._started, True
@@ -129,15 +142,18 @@ class Pump:
         """Send items until the source ends or the consumer leaves; close the source in any case."""
         core, producer = self._core, self._producer
         try:
-            error = await self._run_source()
-            if self._answer is not None:
-                await core.send(self._answer, producer.consumer)
-            elif producer.open and not self._stopped:
-                await self._send_end(error)
+            with self._life:
+                error = await self._run_source()
+                if self._answer is not None:
+                    await core.send(self._answer, producer.consumer)
+                elif producer.open and not self._stopped:
+                    await self._send_end(error)
         except RPCError as exc:
             logger.warning("the end of the stream of %s was not sent: %s", self._name, exc)
         finally:
             core.peer.forget(producer)
+            if self._gone is not None:
+                self._gone.set()
 
     async def _send_end(self, error: dict[str, Any] | None) -> None:
         core, consumer = self._core, self._producer.consumer
@@ -234,6 +250,8 @@ class Pump:
             raise exc
         # If it is everybody who is cancelled, the source may still clean up: `stop` bounds that.
         self._raising = self._scope.shield = True
+        if self._stopped:
+            self._bound(self._scope)
         try:
             item = await run_in_context(self._context, throw(exc))
         finally:

@@ -261,6 +261,26 @@ async def test_sigterm(
     assert witness.keys(f"*{stream_name}*inbox*") == []
 
 
+async def test_sigterm_and_a_stream(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis, start: Start, tmp_path: Path
+) -> None:
+    """It comes to its end in the grace period, and nothing is left then either."""
+    gate = tmp_path / "gate"
+    async with (
+        client(redis_server, stream_name) as transport,
+        RPCChannel(transport, timeout=CALL_BOUND) as channel,
+    ):
+        worker = await start(grace=BOUND)
+        async with channel.get_api().count(str(gate)) as items:
+            assert await items.__anext__() == 0
+            worker.send_signal(signal.SIGTERM)
+            gate.touch()
+            assert [number async for number in items] == list(range(1, 500))
+        output, _ = await to_thread.run_sync(worker.communicate)
+        assert (output, worker.returncode) == ("left\n", 0)
+    assert witness.keys(f"*{stream_name}*inbox*") == []
+
+
 async def test_worker_that_comes_back_under_its_name(
     redis_server: RedisServer, stream_name: str, witness: redis.Redis
 ) -> None:

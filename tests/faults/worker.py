@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
@@ -43,6 +44,14 @@ class Api:
         self._note(key)
         await anyio.sleep(seconds)
         return key
+
+    async def count(self, gate: str) -> AsyncIterator[int]:
+        """Yield the first number, and the others once a file is there."""
+        yield 0
+        while not Path(gate).exists():
+            await anyio.sleep(0.01)
+        for number in range(1, 500):
+            yield number
 
     def pid(self) -> int:
         return os.getpid()

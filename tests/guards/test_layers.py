@@ -75,6 +75,7 @@ MOVING = {
     "_core": "_driver",
     "_outbox": "_driver",
     "_pump": "_driver",
+    "_sources": "_driver",
     "_streaming": "_driver",
     "_call_options": "_calling",
     "_calls": "_calling",

@@ -57,6 +57,53 @@ async def test_reader_that_was_not_told(
             tasks.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("group", [True, False], ids=["group", "broadcast"])
+async def test_source_whose_peer_leaves(
+    redis_server: RedisServer, stream_name: str, group: bool
+) -> None:
+    """Readers are told, of results and of arguments, before the transport goes."""
+
+    async def endless() -> AsyncIterator[int]:
+        while True:
+            yield 1
+
+    async def read(numbers: AsyncIterator[int]) -> None:
+        with pytest.raises(DeliveryError, match="ended while the stream was open"):
+            async for _ in numbers:
+                begun.set()
+
+    async def keep(numbers: AsyncIterator[int]) -> None:
+        tasks.start_soon(read, numbers)
+
+    begun = anyio.Event()
+    stays: Any = {"stream": f"{stream_name}-stays", "use_consumer_group": group}
+    leaves: Any = {"stream": stream_name, "use_consumer_group": group}
+    url = redis_server.url
+    with anyio.fail_after(BOUND):
+        async with (
+            RedisStreamsTransport(url, stream=stream_name) as reads,
+            RPCChannel(reads, timeout=CALL_BOUND) as reading,
+            RedisStreamsTransport(url, **stays) as serves,
+            RPCChannel(serves, expose={"keep": keep}, timeout=CALL_BOUND),
+            anyio.create_task_group() as tasks,
+        ):
+            async with (
+                RedisStreamsTransport(url, **leaves) as served,
+                RPCChannel(served, expose={"endless": endless}),
+            ):
+                items = await reading.get_api().endless()
+                assert await items.__anext__() == 1
+            with pytest.raises(DeliveryError, match="ended while the stream was open"):
+                async for _ in items:
+                    pass
+            async with (
+                RedisStreamsTransport(url, stream=stays["stream"]) as calls,
+                RPCChannel(calls, timeout=CALL_BOUND) as calling,
+            ):
+                await calling.get_api().keep(endless())
+                await begun.wait()
+
+
 async def test_stream_argument_of_a_broadcast(redis_server: RedisServer, stream_name: str) -> None:
     """The first peer that reads it gets it, the others a precise error, and calls succeed."""
 

@@ -172,6 +172,24 @@ async def test_streams_of_others_stay_alone(
         assert [item.get("v") for item in items] == [1, 2, 3, None]
 
 
+async def test_streams_of_a_server_that_leaves(
+    redis_server: RedisServer, stream_name: str, peer: Peer
+) -> None:
+    """Readers of either version of kkrpc get an error, each in its own words."""
+    many = 1_000_000
+    async with server(redis_server.url, stream_name):
+        peer.compact(call("c", "countTo", a=[many]), to="server")
+        sid = (await peer.wait("server", answers("c")))["v"]["id"]
+        peer.compact({"t": "sq", "id": "p", "sid": sid, "op": "pull", "n": 2}, to="server")
+        await peer.wait("server", lambda message: message.get("t") == "sr")
+        request = {"method": "countTo", "args": [many], "type": "request", "version": "json"}
+        peer.classic({"id": "old", **request})
+        await peer.wait("server", lambda message: message.get("type") == "stream-chunk")
+    error = await peer.wait("server", lambda message: message.get("t") == "sr" and "e" in message)
+    assert "DeliveryError: the peer that has its source ended while" in error["e"]["m"]
+    await peer.wait("server", lambda message: message.get("type") == "stream-error")
+
+
 @pytest.mark.parametrize("group", [False, True])
 async def test_one_id_in_several_dialects(
     redis_server: RedisServer, stream_name: str, peer: Peer, group: bool
