@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .transports.bytestream import ByteStreamTransport as ByteStreamTransport
     from .transports.memory import MemoryTransport as MemoryTransport
 
+__version__: str
 # All that the library logs goes through this logger.
 _logging.getLogger(__name__).addFilter(_QuotingFilter())
 
@@ -52,7 +53,12 @@ _TRANSPORTS = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a transport."""
+    """Load a transport, or look up the version."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        globals()[name] = found = version("anyio_kkrpc")
+        return found
     if name not in _TRANSPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

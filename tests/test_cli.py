@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import anyio
 import pytest
 import redis
 
+import anyio_kkrpc
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel
 from anyio_kkrpc._cli import main
 from anyio_kkrpc.testing import RedisServer
@@ -382,6 +384,13 @@ def test_dead_letters_and_top(shell: Shell) -> None:
         (["serve", "shop:nothing"], 2, "shop has no 'nothing'"),
         (["serve", "shop:nothing", "-w", "2", "-g", "w"], 1, "can't start"),
         (["call", "x", "-t", "0"], 2, "--timeout"),
+        (["call", ""], 2, "METHOD"),
+        (["call", "a..b"], 2, "METHOD"),
+        (["call", "x", "{a: 1}"], 2, "looks like JSON"),
+        (["call", "x", "-k", 'a=["b"'], 2, "looks like JSON"),
+        (["serve", "shop.py:Api"], 2, "say shop:Api"),
+        (["serve", "./deep/shop.py"], 2, "say deep.shop"),
+        (["serve", "shop:Api", "--middleware", "shop"], 2, "--middleware"),
         (["call", "x", "--signing-key", "short"], 2, "signing_key: needs at least 16 bytes"),
         (["call", "add", "-5"], 2, "put -- before what begins with a dash"),
         (["serve", "shop:Api", "-g", ""], 2, "--group"),
@@ -403,6 +412,24 @@ def test_errors_say_what_to_do(shell: Shell, args: list[str], code: int, text: s
     assert text in last
     assert "Traceback" not in done.stderr
     assert "secret" not in done.stderr
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the package, in the package and on the command line."""
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"anyio-kkrpc {anyio_kkrpc.__version__}\n"
+    assert anyio_kkrpc.__version__ == version("anyio_kkrpc")
+
+
+def test_help_loads_no_transport() -> None:
+    """It is there at once."""
+    code = "import sys; from anyio_kkrpc._cli import main; main(['--help']); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=BOUND, check=True
+    )
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "anyio_kkrpc._cli._options" in loaded
+    assert not loaded & {"redis", "watchfiles", "anyio_kkrpc.redis", "anyio_kkrpc.testing"}
 
 
 @pytest.mark.one_server

@@ -1,4 +1,7 @@
-"""The commands and their options; what they do stands in the modules beside this one."""
+"""The commands and their options; what they do stands in the modules beside this one.
+
+Those are imported by the command that needs them, so that ``--help`` is there at once.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Annotated, Any
 import anyio
 import typer
 
-from . import _call, _dead, _server, _top, _worker
+from .. import __version__
 from ._options import (
     DEFAULT_STREAM,
     DEFAULT_URL,
@@ -34,15 +37,14 @@ from ._options import (
     SigningKey,
     Stream,
     Target,
+    TimeoutOfCall,
     TimeoutOfWorker,
     Tracing,
     Url,
     Workers,
 )
 from ._report import report
-from ._supervisor import supervise
 from ._terminal import ends_on_sigterm
-from ._worker import Options
 
 EPILOG = (
     "Exit codes: 0 done, 1 the remote function raised, 2 wrong usage, 3 refused (no such function, "
@@ -63,9 +65,21 @@ dead = typer.Typer(
 app.add_typer(dead, name="dead")
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"anyio-kkrpc {__version__}\n")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version, and end."
+        ),
+    ] = False,
 ) -> None:
     """Bidirectional RPC over Redis Streams: serve an object, call it, and look at what goes on."""
 
@@ -105,6 +119,20 @@ def serve(
 
     Example: anyio-kkrpc serve shop.api:Api --group workers --workers 4 --backend trio
     """
+    given = {**locals(), "backend": backend.value, "signing_key": _encoded(signing_key)}
+    _check_group(group, workers)
+    from . import _supervisor, _worker
+
+    del given["workers"], given["reload"]
+    options = _worker.Options(**given, debug="--debug" in sys.argv)
+    _worker.check(options)
+    if workers > 1 or reload or max_calls is not None or max_memory is not None:
+        anyio.run(partial(_supervisor.supervise, options, workers, reload=reload))
+    elif _worker.run(options):  # a new process takes the place of this one
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _check_group(group: str | None, workers: int) -> None:
     if group == "":
         raise typer.BadParameter("needs a name", param_hint="--group")
     if workers > 1 and group is None:
@@ -112,14 +140,6 @@ def serve(
             "needs --group when above 1: without one each process would run each call",
             param_hint="--workers",
         )
-    given = {**locals(), "backend": backend.value, "signing_key": _encoded(signing_key)}
-    del given["workers"], given["reload"]
-    options = Options(**given, debug="--debug" in sys.argv)
-    _worker.check(options)
-    if workers > 1 or reload or max_calls is not None or max_memory is not None:
-        anyio.run(partial(supervise, options, workers, reload=reload))
-    elif _worker.run(options):  # a new process takes the place of this one
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 @app.command()
@@ -135,16 +155,7 @@ def call(
     ] = None,
     url: Url = DEFAULT_URL,
     stream: Stream = DEFAULT_STREAM,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            "--timeout",
-            "-t",
-            min=0.001,
-            max=1e6,
-            help="Seconds for the answer, and for each item of a stream.",
-        ),
-    ] = 30.0,
+    timeout: TimeoutOfCall = 30.0,
     to: Annotated[str | None, typer.Option(help="Id of the peer that is to answer.")] = None,
     reply: Annotated[
         bool, typer.Option("--reply/--no-reply", help="Whether to wait for the answer.")
@@ -162,6 +173,10 @@ def call(
 
     The first lines of a stream, which ends it: anyio-kkrpc call count_to 1000000 | head -3
     """
+    from . import _call
+
+    if not all(method.split(".")):
+        raise typer.BadParameter(f"needs a dotted name, not {method!r}", param_hint="METHOD")
     if get and (arguments or kwargs):
         raise typer.BadParameter("a property takes no arguments", param_hint="--get")
     request = _call.Request(
@@ -194,6 +209,8 @@ def _encoded(key: str | None) -> bytes | None:
 
 
 def _parse_kwarg(text: str) -> tuple[str, Any]:
+    from . import _call
+
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise typer.BadParameter(f"needs NAME=JSON, not {text!r}", param_hint="--kwarg")
@@ -216,6 +233,8 @@ def top(
 
     It reads only. Rates and the number of waiting calls need Redis 7 or Valkey.
     """
+    from . import _top
+
     _top.run(url, stream, interval, once=once)
 
 
@@ -236,7 +255,7 @@ def demo(
     The server is a Redis or Valkey on PATH, else the embedded one. It ends by itself in seconds and
     leaves nothing behind.
     """
-    from . import _demo
+    from . import _demo, _worker
 
     name, loop = _worker.BACKENDS[backend.value]
     with ends_on_sigterm():
@@ -253,6 +272,8 @@ def server(
 
     It is the redis-server or valkey-server on PATH, else the one of the extra "demo".
     """
+    from . import _server
+
     _server.run(port)
 
 
@@ -263,6 +284,8 @@ def dead_list(
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each.")] = False,
 ) -> None:
     """List the dead letters, the oldest first."""
+    from . import _dead
+
     anyio.run(partial(_dead.show_all, url, stream, as_json=as_json))
 
 
@@ -273,6 +296,8 @@ def dead_show(
     stream: Stream = DEFAULT_STREAM,
 ) -> None:
     """Show one with its arguments, as JSON."""
+    from . import _dead
+
     anyio.run(_dead.show_one, url, stream, letter)
 
 
@@ -289,6 +314,8 @@ def dead_retry(
     """Put dead letters back into the stream as new requests."""
     if every == bool(letters):
         raise typer.BadParameter("give ids, or --all", param_hint="ID")
+    from . import _dead
+
     anyio.run(_dead.retry, url, stream, letters, _encoded(signing_key))
 
 
@@ -303,6 +330,8 @@ def dead_purge(
         if not sys.stdin.isatty():
             raise typer.BadParameter("is needed where nobody can be asked", param_hint="--yes")
         typer.confirm(f"Remove all dead letters of {stream}?", abort=True)
+    from . import _dead
+
     anyio.run(_dead.purge, url, stream)
 
 

@@ -27,10 +27,15 @@ class Request(Struct, frozen=True, kw_only=True):
 
 
 def parse_argument(text: str) -> Any:
-    """Return the value of JSON, and other text as it is."""
+    """Return the value of JSON, and other text as it is.
+
+    :raises ValueError: if it begins as an object, an array or a string of JSON does, and is none
+    """
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except msgspec.DecodeError as exc:
+        if text.lstrip()[:1] in ("{", "[", '"'):
+            raise ValueError(f"{text!r:.80} looks like JSON and isn't: {exc}") from exc
         return text
 
 

@@ -58,8 +58,9 @@ def _describe(letter: DeadLetter) -> dict[str, Any]:
     }
 
 
-def _write(value: Any) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(value, enc_hook=str) + b"\n")
+def _write(value: Any, *, indent: int = -1) -> None:
+    text = msgspec.json.encode(value, enc_hook=str)
+    sys.stdout.buffer.write(msgspec.json.format(text, indent=indent) + b"\n")
     sys.stdout.buffer.flush()
 
 
@@ -93,7 +94,7 @@ async def show_one(url: str, stream: str, letter_id: str) -> None:
     async with RedisStreamsTransport(url, stream=stream) as transport:
         for letter in await transport.dead_letters(_COUNT):
             if letter.id == letter_id:
-                _write(_describe(letter))
+                _write(_describe(letter), indent=2)
                 return
     raise LookupError(f"{stream} has no dead letter {letter_id!r}; see: anyio-kkrpc dead list")
 

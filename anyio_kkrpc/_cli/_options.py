@@ -183,3 +183,13 @@ Reload = Annotated[
         help="Start anew when a Python file below here changes.",
     ),
 ]
+TimeoutOfCall = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        "-t",
+        min=0.001,
+        max=1e6,
+        help="Seconds for the answer, and for each item of a stream.",
+    ),
+]

@@ -17,7 +17,6 @@ from .._exceptions import (
     TransportConnectionError,
 )
 from .._log import quoted
-from ..testing import ServerError
 
 # Exit codes beside 0, 2 (wrong usage) and 130 (interrupted).
 EXIT_CODES: dict[type[Exception], int] = {
@@ -50,8 +49,11 @@ def report(exc: Exception) -> int:
         code = next((code for kind, code in EXIT_CODES.items() if isinstance(exc, kind)), 1)
     elif isinstance(exc, (ValueError, TypeError, LookupError, ImportError)):
         code = 2
-    elif not isinstance(exc, (ServerError, OSError, WorkerError)):
-        text = f"{type(exc).__name__}: {text} (--debug shows where)"
+    elif not isinstance(exc, (OSError, WorkerError)):
+        from ..testing import ServerError
+
+        if not isinstance(exc, ServerError):
+            text = f"{type(exc).__name__}: {text} (--debug shows where)"
     line = quoted(" ".join(text.split()))
     sys.stderr.write(f"anyio-kkrpc: {line}\n")
     return code

@@ -94,6 +94,10 @@ def load(target: str) -> Exposed:
 
 def _find(target: str) -> Any:
     module_name, _, name = target.partition(":")
+    if module_name.endswith(".py"):
+        module = ".".join(Path(module_name).with_suffix("").parts).strip("./")
+        better = f"{module}:{name}" if name else module
+        raise ImportError(f"{target} names a file: say {better}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     found: Any = importlib.import_module(module_name)
