@@ -114,6 +114,27 @@ class Inbound:
                 return queue.get_nowait()
         return await queue.get()
 
+    def expects(self) -> bool:
+        """See `Listener.expects`."""
+        return self._listener is not None and self._reason is None and self._listener.expects()
+
+    def waiting(self) -> list[Envelope]:
+        """See `Listener.waiting`."""
+        listener = self._listener
+        return [] if listener is None or self._reason is not None else [*listener.waiting()]
+
+    def lose(self, reason: Exception) -> None:
+        """See `Listener.lost`."""
+        if self._listener is None or self._reason is not None:
+            return
+        try:
+            self._listener.lost(reason)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            self.listener_errors += 1
+            logger.exception("a listener failed at a loss of its transport")
+
     def end(self, reason: Exception) -> None:
         """Note that nothing more will come; only the first reason counts.
 

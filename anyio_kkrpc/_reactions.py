@@ -28,7 +28,8 @@ from ._protocol._events import (
     StreamsClosed,
 )
 from ._protocol._records import Reply, Request, StreamReply
-from ._protocol._streams import Consumer
+from ._protocol._state import ConsumerState
+from ._protocol._streams import Consumer, Producer
 from ._pump import Pump, close_streams, close_unopened
 from ._streaming import Inflow, stream_error
 from .abc import Envelope, Listener
@@ -87,14 +88,44 @@ class Reactions(Listener):
             self.lost_streams += count
             logger.warning("%s; streams that end with it: %d", error, count)
 
+    def expects(self) -> bool:
+        """Return whether a call, or a stream at either end, waits for the other side."""
+        peer = self._core.peer
+        return bool(peer.calls or peer.consumers or peer.producers)
+
+    def waiting(self) -> list[Envelope]:
+        """Return the requests that wait for their reply; not those to all peers, however many."""
+        calls = self._core.peer.calls.values()
+        return [call.sent for call in calls if call.sent is not None and not call.gather]
+
+    def lost(self, reason: Exception) -> None:
+        """End the streams of which items, pulls or their end may have been lost."""
+        core = self._core
+        for consumer in [*core.peer.consumers.values()]:
+            if consumer.state is ConsumerState.OPEN and consumer.handle is not None:
+                left = core.peer.leave(consumer)
+                if left is not None:
+                    core.post(left, consumer.producer)
+                consumer.handle.finish(DeliveryError(str(reason)))
+        for producer in [*core.peer.producers.values()]:
+            if producer.handle is not None and producer.consumer is not None:
+                self._end_source(producer, DeliveryError(str(reason)))
+        for call in [*core.peer.calls.values()]:
+            if any(one.open and one.consumer is None for one in call.producers or ()):
+                # Nobody knows who wanted to read it.
+                self._calls.lose(call, DeliveryError(str(reason)))
+                self._calls.cancel(call)
+
     def _returned(self, envelope: Envelope, error: Exception) -> None:
-        """A record of ours could not be delivered."""
+        """A record of ours could not be delivered, or its reply was lost."""
         self.undelivered += 1
         record = envelope.record
         if isinstance(record, Request):
             call = self._core.peer.calls.get(record.id)
             if call is not None:
                 self._calls.lose(call, error)
+                if envelope.token is not None:  # it was sent, and may run
+                    self._calls.cancel(call)
                 return
         elif isinstance(record, Reply):
             close_unopened(self._core, record)
@@ -105,10 +136,15 @@ class Reactions(Listener):
     def _end_stream(self, record: StreamReply, error: Exception) -> None:
         """End a stream of which something could not be delivered."""
         producer = self._core.peer.producers.get(record.sid)
-        if producer is not None and producer.open:
-            lost = library_error(DeliveryError(f"an item could not be delivered: {error}"))
+        if producer is not None:
+            lost = DeliveryError(f"an item could not be delivered: {error}")
+            self._end_source(producer, lost)
+
+    def _end_source(self, producer: Producer, error: DeliveryError) -> None:
+        """Close the source of a stream and tell its reader why, unless it has ended."""
+        if producer.open:
             pump: Pump = producer.handle
-            answer = self._core.peer.end_production(producer, lost)
+            answer = self._core.peer.end_production(producer, library_error(error))
             self._core.start_if(pump.stop(answer), pump.run, "stream")
 
     def _on_call_finished(self, event: CallFinished) -> None:

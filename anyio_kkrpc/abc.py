@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from anyio.abc import UnreliableObjectStream
@@ -82,6 +83,26 @@ class Listener(ABC):
 
         :param role: as what it was needed
         :param error: for those who need it
+        """
+
+    def expects(self) -> bool:
+        """Return whether anything may be on the way here that somebody waits for."""
+        return False
+
+    def waiting(self) -> Sequence[Envelope]:
+        """Return the requests of this side that wait for a reply, as they were sent.
+
+        A transport that has lost replies asks for it, and lets those that they were for come back,
+        to `received`, with ``error`` set.
+        """
+        return ()
+
+    def lost(self, reason: Exception) -> None:  # noqa: B027  # not every listener has streams
+        """Learn that records that were on the way here may have been lost, though more will come.
+
+        What can't go on without them is to be ended: streams, at either end.
+
+        :param reason: what its users are told
         """
 
 

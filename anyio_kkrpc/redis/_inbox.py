@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from anyio import current_time, sleep
+from anyio import Lock, current_time, sleep
 from redis.exceptions import RedisError
 
 from .._exceptions import RPCError
@@ -51,23 +51,22 @@ class Inbox:
         self._lost = lost
         self._kept_at = 0.0
         self._left = False
+        self._lock = Lock()
 
     async def make(self, execute: Execute) -> bytes:
         """Make it; return the id of the last entry that isn't wanted.
 
         :param execute: sends a command
         """
-        asked_at = current_time()
-        entry = (b"MAXLEN", b"0", b"*", b"hint", b"hello")
-        made = await execute(*add_briefly(self.key, self._ttl_ms, *entry))
-        self._kept_at = asked_at
-        return bytes(made)
+        return await self._make(execute, b"MAXLEN", b"0")
 
     async def keep(self, execute: Execute) -> None:
         """Keep it alive, and make it again should the server have lost it."""
-        if not await self._expire(execute) and not self._left:
-            logger.warning("the inbox was gone from Redis, and was made again")
-            self._lost(await self.make(execute))
+        if execute == self._request:
+            async with self._lock:  # what one of several finds missing, one makes
+                await self._keep(execute)
+        else:
+            await self._keep(execute)
 
     async def run(self, dial: Callable[[], Awaitable[Connection]]) -> None:
         """Keep it alive where the link is too busy for that: with one large message, say.
@@ -108,6 +107,19 @@ class Inbox:
         """Remove it; from now on it isn't made again."""
         self._left = True
         await self._request(b"DEL", self.key)
+
+    async def _keep(self, execute: Execute) -> None:
+        if not await self._expire(execute) and not self._left:
+            logger.warning("the inbox was gone from Redis, and was made again")
+            # Nothing is removed: it may have been made meanwhile, over another connection.
+            self._lost(await self._make(execute))
+
+    async def _make(self, execute: Execute, *bounds: bytes) -> bytes:
+        asked_at = current_time()
+        entry = (*bounds, b"*", b"hint", b"hello")
+        made = await execute(*add_briefly(self.key, self._ttl_ms, *entry))
+        self._kept_at = asked_at
+        return bytes(made)
 
     async def _expire(self, execute: Execute) -> bool:
         asked_at = current_time()

@@ -24,6 +24,7 @@ from anyio import (
 )
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+from msgspec import Struct
 from redis.exceptions import RedisError, ResponseError
 
 from .._entrance import Entrance
@@ -58,7 +59,6 @@ from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_d
 from ._entering import Entering
 from ._errors import Meaning, code_of, leads_elsewhere, meaning_of, reason
 from ._group import Groups
-from ._held import KEEP, STARTED, Held, HeldEntry
 from ._holders import introduction
 from ._in_order import InOrder
 from ._inbox import MANY, Inbox
@@ -67,6 +67,7 @@ from ._keys import Keys
 from ._large import LargeRequest
 from ._link import Dialer, Link
 from ._login import open_connection
+from ._losses import Losses
 from ._options import Dialect, Options, Overflow, check_options
 from ._patience import Outages, Patience
 from ._portion import MOST_ENTRIES, ReadPortion
@@ -104,6 +105,13 @@ DESTROYED = "Redis Streams adapter has been destroyed"
 CLOSE_TIMEOUT = 2.0
 
 
+class _Held(Struct):
+    """An entry of the group that was taken and not yet acknowledged."""
+
+    attempt: int
+    started: bool = False
+
+
 @final
 class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit__
     AsyncContextManagerMixin, Transport
@@ -117,8 +125,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :param stream: name of the stream (key) for requests
     :param consumer_group: name of the group, with ``use_consumer_group``
     :param consumer_name: this peer's name in the group; ``consumer-{session_id}`` if not given
-    :param block_timeout: seconds that one blocking read lasts; where it takes requests of a group,
-        no longer than a third of ``claim_idle``
+    :param block_timeout: seconds that one blocking read lasts
     :param max_len: keep about this many requests in the stream; ``None`` keeps all. It is enough
         that the workers have it. What a consumer group has not acknowledged is never trimmed.
     :param session_id: this peer's id, 26 random characters if not given; unique among all peers
@@ -262,17 +269,21 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._dialects.native,
             returned=self._inbound.deliver,
             patience=Patience("writes", self._outages),
-            given_up=lambda *entry: self._held.give_back(*entry),
+            given_up=self._on_given_up,
             failed=self._broken,
             chance=options.inbox_ttl,
             absent=lambda peer, error: self._presence.tell(peer, error),
         )
         patience = Patience("a new connection", self._outages)
         self._link = Link(self._dialer("writer"), self._prepare, self._writer.detach, patience)
-        self._inbox = Inbox(inbox, options.inbox_ttl, self._link.request, self._on_lost)
         times = options.claim_idle, options.inbox_ttl
         parts = (self._link, self._clock, self._outages, self._inbound.lose_peer)
         self._presence = Presence(keys, options.session_id, times, *parts)
+        group = options.consumer_group.encode() if options.use_consumer_group else None
+        where = (keys.stream, group, inbox, self._inbound, self._repeats, self._link)
+        undelivered, presence = self._writer.undelivered, self._presence
+        self._losses = Losses(*where, (undelivered.open, lambda now: presence.lose()))
+        self._inbox = Inbox(inbox, options.inbox_ttl, self._link.request, self._losses.lost)
         self._upkeep = Patience("housekeeping", self._outages, spare=True)
         names = options.consumer_group.encode(), options.consumer_name.encode()
         self._groups = Groups(
@@ -283,10 +294,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             max_deliveries=options.max_deliveries,
             introduction=introduction(keys, *names, options.session_id, options.inbox_ttl),
         )
-        tell, room, idle = partial(self._tell_peers, b"claim"), self._queue_room, options.claim_idle
-        self._held = Held(self._groups, self._writer, self._outages, idle, room, tell)
-        intake = (self._outages, self._decoder, self._clock.now, self._take, self._admit)
-        self._takeover = Takeover(self._groups, self._writer, self._held, *intake)
+        self._held: dict[bytes, _Held] = {}
+        self._dropped: dict[bytes, int] = {}  # to hand back, with the deliveries that count
+        room, take, admit = self._count_room, self._take, self._admit
+        intake = (self._outages, self._decoder, self._clock.now, room, take, admit)
+        self._takeover = Takeover(self._groups, self._writer, self._held, self._dropped, *intake)
         self._claimer: Claimer | None = None
         self._group: TaskGroup | None = None
         self._entrance = Entrance("RedisStreamsTransport")
@@ -298,9 +310,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._requests_wanted = self._skipped = self._has_group = False
         self._watch = Watch(options.shortest_silence)
         self._start_id = self._connected_id = b"0-0"
-        self._inbox_reader: Reader | None = None
         self._destroyed_by: str | None = None
-        self._received = self._reconnects = 0
+        self._room: Event | None = None
+        self._touch_now: Event | None = None
+        self._limit = self._received = self._handed_back = self._reconnects = 0
 
     # Accessors
 
@@ -344,11 +357,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             received=self._received,
             invalid=self._decoder.invalid,
             undeliverable=self._writer.undeliverable + self._takeover.refused,
-            outstanding=len(self._held.entries),
+            outstanding=len(self._held),
             claimed=self._takeover.claimed,
             dead_lettered=self._takeover.dead_lettered,
-            handed_back=self._held.handed_back,
-            lost=self._held.lost,
+            handed_back=self._handed_back,
             repeated=self._repeats.dropped,
             reconnects=self._reconnects + self._link.reconnects,
             refused=self._outages.refused,
@@ -396,7 +408,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         positions = await self._find_positions(entering)
         reading = await self._dialer("inbox").first()
         self._group = self._pacing.group = group
-        reader = self._inbox_reader = Reader(positions, self._decoder, options.block_timeout)
+        reader = Reader(positions, self._decoder, options.block_timeout)
+        self._losses.reader = reader
         group.start_soon(self._read_inbox, reader, reading, name="anyio_kkrpc redis inbox")
         request = self._link.request
         steps = (
@@ -415,10 +428,14 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         group.start_soon(self._part, wait, name="anyio_kkrpc redis undelivered")
         look = partial(self._part, self._presence.run, reader.positions)
         group.start_soon(look, name="anyio_kkrpc redis presence")
+        if not self._dialects.own.shared:
+            group.start_soon(self._part, self._losses.run, name="anyio_kkrpc redis losses")
+            look = partial(self._losses.look, self._inbox.keep)
+            group.start_soon(self._part, look, name="anyio_kkrpc redis look")
         if self._trim is not None:
             group.start_soon(self._part, self._trim.run, self._link, name="anyio_kkrpc redis trim")
         if options.use_consumer_group:
-            group.start_soon(self._part, self._held.run, name="anyio_kkrpc redis touch")
+            group.start_soon(self._part, self._keep_held, name="anyio_kkrpc redis touch")
         else:
             self._start_requests()
 
@@ -455,21 +472,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if self._has_group:
             await self._make_group(execute)
 
-    def _on_lost(self, made: bytes) -> None:
-        """The inbox was gone, and with it what was in it."""
-        self._repeats.lose()
-        self._writer.undelivered.open(current_time())
-        self._presence.lose()
-        reader = self._inbox_reader
-        if reader is not None and order(made) < order(reader.positions[self._inbox.key]):
-            reader.positions[self._inbox.key] = b"0-0"
-
     async def _make_group(self, execute: Execute) -> None:
         """Make the group unless it is there. A client doesn't: nobody would read what is in it."""
         made = await create_group(execute, self._keys.stream, self._options.consumer_group.encode())
         if made and self._has_group:
             logger.warning("the consumer group was gone from Redis, and was made again")
-            self._held.own_all()
         self._has_group = True
         await self._groups.introduce(execute)
 
@@ -553,7 +560,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if self._has_group:
             if self._claimer is not None:
                 steps.append(self._claimer.resign)
-            steps += [self._held.hand_back, self._groups.leave]
+            steps += [self._hand_back, self._groups.leave]
             if self._reading_ended is not None:
                 with move_on_after(CLOSE_TIMEOUT / 4):  # the cancelled read: then nothing comes
                     await self._reading_ended.wait()
@@ -568,7 +575,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._inbound.end(reason)
         self._aside.forget(begun=True)
         self._writer.end(reason)
-        self._held.end()
+        self._notify_room()
         for scope in (self._inbox_scope, self._request_scope):
             if scope is not None:
                 scope.cancel()
@@ -604,9 +611,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._inbound.listen(listener, serve=serve)
         if listener is None:
             self._presence.forget()
-        self._held.limit = serve
+        self._limit = serve
         if serve:
-            self._held.notify()
+            self._notify_room()
             self._start_requests()
             return
         grouped = self._options.use_consumer_group
@@ -621,7 +628,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._inbound.unserved += forgotten
         else:
             self._queue.extract(lambda envelope: envelope.token is not None)
-            self._held.release(begun=listener is None)
+            self._dropped.update(self._release_held(begun=listener is None))
+            if self._dropped and self._touch_now is not None:
+                self._touch_now.set()
 
     def watch(self, peer: str | None, role: Role, wanted: bool) -> None:
         """Look after a peer that streams need, or no longer; see `Transport.watch`."""
@@ -629,31 +638,26 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     def serve_more(self, change: int) -> None:
         """Take more requests, or fewer; see `Transport.serve_more`."""
-        self._held.limit += change
+        self._limit += change
         self._aside.lend(change)
-        self._held.notify()
+        self._notify_room()
 
     async def receive(self) -> Envelope:
         """Return the next request; without a listener, the next record of any kind."""
         if not self._requests_wanted and self._inbound.serving:
             await checkpoint_if_cancelled()  # who is leaving reads nothing
             self._start_requests()
-        aside, held = self._aside, self._held
+        aside = self._aside
         while True:
-            entry = None
             envelope = await (aside.receive() if aside.waiting else self._inbound.receive())
-            if envelope.token is not None:
-                entry = held.entries.get(envelope.token)
-                if entry is None or entry.sure_until < held.now():
-                    entry = await held.confirm(envelope.token)
-                    if entry is None:
-                        continue
             if envelope.__class__ is Envelope or aside.begin(envelope):
                 break
         if aside.waiting:
             aside.go_on()
-        if entry is not None:
-            entry.sure_until = STARTED
+        if envelope.token is not None:
+            held = self._held.get(envelope.token)
+            if held is not None:
+                held.started = True
         return envelope
 
     async def send(self, item: Envelope) -> None:
@@ -685,11 +689,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             flushed = post is None
         else:
             post = writer.settle(envelope.token, reply, envelope.attempt)
-            held = self._held
-            held.entries.pop(envelope.token, None)
+            self._held.pop(envelope.token, None)
             envelope.token = None
-            if held.wanted is not None:
-                held.notify()
+            if self._room is not None:
+                self._notify_room()
             flushed = writer.flush_nowait()
         if envelope.__class__ is not Envelope:
             self._aside.end(envelope)
@@ -855,7 +858,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     def _listen_to_stream(self, after: bytes) -> None:
         """Read replies and the like from the stream, too, now that a peer there uses it."""
-        reader = self._inbox_reader
+        reader = self._losses.reader
         if reader is None or self._keys.stream in reader.positions:
             return
         reader.positions[self._keys.stream] = max(after, self._connected_id, key=order)
@@ -876,8 +879,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 await self._inbox.wake()
             if len(self._inbox.consumed) >= MANY:
                 await self._inbox.trim()
-            if self._held.dropped:
-                await self._held.hand_back()
+            if self._dropped:
+                await self._hand_back()
         except RedisError as exc:
             self._upkeep.pause(exc)  # housekeeping makes up for it
         if self._destroyed_by is not None:
@@ -924,8 +927,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._claimer = Claimer(
             self._groups,
             self._takeover,
-            self._held,
             self._options.claim_idle,
+            wait_room=self._wait_room,
             tell=partial(self._tell_peers, b"claim"),
             patience=Patience("claims", self._outages, spare=True),
         )
@@ -969,25 +972,21 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         options, stream = self._options, self._keys.stream
         name, consumer = options.consumer_group.encode(), options.consumer_name.encode()
         await self._make_group(connection.execute)
-        # What a read took is surely held from when it was sent, so it is not to take long.
-        block = min(options.block_timeout, options.claim_idle * KEEP)
-        reader = GroupReader(stream, name, consumer, self._decoder, block)
+        reader = GroupReader(stream, name, consumer, self._decoder, options.block_timeout)
         if not patience.calm:
             await check_rights(connection, self._keys, name, consumer)
         await self._takeover.recover()
         if self._claimer is not None:
             self._claimer.wake()  # now there is a group
         connection.silence = self._options.read_silence
-        held, sure_until = self._held, 0.0
 
         def handle(key: bytes, entry_id: bytes, entry: Entry) -> None:
-            self._take(entry_id, entry, 1, sure_until)
+            self._take(entry_id, entry, 1)
 
         while True:
-            room = held.room()
+            room = self._count_room()
             if room <= 0:
-                room = await held.wait_room()
-            sure_until = held.now() + held.sure_for
+                room = await self._wait_room()
             for entry_id in await reader.read(connection, portion, room, handle):
                 self._skip(entry_id)
             if not patience.calm:
@@ -1002,7 +1001,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 await self._intake.wait()
             await let_others_run()
 
-    def _take(self, entry_id: bytes, entry: Entry, attempt: int, sure_until: float) -> None:
+    def _take(self, entry_id: bytes, entry: Entry, attempt: int) -> None:
         """Take an entry of the group."""
         self._received += 1
         if entry.sender.__class__ is not str and self._is_for_others(entry):
@@ -1013,10 +1012,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._open_writer().forward(entry_id, attempt, entry.recipient, entry.fields)
             self._skipped = True
             return
-        entries = self._held.entries
-        entries[entry_id] = HeldEntry(attempt, sure_until)
+        self._held[entry_id] = _Held(attempt)
         if not self._deliver(entry, entry_id, None, entry_id, attempt):
-            del entries[entry_id]
+            del self._held[entry_id]
             self._skip(entry_id)
 
     def _skip(self, entry_id: bytes) -> None:
@@ -1028,7 +1026,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         """Wait until what was taken over is in the queue, or has gone back."""
         await self._writer.flush()
         await self._intake.wait()
-        await self._held.hand_back()
+        if self._dropped:
+            await self._hand_back()
 
     def _on_hint(self, kind: bytes) -> None:
         """Another worker has handed something back, or was the one that got a destroy signal."""
@@ -1038,6 +1037,54 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             sender = peer_id(kind[8:])
             if sender != self._options.session_id:
                 self._take_destroy_signal(sender)
+
+    async def _keep_held(self) -> None:
+        """Tell Redis, often enough, that what this worker holds is not to be taken over."""
+        patience = Patience("keeping what it holds", self._outages, spare=True)
+        interval = pause = self._options.claim_idle / 3
+        while True:
+            self._touch_now = Event()
+            with move_on_after(pause):
+                await self._touch_now.wait()
+            try:
+                if self._dropped:
+                    await self._hand_back()
+                await self._takeover.keep()
+            except RedisError as exc:
+                pause = min(interval, patience.pause(exc))
+            else:
+                pause = interval
+                if not patience.calm:
+                    patience.worked()
+
+    def _on_given_up(self, entry_id: bytes, attempt: int) -> None:
+        """An entry can't be answered from here; it goes back to the group."""
+        self._dropped[entry_id] = attempt
+        if self._touch_now is not None:
+            self._touch_now.set()
+
+    def _release_held(self, *, begun: bool = True) -> dict[bytes, int]:
+        """Hold nothing any more, or only what was ``begun``; return what is to be handed back."""
+        released = {}
+        for entry_id, held in list(self._held.items()):
+            if begun or not held.started:
+                # One that was not started here doesn't count as delivered.
+                released[entry_id] = held.attempt if held.started else held.attempt - 1
+                del self._held[entry_id]
+        return released
+
+    async def _hand_back(self) -> None:
+        """Give what isn't wanted here, or at the end everything, to the other workers."""
+        if self._inbound.ended_reason is not None:
+            self._dropped.update(self._release_held())
+            self._dropped.update(self._writer.unanswered)
+        entries = list(self._dropped.items())
+        if not entries:
+            return
+        self._handed_back += await self._groups.hand_back(entries)
+        for entry_id, _ in entries:
+            self._dropped.pop(entry_id, None)
+        await self._tell_peers(b"claim")
 
     async def _tell_peers(self, hint: bytes) -> None:
         """Give all peers of the stream a word that is no record; it may be lost."""
@@ -1049,16 +1096,28 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         else:
             self._outages.end(part)
 
-    def _queue_room(self) -> int:
-        return min(MOST_ENTRIES, self._options.max_queue_size - len(self._queue))
+    async def _wait_room(self) -> int:
+        """Return how many entries may be taken now, once that is at least one."""
+        while (room := self._count_room()) <= 0:
+            freed = self._room = self._room or Event()  # both loops may wait
+            await freed.wait()
+        return room
+
+    def _count_room(self) -> int:
+        room = min(MOST_ENTRIES, self._options.max_queue_size - len(self._queue))
+        return min(room, self._limit - len(self._held)) if self._limit else room
 
     def _drop_invalid(self, envelope: Envelope) -> None:
         """Acknowledge a request of the group that turned out to be none."""
         self._decoder.invalid += 1
-        entries = self._held.entries
-        if envelope.token is not None and entries.pop(envelope.token, None) is not None:
+        if envelope.token is not None and self._held.pop(envelope.token, None) is not None:
             self._skip(envelope.token)
             self._writer.flush_nowait()
+
+    def _notify_room(self) -> None:
+        if self._room is not None:
+            self._room.set()
+            self._room = None
 
     # Delivery
 
@@ -1129,7 +1188,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def _on_drop(self, envelope: Envelope) -> None:
         """A request found no room: its caller is told. One of a group goes back to the group."""
         if envelope.token is not None:
-            self._held.drop(envelope.token)
+            held = self._held.pop(envelope.token, None)
+            if held is not None:
+                self._dropped[envelope.token] = held.attempt - 1
         else:
             self._aside.take_back(envelope)
 

@@ -223,7 +223,7 @@ class Undelivered:
         for post in (*gone.returned, *gone.behind):
             if not self._forget(post) or self._too_late(post):
                 continue
-            if post.number is not None:
+            if _is_renumbered(post):
                 self._commands.number_anew(post)
             self._ledger.hold(post)
         self._stir()
@@ -241,8 +241,8 @@ class Undelivered:
             self._came.set()
         self._weights[post] = weight
         self._weight += weight
-        if post.number is not None:
-            post.packed = b""  # packed again under another number
+        if _is_renumbered(post):
+            post.packed = b""
         if post.envelope is not None and post.envelope.deadline is not None:
             self._soonest = min(self._soonest, post.envelope.deadline)
         return True
@@ -305,3 +305,10 @@ def _recipient(post: Post) -> str | None:
     if post.number is None or post.envelope is None:
         return post.forwarded_to
     return post.envelope.recipient
+
+
+def _is_renumbered(post: Post) -> bool:
+    """Whether it is written under another number. What may have been read keeps the one by which it
+    is recognized.
+    """
+    return post.number is not None and not post.unknown

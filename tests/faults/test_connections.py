@@ -415,7 +415,7 @@ async def test_replaced_by_a_server_whose_clock_is_behind(
 
 
 def _reads_behind(peer: RedisStreamsTransport, entry_id: str) -> bool:
-    reader = peer._inbox_reader
+    reader = peer._losses.reader
     return reader is not None and all(
         order(position) >= order(entry_id.encode()) for position in reader.positions.values()
     )
@@ -529,7 +529,7 @@ async def test_loading(
         async with link(server.url, server.url, stream_name, True) as (_, remote, _, _):
             assert await remote.work(1) == 1
             with redis.Redis.from_url(server.url) as witness:
-                witness.mset({f"key-{n}": "x" * 200 for n in range(300)})
+                witness.mset({f"key-{n}": "x" * 200 for n in range(1000)})
                 witness.save()
             server.kill()
             results: list[int] = []

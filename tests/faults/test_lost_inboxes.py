@@ -11,14 +11,17 @@ import pytest
 import redis
 
 from anyio_kkrpc import (
+    DeliveryError,
     RedisStreamsTransport,
     RPCChannel,
+    RPCError,
     RPCTimeoutError,
     with_call_options,
 )
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 
+from ..fake_server import fake_server
 from .proxy import Proxy, proxy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
@@ -36,11 +39,15 @@ class Api:
         self.ran: list[Any] = []
         self.started = anyio.Event()
         self.go_on = anyio.Event()
+        self.closed = anyio.Event()
 
     async def work(self, key: Any) -> Any:
         self.ran.append(key)
         self.started.set()
-        await self.go_on.wait()
+        try:
+            await self.go_on.wait()
+        finally:
+            self.closed.set()
         return key
 
     async def call_back(self, function: Callable[[int], Any]) -> str:
@@ -55,6 +62,21 @@ class Api:
         await self.go_on.wait()
         for number in range(20):
             yield number
+
+    async def endless(self) -> AsyncIterator[int]:
+        try:
+            yield 1
+            await anyio.sleep_forever()
+        finally:
+            self.closed.set()
+
+    async def total(self, numbers: AsyncIterator[int]) -> int:
+        self.started.set()
+        try:
+            await self.go_on.wait()
+        finally:
+            self.closed.set()
+        return sum([number async for number in numbers])
 
     def quick(self, value: Any) -> Any:
         return value
@@ -104,6 +126,16 @@ class Link:
         await until(lambda: early.statistics().reconnects >= reconnects + 2)
         await until(lambda: early._link.connection is not None)
 
+    async def wait_started(self) -> None:
+        with anyio.fail_after(BOUND):
+            await self.api.started.wait()
+
+    def is_blocked(self, peer: RedisStreamsTransport) -> bool:
+        """Whether a peer's blocking read of its inbox has reached the server."""
+        name = f"anyio_kkrpc:inbox:{peer.session_id}"
+        clients = self.witness.client_list()
+        return any(client["name"] == name and "b" in client["flags"] for client in clients)
+
     def pending(self) -> int:
         return int(self.witness.xpending(self.stream, "kkrpc-group")["pending"])
 
@@ -151,8 +183,7 @@ async def test_reply_that_comes_before_its_caller(
 
         async with anyio.create_task_group() as group:
             group.start_soon(call)
-            with anyio.fail_after(BOUND):
-                await peers.api.started.wait()
+            await peers.wait_started()
             await peers.outage()
             peers.api.go_on.set()
             await until(lambda: peers.kept == 1)
@@ -186,8 +217,7 @@ async def test_callbacks_and_items_that_come_before_their_reader(
             peers.api.started, peers.api.go_on = anyio.Event(), anyio.Event()
             async with anyio.create_task_group() as group:
                 group.start_soon(function)
-                with anyio.fail_after(BOUND):
-                    await peers.api.started.wait()
+                await peers.wait_started()
                 await peers.outage()
                 peers.api.go_on.set()
                 await until(lambda: peers.kept)
@@ -237,8 +267,7 @@ async def test_server_that_comes_back_without_inboxes(
 
             async with anyio.create_task_group() as group:
                 group.start_soon(call)
-                with anyio.fail_after(BOUND):
-                    await peers.api.started.wait()
+                await peers.wait_started()
                 peers.middle.refuse()
                 own_server.kill()
                 await anyio.to_thread.run_sync(own_server.start)
@@ -266,3 +295,223 @@ async def test_vanished_after_an_outage(
         witness.xadd(stream_name, {"from": "vanished", "json": request.replace(b"1", b"2")})
         await until(lambda: peers.serving.statistics().undeliverable == 2)
         await until(lambda: peers.pending() == 0)
+
+
+async def failing(call: Any) -> Exception:
+    """Return what a call fails with, long before its time is over."""
+    with anyio.fail_after(BOUND):
+        try:
+            await call
+        except RPCError as exc:
+            return exc
+    raise AssertionError("it has not failed")
+
+
+@MODES
+async def test_deleted_while_a_call_runs(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis, grouped: bool
+) -> None:
+    """In a group Redis knows that the request is pending, and the reply goes to the new inbox. In a
+    broadcast nobody knows: the caller is told at once, and the handler cancelled.
+    """
+    async with link(redis_server, stream_name, witness, grouped) as peers:
+        outcomes: list[Any] = []
+
+        async def call() -> None:
+            try:
+                outcomes.append(await peers.remote.work("it"))
+            except RPCError as exc:
+                outcomes.append(exc)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            await peers.wait_started()
+            witness.delete(peers.inbox(peers.using))
+            if grouped:
+                await until(lambda: witness.exists(peers.inbox(peers.using)))
+                assert outcomes == []
+                peers.api.go_on.set()
+        if grouped:
+            assert outcomes == ["it"]
+        else:
+            (error,) = outcomes
+            assert isinstance(error, DeliveryError)
+            assert "inbox" in str(error)
+            with anyio.fail_after(BOUND):
+                await peers.api.closed.wait()
+        assert peers.api.ran == ["it"]
+        assert await peers.remote.quick(1) == 1
+
+
+async def test_deleted_with_the_reply_in_it(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """The request was acknowledged, and its reply not read: its caller is told, others go on."""
+    async with link(redis_server, stream_name, witness, True) as peers:
+        errors: list[Exception] = []
+        results: list[Any] = []
+
+        async def call() -> None:
+            errors.append(await failing(peers.remote.work("it")))
+
+        async def go_on() -> None:
+            results.append(await peers.remote.call_back(lambda number: None))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            await peers.wait_started()
+            reply, peers.api.go_on = peers.api.go_on, anyio.Event()
+            group.start_soon(go_on)
+            await until(lambda: peers.pending() == 2)
+            # The next read doesn't reach the server before the reply is there and gone.
+            peers.middle.freeze(down=False)
+            await until(lambda: not peers.is_blocked(peers.using))
+            reply.set()
+            await until(lambda: peers.pending() == 1)
+            witness.delete(peers.inbox(peers.using))
+            peers.middle.thaw()
+            await until(lambda: errors)
+            assert results == []
+            peers.api.go_on.set()
+        (error,) = errors
+        assert isinstance(error, DeliveryError)
+        assert results == ["done"]
+
+
+@MODES
+async def test_calls_to_one_peer(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis, grouped: bool
+) -> None:
+    """Nobody knows whether it was answered: it fails at once."""
+    async with link(redis_server, stream_name, witness, grouped) as peers:
+        errors: list[Exception] = []
+
+        async def call() -> None:
+            remote = peers.channel.get_api(to=peers.serving.session_id)
+            errors.append(await failing(remote.work("it")))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            await peers.wait_started()
+            witness.delete(peers.inbox(peers.using))
+        (error,) = errors
+        assert isinstance(error, DeliveryError)
+        with anyio.fail_after(BOUND):
+            await peers.api.closed.wait()
+
+
+@MODES
+@pytest.mark.parametrize("whose", ["reader", "source"])
+async def test_streams_end(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis, grouped: bool, whose: str
+) -> None:
+    """Items or pulls may be lost: the reader is told at once, and the source is closed."""
+    async with link(redis_server, stream_name, witness, grouped) as peers:
+        items = await peers.remote.endless()
+        assert await anext(items) == 1
+        witness.delete(peers.inbox(peers.using if whose == "reader" else peers.serving))
+        error = await failing(anext(items))
+        assert isinstance(error, DeliveryError)
+        assert "inbox" in str(error)
+        with anyio.fail_after(BOUND):
+            await peers.api.closed.wait()
+        with pytest.raises(StopAsyncIteration):
+            await anext(items)
+        assert await peers.remote.quick(1) == 1
+
+
+@MODES
+async def test_stream_argument_that_nobody_reads_yet(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis, grouped: bool
+) -> None:
+    """The first pull may be lost, and nobody knows of whom: the call fails, and is cancelled."""
+    async with link(redis_server, stream_name, witness, grouped) as peers:
+        errors: list[Exception] = []
+
+        async def numbers() -> AsyncIterator[int]:
+            yield 1
+
+        async def call() -> None:
+            errors.append(await failing(peers.remote.total(numbers())))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            await peers.wait_started()
+            witness.delete(peers.inbox(peers.using))
+        (error,) = errors
+        assert isinstance(error, DeliveryError)
+        with anyio.fail_after(BOUND):
+            await peers.api.closed.wait()
+        await until(lambda: peers.channel.statistics().outgoing_streams == 0)
+
+
+async def test_look_up_that_is_refused(
+    redis_server: RedisServer,
+    stream_name: str,
+    witness: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Who may not ask which requests were answered fails them all, with one warning."""
+    options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": True, **OPTIONS}
+    api = Api()
+    async with (
+        fake_server(redis_server.url) as fake,
+        RedisStreamsTransport(redis_server.url, **options) as serving,
+        RedisStreamsTransport(fake.url, **options) as using,
+        RPCChannel(serving, expose=api),
+        RPCChannel(using, timeout=CALL_BOUND) as channel,
+    ):
+        fake.refuse("NOPERM no", matches=lambda c: c[0] == b"EVAL" and b"entries-added" in c[1])
+        for key in range(2):
+            errors: list[Exception] = []
+            api.started = anyio.Event()
+
+            async def call(key: int = key, errors: list[Exception] = errors) -> None:
+                errors.append(await failing(channel.get_api().work(key)))
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(call)
+                with anyio.fail_after(BOUND):
+                    await api.started.wait()
+                witness.delete(f"{{{stream_name}}}:inbox:{using.session_id}")
+            (error,) = errors
+            assert isinstance(error, DeliveryError)
+    assert caplog.text.count("which replies were lost can't be found") == 1
+
+
+async def test_emptied_while_a_call_runs(own_server: RedisServer, stream_name: str) -> None:
+    """FLUSHALL: nothing says that the request was answered, and its reply arrives."""
+    with redis.Redis.from_url(own_server.url) as witness:
+        async with link(own_server, stream_name, witness, True) as peers:
+            results: list[Any] = []
+
+            async def call() -> None:
+                results.append(await peers.remote.work("it"))
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(call)
+                await peers.wait_started()
+                witness.flushall()
+                await until(lambda: witness.exists(peers.inbox(peers.using)))
+                assert await peers.remote.quick(1) == 1
+                peers.api.go_on.set()
+            assert results == ["it"]
+
+
+async def test_told_before_housekeeping(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """Where somebody waits, the inbox is looked for, however seldom the house is kept."""
+    seldom: dict[str, Any] = {"health_check_interval": 1000.0, "inbox_ttl": 3000.0}
+    async with link(redis_server, stream_name, witness, False, **seldom) as peers:
+        errors: list[Exception] = []
+
+        async def call() -> None:
+            errors.append(await failing(peers.remote.work("it")))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            await peers.wait_started()
+            witness.delete(peers.inbox(peers.using))
+        (error,) = errors
+        assert isinstance(error, DeliveryError)

@@ -120,6 +120,39 @@ def test_kept_in_order(version: int) -> None:
     in_virtual_time(check)
 
 
+@pytest.mark.parametrize("version", [VERSION, 0])
+def test_read_before_the_outage(version: int) -> None:
+    """What arrived as the connection was lost, was read, and finds no inbox at the second time, is
+    recognized by its number when it comes again.
+    """
+
+    async def check() -> None:
+        model = Inboxes([])
+        async with peer(model, version) as rig:
+            rig.post(CallbackCall("c1", []))
+            await rig.settled()
+            connections = rig.connections
+            model.verdicts.append("cut behind")
+            rig.post(CallbackCall("c2", []))
+            rig.post(CallbackCall("c3", []))
+            while model.verdicts:
+                await anyio.sleep(0.0001)
+            model.gone.add(INBOX)
+            while rig.connections == connections:
+                await anyio.sleep(0.001)
+            await anyio.sleep(1)
+            rig.post(CallbackCall("c4", []))
+            assert len(rig.writer.undelivered) == 3
+            model.gone.clear()
+            await anyio.sleep(1)
+            await rig.settled()
+        assert len(model.inboxes[INBOX]) == 5
+        read = model.read() if version else model.read_before()
+        assert ids(read) == ["c1", "c2", "c3", "c4"]
+
+    in_virtual_time(check)
+
+
 def test_acknowledged_already() -> None:
     """A reply that turns out to have found no inbox makes its request pending again."""
 
