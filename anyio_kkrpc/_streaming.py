@@ -45,6 +45,7 @@ class RemoteStream(AsyncIterator[T], Generic[T]):
         """Return the next item.
 
         :raises RemoteError: if the source failed, after the items before it
+        :raises DeliveryError: if the peer that has the source is gone, or an item was lost
         :raises RPCTimeoutError: if no item came within the call's timeout; the stream is ended
         :raises TransportClosedError: if the channel was closed
         :raises RPCValidationError: if the item doesn't fit the Protocol of a typed proxy, the

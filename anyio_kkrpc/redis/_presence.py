@@ -235,9 +235,8 @@ class Presence:
         due = min((source.due for source in self._sources.values()), default=inf)
         if self._sources or self._readers:
             due = min(due, self._inboxes_due)
-        if self._link.connection is None:
-            due = max(due, current_time() + _LOOK)
-        return min(due, self.sign.due)
+        due = min(due, self.sign.due)
+        return due if self._link.connection is not None else max(due, current_time() + _LOOK)
 
     async def _look(self, now: float) -> None:
         sources = [peer for peer, source in self._sources.items() if source.due <= now]

@@ -148,9 +148,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :param connect_timeout: seconds to connect within; on entering also for each of the server's
         answers, where one that refuses for now is none
     :param inbox_ttl: seconds after which the inbox of a peer that vanished is gone
-    :param claim_idle: seconds after which an entry that a worker has taken and not kept alive is
-        taken over by another one. One that was delivered twice already is after twice that, one
-        that was three times after four times that, and so on, up to 300 seconds.
+    :param claim_idle: seconds after which a worker that isn't heard of is taken for gone by who
+        reads its streams, and what it has taken is taken over by another one: after twice that if
+        it was delivered twice already, four times that if three times, and so on, up to 300 seconds
     :param max_deliveries: how often an entry is delivered before it becomes a dead letter
     :param max_backlog: requests that may wait for the group before further ones are refused with
         `OverloadedError`; ``None`` for any number

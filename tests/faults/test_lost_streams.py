@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -64,6 +65,10 @@ class Process:
         line = await to_thread.run_sync(self.process.stdout.readline)
         ready, self.session_id = line.split()
         assert ready == "ready"
+
+    def send(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -165,3 +170,43 @@ async def test_killed_peer(
         assert any("streams that end with it: 1" in text for text in caplog.messages)
         await until(lambda: not witness.exists(f"{{{stream_name}}}:alive:{process.session_id}"))
     assert [key.decode() for key in witness.keys(f"*{stream_name}*")] == [stream_name]
+
+
+@pytest.mark.one_server
+async def test_stalled_worker(
+    redis_server: RedisServer,
+    stream_name: str,
+    anyio_backend_name: str,
+    witness: redis.Redis,
+    process: Process,
+) -> None:
+    """Its readers take it for gone, as callers do; once it goes on, its sources are closed."""
+    options: Any = {"url": redis_server.url, "stream": stream_name, "claim_idle": CLAIM_IDLE}
+    endless = Endless()
+    async with (
+        RedisStreamsTransport(**options) as serving,
+        RedisStreamsTransport(**options) as using,
+        RPCChannel(serving, expose={"endless": endless.endless}),
+        RPCChannel(using, timeout=None) as channel,
+    ):
+        await process.start(anyio_backend_name, serving.session_id, **options)
+        alive = f"{{{stream_name}}}:alive:{process.session_id}"
+        items = await channel.get_api(to=process.session_id).count()
+        with anyio.fail_after(BOUND):
+            assert await items.__anext__() == 1
+            source = using._presence._sources[process.session_id]
+            await until(lambda: source.ttl)  # it was seen
+            process.send(signal.SIGSTOP)
+            with pytest.raises(DeliveryError, match=process.session_id):
+                await items.__anext__()
+            process.send(signal.SIGCONT)
+            # It is there again, but says so only while it has the source of a stream.
+            assert await channel.get_api(to=process.session_id).total(_two()) == 3
+            await until(lambda: not witness.exists(alive))
+        assert channel.statistics().lost_streams == 1
+        assert not endless.closed
+
+
+async def _two() -> AsyncIterator[int]:
+    yield 1
+    yield 2
