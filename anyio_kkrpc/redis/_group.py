@@ -133,11 +133,17 @@ class Groups:
         try:
             await execute(*self._introduction)
         except ResponseError as exc:
-            if meaning_of(exc) is not Meaning.RIGHTS:
+            if meaning_of(exc) not in (Meaning.RIGHTS, Meaning.REFUSED):
                 raise
             if not self._unknown:
                 self._unknown = True
-                logger.warning("cancels for this worker go to all peers: %s", reason(exc))
+                logger.warning(
+                    "cancels for this worker go to all peers, since nothing tells whose its "
+                    "consumer is: %s",
+                    reason(exc),
+                )
+        else:
+            self._unknown = False
 
     # Entries
 

@@ -110,7 +110,9 @@ class Takeover:
         lost = await self._groups.touch(held) if held else []
         lost = [entry_id for entry_id in lost if entry_id in self._held]
         if lost:
-            logger.warning("%d entries were taken over by other workers meanwhile", len(lost))
+            logger.warning(
+                "%d entries were taken over by other workers meanwhile, or cancelled", len(lost)
+            )
 
     async def _hand_on(self, claims: Claims) -> None:
         for item in claims.taken:
