@@ -1,32 +1,46 @@
 """Everything goes wrong at once, and nothing may be lost: ``python -m benchmarks.chaos``.
 
-Worker processes are killed and replaced, connections are cut, and the server (AOF ``always``) is
-killed and started again, while clients call. Each handler run is a line in its worker's file, each
-outcome one in its client's. At the end both are compared, and one line of counts is printed:
+Clients call, and cancel a third of their calls; they read streams, pass callbacks and large
+payloads. Meanwhile workers are killed or told to end, and replaced, or stopped for a while,
+connections are cut, the server is paused, stopped, and killed and started again (AOF ``always``).
+Each run of a handler and its end is a line in its worker's file, each outcome one in its client's.
+At the end they are compared, what is wrong is told call by call, and one line of counts is printed:
 
 - ``unanswered``: calls without an outcome;
-- ``invented``: results that no run produced;
-- ``unexplained``: requests that ran more than once although no worker that ran them was killed and
-  none was claimed (``attempt`` 1 in each run);
-- ``failed``: calls that ended in an error other than a timeout or a dead letter;
-- ``timeouts`` and ``given_up``: calls that ended in these errors, which is allowed.
+- ``late``: outcomes more than ``--slack`` (1 s) after their deadline, or after a cancel;
+- ``overrun``: handlers that ran on for longer than that after their caller had cancelled;
+- ``invented``: results that no run produced, streams and payloads that aren't as they were sent;
+- ``unheard``: callbacks of the run that was answered which hadn't come before its result;
+- ``unexplained``: requests of a group that ran more than once although nothing happened to a worker
+  that ran them and none was claimed (``attempt`` 1 in each run);
+- ``failed``: calls that ended in an error other than a timeout, a dead letter or a stream's source
+  that is gone;
+- ``left``: keys, consumers and pending entries in Redis after all have ended.
 
-The exit code is 0 only if the first four are 0.
+The exit code is 0 only if these are 0. ``timeout`` and ``given_up`` are calls that ended in these
+errors, which is allowed. Time in which the caller, the server or the worker was stopped, paused or
+got no processor doesn't count for ``late`` and ``overrun``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import anyio
+import redis
 
 from anyio_kkrpc import (
     DeliveryError,
@@ -35,199 +49,564 @@ from anyio_kkrpc import (
     RPCTimeoutError,
     current_call,
     serve_until_signalled,
+    with_call_options,
 )
 from anyio_kkrpc.testing import RedisServer
 
 STREAM = "chaos"
 CLAIM_IDLE = 2.0
-OPTIONS = {
+INBOX_TTL = 10.0
+OPTIONS: dict[str, Any] = {
     "stream": STREAM,
-    "use_consumer_group": True,
     "claim_idle": CLAIM_IDLE,
     "block_timeout": 1.0,
     "health_check_interval": 1.0,
     "max_deliveries": 20,
+    "inbox_ttl": INBOX_TTL,
 }
+# Seconds that a call waits, and that one which is cancelled would last.
+TIMEOUT = 30.0
+LONG = 10.0
+# Seconds after which peers have found a server that is back.
+RETURN = 2.0
+# A process whose loop doesn't turn for so long got no processor.
+_LAG = 0.2
+LANES = {"group": 20, "broadcast": 6}
+WRONG = ["unanswered", "late", "overrun", "invented", "unheard", "unexplained", "failed", "left"]
+
+EVENTS = [
+    "workers",
+    "ended",
+    "kills",
+    "terms",
+    "stops",
+    "server_stops",
+    "pauses",
+    "restarts",
+    "cuts",
+]
+
+
+class Ledger:
+    """A file of one process, with a line for each thing that happened, and when."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def note(self, what: str, **more: Any) -> None:
+        line = {"what": what, "at": time.time(), "pid": os.getpid(), **more}
+        os.write(self._file, json.dumps(line).encode() + b"\n")
+
+    async def watch(self) -> None:
+        """Note when this process got no processor, or was stopped."""
+        while True:
+            before = time.time()
+            await anyio.sleep(_LAG / 4)
+            if time.time() - before > _LAG:
+                self.note("lag", since=before)
 
 
 class Api:
-    def __init__(self, ledger: Path) -> None:
-        self._ledger = os.open(ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    """What is called; each run has a proof that nobody could invent."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
         self._random = random.Random()
 
-    async def work(self, key: str) -> str:
-        """Note the run, take a while, and return what proves it."""
+    def _begin(self, key: str) -> str:
         proof = f"{self._random.getrandbits(64):x}"
-        os.write(self._ledger, f"{key} {proof} {os.getpid()} {current_call().attempt}\n".encode())
+        self._ledger.note("run", key=key, proof=proof, attempt=current_call().attempt)
+        return proof
+
+    async def work(self, key: str) -> str:
+        proof = self._begin(key)
         await anyio.sleep(self._random.random() * 0.05)
         return proof
 
+    async def cancelled(self, key: str) -> None:
+        """Be cancelled: nobody waits for so long."""
+        proof = self._begin(key)
+        try:
+            await anyio.sleep(LONG)
+        finally:
+            self._ledger.note("end", key=key, proof=proof)
 
-async def work(url: str, ledger: str) -> None:
+    async def large(self, key: str, payload: str) -> list[str]:
+        return [self._begin(key), payload[::-1]]
+
+    async def tell(self, key: str, count: int, callback: Callable[..., Awaitable[None]]) -> str:
+        proof = self._begin(key)
+        for number in range(count):
+            await callback(proof, number)
+        return proof
+
+    async def items(self, key: str, count: int, size: int) -> AsyncIterator[list[Any]]:
+        proof = self._begin(key)
+        for number in range(count):
+            yield [proof, number, "x" * size]
+
+    async def total(self, key: str, numbers: AsyncIterator[int]) -> list[Any]:
+        proof = self._begin(key)
+        return [proof, sum([number async for number in numbers])]
+
+
+class Wrong(Exception):
+    """What came is not what was sent."""
+
+
+class Caller:
+    """Makes calls of all kinds, one after the other."""
+
+    def __init__(self, channel: RPCChannel, ledger: Ledger, name: str) -> None:
+        self._api = with_call_options(channel.get_api(), timeout=TIMEOUT)
+        self._ledger = ledger
+        self._name = name
+        self._random = random.Random(name)
+        self._number = 0
+        # When the present call has to have moved on.
+        self._due = 0.0
+
+    async def run(self, end: float) -> None:
+        kinds = [self._cancel] * 8 + [self._work] * 8
+        kinds += [self._large] * 2 + [self._tell] * 3 + [self._items] * 3 + [self._total] * 2
+        while anyio.current_time() < end:
+            await self._one(self._random.choice(kinds))
+
+    async def _one(self, kind: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
+        self._number += 1
+        key = f"{self._name}-{self._number}"
+        self._ledger.note("asked", key=key, kind=kind.__name__)
+        self._due = time.time() + TIMEOUT
+        found: dict[str, Any] = {}
+        try:
+            found = await kind(key)
+            outcome = found.pop("outcome", "result")
+        except RPCTimeoutError:
+            outcome = "timeout"
+        except Exception as exc:
+            # A handler may be told that the stream that it reads can't be had.
+            given_up = isinstance(exc, DeliveryError) or str(exc).startswith("DeliveryError: ")
+            outcome = "given_up" if given_up else "failed"
+            found = {"error": f"{type(exc).__name__}: {exc}"}
+        self._ledger.note(outcome, key=key, due=self._due, **found)
+
+    async def _work(self, key: str) -> dict[str, Any]:
+        return {"proof": await self._api.work(key)}
+
+    async def _cancel(self, key: str) -> dict[str, Any]:
+        with anyio.CancelScope() as scope:
+            scope.deadline = anyio.current_time() + self._random.random() ** 2
+            await self._api.cancelled(key)
+        self._due = time.time() - max(anyio.current_time() - scope.deadline, 0.0)
+        return {"outcome": "cancelled"}
+
+    async def _large(self, key: str) -> dict[str, Any]:
+        payload = f"{self._random.getrandbits(64):016x}" * self._random.choice((500, 5000, 50_000))
+        proof, back = await self._api.large(key, payload)
+        if back != payload[::-1]:
+            raise Wrong("the payload")
+        return {"proof": proof}
+
+    async def _tell(self, key: str) -> dict[str, Any]:
+        heard: defaultdict[str, list[int]] = defaultdict(list)
+        count = self._random.randrange(1, 40)
+        proof = await self._api.tell(key, count, lambda proof, number: heard[proof].append(number))
+        return {"proof": proof, "unheard": len(set(range(count)) - set(heard[proof]))}
+
+    async def _items(self, key: str) -> dict[str, Any]:
+        count, size = self._random.choice(((5, 10), (100, 10), (20, 100_000)))
+        leave_at = self._random.choice((None, None, count // 2))
+        proofs, expected = set(), 0
+        async with self._api.items(key, count, size) as items:
+            async for proof, number, text in items:
+                self._due = time.time() + TIMEOUT
+                proofs.add(proof)
+                if number != expected or len(text) != size:
+                    raise Wrong(f"item {expected} is {number} of {len(text)}")
+                expected += 1
+                if expected == leave_at:
+                    break
+        if expected != (leave_at or count) or len(proofs) != 1:
+            raise Wrong(f"{expected} items of {len(proofs)} runs")
+        return {"proof": proofs.pop()}
+
+    async def _total(self, key: str) -> dict[str, Any]:
+        async def numbers() -> AsyncIterator[int]:
+            for number in range(50):
+                yield number
+
+        proof, total = await self._api.total(key, numbers())
+        if total != sum(range(50)):
+            raise Wrong(f"the total {total}")
+        return {"proof": proof}
+
+
+async def work(url: str, mode: str, ledger: str) -> None:
+    book = Ledger(ledger)
     async with (
-        RedisStreamsTransport(url, **OPTIONS) as transport,
-        RPCChannel(transport, expose=Api(Path(ledger)), grace_period=2) as channel,
+        RedisStreamsTransport(url, use_consumer_group=mode == "group", **OPTIONS) as transport,
+        RPCChannel(transport, expose=Api(book), grace_period=2) as channel,
+        anyio.create_task_group() as group,
     ):
+        group.start_soon(book.watch)
+        book.note("ready")
         await serve_until_signalled(channel)
+        group.cancel_scope.cancel()
 
 
-async def call(url: str, ledger: str, seconds: str, name: str) -> None:
-    """Make calls for some time, 20 at once; note what is asked and what comes of it."""
-    with Path(ledger).open("a", buffering=1) as file:
-        async with (
-            RedisStreamsTransport(url, **OPTIONS) as transport,
-            RPCChannel(transport, timeout=30) as channel,
-            anyio.create_task_group() as group,
-        ):
-            end = anyio.current_time() + float(seconds)
+async def call(url: str, mode: str, ledger: str, seconds: str, name: str) -> None:
+    """Make calls for some time, several at once; note what is asked and what comes of it."""
+    book = Ledger(ledger)
+    async with (
+        RedisStreamsTransport(url, use_consumer_group=mode == "group", **OPTIONS) as transport,
+        RPCChannel(transport) as channel,
+        anyio.create_task_group() as watching,
+    ):
+        watching.start_soon(book.watch)
+        book.note("ready")
+        end = anyio.current_time() + float(seconds)
+        async with anyio.create_task_group() as group:
+            for lane in range(LANES[mode]):
+                group.start_soon(Caller(channel, book, f"{name}-{lane}").run, end)
+        watching.cancel_scope.cancel()
 
-            async def caller(lane: int) -> None:
-                number = 0
-                while anyio.current_time() < end:
-                    number += 1
-                    key = f"{name}-{lane}-{number}"
-                    file.write(f"asked {key} -\n")
-                    try:
-                        outcome = f"result {key} {await channel.get_api().work(key)}"
-                    except RPCTimeoutError:
-                        outcome = f"timeout {key} -"
-                    except DeliveryError:
-                        outcome = f"given_up {key} -"
-                    except Exception as exc:
-                        outcome = f"failed {key} {type(exc).__name__}:{str(exc).replace(' ', '_')}"
-                    file.write(outcome + "\n")
 
-            for lane in range(20):
-                group.start_soon(caller, lane)
+class Outage(NamedTuple):
+    """A time in which a process, or the server as pid 0, did nothing."""
+
+    pid: int
+    since: float
+    until: float
 
 
 class Chaos:
     """The processes, and what happens to them."""
 
-    def __init__(self, folder: Path, backend: str, seed: int) -> None:
+    def __init__(self, folder: Path, server: RedisServer, mode: str, backend: str) -> None:
         self.folder = folder
+        self.server = server
+        self.mode = mode
         self.backend = backend
-        self.random = random.Random(seed)
+        self.random = random.Random()
         self.workers: list[subprocess.Popen[bytes]] = []
-        self.killed: set[int] = set()
-        self.events: Counter[str] = Counter()
+        self.leaving: list[subprocess.Popen[bytes]] = []
+        # When a worker was killed, and those to which anything happened.
+        self.killed: dict[int, float] = {}
+        self.hurt: set[int] = set()
+        self.outages: list[Outage] = []
+        names = (
+            "workers",
+            "ended",
+            "kills",
+            "terms",
+            "stops",
+            "server_stops",
+            "pauses",
+            "restarts",
+        )
+        self.events: Counter[str] = Counter(dict.fromkeys((*names, "cuts"), 0))
 
     def spawn(self, role: str, *args: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "benchmarks.chaos", "--role", role, self.backend, *args]
-        log = (self.folder / "log").open("ab")
-        with log:
-            return subprocess.Popen(command, stderr=log)
+        arguments = [role, self.backend, self.server.url, self.mode, *args]
+        with (self.folder / "log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.chaos", "--role", *arguments], stderr=log
+            )
 
-    def start_worker(self, url: str) -> None:
+    def start_worker(self) -> None:
         self.events["workers"] += 1
-        ledger = self.folder / f"run-{self.events['workers']}"
-        self.workers.append(self.spawn("work", url, str(ledger)))
+        self.workers.append(self.spawn("work", str(self.folder / f"run-{self.events['workers']}")))
+
+    def one(self) -> subprocess.Popen[bytes]:
+        worker = self.random.choice(self.workers)
+        self.hurt.add(worker.pid)
+        return worker
 
     def kill_worker(self) -> None:
-        worker = self.workers.pop(self.random.randrange(len(self.workers)))
+        worker = self.one()
+        self.workers.remove(worker)
         worker.kill()
         worker.wait()
-        self.killed.add(worker.pid)
+        self.killed[worker.pid] = time.time()
         self.events["kills"] += 1
+        self.start_worker()
 
-    def cut(self, url: str) -> None:
-        import redis
+    def end_worker(self) -> None:
+        worker = self.one()
+        self.workers.remove(worker)
+        worker.terminate()
+        self.leaving.append(worker)
+        self.events["terms"] += 1
+        self.start_worker()
 
-        try:
-            with redis.Redis.from_url(url, socket_timeout=2) as client:
-                clients = [c for c in client.client_list() if c["name"].startswith("anyio_kkrpc")]
-                for victim in self.random.sample(clients, min(3, len(clients))):
-                    client.client_kill_filter(_id=victim["id"])
-                    self.events["cuts"] += 1
-        except redis.RedisError:
+    def stop_worker(self) -> None:
+        worker, seconds = self.one(), self.random.choice((0.5, 1.5, CLAIM_IDLE + 1))
+        self.freeze(worker.pid, worker.pid, seconds)
+        self.events["stops"] += 1
+
+    def stop_server(self) -> None:
+        self.freeze(self.server.pid, 0, self.random.choice((0.3, 1.0, 2.0)))
+        self.events["server_stops"] += 1
+
+    def freeze(self, pid: int, who: int, seconds: float) -> None:
+        since = time.time()
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGCONT)
+        self.outages.append(Outage(who, since, time.time()))
+
+    def pause_server(self) -> None:
+        seconds, since = self.random.choice((0.3, 1.0)), time.time()
+        with suppress(redis.RedisError), self.client() as client:
+            client.execute_command("CLIENT", "PAUSE", int(seconds * 1000), "ALL")
+            time.sleep(seconds)
+            self.events["pauses"] += 1
+        self.outages.append(Outage(0, since, time.time()))
+
+    def restart_server(self) -> None:
+        since = time.time()
+        self.server.kill()
+        time.sleep(0.3)
+        self.server.start()
+        self.events["restarts"] += 1
+        self.outages.append(Outage(0, since, time.time() + RETURN))
+
+    def cut(self) -> None:
+        with suppress(redis.RedisError), self.client() as client:
+            # Peers pause, up to a second, before they replace a connection that didn't last.
+            clients = [
+                one
+                for one in client.client_list()
+                if one["name"].startswith("anyio_kkrpc") and int(one["age"]) > RETURN
+            ]
+            for victim in self.random.sample(clients, min(3, len(clients))):
+                client.client_kill_filter(_id=victim["id"])
+                self.events["cuts"] += 1
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.server.url, socket_timeout=5)
+
+    def run(self, seconds: float, restarts: int) -> None:
+        """Let all of it happen for some time, and all end in good order."""
+        for _ in range(4):
+            self.start_worker()
+        callers = [
+            self.spawn("call", str(self.folder / f"call-{n}"), str(seconds), f"c{n}")
+            for n in range(3)
+        ]
+        self.wait_until_ready()
+        what = [self.kill_worker, self.end_worker, self.stop_worker, self.stop_server]
+        what += [self.pause_server, self.kill_worker, self.stop_worker]
+        started, turn = time.monotonic(), 0
+        next_hit, next_restart = 1.5, seconds / (restarts + 1)
+        while (now := time.monotonic() - started) < seconds:
+            time.sleep(0.2 + 0.3 * self.random.random())
+            self.cut()
+            self.replace_dead()
+            if now > next_hit:
+                next_hit = now + 1.0
+                what[turn % len(what)]()
+                turn += 1
+            if now > next_restart:
+                next_restart += seconds / (restarts + 1)
+                self.restart_server()
+        for caller in callers:
+            with suppress(subprocess.TimeoutExpired):
+                caller.wait(timeout=4 * TIMEOUT)
+            caller.kill()
+        for worker in self.workers:
+            worker.terminate()
+        for worker in self.workers + self.leaving:
+            try:
+                worker.wait(timeout=TIMEOUT)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                self.killed[worker.pid] = time.time()
+
+    def wait_until_ready(self) -> None:
+        """Wait for the first workers and callers: what is done to those that enter ends them."""
+        until = time.monotonic() + 4 * TIMEOUT
+        while len([path for path in self.folder.glob("*-*") if path.stat().st_size]) < 7:
+            if time.monotonic() > until:
+                raise RuntimeError((self.folder / "log").read_text()[-4000:])
+            time.sleep(0.1)
+
+    def replace_dead(self) -> None:
+        """Start others for workers that ended by themselves, since they could not enter."""
+        for worker in [worker for worker in self.workers if worker.poll() is not None]:
+            self.workers.remove(worker)
+            self.hurt.add(worker.pid)
+            self.killed[worker.pid] = time.time()
+            self.events["ended"] += 1
+            self.start_worker()
+
+    def left(self) -> list[str]:
+        """Return what is in Redis though nobody is there, once what was killed had its time."""
+        allowed = {STREAM, f"{{{STREAM}}}:control", f"{{{STREAM}}}:dead"}
+        until = time.monotonic() + INBOX_TTL * 1.5
+        with self.client() as client:
+            while True:
+                found = [key.decode() for key in client.keys("*") if key.decode() not in allowed]
+                groups = client.xinfo_groups(STREAM)
+                found += [f"{group['pending']} pending" for group in groups if group["pending"]]
+                if not found or time.monotonic() > until:
+                    return found
+                time.sleep(0.2)
+
+
+class Judge:
+    """Compares what was asked with what ran."""
+
+    def __init__(self, chaos: Chaos, slack: float) -> None:
+        self.chaos = chaos
+        self.slack = slack
+        self.counts: Counter[str] = Counter(dict.fromkeys(WRONG, 0))
+        self.runs: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.ends: dict[str, float] = {}
+        self.asked: dict[str, dict[str, Any]] = {}
+        self.outcomes: dict[str, dict[str, Any]] = {}
+        self.outages: list[Outage] = list(chaos.outages)
+        for path in [*chaos.folder.glob("run-*"), *chaos.folder.glob("call-*")]:
+            for text in path.read_text().splitlines():
+                with suppress(ValueError):  # one that was being written when it was killed
+                    self._take(json.loads(text))
+
+    def _take(self, line: dict[str, Any]) -> None:
+        what = line["what"]
+        if what == "lag":
+            self.outages.append(Outage(line["pid"], line["since"], line["at"]))
+        elif what == "run":
+            self.runs[line["key"]].append(line)
+        elif what == "end":
+            self.ends[line["proof"]] = line["at"]
+        elif what == "ready":
             pass
+        elif what == "asked":
+            self.asked[line["key"]] = line
+        else:
+            self.outcomes[line["key"]] = line
 
-    def judge(self) -> dict[str, int]:
-        """Compare what was asked with what ran."""
-        runs: defaultdict[str, list[tuple[str, int, int]]] = defaultdict(list)
-        for path in self.folder.glob("run-*"):
-            for line in path.read_text().splitlines():
-                key, proof, pid, attempt = line.split()
-                runs[key].append((proof, int(pid), int(attempt)))
-        counts: Counter[str] = Counter()
-        outcomes: dict[str, tuple[str, str]] = {}
-        asked = set()
-        for path in self.folder.glob("call-*"):
-            for line in path.read_text().splitlines():
-                kind, key, what = line.split()
-                if kind == "asked":
-                    asked.add(key)
-                else:
-                    outcomes[key] = (kind, what)
-        for key in asked:
-            kind, what = outcomes.get(key, ("unanswered", ""))
-            counts[kind] += 1
-            if kind == "result" and what not in [proof for proof, _, _ in runs[key]]:
-                counts["invented"] += 1
-            if kind == "failed":
-                print(f"failed: {key} {what}")
-        for key, found in runs.items():
-            explained = any(pid in self.killed or attempt > 1 for _, pid, attempt in found)
-            if len(found) > 1:
-                counts["twice"] += 1
-                if not explained:
-                    counts["unexplained"] += 1
-                    print(f"unexplained: {key} {found}")
-        names = ("result", "unanswered", "invented", "unexplained", "failed", "timeout", "given_up")
-        return {"calls": len(asked), **{name: counts[name] for name in (*names, "twice")}}
+    def judge(self) -> Counter[str]:
+        self.counts["calls"] = len(self.asked)
+        for key in self.asked:
+            outcome = self.outcomes.get(key)
+            if outcome is None:
+                self._complain("unanswered", key, "")
+                continue
+            self.counts[outcome["what"]] += outcome["what"] != "failed"
+            self._judge_outcome(key, outcome)
+        for key in self.runs:
+            self._judge_runs(key)
+        for what in self.chaos.left():
+            self._complain("left", what, "")
+        return self.counts
+
+    def _judge_outcome(self, key: str, outcome: dict[str, Any]) -> None:
+        what = outcome["what"]
+        if what == "failed":
+            wrong = outcome["error"].startswith("Wrong")
+            self._complain("invented" if wrong else "failed", key, outcome["error"])
+        if what == "result" and outcome["proof"] not in [run["proof"] for run in self.runs[key]]:
+            self._complain("invented", key, outcome["proof"])
+        if outcome.get("unheard"):
+            self._complain("unheard", key, f"{outcome['unheard']} callbacks")
+        late = self._counted(outcome["due"], outcome["at"], {outcome["pid"]})
+        if late > self.slack:
+            self._complain("late", key, f"{what}, {late:.1f} s after its time")
+
+    def _judge_runs(self, key: str) -> None:
+        runs, outcome = self.runs[key], self.outcomes.get(key)
+        if outcome is not None and outcome["what"] == "cancelled":
+            for run in runs:
+                pid = run["pid"]
+                end = self.ends.get(run["proof"], self.chaos.killed.get(pid, run["at"] + LONG))
+                since = max(outcome["due"], run["at"])
+                over = self._counted(since, end, {0, pid, outcome["pid"]})
+                if over > self.slack:
+                    self._complain(
+                        "overrun",
+                        key,
+                        f"{over:.1f} s in {pid}, begun "
+                        f"{run['at'] - outcome['due']:+.1f} s after it, attempt {run['attempt']}",
+                    )
+        if self.chaos.mode == "group" and len(runs) > 1:
+            self.counts["twice"] += 1
+            if not any(run["pid"] in self.chaos.hurt or run["attempt"] > 1 for run in runs):
+                self._complain("unexplained", key, f"{len(runs)} runs")
+
+    def _counted(self, since: float, until: float, pids: set[int]) -> float:
+        """Return how many of these seconds none of these processes was stopped."""
+        position = since
+        counted = 0.0
+        for outage in sorted(self.outages, key=lambda outage: outage.since):
+            if outage.pid in pids and outage.until > position and outage.since < until:
+                counted += max(outage.since - position, 0.0)
+                position = outage.until
+        return counted + max(until - position, 0.0)
+
+    def _complain(self, kind: str, key: str, why: str) -> None:
+        self.counts[kind] += 1
+        if self.counts[kind] <= 20:
+            asked = self.asked.get(key, {})
+            print(f"{kind}: {key} {asked.get('kind', '')} {why}", *self._around(key))
+
+    def _around(self, key: str) -> list[str]:
+        """What happened to the call, in seconds since it was asked."""
+        asked = self.asked.get(key)
+        if asked is None:
+            return []
+        start = asked["at"]
+        lines = [(run["at"], f"run in {run['pid']}") for run in self.runs[key]]
+        lines += [
+            (self.ends[run["proof"]], "end") for run in self.runs[key] if run["proof"] in self.ends
+        ]
+        last = max([start, *(at for at, _ in lines)])
+        if key in self.outcomes:
+            outcome = self.outcomes[key]
+            last = max(last, outcome["at"])
+            lines.append((outcome["at"], outcome["what"]))
+        pids = {0, asked["pid"], *(run["pid"] for run in self.runs[key])}
+        for outage in self.outages:
+            if outage.pid in pids and outage.until > start and outage.since < last:
+                name = f"{outage.pid} stopped" if outage.pid else "server away"
+                lines.append((outage.since, f"{name} for {outage.until - outage.since:.1f}"))
+        for run in self.runs[key]:
+            if run["pid"] in self.chaos.killed:
+                lines.append((self.chaos.killed[run["pid"]], f"{run['pid']} killed"))
+        return [f"[{at - start:.1f} {what}]" for at, what in sorted(lines)]
 
 
-def run(seconds: float, backend: str, seed: int, restarts: int) -> bool:
+def run(seconds: float, backend: str, mode: str, restarts: int, slack: float) -> bool:
     """Make chaos for some time; print the counts, and return whether they are as they must be."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        chaos = Chaos(folder, backend, seed)
         args = ["--appendonly", "yes", "--appendfsync", "always", "--dir", name]
         with RedisServer(args=args) as server:
-            for _ in range(4):
-                chaos.start_worker(server.url)
-            clients = [
-                chaos.spawn("call", server.url, str(folder / f"call-{n}"), str(seconds), f"c{n}")
-                for n in range(3)
-            ]
-            started = time.monotonic()
-            next_kill, next_restart = 2.0, seconds / (restarts + 1)
-            while (now := time.monotonic() - started) < seconds:
-                time.sleep(0.2 + 0.3 * chaos.random.random())
-                chaos.cut(server.url)
-                if now > next_kill:
-                    next_kill += 2.0
-                    chaos.kill_worker()
-                    chaos.start_worker(server.url)
-                if now > next_restart:
-                    next_restart += seconds / (restarts + 1)
-                    server.kill()
-                    time.sleep(0.3)
-                    server.start()
-                    chaos.events["restarts"] += 1
-            for client in clients:
-                client.wait(timeout=90)
-            for worker in chaos.workers:
-                worker.terminate()
-            for worker in chaos.workers:
-                worker.wait(timeout=30)
-        result = chaos.judge()
-        text = " ".join(f"{key}={value}" for key, value in {**result, **chaos.events}.items())
-        print(f"{backend}: {text}")
-        bad = [result[key] for key in ("unanswered", "invented", "unexplained", "failed")]
-        if any(bad):
+            chaos = Chaos(folder, server, mode, backend)
+            chaos.run(seconds, restarts)
+            counts = Judge(chaos, slack).judge()
+        order = ["calls", "result", "cancelled", *WRONG]
+        order += [key for key in {**counts, **chaos.events} if key not in order]
+        text = " ".join(f"{key}={counts[key] + chaos.events[key]}" for key in order)
+        print(f"{backend} {mode}: {text}", flush=True)
+        wrong = any(counts[key] for key in WRONG)
+        if wrong:
             print((folder / "log").read_text()[-4000:])
-        return result["result"] > 0 and not any(bad)
+        return counts["result"] > 0 and not wrong
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seconds", type=float, default=60, help="for each mode")
     parser.add_argument("--backend", choices=("asyncio", "trio"), default="asyncio")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--mode", choices=("group", "broadcast", "both"), default="both")
     parser.add_argument("--restarts", type=int, default=3)
+    parser.add_argument("--slack", type=float, default=1, help="seconds that aren't late yet")
     options = parser.parse_args()
-    return 0 if run(options.seconds, options.backend, options.seed, options.restarts) else 1
+    modes = ("group", "broadcast") if options.mode == "both" else (options.mode,)
+    settings = (options.restarts, options.slack)
+    fine = [run(options.seconds, options.backend, mode, *settings) for mode in modes]
+    return 0 if all(fine) else 1
 
 
 if __name__ == "__main__":

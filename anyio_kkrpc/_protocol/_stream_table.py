@@ -29,6 +29,9 @@ from ._records import StreamReply, StreamRequest
 from ._state import ConsumerInput
 from ._streams import Consumer, Producer
 
+# Readers that were gone and are remembered; the oldest are forgotten first.
+_MAX_GIVEN_UP = 10_000
+
 
 class Streams:
     """The tables of both kinds.
@@ -47,6 +50,8 @@ class Streams:
         self.producers: dict[str, Producer] = {}
         # Those that have ended while the call that they belong to may still run once more.
         self._spent: dict[str, Producer] = {}
+        # The readers of streams that were closed since these were gone, should they come back.
+        self._given_up: dict[str, str] = {}
         self.ignored = 0
 
     # Opening and ending
@@ -171,6 +176,8 @@ class Streams:
         if record.op == "return":
             answer.d = True
             answer.v = record.v
+        elif sender is not None and self._given_up.get(record.sid) == sender:
+            answer.e = _delivery("the stream was closed: its reader was silent, and taken for gone")
         elif producer is None or producer.consumer == sender:
             answer.e = {"n": "Error", "m": f"Unknown RPC stream {record.sid[:80]}"}
         elif producer.shared is None:
@@ -228,6 +235,9 @@ class Streams:
             else:
                 gone.producers.append(producer)
                 self.forget(producer)
+                self._given_up[producer.id] = peer
+        while len(self._given_up) > _MAX_GIVEN_UP:
+            del self._given_up[next(iter(self._given_up))]
         return gone
 
     def lose(self) -> tuple[list[Consumer], list[Producer]]:

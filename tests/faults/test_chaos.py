@@ -1,4 +1,4 @@
-"""A short run of ``benchmarks/chaos.py``: kills, cuts and a restart, and a ledger that adds up."""
+"""A short run of ``benchmarks/chaos.py``: all goes wrong, and a ledger that adds up."""
 
 from __future__ import annotations
 
@@ -9,30 +9,37 @@ from pathlib import Path
 
 import pytest
 
-from tests.bounds import BOUND
+from benchmarks.chaos import WRONG
+from tests.bounds import CALL_BOUND
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_short_run(backend: str) -> None:
-    """Every call has its outcome, each result was produced by a run, and no run is unexplained."""
+# What is lost is late by more than this; a busy machine is not.
+SLACK = 6
+
+
+@pytest.mark.parametrize(("backend", "mode"), [("trio", "group"), ("asyncio", "broadcast")])
+def test_short_run(backend: str, mode: str) -> None:
+    """Every call has its outcome in time, and no handler runs on for one that was cancelled."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "benchmarks.chaos", "--seconds", "8", "--restarts", "1"),
-            *("--backend", backend),
+            *("--backend", backend, "--mode", mode, "--slack", str(SLACK)),
         ],
         capture_output=True,
         text=True,
-        timeout=BOUND,
+        timeout=CALL_BOUND,
         check=False,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     counts = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", done.stdout)}
-    assert counts["result"] > 100
-    assert counts["kills"] >= 2
+    assert counts["result"] > 50
+    assert counts["cancelled"] > 10
+    assert counts["kills"] >= 1
+    assert counts["terms"] >= 1
     assert counts["restarts"] == 1
-    assert counts["unanswered"] == counts["invented"] == counts["unexplained"] == 0
+    assert {kind: counts[kind] for kind in WRONG} == dict.fromkeys(WRONG, 0)

@@ -128,6 +128,8 @@ def test_next_worker_can_not_read_the_rest(gone: bool) -> None:
     if gone:
         assert side.peer.lose_peer("one", "reader").producers == [producer]
         assert not side.peer.producers
+        # It was only silent, and hears why there is no more.
+        assert "taken for gone" in refusal(side.pull(producer, "one"))
     assert "has had 1 items" in refusal(side.pull(producer, "two"))
     closed = side.answer(call, "two", e={"n": "E", "m": "m"})
     assert call.state is CallState.FAILED
