@@ -157,9 +157,9 @@ def observe(
     """Report what `RedisStreamsTransport.statistics` tells as metrics, while the transport is used.
 
     ``kkrpc.queue.depth`` (requests that wait here), ``kkrpc.queue.dropped``,
-    ``kkrpc.outstanding``, ``kkrpc.claimed``, ``kkrpc.dead_lettered``, ``kkrpc.handed_back`` and
-    ``kkrpc.reconnects``, each with the stream as ``messaging.destination.name``. Give it each
-    transport that is to be seen.
+    ``kkrpc.outstanding``, ``kkrpc.claimed``, ``kkrpc.dead_lettered``, ``kkrpc.handed_back``,
+    ``kkrpc.lost`` and ``kkrpc.reconnects``, each with the stream as ``messaging.destination.name``.
+    Give it each transport that is to be seen.
 
     :param meter_provider: the global one if not given
     """
@@ -198,6 +198,7 @@ def _make_instruments(
         "kkrpc.claimed": lambda s: s.claimed,
         "kkrpc.dead_lettered": lambda s: s.dead_lettered,
         "kkrpc.handed_back": lambda s: s.handed_back,
+        "kkrpc.lost": lambda s: s.lost,
         "kkrpc.reconnects": lambda s: s.reconnects,
     }
     for name, read in gauges.items():

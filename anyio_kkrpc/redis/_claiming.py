@@ -13,6 +13,7 @@ from anyio import Event, current_time, move_on_after, sleep
 from redis.exceptions import RedisError
 
 from ._group import Groups, Look
+from ._held import Held
 from ._patience import Patience
 from ._takeover import Takeover
 
@@ -36,8 +37,8 @@ class Claimer:
     """Takes what was handed back, and, while it is the one to do so, finds what was lost.
 
     :param takeover: takes what there is room for
+    :param held: what this worker holds
     :param claim_idle: seconds
-    :param wait_room: returns when there is room to take something
     :param tell: tells the other workers that there is something to take
     :param patience: with a server that refuses it
     """
@@ -46,17 +47,17 @@ class Claimer:
         self,
         groups: Groups,
         takeover: Takeover,
+        held: Held,
         claim_idle: float,
         *,
-        wait_room: Callable[[], Awaitable[object]],
         tell: Callable[[], Awaitable[object]],
         patience: Patience,
     ) -> None:
         self._groups = groups
         self._take = takeover.take
-        self._keep = takeover.keep
+        self._keep = held.keep
         self._idle = claim_idle
-        self._wait_room = wait_room
+        self._wait_room = held.wait_room
         self._tell = tell
         self._patience = patience
         self._wake = Event()

@@ -22,6 +22,8 @@ class RedisStatistics(Struct, frozen=True):
     :ivar claimed: entries taken over from workers that are gone
     :ivar dead_lettered: entries that became dead letters here
     :ivar handed_back: entries given back to the group
+    :ivar lost: entries that other workers took over from this one, because it stood still, say;
+        what it hadn't begun, it didn't run
     :ivar repeated: records that came twice because of a reconnect, and were dropped
     :ivar reconnects: how often a connection was made again
     :ivar refused: how often Redis refused something that is tried again, or can be left out
@@ -36,6 +38,7 @@ class RedisStatistics(Struct, frozen=True):
     claimed: int
     dead_lettered: int
     handed_back: int
+    lost: int
     repeated: int
     reconnects: int
     refused: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 
 from anyio import Lock
 from redis.exceptions import RedisError
@@ -14,6 +14,7 @@ from .._protocol._records import Reply, Request
 from ..abc import Envelope
 from ._errors import Meaning, meaning_of
 from ._group import Claims, Groups, Taken
+from ._held import Held
 from ._patience import Outages
 from ._reader import Decoder
 from ._writer import Writer
@@ -25,12 +26,11 @@ logger = logging.getLogger("anyio_kkrpc")
 class Takeover:
     """Takes entries over and hands them on, and tells the callers of those that are given up.
 
-    :param held: ids of what this worker holds
-    :param dropped: ids of what it is about to hand back
+    :param held: what this worker holds
     :param outages: told of what is refused
     :param now: Redis' time in seconds
-    :param room: how many entries may be taken now
-    :param take: is given what was taken over, with the number of its deliveries
+    :param take: is given what was taken over, with the number of its deliveries and until when it
+        is surely held
     :param admit: returns when all that is in the queue, and what was written has left
     :ivar claimed: entries that were taken over
     :ivar dead_lettered: entries that became dead letters
@@ -41,23 +41,19 @@ class Takeover:
         self,
         groups: Groups,
         writer: Writer,
-        held: Collection[bytes],
-        dropped: Collection[bytes],
+        held: Held,
         outages: Outages,
         decoder: Decoder,
         now: Callable[[], float],
-        room: Callable[[], int],
-        take: Callable[[bytes, Entry, int], object],
+        take: Callable[[bytes, Entry, int, float], object],
         admit: Callable[[], Awaitable[object]],
     ) -> None:
         self._groups = groups
         self._held = held
-        self._dropped = dropped
         self._outages = outages
         self._decoder = decoder
         self._writer = writer
         self._now = now
-        self._room = room
         self._take = take
         self._admit = admit
         # What is being taken over isn't known here yet, and must not be taken over again.
@@ -68,11 +64,12 @@ class Takeover:
     async def take(self) -> bool:
         """Take what there is room for of what is for anybody; return whether there may be more."""
         async with self._lock:
-            room = self._room()
+            room = self._held.room()
             if room <= 0:
                 return True
+            sure_until = self._held.now() + self._held.sure_for
             claims = await self._groups.take(room, self._now())
-            await self._hand_on(claims)
+            await self._hand_on(claims, sure_until)
         return claims.more
 
     async def recover(self) -> None:
@@ -97,26 +94,19 @@ class Takeover:
         start: bytes | None = b"-"
         while start is not None:
             async with self._lock:
-                known = (*self._held, *self._dropped, *self._writer.unfinished())
+                held = self._held
+                known = (*held.entries, *held.dropped, *self._writer.unfinished())
+                sure_until = held.now() + held.sure_for
                 claims = await self._groups.recover(
                     self._now(), known, counted=counted, start=start
                 )
-                await self._hand_on(claims)
+                await self._hand_on(claims, sure_until)
             start = claims.after
 
-    async def keep(self) -> None:
-        """Tell Redis that what this worker holds isn't lost."""
-        held = [*self._held, *self._writer.unfinished()]
-        lost = await self._groups.touch(held) if held else []
-        lost = [entry_id for entry_id in lost if entry_id in self._held]
-        if lost:
-            logger.warning(
-                "%d entries were taken over by other workers meanwhile, or cancelled", len(lost)
-            )
-
-    async def _hand_on(self, claims: Claims) -> None:
+    async def _hand_on(self, claims: Claims, sure_until: float) -> None:
         for item in claims.taken:
-            if item.id in self._held:
+            if item.id in self._held.entries:
+                self._held.regain(item.id, sure_until)
                 continue
             entry = self._decode(item)
             if entry is None:
@@ -124,7 +114,7 @@ class Takeover:
                 continue
             self.claimed += 1
             logger.info("took over entry %s, attempt %d", item.id.decode(), item.attempt)
-            self._take(item.id, entry, item.attempt)
+            self._take(item.id, entry, item.attempt, sure_until)
         for item in claims.dead:
             self.dead_lettered += 1
             logger.error("entry %s became a dead letter", item.id.decode())

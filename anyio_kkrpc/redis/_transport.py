@@ -24,7 +24,6 @@ from anyio import (
 )
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
-from msgspec import Struct
 from redis.exceptions import RedisError, ResponseError
 
 from .._entrance import Entrance
@@ -59,6 +58,7 @@ from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_d
 from ._entering import Entering
 from ._errors import Meaning, code_of, leads_elsewhere, meaning_of, reason
 from ._group import Groups
+from ._held import KEEP, STARTED, Held, HeldEntry
 from ._holders import introduction
 from ._in_order import InOrder
 from ._inbox import MANY, Inbox
@@ -105,13 +105,6 @@ DESTROYED = "Redis Streams adapter has been destroyed"
 CLOSE_TIMEOUT = 2.0
 
 
-class _Held(Struct):
-    """An entry of the group that was taken and not yet acknowledged."""
-
-    attempt: int
-    started: bool = False
-
-
 @final
 class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit__
     AsyncContextManagerMixin, Transport
@@ -125,7 +118,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :param stream: name of the stream (key) for requests
     :param consumer_group: name of the group, with ``use_consumer_group``
     :param consumer_name: this peer's name in the group; ``consumer-{session_id}`` if not given
-    :param block_timeout: seconds that one blocking read lasts
+    :param block_timeout: seconds that one blocking read lasts; where it takes requests of a group,
+        no longer than a third of ``claim_idle``
     :param max_len: keep about this many requests in the stream; ``None`` keeps all. It is enough
         that the workers have it. What a consumer group has not acknowledged is never trimmed.
     :param session_id: this peer's id, 26 random characters if not given; unique among all peers
@@ -269,7 +263,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._dialects.native,
             returned=self._inbound.deliver,
             patience=Patience("writes", self._outages),
-            given_up=self._on_given_up,
+            given_up=lambda *entry: self._held.give_back(*entry),
             failed=self._broken,
             chance=options.inbox_ttl,
             absent=lambda peer, error: self._presence.tell(peer, error),
@@ -294,11 +288,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             max_deliveries=options.max_deliveries,
             introduction=introduction(keys, *names, options.session_id, options.inbox_ttl),
         )
-        self._held: dict[bytes, _Held] = {}
-        self._dropped: dict[bytes, int] = {}  # to hand back, with the deliveries that count
-        room, take, admit = self._count_room, self._take, self._admit
-        intake = (self._outages, self._decoder, self._clock.now, room, take, admit)
-        self._takeover = Takeover(self._groups, self._writer, self._held, self._dropped, *intake)
+        tell, room, idle = partial(self._tell_peers, b"claim"), self._queue_room, options.claim_idle
+        self._held = Held(self._groups, self._writer, self._outages, idle, room, tell)
+        intake = (self._outages, self._decoder, self._clock.now, self._take, self._admit)
+        self._takeover = Takeover(self._groups, self._writer, self._held, *intake)
         self._claimer: Claimer | None = None
         self._group: TaskGroup | None = None
         self._entrance = Entrance("RedisStreamsTransport")
@@ -311,9 +304,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._watch = Watch(options.shortest_silence)
         self._start_id = self._connected_id = b"0-0"
         self._destroyed_by: str | None = None
-        self._room: Event | None = None
-        self._touch_now: Event | None = None
-        self._limit = self._received = self._handed_back = self._reconnects = 0
+        self._received = self._reconnects = 0
 
     # Accessors
 
@@ -357,10 +348,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             received=self._received,
             invalid=self._decoder.invalid,
             undeliverable=self._writer.undeliverable + self._takeover.refused,
-            outstanding=len(self._held),
+            outstanding=len(self._held.entries),
             claimed=self._takeover.claimed,
             dead_lettered=self._takeover.dead_lettered,
-            handed_back=self._handed_back,
+            handed_back=self._held.handed_back,
+            lost=self._held.lost,
             repeated=self._repeats.dropped,
             reconnects=self._reconnects + self._link.reconnects,
             refused=self._outages.refused,
@@ -435,7 +427,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if self._trim is not None:
             group.start_soon(self._part, self._trim.run, self._link, name="anyio_kkrpc redis trim")
         if options.use_consumer_group:
-            group.start_soon(self._part, self._keep_held, name="anyio_kkrpc redis touch")
+            group.start_soon(self._part, self._held.run, name="anyio_kkrpc redis touch")
         else:
             self._start_requests()
 
@@ -477,6 +469,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         made = await create_group(execute, self._keys.stream, self._options.consumer_group.encode())
         if made and self._has_group:
             logger.warning("the consumer group was gone from Redis, and was made again")
+            self._held.own_all()
         self._has_group = True
         await self._groups.introduce(execute)
 
@@ -560,7 +553,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if self._has_group:
             if self._claimer is not None:
                 steps.append(self._claimer.resign)
-            steps += [self._hand_back, self._groups.leave]
+            steps += [self._held.hand_back, self._groups.leave]
             if self._reading_ended is not None:
                 with move_on_after(CLOSE_TIMEOUT / 4):  # the cancelled read: then nothing comes
                     await self._reading_ended.wait()
@@ -575,7 +568,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._inbound.end(reason)
         self._aside.forget(begun=True)
         self._writer.end(reason)
-        self._notify_room()
+        self._held.end()
         for scope in (self._inbox_scope, self._request_scope):
             if scope is not None:
                 scope.cancel()
@@ -611,9 +604,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._inbound.listen(listener, serve=serve)
         if listener is None:
             self._presence.forget()
-        self._limit = serve
+        self._held.limit = serve
         if serve:
-            self._notify_room()
+            self._held.notify()
             self._start_requests()
             return
         grouped = self._options.use_consumer_group
@@ -628,9 +621,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._inbound.unserved += forgotten
         else:
             self._queue.extract(lambda envelope: envelope.token is not None)
-            self._dropped.update(self._release_held(begun=listener is None))
-            if self._dropped and self._touch_now is not None:
-                self._touch_now.set()
+            self._held.release(begun=listener is None)
 
     def watch(self, peer: str | None, role: Role, wanted: bool) -> None:
         """Look after a peer that streams need, or no longer; see `Transport.watch`."""
@@ -638,26 +629,31 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     def serve_more(self, change: int) -> None:
         """Take more requests, or fewer; see `Transport.serve_more`."""
-        self._limit += change
+        self._held.limit += change
         self._aside.lend(change)
-        self._notify_room()
+        self._held.notify()
 
     async def receive(self) -> Envelope:
         """Return the next request; without a listener, the next record of any kind."""
         if not self._requests_wanted and self._inbound.serving:
             await checkpoint_if_cancelled()  # who is leaving reads nothing
             self._start_requests()
-        aside = self._aside
+        aside, held = self._aside, self._held
         while True:
+            entry = None
             envelope = await (aside.receive() if aside.waiting else self._inbound.receive())
+            if envelope.token is not None:
+                entry = held.entries.get(envelope.token)
+                if entry is None or entry.sure_until < held.now():
+                    entry = await held.confirm(envelope.token)
+                    if entry is None:
+                        continue
             if envelope.__class__ is Envelope or aside.begin(envelope):
                 break
         if aside.waiting:
             aside.go_on()
-        if envelope.token is not None:
-            held = self._held.get(envelope.token)
-            if held is not None:
-                held.started = True
+        if entry is not None:
+            entry.sure_until = STARTED
         return envelope
 
     async def send(self, item: Envelope) -> None:
@@ -689,10 +685,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             flushed = post is None
         else:
             post = writer.settle(envelope.token, reply, envelope.attempt)
-            self._held.pop(envelope.token, None)
+            held = self._held
+            held.entries.pop(envelope.token, None)
             envelope.token = None
-            if self._room is not None:
-                self._notify_room()
+            if held.wanted is not None:
+                held.notify()
             flushed = writer.flush_nowait()
         if envelope.__class__ is not Envelope:
             self._aside.end(envelope)
@@ -879,8 +876,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 await self._inbox.wake()
             if len(self._inbox.consumed) >= MANY:
                 await self._inbox.trim()
-            if self._dropped:
-                await self._hand_back()
+            if self._held.dropped:
+                await self._held.hand_back()
         except RedisError as exc:
             self._upkeep.pause(exc)  # housekeeping makes up for it
         if self._destroyed_by is not None:
@@ -927,8 +924,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._claimer = Claimer(
             self._groups,
             self._takeover,
+            self._held,
             self._options.claim_idle,
-            wait_room=self._wait_room,
             tell=partial(self._tell_peers, b"claim"),
             patience=Patience("claims", self._outages, spare=True),
         )
@@ -972,21 +969,25 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         options, stream = self._options, self._keys.stream
         name, consumer = options.consumer_group.encode(), options.consumer_name.encode()
         await self._make_group(connection.execute)
-        reader = GroupReader(stream, name, consumer, self._decoder, options.block_timeout)
+        # What a read took is surely held from when it was sent, so it is not to take long.
+        block = min(options.block_timeout, options.claim_idle * KEEP)
+        reader = GroupReader(stream, name, consumer, self._decoder, block)
         if not patience.calm:
             await check_rights(connection, self._keys, name, consumer)
         await self._takeover.recover()
         if self._claimer is not None:
             self._claimer.wake()  # now there is a group
         connection.silence = self._options.read_silence
+        held, sure_until = self._held, 0.0
 
         def handle(key: bytes, entry_id: bytes, entry: Entry) -> None:
-            self._take(entry_id, entry, 1)
+            self._take(entry_id, entry, 1, sure_until)
 
         while True:
-            room = self._count_room()
+            room = held.room()
             if room <= 0:
-                room = await self._wait_room()
+                room = await held.wait_room()
+            sure_until = held.now() + held.sure_for
             for entry_id in await reader.read(connection, portion, room, handle):
                 self._skip(entry_id)
             if not patience.calm:
@@ -1001,7 +1002,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 await self._intake.wait()
             await let_others_run()
 
-    def _take(self, entry_id: bytes, entry: Entry, attempt: int) -> None:
+    def _take(self, entry_id: bytes, entry: Entry, attempt: int, sure_until: float) -> None:
         """Take an entry of the group."""
         self._received += 1
         if entry.sender.__class__ is not str and self._is_for_others(entry):
@@ -1012,9 +1013,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._open_writer().forward(entry_id, attempt, entry.recipient, entry.fields)
             self._skipped = True
             return
-        self._held[entry_id] = _Held(attempt)
+        entries = self._held.entries
+        entries[entry_id] = HeldEntry(attempt, sure_until)
         if not self._deliver(entry, entry_id, None, entry_id, attempt):
-            del self._held[entry_id]
+            del entries[entry_id]
             self._skip(entry_id)
 
     def _skip(self, entry_id: bytes) -> None:
@@ -1026,8 +1028,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         """Wait until what was taken over is in the queue, or has gone back."""
         await self._writer.flush()
         await self._intake.wait()
-        if self._dropped:
-            await self._hand_back()
+        await self._held.hand_back()
 
     def _on_hint(self, kind: bytes) -> None:
         """Another worker has handed something back, or was the one that got a destroy signal."""
@@ -1037,54 +1038,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             sender = peer_id(kind[8:])
             if sender != self._options.session_id:
                 self._take_destroy_signal(sender)
-
-    async def _keep_held(self) -> None:
-        """Tell Redis, often enough, that what this worker holds is not to be taken over."""
-        patience = Patience("keeping what it holds", self._outages, spare=True)
-        interval = pause = self._options.claim_idle / 3
-        while True:
-            self._touch_now = Event()
-            with move_on_after(pause):
-                await self._touch_now.wait()
-            try:
-                if self._dropped:
-                    await self._hand_back()
-                await self._takeover.keep()
-            except RedisError as exc:
-                pause = min(interval, patience.pause(exc))
-            else:
-                pause = interval
-                if not patience.calm:
-                    patience.worked()
-
-    def _on_given_up(self, entry_id: bytes, attempt: int) -> None:
-        """An entry can't be answered from here; it goes back to the group."""
-        self._dropped[entry_id] = attempt
-        if self._touch_now is not None:
-            self._touch_now.set()
-
-    def _release_held(self, *, begun: bool = True) -> dict[bytes, int]:
-        """Hold nothing any more, or only what was ``begun``; return what is to be handed back."""
-        released = {}
-        for entry_id, held in list(self._held.items()):
-            if begun or not held.started:
-                # One that was not started here doesn't count as delivered.
-                released[entry_id] = held.attempt if held.started else held.attempt - 1
-                del self._held[entry_id]
-        return released
-
-    async def _hand_back(self) -> None:
-        """Give what isn't wanted here, or at the end everything, to the other workers."""
-        if self._inbound.ended_reason is not None:
-            self._dropped.update(self._release_held())
-            self._dropped.update(self._writer.unanswered)
-        entries = list(self._dropped.items())
-        if not entries:
-            return
-        self._handed_back += await self._groups.hand_back(entries)
-        for entry_id, _ in entries:
-            self._dropped.pop(entry_id, None)
-        await self._tell_peers(b"claim")
 
     async def _tell_peers(self, hint: bytes) -> None:
         """Give all peers of the stream a word that is no record; it may be lost."""
@@ -1096,28 +1049,16 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         else:
             self._outages.end(part)
 
-    async def _wait_room(self) -> int:
-        """Return how many entries may be taken now, once that is at least one."""
-        while (room := self._count_room()) <= 0:
-            freed = self._room = self._room or Event()  # both loops may wait
-            await freed.wait()
-        return room
-
-    def _count_room(self) -> int:
-        room = min(MOST_ENTRIES, self._options.max_queue_size - len(self._queue))
-        return min(room, self._limit - len(self._held)) if self._limit else room
+    def _queue_room(self) -> int:
+        return min(MOST_ENTRIES, self._options.max_queue_size - len(self._queue))
 
     def _drop_invalid(self, envelope: Envelope) -> None:
         """Acknowledge a request of the group that turned out to be none."""
         self._decoder.invalid += 1
-        if envelope.token is not None and self._held.pop(envelope.token, None) is not None:
+        entries = self._held.entries
+        if envelope.token is not None and entries.pop(envelope.token, None) is not None:
             self._skip(envelope.token)
             self._writer.flush_nowait()
-
-    def _notify_room(self) -> None:
-        if self._room is not None:
-            self._room.set()
-            self._room = None
 
     # Delivery
 
@@ -1188,9 +1129,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def _on_drop(self, envelope: Envelope) -> None:
         """A request found no room: its caller is told. One of a group goes back to the group."""
         if envelope.token is not None:
-            held = self._held.pop(envelope.token, None)
-            if held is not None:
-                self._dropped[envelope.token] = held.attempt - 1
+            self._held.drop(envelope.token)
         else:
             self._aside.take_back(envelope)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from anyio_kkrpc import (
 from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
+from tests.faults.worker import Api
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
 
@@ -99,6 +101,47 @@ async def test_killed_worker(
         assert [line[2] for line in lines] == ["1", "2"]
         assert lines[0][1] != lines[1][1]
         await until(lambda: witness.xpending(stream_name, "kkrpc-group")["pending"] == 0)
+
+
+async def test_stopped_worker(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis, start: Start, ledger: Path
+) -> None:
+    """What came to it while it was stopped is another worker's when it goes on: it runs once."""
+    async with (
+        client(redis_server, stream_name) as transport,
+        RPCChannel(transport, timeout=CALL_BOUND) as channel,
+    ):
+        api, results = channel.get_api(), []
+
+        async def work(key: str) -> None:
+            results.append(await api.work(key, 0))
+
+        stopped = await start()
+        assert await api.pid() == stopped.pid
+        for key in map(str, range(100)):
+            length = witness.xlen(stream_name)
+            stopped.send_signal(signal.SIGSTOP)
+            await to_thread.run_sync(os.waitid, os.P_PID, stopped.pid, os.WSTOPPED)
+            async with anyio.create_task_group() as group:
+                group.start_soon(work, key)
+                await until(lambda length=length: witness.xlen(stream_name) > length)  # type: ignore[misc]
+                if not witness.xpending(stream_name, "kkrpc-group")["pending"]:
+                    stopped.send_signal(signal.SIGCONT)  # its last read had just come to an end
+                    continue
+                async with (
+                    client(redis_server, stream_name, claim_idle=CLAIM_IDLE) as other,
+                    RPCChannel(other, expose=Api(ledger)),
+                ):
+                    await until(lambda key=key: key in results)  # type: ignore[misc]
+                break
+        stopped.send_signal(signal.SIGCONT)
+        # It serves again, and all that came before is behind it.
+        assert await api.pid() == stopped.pid
+        assert await api.work("last", 0) == "last"
+    lines = [line.split() for line in ledger.read_text().splitlines()]
+    ran = [(run, int(pid)) for run, pid, _ in lines]
+    assert ran[-2:] == [(key, os.getpid()), ("last", stopped.pid)]
+    assert len({run for run, _ in ran}) == len(ran)
 
 
 async def test_poison(

@@ -98,6 +98,7 @@ MOVING = {
     "redis._entering": "redis._connection",
     "redis._errors": "redis._connection",
     "redis._group_scripts": "redis._group",
+    "redis._held": "redis._group",
     "redis._holders": "redis._stream",
     "redis._in_order": "redis._reading",
     "redis._inbox": "redis._reading",
