@@ -14,7 +14,7 @@ from ._call_options import CallOptions
 from ._context import running
 from ._core import Core
 from ._errors_wire import error_from_wire
-from ._exceptions import RPCError, RPCTimeoutError
+from ._exceptions import OverloadedError, RPCError, RPCTimeoutError
 from ._protocol._calls import Call
 from ._protocol._peer import Operation
 from ._protocol._records import Cancel
@@ -30,23 +30,13 @@ _OPTIONS = CallOptions()
 class Calls:
     """Makes the calls of one channel.
 
-    :param lend: called when a handler of this channel begins to wait for a call of its own, and
-        ``take_back`` when that is over; ``None`` if this side serves nothing
     :ivar middleware: what each call goes through; see `intercept`
     """
 
-    __slots__ = ("_cancels", "_core", "_lend", "_take_back", "middleware")
+    __slots__ = ("_cancels", "_core", "middleware")
 
-    def __init__(
-        self,
-        core: Core,
-        middleware: tuple[Middleware, ...],
-        lend: Callable[[], None] | None,
-        take_back: Callable[[], None] | None,
-    ) -> None:
+    def __init__(self, core: Core, middleware: tuple[Middleware, ...]) -> None:
         self._core = core
-        self._lend = lend
-        self._take_back = take_back
         self._cancels = core.transport.capabilities.cancellation
         self.middleware = middleware
 
@@ -144,9 +134,9 @@ class Calls:
         timer = None
         if deadline is not None:
             timer = core.timer.at(deadline, lambda: self._expire(call))
-        lent = serving is not None and self._lend is not None
+        lent = serving is not None and core.lend is not None
         if lent:
-            self._lend()  # type: ignore[misc]
+            core.lend()  # type: ignore[misc]
         try:
             await core.send_envelope(envelope)
             await answered.wait()
@@ -155,7 +145,7 @@ class Calls:
             raise
         finally:
             if lent:
-                self._take_back()  # type: ignore[misc]
+                core.take_back()  # type: ignore[misc]
             if timer is not None:
                 timer.cancel()
         if call.state is not CallState.ANSWERED:
@@ -205,11 +195,25 @@ class Calls:
         call.handle.set()
 
     async def _wait_for_callbacks(self, call: Call, deadline: float | None) -> None:
-        """Let the invocations that came before the reply finish before the caller goes on."""
+        """Let the invocations that came before the reply finish before the caller goes on.
+
+        :raises OverloadedError: if some of them were dropped
+        """
         with move_on_after(None if deadline is None else deadline - current_time()):
             for export in call.callbacks or ():
                 if export.handle is not None:
                     await export.handle.idle()
+        if call.dropped:
+            if isinstance(call.value, Inflow):
+                call.value.leave()
+            raise dropped_callbacks(call)
+
+
+def dropped_callbacks(call: Call) -> OverloadedError:
+    """Return the error of a call that has a result, but some of its callbacks didn't run."""
+    return OverloadedError(
+        f"{call.dropped} invocations of a callback were dropped: they came faster than it ran"
+    )
 
 
 def _timed_out(path: list[str], timeout: float | None) -> RPCTimeoutError:

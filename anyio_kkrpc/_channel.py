@@ -29,6 +29,7 @@ from ._exposure import Exposed
 from ._exposure import expose as build_table
 from ._gathering import Replies
 from ._groups import lone_error
+from ._protocol._ahead import Ahead
 from ._proxy import RemoteAPI, RemoteCall
 from ._reactions import Reactions
 from ._serving import Server
@@ -69,6 +70,8 @@ class ChannelStatistics(Struct, frozen=True):
     :ivar ignored: records that came too late to matter
     :ivar undelivered: records of this side that the transport gave back
     :ivar lost_streams: streams, in either direction, that ended because the other peer was gone
+    :ivar dropped_callbacks: calls of this side's functions that were thrown away, since they came
+        faster than the functions ran
     """
 
     calls: int
@@ -82,6 +85,7 @@ class ChannelStatistics(Struct, frozen=True):
     ignored: int
     undelivered: int
     lost_streams: int
+    dropped_callbacks: int
 
 
 @final
@@ -141,10 +145,9 @@ class RPCChannel(AsyncContextManagerMixin):
         self._server: Server | None = None
         if expose is not None:
             self._server = self._make_server(expose, max_concurrency)
-        lend = take_back = None
         if self._server is not None:
-            lend, take_back = self._server.lend, self._server.take_back
-        self._calls = Calls(core, self._middleware, lend, take_back)
+            core.lend, core.take_back = self._server.lend, self._server.take_back
+        self._calls = Calls(core, self._middleware)
         self._sources = Sources(core)
         self._reactions = Reactions(core, self._calls, self._end)
         self._ended = Event()
@@ -283,14 +286,15 @@ class RPCChannel(AsyncContextManagerMixin):
             ignored=peer.ignored,
             undelivered=self._reactions.undelivered,
             lost_streams=self._reactions.lost_streams,
+            dropped_callbacks=self._core.dropped_callbacks,
         )
 
     # Callbacks and streams
 
     def _make_callback(
-        self, callback_id: str, owner: str | None, request_id: str
+        self, callback_id: str, owner: str | None, request_id: str, ahead: Ahead | None
     ) -> RemoteCallback:
-        return RemoteCallback(self._core, callback_id, owner, request_id)
+        return RemoteCallback(self._core, callback_id, owner, request_id, ahead)
 
     def _make_server(self, exposed: object, limit: int) -> Server:
         return Server(
@@ -316,6 +320,8 @@ class RPCChannel(AsyncContextManagerMixin):
         for consumer in lost.consumers:
             if consumer.handle is not None:
                 consumer.handle.finish(self._core.closed_error())
+        for ahead in lost.ahead:
+            ahead.handle.fail(self._core.closed_error())
         for producer in lost.producers:
             if producer.handle is not None:
                 self._sources.close(producer.handle)
@@ -347,6 +353,9 @@ class RPCChannel(AsyncContextManagerMixin):
                 core.post(record, consumer.producer)
         for call in list(peer.calls.values()):
             self._calls.cancel(call)
+        for export in peer.callbacks.values():
+            if export.handle is not None:
+                export.handle.close()
         await core.outbox.finish(CLOSE_TIMEOUT)
         await self._sources.drain(until - current_time())
 

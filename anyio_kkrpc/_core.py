@@ -13,6 +13,7 @@ from anyio.abc import TaskGroup
 from ._exceptions import ProtocolError, RPCError, TransportClosedError
 from ._loop import OneShot, clock, one_shots
 from ._outbox import Outbox
+from ._protocol._ahead import Ahead
 from ._protocol._peer import Peer
 from ._protocol._records import Record
 from ._timer import Timer
@@ -30,7 +31,10 @@ class Core:
     :ivar now: AnyIO's clock
     :ivar one_shot: makes an event that one task waits for
     :ivar reason: why the channel has ended, ``None`` as long as it hasn't
+    :ivar lend: to be called when a handler begins to wait for another peer, and ``take_back`` when
+        that is over; ``None`` if this side serves nothing
     :ivar refused: records that were not legal
+    :ivar dropped_callbacks: invocations that were thrown away
     :ivar send_envelope: sends an envelope, without asking whether the channel is open
     :ivar post: sends a record without waiting, as the other two of `Outbox` do
     """
@@ -40,6 +44,8 @@ class Core:
         "_standing",
         "abandon",
         "broadcast",
+        "dropped_callbacks",
+        "lend",
         "now",
         "one_shot",
         "outbox",
@@ -50,6 +56,7 @@ class Core:
         "release",
         "send_envelope",
         "send_tracebacks",
+        "take_back",
         "timeout",
         "timer",
         "transport",
@@ -58,7 +65,7 @@ class Core:
     def __init__(
         self,
         transport: Transport,
-        remote_callback: Callable[[str, str | None, str], Callable[..., Any]],
+        remote_callback: Callable[[str, str | None, str, Ahead | None], Callable[..., Any]],
         *,
         timeout: float | None,
         send_tracebacks: bool,
@@ -81,7 +88,9 @@ class Core:
         self.timer = Timer()
         self.now: Callable[[], float] = current_time
         self.one_shot: Callable[[], OneShot] = Event
-        self.refused = 0
+        self.lend: Callable[[], object] | None = None
+        self.take_back: Callable[[], object] | None = None
+        self.refused = self.dropped_callbacks = 0
         self.reason: Exception | None = None
         self._group: TaskGroup | None = None
         self._standing: list[CancelScope] = []

@@ -10,6 +10,7 @@ from typing import Any
 from anyio import Event, move_on_after
 
 from ._loop import scheduler
+from ._protocol._ahead import Ahead
 from ._protocol._peer import Peer
 from ._protocol._records import CallbackRelease, Record
 from ._protocol._streams import Consumer
@@ -32,7 +33,7 @@ class Outbox:
         self._soon: Callable[[Callable[[], object]], None] | None = None
         # Whether the task has been asked to look at these.
         self._collecting = False
-        self._released: deque[tuple[str, str | None, str]] = deque()
+        self._released: deque[tuple[str, str | None, str, Ahead | None]] = deque()
         self._abandoned: deque[Consumer] = deque()
         self._closed = False
 
@@ -49,10 +50,12 @@ class Outbox:
             self._waiting.append(Envelope(record, None, recipient, token=token))
             self._wake()
 
-    def release(self, callback_id: str, owner: str | None, request_id: str) -> None:
+    def release(
+        self, callback_id: str, owner: str | None, request_id: str, ahead: Ahead | None = None
+    ) -> None:
         """Tell the owner of a callback that it won't be called again. From any thread."""
         if not self._closed:
-            self._released.append((callback_id, owner, request_id))
+            self._released.append((callback_id, owner, request_id, ahead))
             self._collect_soon()
 
     def abandon(self, consumer: Consumer) -> None:
@@ -96,7 +99,9 @@ class Outbox:
                 self._waiting.append(Envelope(record, None, consumer.producer))
         by_owner: dict[str | None, tuple[list[str], list[str]]] = {}
         while self._released:
-            callback_id, owner, request_id = self._released.popleft()
+            callback_id, owner, request_id, ahead = self._released.popleft()
+            if ahead is not None:
+                self._peer.end_callback(ahead)
             ids, calls = by_owner.setdefault(owner, ([], []))
             ids.append(callback_id)
             calls.append(request_id)

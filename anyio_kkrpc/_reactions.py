@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ._callbacks import CallbackRunner
-from ._calls import Calls
+from ._callbacks import CallbackRunner, Turns
+from ._calls import Calls, dropped_callbacks
 from ._core import Core
 from ._errors_wire import library_error
 from ._exceptions import DeliveryError, ProtocolError, TransportClosedError
@@ -15,6 +15,7 @@ from ._protocol._dependencies import Role
 from ._protocol._events import (
     Answer,
     CallbackInvoked,
+    CallbackRan,
     CallbacksReleased,
     CallFinished,
     HandlingCancelled,
@@ -27,7 +28,7 @@ from ._protocol._events import (
     StreamPulled,
     StreamsClosed,
 )
-from ._protocol._records import Reply, Request, StreamReply
+from ._protocol._records import CallbackCall, Reply, Request, StreamReply
 from ._protocol._state import ConsumerState
 from ._protocol._streams import Consumer, Producer
 from ._pump import Pump, close_streams, close_unopened
@@ -76,7 +77,7 @@ class Reactions(Listener):
         self._end(reason)
 
     def peer_gone(self, peer: str, role: Role, error: Exception) -> None:
-        """End the streams that a peer which is gone was needed for. Called by the transport."""
+        """End what a peer that is gone was needed for. Called by the transport."""
         core = self._core
         gone = core.peer.lose_peer(peer, role)
         for consumer in gone.consumers:
@@ -87,6 +88,8 @@ class Reactions(Listener):
         if count:
             self.lost_streams += count
             logger.warning("%s; streams that end with it: %d", error, count)
+        if role == "reader":
+            self._end_callbacks(peer, error)
 
     def expects(self) -> bool:
         """Return whether a call, or a stream at either end, waits for the other side."""
@@ -131,6 +134,8 @@ class Reactions(Listener):
             close_unopened(self._core, record)
         elif isinstance(record, StreamReply):
             self._end_stream(record, error)
+        elif isinstance(record, CallbackCall):
+            self._end_callbacks(envelope.recipient, error)
         logger.info("a %s could not be delivered: %s", type(record).__name__, error)
 
     def _end_stream(self, record: StreamReply, error: Exception) -> None:
@@ -147,6 +152,13 @@ class Reactions(Listener):
             answer = self._core.peer.end_production(producer, library_error(error))
             self._core.start_if(pump.stop(answer), pump.run, "stream")
 
+    def _end_callbacks(self, owner: str | None, error: Exception) -> None:
+        """Let nobody wait for a peer that has functions which are called here."""
+        lost = DeliveryError(f"a callback could not be delivered: {error}")
+        for ahead in self._core.peer.called_of(owner):
+            turns: Turns = ahead.handle
+            turns.fail(lost)
+
     def _on_call_finished(self, event: CallFinished) -> None:
         call = event.call
         if event.closed is not None:
@@ -156,6 +168,11 @@ class Reactions(Listener):
         call.handle.set()
 
     def _on_peer_replied(self, event: PeerReplied) -> None:
+        if event.error is None and event.call.dropped:
+            event.error = library_error(dropped_callbacks(event.call))
+            if isinstance(event.value, Consumer):
+                self._core.abandon(event.value)
+                event.value = None
         wanted = event.call.handle.add(event.sender, event.value, event.error)
         if not wanted and isinstance(event.value, Consumer):
             self._core.abandon(event.value)
@@ -166,9 +183,16 @@ class Reactions(Listener):
     def _on_callback(self, event: CallbackInvoked) -> None:
         export = event.export
         if export.handle is None:
-            export.handle = CallbackRunner(export)
+            export.handle = CallbackRunner(self._core, export)
         runner: CallbackRunner = export.handle
-        self._core.start_if(runner.invoke(event.args, event.kwargs), runner.run, "callback")
+        self._core.start_if(runner.invoke(event), runner.run, "callback")
+
+    def _on_callback_ran(self, event: CallbackRan) -> None:
+        turns: Turns = event.ahead.handle
+        if event.gone:
+            turns.fail(DeliveryError("the function isn't there any more, and does not run"))
+        else:
+            turns.go_on()
 
     def _on_released(self, event: CallbacksReleased) -> None:
         """Nothing to do: the table dropped the functions, and their runners end by themselves."""
@@ -204,6 +228,7 @@ _REACT: dict[type, Callable[[Reactions, Any], None]] = {
     PeerReplied: Reactions._on_peer_replied,
     HandlingCancelled: Reactions._on_cancelled,
     CallbackInvoked: Reactions._on_callback,
+    CallbackRan: Reactions._on_callback_ran,
     CallbacksReleased: Reactions._on_released,
     StreamItem: Reactions._on_item,
     StreamEnded: Reactions._on_stream_end,

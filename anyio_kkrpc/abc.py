@@ -162,7 +162,7 @@ class Transport(UnreliableObjectStream[Envelope]):
         """
 
     def watch(self, peer: str | None, role: Role, wanted: bool) -> None:
-        """Learn whether streams of this side need a peer; called for the first one and the last.
+        """Learn whether streams and the like need a peer; called for the first one and the last.
 
         A transport that can tell does so when the peer is gone: see `Listener.peer_gone`. Called
         from the event loop; must not block.
@@ -170,7 +170,7 @@ class Transport(UnreliableObjectStream[Envelope]):
         :param peer: its id; ``None`` where the link has one peer only, or for a reader that isn't
             known yet
         :param role: ``"source"`` if a stream of it is read here, ``"reader"`` if it reads one of
-            here
+            here, or has a function that is called here
         """
 
     @abstractmethod

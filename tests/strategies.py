@@ -11,6 +11,7 @@ from msgspec import UNSET
 from anyio_kkrpc._protocol._records import (
     Bye,
     CallbackCall,
+    CallbackProgress,
     CallbackRelease,
     Cancel,
     Record,
@@ -67,6 +68,7 @@ def records(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Record]:
         ),
         st.builds(Reply, id=texts, v=maybe(values), e=maybe(mappings)),
         st.builds(CallbackCall, id=texts, a=st.lists(values, max_size=3), k=maybe(mappings)),
+        st.builds(CallbackProgress, id=texts, n=st.integers(0, 2**53 - 1)),
         st.builds(CallbackRelease, ids=st.lists(texts, max_size=3)),
         st.builds(
             StreamRequest,

@@ -16,11 +16,13 @@ class Call:
     :ivar error: the error as it came, once ``state`` is ``FAILED``
     :ivar handle: the driver's object for it
     :ivar sent: the driver's object for its request
+    :ivar dropped: how many invocations of its functions by who answered were thrown away
     :ivar gather: whether it takes the replies of several peers, until it is finished
     """
 
     __slots__ = (
         "callbacks",
+        "dropped",
         "error",
         "gather",
         "handle",
@@ -41,6 +43,7 @@ class Call:
         self.handle: Any = None
         self.sent: Any = None
         self.gather = False
+        self.dropped = 0
         self.callbacks: list[CallbackExport] | None = None
         self.producers: list[Producer] | None = None
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
-# What the other peer is: it has the source of a stream that is read here, or it reads one of here.
+# What the other peer is: it has the source of a stream that is read here; or it reads one of here,
+# or runs a function that is called here.
 Role: TypeAlias = Literal["source", "reader"]
 Depend: TypeAlias = Callable[["str | None", Role, bool], object]
 

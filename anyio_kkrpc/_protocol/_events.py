@@ -6,9 +6,10 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
+from ._ahead import Ahead
 from ._calls import Call, Handling
 from ._exports import CallbackExport
-from ._records import Record, StreamReply
+from ._records import CallbackProgress, Record, StreamReply
 from ._streams import Consumer, Producer
 
 
@@ -56,11 +57,23 @@ class HandlingCancelled(Struct):
 
 
 class CallbackInvoked(Struct):
-    """The other side calls a function that was passed to it."""
+    """The other side calls a function that was passed to it.
+
+    :ivar progress: to be sent to the sender when this has run, if it asks for that
+    """
 
     export: CallbackExport
     args: list[Any]
     kwargs: dict[str, Any]
+    sender: str | None
+    progress: CallbackProgress | None
+
+
+class CallbackRan(Struct):
+    """Invocations by this side of a function have run, or the function is ``gone``."""
+
+    ahead: Ahead
+    gone: bool
 
 
 class CallbacksReleased(Struct):
@@ -111,6 +124,7 @@ Event: TypeAlias = (
     | PeerReplied
     | HandlingCancelled
     | CallbackInvoked
+    | CallbackRan
     | CallbacksReleased
     | StreamItem
     | StreamEnded
@@ -139,5 +153,6 @@ class Lost(Struct):
     calls: list[Call]
     handlings: list[Handling]
     callbacks: list[CallbackExport]
+    ahead: list[Ahead]
     consumers: list[Consumer]
     producers: list[Producer]

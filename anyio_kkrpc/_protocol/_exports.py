@@ -23,16 +23,18 @@ class _Pass:
     :ivar answered: whether one has
     :ivar holders: who has answered the call, or used the function
     :ivar released: how often each peer has released it
+    :ivar before: `CallbackExport.dropped` as it was when the call was made
     """
 
-    __slots__ = ("answered", "holders", "open", "released", "times")
+    __slots__ = ("answered", "before", "holders", "open", "released", "times")
 
-    def __init__(self) -> None:
+    def __init__(self, before: dict[str | None, int]) -> None:
         self.times = 0
         self.open = True
         self.answered = False
         self.holders: set[str | None] = set()
         self.released: dict[str | None, int] = {}
+        self.before = before.copy() if before else {}
 
     def is_with(self, peer: str | None) -> bool:
         """Whether that peer may hold it still."""
@@ -49,16 +51,22 @@ class CallbackExport:
     """A function that was passed to the other side.
 
     :ivar passes: the calls that passed it and may use it still, by their ids
+    :ivar dropped: how many invocations by each peer were thrown away
     """
 
-    __slots__ = ("function", "handle", "id", "passes", "state")
+    __slots__ = ("dropped", "function", "handle", "id", "passes", "state")
 
     def __init__(self, callback_id: str, function: Callable[..., Any]) -> None:
         self.id = callback_id
         self.function = function
         self.state = CallbackState.LIVE
         self.passes: dict[str, _Pass] = {}
+        self.dropped: dict[str | None, int] = {}
         self.handle: Any = None
+
+    def drop(self, peer: str | None) -> None:
+        """Note that an invocation by a peer was thrown away."""
+        self.dropped[peer] = self.dropped.get(peer, 0) + 1
 
     def call_for(self, peer: str | None) -> str | None:
         """Return the call by which a peer that doesn't say it has got the function."""
@@ -88,7 +96,10 @@ class Exports:
             export = CallbackExport(self._new_id(), function)
             self.table[export.id] = self._by_function[key] = export
         export.state = advance(CALLBACK, export.state, CallbackInput.EXPORT)
-        export.passes.setdefault(call_id, _Pass()).times += 1
+        passed = export.passes.get(call_id)
+        if passed is None:
+            passed = export.passes[call_id] = _Pass(export.dropped)
+        passed.times += 1
         return export
 
     def use(self, record: CallbackCall, sender: str | None) -> CallbackExport | None:
@@ -102,13 +113,20 @@ class Exports:
 
     def note_answer(
         self, call_id: str, exports: Iterable[CallbackExport], sender: str | None
-    ) -> None:
-        """Note who has run a call: its functions stay until that peer has released them."""
+    ) -> int:
+        """Note who has run a call: its functions stay until that peer has released them.
+
+        :return: how many invocations by that peer were thrown away since the call was made
+        """
+        dropped = 0
         for export in exports:
             passed = export.passes.get(call_id)
             if passed is not None:
                 passed.answered = True
                 passed.holders.add(sender)
+                if export.dropped:
+                    dropped += export.dropped.get(sender, 0) - passed.before.get(sender, 0)
+        return dropped
 
     def close(
         self, call_id: str, exports: Iterable[CallbackExport], *, given_up: bool = False

@@ -13,13 +13,13 @@ from typing import Any, Literal, TypeAlias
 
 from msgspec import UNSET
 
+from ._ahead import WINDOW, Ahead
+from ._callback_table import Callbacks
 from ._calls import Call, Handling
 from ._dependencies import Depend, Dependencies, Role
 from ._errors import ProtocolError
 from ._events import (
     Answer,
-    CallbackInvoked,
-    CallbacksReleased,
     CallFinished,
     Event,
     HandlingCancelled,
@@ -29,10 +29,11 @@ from ._events import (
     PeerReplied,
     StreamsClosed,
 )
-from ._exports import CallbackExport, Exports
+from ._exports import CallbackExport
 from ._records import (
     Bye,
     CallbackCall,
+    CallbackProgress,
     CallbackRelease,
     Cancel,
     Record,
@@ -73,8 +74,8 @@ class Peer:
     """The protocol's state at one side.
 
     :param prefix: text that makes this side's ids unique among all peers
-    :param remote_callback: makes the callable for a callback argument, from its id, its owner, and
-        the id of the request that it came with
+    :param remote_callback: makes the callable for a callback argument, from its id, its owner, the
+        id of the request that it came with, and what its owner lets be ahead, if it counts that
     :param broadcast: whether several peers run a request that isn't for one of them
     :param depend: told which other peers the streams of this side need, see `Dependencies`
     """
@@ -82,7 +83,7 @@ class Peer:
     def __init__(
         self,
         prefix: str,
-        remote_callback: Callable[[str, str | None, str], Callable[..., Any]],
+        remote_callback: Callable[[str, str | None, str, Ahead | None], Callable[..., Any]],
         *,
         broadcast: bool = False,
         depend: Depend = lambda peer, role, wanted: None,
@@ -94,9 +95,13 @@ class Peer:
         self._broadcast = broadcast
         self.calls: dict[str, Call] = {}
         self.handlings: dict[tuple[str | None, str], Handling] = {}
-        self._exports = Exports(self._new_id)
-        self.callbacks: dict[str, CallbackExport] = self._exports.table
-        self._streams = streams = Streams(self._new_id, Dependencies(depend))
+        dependencies = Dependencies(depend)
+        self._callbacks = callbacks = Callbacks(self._new_id, dependencies, self.calls)
+        self._exports = callbacks.exports
+        self.callbacks: dict[str, CallbackExport] = callbacks.exports.table
+        self.callback_call, self.send_callback = callbacks.call, callbacks.send
+        self.end_callback, self.called_of = callbacks.end, callbacks.called_of
+        self._streams = streams = Streams(self._new_id, dependencies)
         self.consumers: dict[tuple[str | None, str], Consumer] = streams.consumers
         self.producers: dict[str, Producer] = streams.producers
         self.leave, self.forget = streams.leave, streams.forget
@@ -106,8 +111,9 @@ class Peer:
         self._receive: dict[type, Callable[[Any, str | None], Event | None]] = {
             Reply: self._receive_reply,
             Cancel: self._receive_cancel,
-            CallbackCall: self._receive_callback,
-            CallbackRelease: self._receive_release,
+            CallbackCall: callbacks.receive_call,
+            CallbackProgress: callbacks.receive_progress,
+            CallbackRelease: callbacks.receive_release,
             StreamRequest: streams.receive_request,
             StreamReply: streams.receive_reply,
             Bye: self._receive_bye,
@@ -117,7 +123,7 @@ class Peer:
     @property
     def ignored(self) -> int:
         """How many records came too late to matter."""
-        return self._ignored + self._streams.ignored
+        return self._ignored + self._callbacks.ignored + self._streams.ignored
 
     # Calls, at the caller's side
 
@@ -155,6 +161,8 @@ class Peer:
             }
         if value is not UNSET:
             request.v = pack_result(value, lambda v: self._export(v, call))
+        if call.callbacks:
+            request.cw = WINDOW
         if budget is not None:
             request.d = budget
         if one_way:
@@ -209,7 +217,8 @@ class Peer:
         sender = handling.sender
 
         def callback(callback_id: str) -> Callable[..., Any]:
-            return self._remote_callback(callback_id, sender, request.id)
+            ahead = self._callbacks.begin(request, sender)
+            return self._remote_callback(callback_id, sender, request.id, ahead)
 
         def stream(stream_id: str) -> Consumer:
             consumer = self._streams.consume(stream_id, sender, request.id)
@@ -249,26 +258,7 @@ class Peer:
         handling.state = advance(HANDLING, handling.state, step)
         self.handlings.pop((handling.sender, handling.id), None)
 
-    # Callbacks
-
-    def callback_call(
-        self,
-        callback_id: str,
-        args: Iterable[Any],
-        kwargs: dict[str, Any] | None,
-        request_id: str | None = None,
-    ) -> CallbackCall:
-        """Return the record that calls a function of the other side.
-
-        :param request_id: of the request that it came with, where several peers may have got that
-        """
-        refuse: Callable[[Any], None] = _no_export
-        record = CallbackCall(callback_id, [pack_argument(arg, refuse) for arg in args])
-        if kwargs:
-            record.k = {name: pack_argument(arg, refuse) for name, arg in kwargs.items()}
-        if request_id is not None:
-            record.q = request_id
-        return record
+    # Callbacks and streams
 
     def _export(self, value: Any, call: Call) -> dict[str, Any] | None:
         if is_stream(value):
@@ -335,14 +325,14 @@ class Peer:
                     value, lambda stream_id: self._streams.consume(stream_id, sender, call.id)
                 )
             if call.callbacks is not None:
-                self._exports.note_answer(call.id, call.callbacks, sender)
+                call.dropped = self._exports.note_answer(call.id, call.callbacks, sender)
             if call.gather:
                 return PeerReplied(call, sender, value, None)
             call.value = value
             call.state = advance(CALL, call.state, CallInput.RESULT)
         else:
             if call.callbacks is not None:
-                self._exports.note_answer(call.id, call.callbacks, sender)
+                call.dropped = self._exports.note_answer(call.id, call.callbacks, sender)
             if call.gather:
                 return PeerReplied(call, sender, None, record.e)
             if self._broadcast and _is_read_elsewhere(call, sender):
@@ -380,24 +370,6 @@ class Peer:
         handling.state = advance(HANDLING, handling.state, HandlingInput.CANCEL)
         return HandlingCancelled(handling)
 
-    def _receive_callback(self, record: CallbackCall, sender: str | None) -> Event | None:
-        export = self._exports.use(record, sender)
-        if export is None:
-            self._ignored += 1
-            return None
-
-        def unpack(item: Any) -> Any:
-            return unpack_argument(item, _refuse, _refuse)
-
-        kwargs = {} if record.k is UNSET else {k: unpack(v) for k, v in record.k.items()}
-        return CallbackInvoked(export, [unpack(item) for item in record.a], kwargs)
-
-    def _receive_release(self, record: CallbackRelease, sender: str | None) -> Event | None:
-        before = self._exports.ignored
-        released = self._exports.release(record, sender, self.calls)
-        self._ignored += self._exports.ignored - before
-        return CallbacksReleased(released) if released else None
-
     def _receive_bye(self, record: Bye, sender: str | None) -> Event:
         return PeerLeft()
 
@@ -412,6 +384,7 @@ class Peer:
             list(self.calls.values()),
             list(self.handlings.values()),
             self._exports.lose(),
+            self._callbacks.lose(),
             *self._streams.lose(),
         )
         for call in lost.calls:
@@ -421,15 +394,6 @@ class Peer:
         self.calls.clear()
         self.handlings.clear()
         return lost
-
-
-def _no_export(value: Any) -> None:
-    if is_stream(value) or is_callback(value):
-        raise TypeError("a callback takes values, not further callbacks or streams")
-
-
-def _refuse(identifier: str) -> Any:
-    raise ProtocolError("a callback was called with a callback or a stream")
 
 
 def _is_read_elsewhere(call: Call, sender: str | None) -> bool:

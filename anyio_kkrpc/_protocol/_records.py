@@ -12,6 +12,7 @@ q     `Request`           call a function, get or set a property, construct
 r     `Reply`             result (``v``) or error (``e``) of the request with the same ``id``
 cb    `CallbackCall`      call a function that was passed as an argument; has no reply
 cbr   `CallbackRelease`   the functions with these ids will not be called again
+cbp   `CallbackProgress`  how many invocations of a function have run (ours)
 sq    `StreamRequest`     consumer to producer: pull ``n`` items, or end early
 sr    `StreamReply`       producer to consumer: an item, the end or an error
 x     `Cancel`            the caller no longer wants the request ``id`` (ours)
@@ -28,6 +29,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 __all__ = (
     "Bye",
     "CallbackCall",
+    "CallbackProgress",
     "CallbackRelease",
     "Cancel",
     "Record",
@@ -62,6 +64,7 @@ class Request(Struct, tag_field="t", tag="q", omit_defaults=True):
     :ivar d: time budget from sending to reply, in milliseconds (ours)
     :ivar o: true if the sender wants no reply (ours)
     :ivar meta: metadata such as ``traceparent``
+    :ivar cw: invocations of each function passed that may be ahead of it (ours)
     """
 
     id: Id
@@ -73,6 +76,7 @@ class Request(Struct, tag_field="t", tag="q", omit_defaults=True):
     d: Number | UnsetType = UNSET
     o: bool | UnsetType = UNSET
     meta: dict[str, Any] | UnsetType = UNSET
+    cw: Index | UnsetType = UNSET
 
 
 class Reply(Struct, tag_field="t", tag="r", omit_defaults=True):
@@ -91,12 +95,17 @@ class CallbackCall(Struct, tag_field="t", tag="cb", omit_defaults=True):
     """Call the callback ``id`` with positional arguments ``a`` and keyword arguments ``k``.
 
     :ivar q: the request that it came with, in a broadcast, where several peers may hold it (ours)
+    :ivar f: chosen by the sender for this function of one request, if `CallbackProgress` is to tell
+        when this invocation has run (ours)
+    :ivar i: the number of this invocation among those of ``f``, from 1; told if ``f`` is (ours)
     """
 
     id: Id
     a: list[Any]
     k: dict[str, Any] | UnsetType = UNSET
     q: Id | UnsetType = UNSET
+    f: Id | UnsetType = UNSET
+    i: Index | UnsetType = UNSET
 
 
 class CallbackRelease(Struct, tag_field="t", tag="cbr", omit_defaults=True):
@@ -111,6 +120,18 @@ class CallbackRelease(Struct, tag_field="t", tag="cbr", omit_defaults=True):
     ids: list[Id]
     all: bool | UnsetType = UNSET
     q: list[Id] | UnsetType = UNSET
+
+
+class CallbackProgress(Struct, tag_field="t", tag="cbp", omit_defaults=True):
+    """Of the invocations that the recipient sent as ``id``, all up to number ``n`` have run.
+
+    :ivar id: the invocations' ``f``
+    :ivar gone: true if the function isn't there any more: what came of late was ignored
+    """
+
+    id: Id
+    n: Index
+    gone: bool | UnsetType = UNSET
 
 
 class StreamRequest(Struct, tag_field="t", tag="sq", omit_defaults=True):
@@ -156,5 +177,13 @@ class Bye(Struct, tag_field="t", tag="bye"):
 
 
 Record: TypeAlias = (
-    Request | Reply | CallbackCall | CallbackRelease | StreamRequest | StreamReply | Cancel | Bye
+    Request
+    | Reply
+    | CallbackCall
+    | CallbackRelease
+    | CallbackProgress
+    | StreamRequest
+    | StreamReply
+    | Cancel
+    | Bye
 )

@@ -230,6 +230,8 @@ class Streams:
             consumer.lose()
             self._drop(consumer)
         for producer in self._dependencies.of(peer, "reader") if role == "reader" else ():
+            if not isinstance(producer, Producer):
+                continue  # it has a function that is called here
             if producer.hand_over(None):
                 self._give(producer, None)
             else:

@@ -15,6 +15,7 @@ from msgspec import UNSET, Struct, field
 
 from .._protocol._records import (
     Bye,
+    CallbackProgress,
     CallbackRelease,
     Cancel,
     Record,
@@ -31,6 +32,8 @@ _MAX_ASKED = 10_000
 _MAX_STREAMS = 10_000
 # Seconds between two rounds of pulls.
 TICK = 0.02
+# What kkrpc 0.x has no word for.
+_UNSAID = (Cancel, CallbackProgress, CallbackRelease, Bye)
 
 Deliver = Callable[[Record, "str | None"], object]
 
@@ -98,7 +101,7 @@ class ClassicStreams:
             return self._item_out(record)
         if isinstance(record, StreamRequest):
             return self._request_out(record, recipient)
-        return None if isinstance(record, (Cancel, CallbackRelease, Bye)) else record
+        return None if isinstance(record, _UNSAID) else record
 
     def _note_source(self, record: Reply, recipient: str | None) -> None:
         sid = _stream_id(record.v)

@@ -17,6 +17,7 @@ from .._models import plain
 from .._protocol._records import (
     Bye,
     CallbackCall,
+    CallbackProgress,
     CallbackRelease,
     Cancel,
     Record,
@@ -131,6 +132,7 @@ _PLAIN: dict[type, Callable[[Any], Record | None]] = {
     StreamReply: _stream_reply,
     StreamRequest: _stream_request,
     CallbackRelease: lambda record: CallbackRelease(record.ids),
+    CallbackProgress: lambda record: None,
     Cancel: lambda record: None,
     Bye: lambda record: None,
 }
@@ -141,15 +143,15 @@ def received(record: Record) -> Record:
 
     :raises ProtocolError: if kkrpc 2 has no such message
     """
-    if isinstance(record, (Cancel, Bye)):
+    if isinstance(record, (CallbackProgress, Cancel, Bye)):
         raise ProtocolError("not a message of kkrpc 2")
     if isinstance(record, Request):
-        record.k = record.d = record.o = UNSET
+        record.k = record.d = record.o = record.cw = UNSET
     elif isinstance(record, Reply):
         if record.e is not UNSET:
             mark_kind(record.e)
     elif isinstance(record, CallbackCall):
-        record.k = UNSET
+        record.k = record.f = record.i = UNSET
     elif isinstance(record, CallbackRelease):
         record.all = True
     elif isinstance(record, StreamReply):

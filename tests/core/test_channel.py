@@ -279,31 +279,6 @@ async def test_failing_callback_is_logged(caplog: pytest.LogCaptureFixture) -> N
     caplog.clear()
 
 
-async def test_callback_floods_are_bounded(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A callback that is slower than its caller loses its oldest invocations, with a warning."""
-    monkeypatch.setattr("anyio_kkrpc._callbacks.MAX_WAITING", 5)
-    gate = anyio.Event()
-    seen: list[int] = []
-
-    class Calls:
-        async def call(self, function: Any) -> None:
-            for number in range(20):
-                await function(number)
-
-    async def slow(number: int) -> None:
-        await gate.wait()
-        seen.append(number)
-
-    async with pair(Calls()) as link, anyio.create_task_group() as group:
-        group.start_soon(link.api.call, slow)
-        await anyio.wait_all_tasks_blocked()
-        gate.set()
-    assert seen == [0, 15, 16, 17, 18, 19]
-    assert "slower than its caller" in caplog.text
-
-
 async def test_end_of_the_transport_with_idle_handlers() -> None:
     """Those that wait for their turn are cancelled in the moment in which it comes."""
     api = Api()

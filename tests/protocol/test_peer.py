@@ -13,6 +13,8 @@ from msgspec import UNSET
 from anyio_kkrpc import ProtocolError
 from anyio_kkrpc._protocol import _peer as p
 from anyio_kkrpc._protocol._events import (
+    CallbackInvoked,
+    CallbacksReleased,
     StreamEnded,
     StreamFailed,
     StreamItem,
@@ -43,7 +45,7 @@ class Source:
 def make_pair() -> tuple[p.Peer, p.Peer]:
     """Two peers; remote callbacks are (id, owner) tuples wrapped in a function."""
 
-    def remote(callback_id: str, owner: str | None, request_id: str) -> Any:
+    def remote(callback_id: str, owner: str | None, *more: object) -> Any:
         return ("callback", callback_id, owner)
 
     return p.Peer("a-", remote), p.Peer("b-", remote)
@@ -185,13 +187,13 @@ def test_callback_keeps_its_id_and_counts_its_uses() -> None:
     assert plain == 1
     callback_id = one[1]
     event = caller.receive(server.callback_call(callback_id, [5], {"k": 6}), "server")
-    assert isinstance(event, p.CallbackInvoked)
+    assert isinstance(event, CallbackInvoked)
     assert (event.export.function, event.args, event.kwargs) == (function, [5], {"k": 6})
     caller.receive(server.reply(server.handlings["caller", first.id], None), "server")
     caller.receive(server.reply(server.handlings["caller", second.id], None), "server")
     assert caller.receive(CallbackRelease([callback_id, callback_id]), "server") is None
     released = caller.receive(CallbackRelease([callback_id, "unknown"]), "server")
-    assert isinstance(released, p.CallbacksReleased)
+    assert isinstance(released, CallbacksReleased)
     assert not caller.callbacks
     assert caller.receive(server.callback_call(callback_id, [], None), "server") is None
     _, third = caller.call("call", ["f"], args=[function])
@@ -481,7 +483,7 @@ def test_release_of_all() -> None:
     assert list(caller.callbacks[callback_id].passes) == [open_call.id]
     caller.receive(Reply(open_call.id), "b")
     event = caller.receive(CallbackRelease([callback_id], all=True), "b")
-    assert isinstance(event, p.CallbacksReleased)
+    assert isinstance(event, CallbacksReleased)
     assert caller.callbacks == {}
 
 
@@ -504,10 +506,10 @@ def test_a_call_that_ran_twice_releases_once() -> None:
     for worker in ("first", "second"):  # the one that stalled, and the one that took over
         assert caller.receive(CallbackRelease([callback_id], q=[short.id]), worker) is None
     event = caller.receive(CallbackCall(callback_id, [1]), "first")
-    assert isinstance(event, p.CallbackInvoked)
+    assert isinstance(event, CallbackInvoked)
     caller.receive(Reply(long.id), "first")
     event = caller.receive(CallbackRelease([callback_id], q=[long.id]), "first")
-    assert isinstance(event, p.CallbacksReleased)
+    assert isinstance(event, CallbacksReleased)
     assert caller.callbacks == {}
 
 
@@ -530,7 +532,7 @@ def test_peers_of_a_broadcast_release_for_themselves() -> None:
         caller.receive(Reply(request.id), peer)
     assert caller.receive(CallbackRelease([callback_id], q=[request.id]), "one") is None
     assert isinstance(
-        caller.receive(CallbackCall(callback_id, [], q=request.id), "three"), p.CallbackInvoked
+        caller.receive(CallbackCall(callback_id, [], q=request.id), "three"), CallbackInvoked
     )
     caller.finish_call(call, CallInput.CANCEL)
     for peer in ("two", "two", "stranger"):

@@ -15,7 +15,7 @@ from msgspec import UNSET, UnsetType
 import anyio_kkrpc.redis
 from anyio_kkrpc import ProtocolError, _errors_wire
 from anyio_kkrpc._protocol import _records
-from anyio_kkrpc._protocol._records import Bye, Cancel, Record
+from anyio_kkrpc._protocol._records import Bye, CallbackProgress, Cancel, Record
 from anyio_kkrpc.codecs import cbor, get_codec
 from anyio_kkrpc.redis import _dead_letters, _signing
 from anyio_kkrpc.redis._keys import Keys
@@ -76,7 +76,7 @@ def test_records(record: type[msgspec.Struct]) -> None:
     tag = record.__struct_config__.tag
     heading = re.search(rf"^### {tag}: .*$", WIRE, re.MULTILINE)
     assert heading is not None
-    assert heading[0].endswith("(ours)") is (record in (Cancel, Bye))
+    assert heading[0].endswith("(ours)") is (record in (CallbackProgress, Cancel, Bye))
     if record is Bye:
         assert msgspec.structs.fields(record) == ()
         return

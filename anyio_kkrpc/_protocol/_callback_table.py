@@ -1,0 +1,141 @@
+"""The functions of this side that others may call, and those of others that are called here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable
+from typing import Any
+
+from msgspec import UNSET
+
+from ._ahead import Ahead
+from ._dependencies import Dependencies
+from ._errors import ProtocolError
+from ._events import Answer, CallbackInvoked, CallbackRan, CallbacksReleased, Event
+from ._exports import Exports
+from ._records import CallbackCall, CallbackProgress, CallbackRelease, Request
+from ._values import is_callback, is_stream, pack_argument, unpack_argument
+
+
+class Callbacks:
+    """The tables of both kinds.
+
+    :param new_id: makes ids
+    :param dependencies: counts the peers that have functions which are called here
+    :param open_calls: ids of the calls of this side that have no answer yet
+    :ivar exports: the functions of this side
+    :ivar ignored: records that came too late to matter
+    """
+
+    def __init__(
+        self,
+        new_id: Callable[[], str],
+        dependencies: Dependencies,
+        open_calls: Container[str],
+    ) -> None:
+        self._new_id = new_id
+        self._dependencies = dependencies
+        self._open_calls = open_calls
+        self.exports = Exports(new_id)
+        # Those of which an invocation has asked when it has run.
+        self._asking: dict[tuple[str | None, str], Ahead] = {}
+        self._ignored = 0
+
+    @property
+    def ignored(self) -> int:
+        """How many records came too late to matter."""
+        return self._ignored + self.exports.ignored
+
+    # Functions of other peers
+
+    def begin(self, request: Request, owner: str | None) -> Ahead | None:
+        """Begin to count for a function that came with a request, if its owner wants that."""
+        return None if request.cw is UNSET else Ahead(self._new_id(), owner, request.cw)
+
+    def call(
+        self,
+        callback_id: str,
+        args: Iterable[Any],
+        kwargs: dict[str, Any] | None,
+        request_id: str | None = None,
+    ) -> CallbackCall:
+        """Return the record that calls a function of another peer.
+
+        :param request_id: of the request that it came with, where several peers may have got that
+        :raises TypeError: if an argument is a function or a stream
+        """
+        refuse: Callable[[Any], None] = _no_export
+        record = CallbackCall(callback_id, [pack_argument(arg, refuse) for arg in args])
+        if kwargs:
+            record.k = {name: pack_argument(arg, refuse) for name, arg in kwargs.items()}
+        if request_id is not None:
+            record.q = request_id
+        return record
+
+    def send(self, ahead: Ahead, record: CallbackCall, weight: int) -> int:
+        """See `Ahead.send`; what asks is entered in the table."""
+        number = ahead.send(record, weight)
+        key = (ahead.owner, ahead.id)
+        if record.i is not UNSET and key not in self._asking:
+            self._asking[key] = ahead
+            self._dependencies.add(ahead.owner, "reader", ahead)
+        return number
+
+    def end(self, ahead: Ahead) -> None:
+        """Forget a function: it isn't called any more."""
+        if self._asking.pop((ahead.owner, ahead.id), None) is not None:
+            self._dependencies.remove(ahead.owner, "reader", ahead)
+
+    def called_of(self, owner: str | None) -> list[Ahead]:
+        """Return the functions of one peer of which answers may come."""
+        return [ahead for ahead in self._asking.values() if ahead.owner == owner]
+
+    # What comes in
+
+    def receive_call(self, record: CallbackCall, sender: str | None) -> Event | None:
+        """Take the call of a function of this side."""
+        export, progress = self.exports.use(record, sender), None
+        if record.f is not UNSET and record.i is not UNSET:
+            progress = CallbackProgress(record.f, record.i)
+        if export is None:
+            self._ignored += 1
+            if progress is None:
+                return None
+            progress.gone = True
+            return Answer(progress, sender)
+        args = [unpack_argument(item, _refuse, _refuse) for item in record.a]
+        kwargs: dict[str, Any] = {}
+        if record.k is not UNSET:
+            kwargs = {k: unpack_argument(v, _refuse, _refuse) for k, v in record.k.items()}
+        return CallbackInvoked(export, args, kwargs, sender, progress)
+
+    def receive_progress(self, record: CallbackProgress, sender: str | None) -> Event | None:
+        """Take word of how many calls of another peer's function have run."""
+        ahead = self._asking.get((sender, record.id))
+        if ahead is None:
+            self._ignored += 1
+            return None
+        ahead.ran(record.n)
+        return CallbackRan(ahead, record.gone is True)
+
+    def receive_release(self, record: CallbackRelease, sender: str | None) -> Event | None:
+        """Take word of functions of this side that won't be called again."""
+        released = self.exports.release(record, sender, self._open_calls)
+        return CallbacksReleased(released) if released else None
+
+    # The end
+
+    def lose(self) -> list[Ahead]:
+        """Forget the functions of others, because the link is gone; return those of the table."""
+        lost = list(self._asking.values())
+        for ahead in lost:
+            self.end(ahead)
+        return lost
+
+
+def _no_export(value: Any) -> None:
+    if is_stream(value) or is_callback(value):
+        raise TypeError("a callback takes values, not further callbacks or streams")
+
+
+def _refuse(identifier: str) -> Any:
+    raise ProtocolError("a callback was called with a callback or a stream")
