@@ -176,10 +176,12 @@ class Supervisor:
                 line.send(slot.options)
                 async with create_task_group() as group:
                     group.start_soon(line.listen, name="anyio_kkrpc words of a worker")
-                    code = await process.wait()
+                    await process.wait()
                     group.cancel_scope.cancel()
                 line.take()
-                return End(process.pid, code, frozenset(line.words), current_time() - started)
+                code, lasted = process.returncode, current_time() - started
+                assert code is not None
+                return End(process.pid, code, frozenset(line.words), lasted)
             finally:
                 slot.process = None
                 if process.returncode is None:
