@@ -6,6 +6,7 @@ As a program it is one side of the calls that are counted: ``instructions.py SID
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import re
 import shutil
@@ -89,6 +90,10 @@ def _switch(name: str) -> Callable[[], object]:
 
 async def _echo(value: str) -> str:
     if value in ("counting_start", "counting_stop"):
+        # One look of the garbage collector at all that was ever made is as much as 150 calls. When
+        # it comes depends on what was imported, so it has less to look at.
+        gc.collect()
+        gc.freeze()
         _switch(value)()
     return value
 
