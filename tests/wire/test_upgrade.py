@@ -24,8 +24,9 @@ from .peer import BOUND, CALL_BOUND, EXPECTED, Api
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
-# The last commit whose entries have no version.
+# The last commit whose entries have no version, and one that speaks version 1.
 BEFORE = "271e9c98e37a0cb2b3d05e1e88a295c1edfdd734"
+VERSION_1 = "52af1c2362ad8ebdeff61d9bd09f722eee6aee21"
 KEY = "a secret of sixteen bytes"
 
 
@@ -36,18 +37,19 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="module")
-def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def before(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the package as it was."""
+    commit = getattr(request, "param", BEFORE)
     git = ["git", "-C", str(ROOT)]
     there = (ROOT / ".git").exists() and not subprocess.run(
-        [*git, "cat-file", "-e", f"{BEFORE}^{{commit}}"], capture_output=True
+        [*git, "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True
     ).returncode
     if not there:
         if os.environ.get("CI"):
             pytest.fail("CI needs the history: clone it as a whole")
         pytest.skip("this is no clone with the history")
     place = tmp_path_factory.mktemp("before")
-    archive = subprocess.run([*git, "archive", BEFORE, "anyio_kkrpc"], capture_output=True)
+    archive = subprocess.run([*git, "archive", commit, "anyio_kkrpc"], capture_output=True)
     assert archive.returncode == 0, archive.stderr
     subprocess.run(["tar", "-x", "-C", str(place)], input=archive.stdout, check=True)
     return place
@@ -119,7 +121,13 @@ def expected(*, grouped: bool) -> dict[str, Any]:
     return found
 
 
-MODES = pytest.mark.parametrize("grouped", [False, True], ids=["broadcast", "group"])
+# Streams, callbacks and all that isn't about a group are the same in both modes.
+MODES = pytest.mark.parametrize(
+    ("before", "grouped"),
+    [(BEFORE, False), (BEFORE, True), (VERSION_1, True)],
+    ids=["broadcast", "group", "group of version 1"],
+    indirect=["before"],
+)
 
 
 @MODES
