@@ -38,7 +38,7 @@ class Calls:
     def __init__(self, core: Core, middleware: tuple[Middleware, ...]) -> None:
         self._core = core
         self._cancels = core.transport.capabilities.cancellation
-        self.middleware = middleware
+        self.middleware: tuple[Middleware, ...] = middleware
 
     def ask(
         self, op: Operation, path: list[str], options: CallOptions, **what: Any

@@ -16,6 +16,7 @@ from ._outbox import Outbox
 from ._protocol._ahead import Ahead
 from ._protocol._peer import Peer
 from ._protocol._records import Record
+from ._protocol._streams import Consumer
 from ._timer import Timer
 from .abc import Envelope, Transport
 
@@ -70,27 +71,28 @@ class Core:
         timeout: float | None,
         send_tracebacks: bool,
     ) -> None:
-        self.transport = transport
-        self.timeout = timeout
-        self.send_tracebacks = send_tracebacks
-        self.broadcast = transport.capabilities.broadcast
-        self.peer = Peer(
+        self.transport: Transport = transport
+        self.timeout: float | None = timeout
+        self.send_tracebacks: bool = send_tracebacks
+        self.broadcast: bool = transport.capabilities.broadcast
+        self.peer: Peer = Peer(
             secrets.token_hex(8) + "-",
             remote_callback,
             broadcast=self.broadcast,
             depend=transport.watch,
         )
-        self.outbox = Outbox(self.peer, transport)
-        self.post = self.outbox.post
-        self.abandon = self.outbox.abandon
-        self.release = self.outbox.release
-        self.send_envelope = transport.send
-        self.timer = Timer()
+        self.outbox: Outbox = Outbox(self.peer, transport)
+        self.post: Callable[..., None] = self.outbox.post
+        self.abandon: Callable[[Consumer], None] = self.outbox.abandon
+        self.release: Callable[..., None] = self.outbox.release
+        self.send_envelope: Callable[[Envelope], Awaitable[None]] = transport.send
+        self.timer: Timer = Timer()
         self.now: Callable[[], float] = current_time
         self.one_shot: Callable[[], OneShot] = Event
         self.lend: Callable[[], object] | None = None
         self.take_back: Callable[[], object] | None = None
-        self.refused = self.dropped_callbacks = 0
+        self.refused: int = 0
+        self.dropped_callbacks: int = 0
         self.reason: Exception | None = None
         self._group: TaskGroup | None = None
         self._standing: list[CancelScope] = []

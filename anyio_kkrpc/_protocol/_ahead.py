@@ -46,8 +46,8 @@ class Ahead:
     )
 
     def __init__(self, ahead_id: str, owner: str | None, window: int) -> None:
-        self.id = ahead_id
-        self.owner = owner
+        self.id: str = ahead_id
+        self.owner: str | None = owner
         self.handle: Any = None
         self._window = min(max(window, 1), MAX_WINDOW)
         # What they weigh, by their numbers, which begin with 1.

@@ -35,15 +35,15 @@ class Call:
     )
 
     def __init__(self, call_id: str, recipient: str | None) -> None:
-        self.id = call_id
-        self.recipient = recipient
-        self.state = CallState.WAITING
+        self.id: str = call_id
+        self.recipient: str | None = recipient
+        self.state: CallState = CallState.WAITING
         self.value: Any = None
         self.error: dict[str, Any] | None = None
         self.handle: Any = None
         self.sent: Any = None
-        self.gather = False
-        self.dropped = 0
+        self.gather: bool = False
+        self.dropped: int = 0
         self.callbacks: list[CallbackExport] | None = None
         self.producers: list[Producer] | None = None
 
@@ -59,9 +59,9 @@ class Handling:
     __slots__ = ("consumers", "handle", "id", "producer", "sender", "state")
 
     def __init__(self, request_id: str, sender: str | None) -> None:
-        self.id = request_id
-        self.sender = sender
-        self.state = HandlingState.RUNNING
+        self.id: str = request_id
+        self.sender: str | None = sender
+        self.state: HandlingState = HandlingState.RUNNING
         self.handle: Any = None
         self.consumers: list[Consumer] | None = None
         self.producer: Producer | None = None

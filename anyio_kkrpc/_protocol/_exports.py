@@ -57,9 +57,9 @@ class CallbackExport:
     __slots__ = ("dropped", "function", "handle", "id", "passes", "state")
 
     def __init__(self, callback_id: str, function: Callable[..., Any]) -> None:
-        self.id = callback_id
-        self.function = function
-        self.state = CallbackState.LIVE
+        self.id: str = callback_id
+        self.function: Callable[..., Any] = function
+        self.state: CallbackState = CallbackState.LIVE
         self.passes: dict[str, _Pass] = {}
         self.dropped: dict[str | None, int] = {}
         self.handle: Any = None

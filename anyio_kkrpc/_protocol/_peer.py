@@ -99,12 +99,15 @@ class Peer:
         self._callbacks = callbacks = Callbacks(self._new_id, dependencies, self.calls)
         self._exports = callbacks.exports
         self.callbacks: dict[str, CallbackExport] = callbacks.exports.table
-        self.callback_call, self.send_callback = callbacks.call, callbacks.send
-        self.end_callback, self.called_of = callbacks.end, callbacks.called_of
+        self.callback_call: Callable[..., CallbackCall] = callbacks.call
+        self.send_callback: Callable[[Ahead, CallbackCall, int], int] = callbacks.send
+        self.end_callback: Callable[[Ahead], None] = callbacks.end
+        self.called_of: Callable[[str | None], list[Ahead]] = callbacks.called_of
         self._streams = streams = Streams(self._new_id, dependencies)
         self.consumers: dict[tuple[str | None, str], Consumer] = streams.consumers
         self.producers: dict[str, Producer] = streams.producers
-        self.leave, self.forget = streams.leave, streams.forget
+        self.leave: Callable[[Consumer], StreamRequest | None] = streams.leave
+        self.forget: Callable[[Producer], None] = streams.forget
         self.lose_peer: Callable[[str, Role], PeerGone] = streams.lose_peer
         self._cancelled: OrderedDict[tuple[str | None, str], None] = OrderedDict()
         self._ignored = 0
