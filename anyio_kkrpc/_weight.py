@@ -6,6 +6,7 @@ memory; an empty array in CBOR is one byte.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 
@@ -28,15 +29,26 @@ def weight_of_json(data: bytes) -> int:
 
 
 class Scales:
-    """Weighs what is decoded between its making and `weight`, whatever it is made of."""
+    """Weighs what is decoded in its ``with`` block, whatever it is made of.
 
-    __slots__ = ("_before",)
+    No garbage is collected meanwhile: what that frees is others', and would make it lighter.
+    """
 
-    def __init__(self) -> None:
-        self._before = 0 if _blocks is None else _blocks()
+    __slots__ = ("_before", "_collects", "_made")
+
+    def __enter__(self) -> Scales:
+        self._collects = gc.isenabled()
+        gc.disable()
+        self._before = self._made = 0 if _blocks is None else _blocks()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._made = 0 if _blocks is None else _blocks() - self._before
+        if self._collects:
+            gc.enable()
 
     def weight(self, size: int) -> int:
         """Return what was decoded of ``size`` bytes weighs."""
         if _blocks is None:
             return size * _WORST
-        return size + _BLOCK * max(_blocks() - self._before, 0)
+        return size + _BLOCK * max(self._made, 0)

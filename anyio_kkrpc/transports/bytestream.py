@@ -272,9 +272,14 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
             self._broken(exc)
 
     def _take(self, payload: bytes) -> None:
-        scales = Scales() if len(payload) > LARGE else None
+        size = len(payload)
         try:
-            record = self._decode(payload)
+            if size > LARGE:
+                with Scales() as scales:
+                    record = self._decode(payload)
+                size = scales.weight(size)
+            else:
+                record = self._decode(payload)
         except Exception as exc:  # a codec of the user's may keep no promise, and ends no reader
             self._invalid += 1
             logger.warning("skipped a frame of %d bytes: %s", len(payload), exc)
@@ -288,7 +293,6 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
             while self._streams.to_send:
                 self._queue_unasked(self._streams.to_send.popleft()[0])
         if taken is not None:
-            size = len(payload) if scales is None else scales.weight(len(payload))
             self._inbound.deliver(Envelope(taken), size)
 
     def _decode(self, payload: bytes) -> Record:

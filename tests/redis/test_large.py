@@ -59,9 +59,10 @@ def test_weights(value: Any) -> None:
     data, small = msgspec.json.encode(value), cbor2.dumps(value)
     memory = _memory(msgspec.json.decode(data))
     assert memory / 3 < weight_of_json(data) < memory * 3
-    gc.collect()  # nothing else is to be freed meanwhile
-    scales = Scales()
-    decoded = cbor2.loads(small)
+    with Scales() as scales:
+        assert not gc.isenabled()  # what that frees was others'
+        decoded = cbor2.loads(small)
+    assert gc.isenabled()
     assert memory / 4 < scales.weight(len(small)) < memory * 4
     assert decoded == value
 

@@ -197,12 +197,13 @@ class NativeDialect(Dialect):
 
 def _decode_large(fields: list[bytes], codec: Codec, sender: str, number: bytes | None) -> Entry:
     """Decode a large entry; of a request, what is needed until its handler begins."""
-    data, scales = fields[3], Scales()
+    data = fields[3]
     if isinstance(codec, JSONCodec):
         record = decode_head(data) if data.startswith(_REQUEST) else codec.decode(data)
         weight = weight_of_json(data)
     else:
-        record = codec.decode(data)
+        with Scales() as scales:
+            record = codec.decode(data)
         weight = scales.weight(len(data))
     return leave_out(Entry(record, sender, len(data), number), fields, weight)
 
