@@ -263,13 +263,13 @@ class RPCChannel(AsyncContextManagerMixin):
         :raises TransportConnectionError: if the transport broke
         """
         await self._ended.wait()
-        if not isinstance(self._core.reason, (TransportClosedError, EndOfStream)):
+        if not isinstance(self._reason, (TransportClosedError, EndOfStream)):
             raise self._core.closed_error()
 
     @property
     def closed(self) -> bool:
         """Whether it is of no more use: left, ended by its peer or a destroy signal, or broken."""
-        return self._core.reason is not None
+        return self._reason is not None
 
     def statistics(self) -> ChannelStatistics:
         """Return what the channel holds now and has seen."""
@@ -307,12 +307,15 @@ class RPCChannel(AsyncContextManagerMixin):
 
     # The end
 
+    @property
+    def _reason(self) -> Exception | None:
+        return self._core.reason
+
     def _end(self, reason: Exception) -> None:
         """Settle everything that waits, without awaiting."""
-        core = self._core
-        if core.reason is not None:
+        if self._reason is not None:
             return
-        core.end(reason)
+        self._core.end(reason)
         lost = self._peer.lose()
         for call in lost.calls:
             call.value = None
@@ -331,8 +334,8 @@ class RPCChannel(AsyncContextManagerMixin):
 
     async def _leave(self) -> None:
         """Let handlers and sources finish in their time, and tell the other side what ends."""
-        core, server = self._core, self._server
-        if self._grace and core.reason is None:
+        server = self._server
+        if self._grace and self._reason is None:
             until = current_time() + self._grace
             if server is not None:
                 self._transport.listen(self._reactions, serve=0)
@@ -340,7 +343,7 @@ class RPCChannel(AsyncContextManagerMixin):
             await self._sources.drain(until - current_time())
         if server is not None:
             server.crew.cancel()
-        if core.reason is None:
+        if self._reason is None:
             await self._say_goodbye()
 
     async def _say_goodbye(self) -> None:
