@@ -327,7 +327,7 @@ class RPCChannel(AsyncContextManagerMixin):
             ahead.handle.fail(self._core.closed_error())
         for producer in lost.producers:
             if producer.handle is not None:
-                self._sources.close(producer.handle)
+                producer.handle.stop(None)
         if self._server is not None:
             self._server.crew.cancel()
         self._ended.set()

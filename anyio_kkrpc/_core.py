@@ -119,7 +119,7 @@ class Core:
             with scope:
                 await function()
 
-        self.start_if(True, run, what)
+        self.start(run, what)
 
     def close(self) -> None:
         """End all tasks of the channel."""
@@ -133,9 +133,9 @@ class Core:
         self.reason = reason
         self.outbox.close()
 
-    def start_if(self, wanted: bool, function: Callable[[], Any], what: str) -> None:
-        """Start a task of the channel if it is wanted."""
-        if wanted and self._group is not None:
+    def start(self, function: Callable[[], Any], what: str) -> None:
+        """Start a task of the channel."""
+        if self._group is not None:
             self._group.start_soon(function, name=f"anyio_kkrpc {what}")
 
     def refuse(self, exc: ProtocolError) -> None:

@@ -103,16 +103,16 @@ class Pump:
         error = RPCTimeoutError(f"nobody began to read the stream within {FIRST_PULL:.0f} s")
         logger.warning("the stream of %s was closed: %s", self._name, error)
         answer = self._core.peer.end_production(self._producer, library_error(error))
-        self._core.start_if(self.stop(answer), self.run, "stream")
+        self.stop(answer)
 
-    def wake(self) -> bool:
-        """Note that credit came; return whether a task must be started that calls `run`."""
+    def wake(self) -> None:
+        """Note that credit came."""
         if self._wake is not None:
             self._wake.set()
-        return self._starts()
+        self._start()
 
-    def stop(self, answer: StreamReply | None) -> bool:
-        """Close the source, then send ``answer``; return whether `run` must be started for it."""
+    def stop(self, answer: StreamReply | None) -> None:
+        """Close the source, then send ``answer`` if there is one."""
         self._answer = answer
         self._stopped = True
         if self._raising:
@@ -123,7 +123,7 @@ class Pump:
             self._scope.cancel()
         if answer is None:
             self._life.shield = False
-        return self._starts()
+        self._start()
 
     async def over(self) -> None:
         """Wait until the source is closed and its end was sent."""
@@ -131,14 +131,15 @@ class Pump:
             self._gone = Event()
         await self._gone.wait()
 
-    def _starts(self) -> bool:
-        started, self._started = self._started, True
+    def _start(self) -> None:
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
-        return not started
+        if not self._started:
+            self._started = True
+            self._core.start(self._run, "stream")
 
-    async def run(self) -> None:
+    async def _run(self) -> None:
         """Send items until the source ends or the consumer leaves; close the source in any case."""
         core, producer = self._core, self._producer
         try:
@@ -294,7 +295,7 @@ def close_streams(core: Core, closed: StreamsClosed | None) -> None:
         return
     for producer in closed.producers:
         pump: Pump = producer.handle
-        core.start_if(pump.stop(None), pump.run, "stream")
+        pump.stop(None)
     for answer in closed.told:
         core.post(answer.record, answer.recipient)
 
@@ -307,7 +308,7 @@ def close_unopened(core: Core, reply: Reply) -> None:
         producer = core.peer.producers.get(stream_id)
         if producer is not None:
             pump: Pump = producer.handle
-            core.start_if(pump.stop(None), pump.run, "stream")
+            pump.stop(None)
 
 
 def _is_closing(exc: BaseException) -> bool:

@@ -150,7 +150,7 @@ class Reactions(Listener):
         if producer.open:
             pump: Pump = producer.handle
             answer = self._core.peer.end_production(producer, library_error(error))
-            self._core.start_if(pump.stop(answer), pump.run, "stream")
+            pump.stop(answer)
 
     def _end_callbacks(self, owner: str | None, error: Exception) -> None:
         """Let nobody wait for a peer that has functions which are called here."""
@@ -185,7 +185,8 @@ class Reactions(Listener):
         if export.handle is None:
             export.handle = CallbackRunner(self._core, export)
         runner: CallbackRunner = export.handle
-        self._core.start_if(runner.invoke(event), runner.run, "callback")
+        if runner.invoke(event):
+            self._core.start(runner.run, "callback")
 
     def _on_callback_ran(self, event: CallbackRan) -> None:
         turns: Turns = event.ahead.handle
@@ -210,11 +211,11 @@ class Reactions(Listener):
 
     def _on_pull(self, event: StreamPulled) -> None:
         pump: Pump = event.producer.handle
-        self._core.start_if(pump.wake(), pump.run, "stream")
+        pump.wake()
 
     def _on_left(self, event: StreamLeft) -> None:
         pump: Pump = event.producer.handle
-        self._core.start_if(pump.stop(event.answer), pump.run, "stream")
+        pump.stop(event.answer)
 
     def _on_answer(self, event: Answer) -> None:
         self._core.post(event.record, event.recipient)

@@ -36,8 +36,5 @@ class Sources:
             end = core.peer.end_production(producer, error)
             if producer.consumer is not None or not addressing:
                 core.post(end, producer.consumer)
-            self.close(producer.handle)
-
-    def close(self, pump: Pump) -> None:
-        """Close a source of which nobody has to be told."""
-        self._core.start_if(pump.stop(None), pump.run, "stream")
+            pump: Pump = producer.handle
+            pump.stop(None)
