@@ -28,7 +28,7 @@ class Cancels:
     :param commands: makes what is written
     :param withdraw: takes back a post, or returns false
     :param stir: has `posts` called
-    :ivar waiting: requests that wait and may be taken back, by their ids
+    :ivar waiting: the requests that wait and may be taken back, by their ids
     """
 
     def __init__(
@@ -44,6 +44,10 @@ class Cancels:
         self._due: list[tuple[bytes, Cancel]] = []
         # Of requests of which nothing is known here.
         self._unplaced: list[Cancel] = []
+
+    def let_wait(self, request_id: str, post: Post) -> None:
+        """Note that a request waits."""
+        self.waiting[request_id] = post
 
     def forget(self, post: Post) -> None:
         """Note that a post doesn't wait any more."""

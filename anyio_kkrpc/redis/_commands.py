@@ -17,6 +17,7 @@ from ..abc import Codec, Envelope
 from ._connection import pack as pack_command
 from ._keys import Keys
 from ._ledger import Post
+from ._scripts import BY_NAME
 from ._signing import FRESH, Signer
 from .dialects import Dialects
 from .dialects.native import MARK, UNMARKED
@@ -34,15 +35,16 @@ _PEERS = 4096
 _MARK = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in MARK)
 
 # Adds a request unless the group has too much to do already; returns its id, or the backlog.
-_ADD_BOUNDED = b"""
+_ADD_BOUNDED = (
+    BY_NAME
+    + b"""
 if redis.replicate_commands then redis.replicate_commands() end
 local limit = tonumber(ARGV[2])
 if redis.call('EXISTS', KEYS[1]) == 1 then
   -- Without that group, by the one that has least to do; without any, all entries wait for it.
   local backlog = redis.call('XLEN', KEYS[1])
   for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-    local group = {}
-    for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
+    local group = by_name(flat)
     local waiting = group['lag']
     if not waiting then
       local start = '(' .. group['last-delivered-id']
@@ -58,6 +60,7 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
 end
 return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 3))
 """
+)
 
 # Makes entries pending again that were acknowledged though their reply was refused.
 _BRING_BACK = b"""
@@ -130,11 +133,6 @@ class Commands:
         self._control = self._open(keys.control)
         self.no_mkstream = True
         self.sent = 0
-
-    @property
-    def stream(self) -> bytes:
-        """The key of the stream."""
-        return self.keys.stream
 
     def make(self, envelope: Envelope) -> Post | None:
         """Return what is to be written; ``None`` if its recipient knows nothing of the kind, or if
@@ -269,10 +267,6 @@ class Commands:
         post.number = b"%s.%d" % (inbox.epoch, inbox.last + 1)
         self._add_to_inbox(inbox, envelope, post)
         inbox.last += 1
-
-    def inbox(self, recipient: str) -> bytes:
-        """Return the key of a peer's inbox."""
-        return self.keys.inbox(recipient)
 
     def key_of(self, post: Post) -> bytes:
         """Return the key that a post writes to."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ._connection import Argument
 from ._keys import DELAYED, HANDED_BACK, Keys
-from ._scripts import BEFORE, add_briefly
+from ._scripts import BEFORE, BY_NAME, add_briefly
 
 __all__ = ("MOST", "find_holders", "introduction")
 
@@ -31,14 +31,10 @@ _PREFIX = b"consumer-"
 # the names of consumers that are no workers, then ids.
 _CANCEL = (
     BEFORE
+    + BY_NAME
     + b"""
 if redis.replicate_commands then redis.replicate_commands() end
 local stream, inboxes, workers, prefix = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local function map(flat)
-  local fields = {}
-  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
-  return fields
-end
 local function session_of(group, consumer)
   local key = workers .. group .. ':' .. consumer
   local told = redis.pcall('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
@@ -69,7 +65,7 @@ local function add_holders(sessions, group, id)
 end
 local groups, info, uncounted, holders = {}, nil, 0, {}
 if redis.call('EXISTS', stream) == 1 then
-  for i, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do groups[i] = map(flat) end
+  for i, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do groups[i] = by_name(flat) end
 end
 for i = 6, #ARGV do
   local id, sessions, read = ARGV[i], {}, {}
@@ -80,7 +76,7 @@ for i = 6, #ARGV do
     end
   end
   local waits = #read < #groups
-  if waits and not info then info = map(redis.call('XINFO', 'STREAM', stream)) end
+  if waits and not info then info = by_name(redis.call('XINFO', 'STREAM', stream)) end
   if redis.call('XDEL', stream, id) == 0 then
     if #sessions == 0 then sessions[1] = '' end
   elseif waits then

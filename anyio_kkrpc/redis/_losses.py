@@ -24,7 +24,7 @@ from ._errors import meaning_of, reason
 from ._link import Link
 from ._reader import Reader, last_id, order
 from ._repeats import PATIENCE, Repeats
-from ._scripts import BEFORE
+from ._scripts import BEFORE, BY_NAME
 
 __all__ = ("Losses",)
 
@@ -34,18 +34,14 @@ logger = logging.getLogger("anyio_kkrpc")
 # What isn't in a stream from which nothing was ever deleted was in another one: it may still run.
 _ANSWERED = (
     BEFORE
+    + BY_NAME
     + b"""
-local function pairs_of(flat)
-  local found = {}
-  for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
-  return found
-end
 local groups, whole = {}, false
 if redis.call('EXISTS', KEYS[1]) == 1 then
-  local stream = pairs_of(redis.call('XINFO', 'STREAM', KEYS[1]))
+  local stream = by_name(redis.call('XINFO', 'STREAM', KEYS[1]))
   whole = stream['entries-added'] == stream['length']
   for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-    local group = pairs_of(flat)
+    local group = by_name(flat)
     if ARGV[1] == '' or group['name'] == ARGV[1] then groups[#groups + 1] = group end
   end
 end

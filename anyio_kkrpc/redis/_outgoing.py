@@ -179,7 +179,7 @@ class Outgoing:
                     self._commands.take_back(post)
                     self.cancels.leave(post)
                     raise no_memory(refusal)
-                self.cancels.waiting[envelope.record.id] = post
+                self.cancels.let_wait(envelope.record.id, post)
             elif self.cancels.take_back(envelope):
                 self._commands.take_back(post)
                 return
@@ -306,7 +306,7 @@ class Outgoing:
         self.ledger.refuse(post)
         self._stirred.set()
         if request is not None:
-            self.cancels.waiting[request] = post
+            self.cancels.let_wait(request, post)
         if meaning is Meaning.RIGHTS or meaning.passes:
             name = b"XADD" if post.ids is None else b"XACK"
             exc = named(exc, (name, self._commands.key_of(post)))

@@ -18,6 +18,15 @@ local function before(a, b)
 end
 """
 
+# What XINFO tells as names and values in turn, by name.
+BY_NAME = b"""
+local function by_name(flat)
+  local found = {}
+  for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
+  return found
+end
+"""
+
 # Adds an entry to a stream that is gone after some time, also if it is made by that: in one step,
 # for a stream that lives for ever is left behind by who is killed between two. Who may not say for
 # how long, adds nothing.

@@ -8,7 +8,7 @@ from redis.exceptions import RedisError
 from .._exceptions import TransportClosedError, TransportConnectionError
 from ._link import Link
 from ._patience import Outages, Patience
-from ._scripts import BEFORE
+from ._scripts import BEFORE, BY_NAME
 
 # Entries that are counted between two trims, where max_len is larger.
 _TRIM_AT_MOST = 1000
@@ -26,6 +26,7 @@ _BREATH = 0.01
 # many entries are before an id.
 _TRIM = (
     BEFORE
+    + BY_NAME
     + b"""
 local stream, wanted, mode = KEYS[1], tonumber(ARGV[1]), ARGV[2]
 local length = redis.call('XLEN', stream)
@@ -39,8 +40,7 @@ if #groups == 0 then
 end
 local last, is_done  -- what comes before it may go, and so may itself if it is done
 for _, flat in ipairs(groups) do
-  local group = {}
-  for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
+  local group = by_name(flat)
   local id, done = group['last-delivered-id'], true
   if group['pending'] > 0 then
     id, done = redis.call('XPENDING', stream, group['name'], '-', '+', 1)[1][1], false

@@ -205,7 +205,7 @@ class Undelivered:
 
     async def _look(self, request: Callable[..., Awaitable[Any]]) -> None:
         """Write to the inboxes that are there again."""
-        keys = {recipient: self._commands.inbox(recipient) for recipient in self.peers}
+        keys = {recipient: self._commands.keys.inbox(recipient) for recipient in self.peers}
         recipients = [*keys]
         for start in range(0, len(recipients), _CHUNK):
             chunk = recipients[start : start + _CHUNK]

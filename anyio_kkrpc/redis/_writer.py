@@ -67,7 +67,7 @@ class Writer:
         absent: Callable[[str, Exception], object] = lambda peer, error: None,
     ) -> None:
         self.commands = commands
-        self._lookup = Lookup(commands.stream, native)
+        self._lookup = Lookup(commands.keys.stream, native)
         self._returned = returned
         self._absent = absent
         outgoing = self._outgoing = Outgoing(
