@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import final
 
 from anyio import EndOfStream, WouldBlock, current_time
@@ -79,7 +80,7 @@ class Inbound:
             except KeyboardInterrupt:
                 raise
             except BaseException:  # a model's code, say, may raise what no reader expects
-                self._note_failure(envelope)
+                self._note_failure(type(envelope.record).__name__)
             return True
         if not self._serving:
             self.unserved += 1
@@ -97,13 +98,7 @@ class Inbound:
         """Tell the listener that a peer is gone; see `Listener.peer_gone`."""
         if self._listener is None:
             return
-        try:
-            self._listener.peer_gone(peer, role, error)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            self.listener_errors += 1
-            logger.exception("a listener failed at a peer that is gone")
+        self._tell("a peer that is gone", self._listener.peer_gone, peer, role, error)
 
     async def receive(self) -> Envelope:
         """See `Transport.receive`. With a request at hand it yields once in 32 times."""
@@ -127,13 +122,7 @@ class Inbound:
         """See `Listener.lost`."""
         if self._listener is None or self._reason is not None:
             return
-        try:
-            self._listener.lost(reason)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            self.listener_errors += 1
-            logger.exception("a listener failed at a loss of its transport")
+        self._tell("a loss of its transport", self._listener.lost, reason)
 
     def end(self, reason: Exception) -> None:
         """Note that nothing more will come; only the first reason counts.
@@ -148,21 +137,23 @@ class Inbound:
         if self._listener is not None:
             self._tell_ended(self._listener, reason)
 
-    def _note_failure(self, envelope: Envelope) -> None:
+    def _tell(self, what: str, method: Callable[..., object], *args: object) -> None:
+        try:
+            method(*args)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            self._note_failure(what)
+
+    def _note_failure(self, what: str) -> None:
         self.listener_errors += 1
-        logger.exception("a listener failed at %s", type(envelope.record).__name__)
+        logger.exception("a listener failed at %s", what)
 
     def _tell_ended(self, listener: Listener, reason: Exception) -> None:
         if listener is self._told:
             return
         self._told = listener
-        try:
-            listener.ended(fresh_copy(reason))
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            self.listener_errors += 1
-            logger.exception("a listener failed at the end of its transport")
+        self._tell("the end of its transport", listener.ended, fresh_copy(reason))
 
 
 def _is_request(envelope: Envelope) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import AsyncIterator
 
 from anyio import create_task_group, open_signal_receiver
 
@@ -23,18 +24,28 @@ async def serve_until_signalled(
     :return: the signal, or ``None`` if the channel ended
     :raises TransportConnectionError: if the transport broke
     """
-    received: signal.Signals | None = None
     with open_signal_receiver(*(signals or (signal.SIGTERM, signal.SIGINT))) as caught:
-        async with create_task_group() as group:
+        return await serve_until_caught(channel, caught)
 
-            async def watch() -> None:
-                nonlocal received
-                async for number in caught:
-                    received = number
-                    group.cancel_scope.cancel()
-                    return
 
-            group.start_soon(watch, name="anyio_kkrpc signals")
-            await channel.serve_forever()
-            group.cancel_scope.cancel()
+async def serve_until_caught(
+    channel: RPCChannel, caught: AsyncIterator[signal.Signals]
+) -> signal.Signals | None:
+    """The same, where signals are taken already.
+
+    :param caught: gives them
+    """
+    received: signal.Signals | None = None
+    async with create_task_group() as group:
+
+        async def watch() -> None:
+            nonlocal received
+            async for number in caught:
+                received = number
+                group.cancel_scope.cancel()
+                return
+
+        group.start_soon(watch, name="anyio_kkrpc signals")
+        await channel.serve_forever()
+        group.cancel_scope.cancel()
     return received

@@ -10,6 +10,8 @@ import gc
 import sys
 from collections.abc import Callable
 
+from ._protocol._budget import marks_in
+
 # Bytes of a message from which on it is weighed.
 LARGE = 4096
 # What a value takes besides its bytes, and a block of memory that Python hands out.
@@ -17,15 +19,13 @@ _VALUE = 48
 _BLOCK = 64
 # Python implementations that don't count their blocks: as much as JSON can weigh, by its bytes.
 _WORST = 25
-# What stands before or behind each value in JSON.
-_MARKS = b",:[{"
 
 _blocks: Callable[[], int] | None = getattr(sys, "getallocatedblocks", None)
 
 
 def weight_of_json(data: bytes) -> int:
     """Return what JSON weighs decoded."""
-    return len(data) + _VALUE * (len(data) - len(data.translate(None, _MARKS)))
+    return len(data) + _VALUE * marks_in(data)
 
 
 class Scales:

@@ -28,6 +28,7 @@ from .._channel import RPCChannel
 from .._exceptions import TransportConnectionError
 from .._exposure import Exposed, expose
 from .._groups import lone_error
+from .._signals import serve_until_caught
 from ..middleware import Middleware, access_log
 from ..redis import RedisStreamsTransport
 from ._report import report
@@ -169,7 +170,6 @@ class _Worker:
     def __init__(self, options: Options, tell: Callable[[Word], object] | None = None) -> None:
         self._options = options
         self._tell = tell
-        self._channel: RPCChannel | None = None
         self.ended_by: signal.Signals | None = None
 
     def prepare(self) -> None:
@@ -229,16 +229,8 @@ class _Worker:
         tell(Word.serving)
         with lone_error():
             async with create_task_group() as group:
-
-                async def watch() -> None:
-                    async for number in caught:
-                        self.ended_by = number
-                        group.cancel_scope.cancel()
-                        return
-
-                group.start_soon(watch, name="anyio_kkrpc signals")
                 group.start_soon(self._look, channel, tell, name="anyio_kkrpc recycling")
-                await channel.serve_forever()
+                self.ended_by = await serve_until_caught(channel, caught)
                 group.cancel_scope.cancel()
         if self.ended_by is None:
             tell(Word.destroyed)

@@ -34,6 +34,11 @@ _SCALARS = frozenset({"datetime", "decimal"})
 _TEXT = (str, bytes, bytearray)
 
 
+def marks_in(data: bytes) -> int:
+    """Return about how many values there are in JSON."""
+    return len(data) - len(data.translate(None, _MARKS))
+
+
 def weight_of(item: Any) -> int:
     """Return what an item weighs, `BUDGET` at most, and 0 if it is small."""
     kind = item.__class__
@@ -65,7 +70,7 @@ def _weigh_as_json(item: Any) -> int:
         return -1
     if len(text) <= SMALL // 2:
         return 0
-    return len(text) + (_VALUE - 2) * (len(text) - len(text.translate(None, _MARKS)))
+    return len(text) + (_VALUE - 2) * marks_in(text)
 
 
 def _weigh(item: Any, looks: int, depth: int) -> int:
