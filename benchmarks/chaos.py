@@ -294,17 +294,7 @@ class Chaos:
         self.killed: dict[int, float] = {}
         self.hurt: set[int] = set()
         self.outages: list[Outage] = []
-        names = (
-            "workers",
-            "ended",
-            "kills",
-            "terms",
-            "stops",
-            "server_stops",
-            "pauses",
-            "restarts",
-        )
-        self.events: Counter[str] = Counter(dict.fromkeys((*names, "cuts"), 0))
+        self.events: Counter[str] = Counter(dict.fromkeys(EVENTS, 0))
 
     def spawn(self, role: str, *args: str) -> subprocess.Popen[bytes]:
         arguments = [role, self.backend, self.server.url, self.mode, *args]

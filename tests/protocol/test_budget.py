@@ -167,24 +167,32 @@ def test_source_that_does_not_weigh(size: int, counted: bool) -> None:
         assert most >= min(BUDGET // 2, weight * FIRST_CREDIT // 2)
 
 
+def longest_burst(link: Link, items: Iterator[Any], *, waits: bool = False) -> int:
+    """Return how many of them are sent at most before the reader takes some.
+
+    :param waits: whether the reader tells each time that it waits
+    """
+    item, most = next(items, None), 0
+    while item is not None:
+        if waits:
+            link.waits()
+        link.settle()
+        sent = 0
+        while item is not None and link.send(item):
+            item, sent = next(items, None), sent + 1
+        most = max(most, sent)
+        link.settle()
+        while link.read():
+            pass
+    return most
+
+
 def test_window_opens_again() -> None:
     """One large item of a source that doesn't weigh is forgotten after some small ones."""
     link = Link(new=False)
     large = iter([ITEMS[BUDGET]] * 40)
     assert drain(link, large) == 40
-    small = iter([ITEMS[1]] * 2000)
-    item = next(small, None)
-    most = 0
-    while item is not None:
-        link.settle()
-        sent = 0
-        while item is not None and link.send(item):
-            item, sent = next(small, None), sent + 1
-        most = max(most, sent)
-        link.settle()
-        while link.read():
-            pass
-    assert most >= FIRST_CREDIT // 2
+    assert longest_burst(link, iter([ITEMS[1]] * 2000)) >= FIRST_CREDIT // 2
 
 
 def test_reader_that_does_not_bound_it() -> None:
@@ -307,17 +315,4 @@ def test_what_contains_itself_or_lies_deep() -> None:
 def test_window_grows_as_it_did() -> None:
     """To 256 for small items that come in bursts."""
     link = Link()
-    items = iter([ITEMS[1]] * 4000)
-    item = next(items, None)
-    most = 0
-    while item is not None:
-        link.waits()
-        link.settle()
-        sent = 0
-        while item is not None and link.send(item):
-            item, sent = next(items, None), sent + 1
-        most = max(most, sent)
-        link.settle()
-        while link.read():
-            pass
-    assert most == MAX_WINDOW
+    assert longest_burst(link, iter([ITEMS[1]] * 4000), waits=True) == MAX_WINDOW
