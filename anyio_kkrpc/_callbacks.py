@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._context import running
 from ._core import Core
+from ._fresh import fresh_copy
 from ._protocol._ahead import WINDOW, Ahead
 from ._protocol._budget import BUDGET, weight_of
 from ._protocol._events import CallbackInvoked
@@ -156,7 +157,7 @@ class Turns:
         self._waiting.remove(turn)
         if self._error is not None:
             self.go_on()
-            raise type(self._error)(*self._error.args)
+            raise fresh_copy(self._error)
 
     def go_on(self) -> None:
         """Let the next one go, if it may."""

@@ -11,6 +11,7 @@ from anyio import CancelScope, EndOfStream, Event, current_time
 from anyio.abc import TaskGroup
 
 from ._exceptions import ProtocolError, RPCError, TransportClosedError
+from ._fresh import fresh_copy
 from ._loop import OneShot, clock, one_shots
 from ._outbox import Outbox
 from ._protocol._ahead import Ahead
@@ -170,9 +171,7 @@ class Core:
         if isinstance(reason, EndOfStream):
             return TransportClosedError("the other side has closed the connection")
         if isinstance(reason, RPCError):
-            error = type(reason)(*reason.args)
-            error.__cause__ = reason.__cause__
-            return error
+            return fresh_copy(reason)
         error = TransportClosedError("the RPC channel has ended")
         error.__cause__ = reason
         return error

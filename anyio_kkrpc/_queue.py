@@ -12,7 +12,6 @@ a receiver that is cancelled after it was told passes the promise on.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -21,6 +20,8 @@ from typing import Generic, Literal, NoReturn, TypeAlias, TypeVar, final, get_ar
 
 from anyio import ClosedResourceError, EndOfStream, Event, WouldBlock
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+
+from ._fresh import fresh_copy
 
 __all__ = ("BoundedQueue", "Overflow", "QueueStatistics")
 
@@ -428,17 +429,3 @@ class BoundedQueue(Generic[T]):
             waiting_receivers=len(self._receivers),
             waiting_senders=len(self._putters) + len(self._room_waiters),
         )
-
-
-def fresh_copy(exc: Exception) -> Exception:
-    """Return an exception like ``exc`` to raise: one that is raised again and again would collect
-    tracebacks, and tie those who caught it together.
-    """
-    try:
-        new = copy.copy(exc)
-    except Exception:  # its constructor takes something else than its args
-        return exc.with_traceback(None)
-    if type(new) is not type(exc):
-        return exc.with_traceback(None)
-    new.__cause__ = exc.__cause__
-    return new

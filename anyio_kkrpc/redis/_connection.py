@@ -41,6 +41,7 @@ from hiredis import ProtocolError, Reader, pack_command
 from redis.exceptions import RedisError
 
 from .._exceptions import TransportClosedError, TransportConnectionError
+from .._fresh import fresh_copy
 from ._address import Address, describe
 from ._errors import named, parse_error
 from ._socket import SocketTraffic, Traffic
@@ -456,9 +457,7 @@ class Connection(AsyncResource):
     def _unusable(self) -> TransportClosedError | TransportConnectionError:
         # Each who raises it has one of their own, so that tracebacks don't mix.
         assert self.error is not None
-        error = type(self.error)(*self.error.args)
-        error.__cause__ = self.error.__cause__
-        return error
+        return fresh_copy(self.error)
 
 
 def _nothing(data: bytes) -> int:

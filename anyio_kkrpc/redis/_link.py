@@ -13,6 +13,7 @@ from redis.backoff import FullJitterBackoff
 from redis.exceptions import RedisError
 
 from .._exceptions import RPCError, TransportClosedError, TransportConnectionError
+from .._fresh import fresh_copy
 from ._connection import Argument, Connection
 from ._errors import Meaning, leads_elsewhere, meaning_of
 from ._patience import FIRST_PAUSE, LONGEST_PAUSE, Patience
@@ -197,9 +198,7 @@ class Link:
                     connection.break_off(exc)
                     continue
             if self._end is not None:
-                error = type(self._end)(*self._end.args)
-                error.__cause__ = self._end.__cause__
-                raise error
+                raise fresh_copy(self._end)
             # Lost, and not yet noticed by `run`.
             await anyio.lowlevel.checkpoint()
 

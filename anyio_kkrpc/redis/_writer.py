@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 
 from .._errors_wire import library_error
 from .._exceptions import DeliveryError, OverloadedError, RPCTimeoutError
+from .._fresh import fresh_copy
 from .._log import quoted
 from .._protocol._records import Cancel, Reply, Request
 from ..abc import Envelope
@@ -182,7 +183,7 @@ class Writer:
             if envelope is None or envelope.record.__class__ is not Request:
                 self._expire(post)
         if self._reason is not None:
-            raise type(self._reason)(*self._reason.args)
+            raise fresh_copy(self._reason)
 
     # Outcomes
 

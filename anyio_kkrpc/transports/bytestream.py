@@ -31,6 +31,7 @@ from .._exceptions import (
     TransportClosedError,
     TransportConnectionError,
 )
+from .._fresh import fresh_copy
 from .._groups import lone_error
 from .._inbound import Inbound
 from .._protocol._records import CallbackRelease, Record, Reply, Request
@@ -239,9 +240,7 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
             return
         if isinstance(reason, EndOfStream):
             raise TransportClosedError("the other side has closed the connection")
-        error = type(reason)(*reason.args)
-        error.__cause__ = reason.__cause__
-        raise error
+        raise fresh_copy(reason)
 
     # Receiving
 

@@ -61,6 +61,7 @@ MOVING = {
     "_loop": "_runtime",
     "_timer": "_runtime",
     "_entrance": "_runtime",
+    "_fresh": "_runtime",
     "_groups": "_runtime",
     "_log": "_runtime",
     "_weight": "codecs",

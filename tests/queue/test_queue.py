@@ -20,7 +20,8 @@ from anyio import (
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from anyio_kkrpc._queue import BoundedQueue, Overflow, QueueStatistics, fresh_copy
+from anyio_kkrpc._fresh import fresh_copy
+from anyio_kkrpc._queue import BoundedQueue, Overflow, QueueStatistics
 from tests.bounds import BOUND
 
 pytestmark = pytest.mark.anyio
