@@ -9,9 +9,10 @@ from typing import final
 from anyio import EndOfStream, WouldBlock, current_time
 from msgspec import UNSET
 
+from ._fresh import fresh_copy
 from ._protocol._dependencies import Role
 from ._protocol._records import Request
-from ._queue import BoundedQueue, fresh_copy
+from ._queue import BoundedQueue
 from .abc import Envelope, Listener
 
 logger = logging.getLogger("anyio_kkrpc")
@@ -58,7 +59,7 @@ class Inbound:
         for envelope in self._queue.extract(lambda item: not _is_request(item)):
             self.deliver(envelope)
         if not self._serving:
-            self.unserved += len(self._queue.extract(_is_request))
+            self.note_unserved(len(self._queue.extract(_is_request)))
         if self._reason is not None:
             self._tell_ended(listener, self._reason)
 
@@ -83,7 +84,7 @@ class Inbound:
                 self._note_failure(type(envelope.record).__name__)
             return True
         if not self._serving:
-            self.unserved += 1
+            self.note_unserved(1)
             return True
         record = envelope.record
         if envelope.sent_at is None and isinstance(record, Request) and record.d is not UNSET:
@@ -93,6 +94,12 @@ class Inbound:
         except WouldBlock:
             return False
         return True
+
+    def note_unserved(self, count: int) -> None:
+        """Count and log requests that are thrown away because the listener serves none."""
+        if count:
+            self.unserved += count
+            logger.info("%d requests were thrown away: nobody serves them here", count)
 
     def lose_peer(self, peer: str, role: Role, error: Exception) -> None:
         """Tell the listener that a peer is gone; see `Listener.peer_gone`."""

@@ -154,7 +154,7 @@ class Aside:
         if not kept:
             forgotten += self._addressed.extract(lambda one: True)
         if not ended:
-            inbound.unserved += sum(one.token is None for one in forgotten)
+            inbound.note_unserved(sum(one.token is None for one in forgotten))
         self._look()
 
     def statistics(self) -> QueueStatistics:

@@ -27,6 +27,7 @@ class RedisStatistics(Struct, frozen=True):
     :ivar repeated: records that came twice because of a reconnect, and were dropped
     :ivar reconnects: how often a connection was made again
     :ivar refused: how often Redis refused something that is tried again, or can be left out
+    :ivar unserved: requests that came here and were thrown away, since this peer serves none
     """
 
     queue: QueueStatistics
@@ -42,3 +43,4 @@ class RedisStatistics(Struct, frozen=True):
     repeated: int
     reconnects: int
     refused: int
+    unserved: int

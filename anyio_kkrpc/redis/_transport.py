@@ -35,6 +35,7 @@ from .._exceptions import (
     TransportClosedError,
     TransportConnectionError,
 )
+from .._fresh import fresh_copy
 from .._groups import lone_error
 from .._inbound import Inbound
 from .._log import quoted
@@ -356,6 +357,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             repeated=self._repeats.dropped,
             reconnects=self._reconnects + self._link.reconnects,
             refused=self._outages.refused,
+            unserved=self._inbound.unserved,
         )
 
     # Lifecycle
@@ -586,9 +588,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def _open_writer(self) -> Writer:
         reason = self._inbound.ended_reason
         if reason is not None:
-            error = type(reason)(*reason.args)
-            error.__cause__ = reason.__cause__
-            raise error
+            raise fresh_copy(reason)
         if not self._entrance.used:
             raise RuntimeError("the transport has not been entered: use 'async with'")
         return self._writer
@@ -618,7 +618,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._request_scope.cancel()
         forgotten = self._intake.clear()
         if not grouped:
-            self._inbound.unserved += forgotten
+            self._inbound.note_unserved(forgotten)
         else:
             self._queue.extract(lambda envelope: envelope.token is not None)
             self._held.release(begun=listener is None)

@@ -663,6 +663,26 @@ async def test_client_makes_no_group(redis_server: RedisServer, stream_name: str
             assert info.length < 50
 
 
+@pytest.mark.one_server
+async def test_who_serves_nothing(
+    redis_server: RedisServer, stream_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is asked of it is thrown away, counted and logged."""
+    caplog.set_level(logging.INFO, "anyio_kkrpc")
+    async with (
+        RedisStreamsTransport(redis_server.url, stream=stream_name) as one,
+        RedisStreamsTransport(redis_server.url, stream=stream_name) as other,
+        RPCChannel(one),
+        RPCChannel(other, timeout=CALL_BOUND) as channel,
+    ):
+        api = with_call_options(channel.get_api(to=one.session_id), reply=False)
+        for _ in range(3):
+            await api.who()
+        await until(lambda: one.statistics().unserved == 3)
+        assert other.statistics().unserved == 0
+    assert "1 requests were thrown away: nobody serves them here" in caplog.text
+
+
 @pytest.mark.parametrize("group", [False, True], ids=["broadcast", "group"])
 async def test_signal_destroy(redis_server: RedisServer, stream_name: str, group: bool) -> None:
     """The signal ends others' channels, except of those who opted out, and not the sender's own."""
