@@ -663,7 +663,6 @@ async def test_client_makes_no_group(redis_server: RedisServer, stream_name: str
             assert info.length < 50
 
 
-@pytest.mark.one_server
 async def test_who_serves_nothing(
     redis_server: RedisServer, stream_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
