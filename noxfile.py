@@ -45,34 +45,34 @@ ASYNC_EXCEPTIONS = {
     # The await in a `finally` is of a function that bounds itself by move_on_after(shield=True), or
     # one that only raises what has been asked for.
     "ASYNC102": (
-        "_callbacks",
+        "_driver/_callbacks",
         "_channel",
         "_cli/_demo",
-        "_crew",
-        "_proxy",
-        "_pump",
-        "_serving",
+        "_serving/_crew",
+        "_calling/_proxy",
+        "_driver/_pump",
+        "_serving/_operations",
         "redis/_transport",
         "transports/links",
     ),
     # What is caught is not swallowed: it is thrown into a coroutine or raised to whoever waits.
     "ASYNC103": (
-        "_callbacks",
-        "_context",
-        "_crew",
-        "_inbound",
-        "_pump",
+        "_driver/_callbacks",
+        "_driver/_context",
+        "_serving/_crew",
+        "kit/_inbound",
+        "_driver/_pump",
         "_reactions",
-        "_serving",
-        "_timer",
-        "redis/_connection",
+        "_serving/_operations",
+        "_runtime/_timer",
+        "redis/_connection/_resp",
         "transports/bytestream",
     ),
     "ASYNC104": (
-        "_context",
-        "_crew",
-        "_pump",
-        "redis/_connection",
+        "_driver/_context",
+        "_serving/_crew",
+        "_driver/_pump",
+        "redis/_connection/_resp",
     ),
 }
 
@@ -106,18 +106,23 @@ WITH_LOWEST = (
     "tests/protocol",
     "tests/conformance",
     "tests/redis",
-    "tests/core/test_validation.py",
+    "tests/values/test_validation.py",
 )
 
 # What depends on the version of Python most: the code of the library, part by part.
-CODE = ("protocol", "codecs", "core", "queue", "transports", "redis")
+CODE = (
+    *("protocol", "runtime", "values", "codecs", "driver", "serving", "core", "kit"),
+    *("transports", "redis"),
+)
+# Of these, what has no I/O or uses memory transports.
+WITHOUT_SERVERS = tuple(f"tests/{folder}" for folder in CODE[:-2])
 # What only this Python needs of the extra `dev`; and compiling what isn't imported takes longer.
 TOOLS = ("flake8", "flake8-async", "mypy", "nox", "pyright", "ruff")
 os.environ.setdefault("PIP_NO_COMPILE", "1")
 
 # Without I/O, on memory transports, the guards, and a slice on a real server.
 QUICK = (
-    *("tests/protocol", "tests/codecs", "tests/core", "tests/queue", "tests/guards"),
+    *(*WITHOUT_SERVERS, "tests/guards"),
     *("tests/redis/test_transport.py", "tests/redis/test_options.py"),
     *("-k", "not uvloop and not against_the_model and not instructions"),
     *("--hypothesis-profile", "quick"),
@@ -319,7 +324,7 @@ def build(session: nox.Session) -> None:
     install("[cli]")
     session.run(str(empty / "venv" / "bin" / "anyio-kkrpc"), "call", "--help", external=True)
     install("[dev]")
-    tested = ["tests/protocol", "tests/core", "tests/codecs", "tests/test_testing_kit.py"]
+    tested = [*WITHOUT_SERVERS, "tests/testing/test_kit.py"]
     loops = ("-k", "not uvloop")
     session.run(python, "-m", "pytest", "-q", "-n", WORKERS, *loops, *tested, external=True)
 
@@ -337,5 +342,5 @@ def lowest(session: nox.Session) -> None:
     constraints.write_text("\n".join(lines) + "\n")
     _install_for_tests(session, "-c", str(constraints))
     session.run("python", "-m", "pip", "list", "--format", "freeze", silent=False)
-    more = ("tests/test_cli.py", "tests/test_top.py")
+    more = ("tests/cli/test_cli.py", "tests/cli/test_top.py")
     _pytest(session, "-m", "not slow", *WITH_LOWEST, *more)

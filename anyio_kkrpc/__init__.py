@@ -6,11 +6,17 @@ import logging as _logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._callbacks import RemoteCallback as RemoteCallback
+from ._calling._gathering import PeerReply as PeerReply
+from ._calling._gathering import Replies as Replies
+from ._calling._proxy import RemoteAPI as RemoteAPI
+from ._calling._proxy import RemoteCall as RemoteCall
+from ._calling._proxy import with_call_options as with_call_options
 from ._channel import ChannelStatistics as ChannelStatistics
 from ._channel import RPCChannel as RPCChannel
-from ._context import CallInfo as CallInfo
-from ._context import current_call as current_call
+from ._driver._callbacks import RemoteCallback as RemoteCallback
+from ._driver._context import CallInfo as CallInfo
+from ._driver._context import current_call as current_call
+from ._driver._inflow import RemoteStream as RemoteStream
 from ._exceptions import DeliveryError as DeliveryError
 from ._exceptions import MethodNotFoundError as MethodNotFoundError
 from ._exceptions import OverloadedError as OverloadedError
@@ -21,19 +27,13 @@ from ._exceptions import RPCTimeoutError as RPCTimeoutError
 from ._exceptions import RPCValidationError as RPCValidationError
 from ._exceptions import TransportClosedError as TransportClosedError
 from ._exceptions import TransportConnectionError as TransportConnectionError
-from ._exposure import Exposed as Exposed
-from ._exposure import expose as expose
-from ._exposure import in_thread as in_thread
-from ._gathering import PeerReply as PeerReply
-from ._gathering import Replies as Replies
-from ._log import QuotingFilter as _QuotingFilter
-from ._proxy import RemoteAPI as RemoteAPI
-from ._proxy import RemoteCall as RemoteCall
-from ._proxy import with_call_options as with_call_options
-from ._queue import BoundedQueue as BoundedQueue
-from ._queue import QueueStatistics as QueueStatistics
+from ._runtime._log import QuotingFilter as _QuotingFilter
+from ._serving._table import Exposed as Exposed
+from ._serving._table import expose as expose
+from ._serving._table import in_thread as in_thread
 from ._signals import serve_until_signalled as serve_until_signalled
-from ._streaming import RemoteStream as RemoteStream
+from .kit._queue import BoundedQueue as BoundedQueue
+from .kit._queue import QueueStatistics as QueueStatistics
 
 if TYPE_CHECKING:
     from .redis import RedisStreamsTransport as RedisStreamsTransport

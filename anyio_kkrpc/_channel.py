@@ -17,24 +17,24 @@ from anyio import (
 )
 from msgspec import Struct
 
-from ._call_options import CallOptions, check_timeout
-from ._callbacks import RemoteCallback
-from ._calls import Calls
-from ._core import Core
-from ._entrance import Entrance
+from ._calling._calls import Calls
+from ._calling._gathering import Replies
+from ._calling._options import CallOptions, check_timeout
+from ._calling._proxy import RemoteAPI, RemoteCall
+from ._calling._typed import NO_TYPES, TypesOf
+from ._driver._callbacks import RemoteCallback
+from ._driver._core import Core
+from ._driver._sources import Sources
 from ._exceptions import (
     TransportClosedError,
 )
-from ._exposure import Exposed
-from ._exposure import expose as build_table
-from ._gathering import Replies
-from ._groups import lone_error
 from ._protocol._ahead import Ahead
-from ._proxy import RemoteAPI, RemoteCall
 from ._reactions import Reactions
-from ._serving import Server
-from ._sources import Sources
-from ._typing import NO_TYPES, TypesOf
+from ._runtime._entrance import Entrance
+from ._runtime._lone import lone_error
+from ._serving._operations import Server
+from ._serving._table import Exposed
+from ._serving._table import expose as build_table
 from .abc import Transport
 from .middleware import Middleware, check_middleware
 

@@ -6,10 +6,11 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ._callbacks import CallbackRunner, Turns
-from ._calls import Calls, dropped_callbacks
-from ._core import Core
-from ._errors_wire import library_error
+from ._calling._calls import Calls, dropped_callbacks
+from ._driver._callbacks import CallbackRunner, Turns
+from ._driver._core import Core
+from ._driver._inflow import Inflow, stream_error
+from ._driver._pump import Pump, close_streams, close_unopened
 from ._exceptions import DeliveryError, ProtocolError, TransportClosedError
 from ._protocol._dependencies import Role
 from ._protocol._events import (
@@ -31,8 +32,7 @@ from ._protocol._events import (
 from ._protocol._records import CallbackCall, Reply, Request, StreamReply
 from ._protocol._state import ConsumerState
 from ._protocol._streams import Consumer, Producer
-from ._pump import Pump, close_streams, close_unopened
-from ._streaming import Inflow, stream_error
+from ._wire_errors import library_error
 from .abc import Envelope, Listener
 
 logger = logging.getLogger("anyio_kkrpc")

@@ -22,7 +22,7 @@ from ._exceptions import (
     RPCTimeoutError,
     TransportConnectionError,
 )
-from ._log import quoted
+from ._runtime._log import quoted
 
 __all__ = ("CallNext", "Invocation", "Middleware", "access_log", "limit_concurrency", "retry")
 

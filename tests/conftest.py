@@ -51,10 +51,12 @@ else:
 # tasks, on memory transports, and all of its code for sockets.
 DEBUGGED = (
     "core",
-    "queue/test_queue.py",
+    "driver",
+    "serving",
+    "kit/test_queue.py",
     "transports",
-    "redis/test_connection.py",
-    "redis/test_socket.py",
+    "redis/connection/test_connection.py",
+    "redis/connection/test_socket.py",
 )
 
 

@@ -21,8 +21,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "delivery.md"
 LOOPS = ("asyncio", "uvloop", "trio")
 # These start a loop of their own, for which asyncio is asyncio.
 WITHOUT_UVLOOP = (
-    "tests/core/test_crew.py::test_any_order",
-    "tests/core/test_entrance.py::test_made_before_a_fork",
+    "tests/serving/test_crew.py::test_any_order",
+    "tests/runtime/test_entrance.py::test_made_before_a_fork",
     "tests/faults/test_chaos.py::test_short_run",
     "tests/faults/test_model.py::test_against_the_model",
     # Processes of two versions, whose entries don't depend on it.

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from .._calling._proxy import RemoteAPI, with_call_options
 from .._channel import RPCChannel
-from .._proxy import RemoteAPI, with_call_options
-from .._streaming import RemoteStream
+from .._driver._inflow import RemoteStream
 from ..redis import RedisStreamsTransport
 
 

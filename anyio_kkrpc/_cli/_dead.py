@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .._exceptions import ProtocolError
-from .._log import quoted
 from .._protocol._records import Request
+from .._runtime._log import quoted
 from ..codecs import get_codec
 from ..redis import DeadLetter, RedisStreamsTransport
 

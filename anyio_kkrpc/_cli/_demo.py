@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
+from .._calling._proxy import with_call_options
 from .._channel import RPCChannel
 from .._exceptions import RemoteError
-from .._proxy import with_call_options
 from ..redis import RedisStreamsTransport
 from ..testing import RedisServer
 

@@ -16,7 +16,7 @@ from .._exceptions import (
     TransportClosedError,
     TransportConnectionError,
 )
-from .._log import quoted
+from .._runtime._log import quoted
 
 # Exit codes beside 0, 2 (wrong usage) and 130 (interrupted).
 EXIT_CODES: dict[type[Exception], int] = {

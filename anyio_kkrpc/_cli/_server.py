@@ -9,7 +9,7 @@ import sys
 import anyio
 from anyio import create_task_group, open_signal_receiver, sleep
 
-from .._groups import lone_error
+from .._runtime._lone import lone_error
 from ..testing import RedisServer, ServerError
 from ._terminal import ends_on_sigterm
 

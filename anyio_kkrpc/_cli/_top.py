@@ -19,7 +19,7 @@ from redis.retry import Retry
 from rich.console import Console
 from rich.live import Live
 
-from ..redis._address import Address, describe
+from ..redis._connection._address import Address, describe
 from ._terminal import ends_on_sigterm
 from ._top_look import Search, look
 from ._top_view import Fitted, Frame

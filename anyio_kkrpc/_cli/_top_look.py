@@ -14,7 +14,7 @@ import redis
 from msgspec import Struct
 from redis.exceptions import ResponseError
 
-from ..redis._keys import DELAYED, HANDED_BACK, Keys, stream_of
+from ..redis._stream._keys import DELAYED, HANDED_BACK, Keys, stream_of
 
 # Seconds from the end of a search for streams to the next one: at least so many, and as many times
 # as long as the search took, so that a server with many keys spends little time on it.

@@ -14,7 +14,7 @@ from msgspec import Struct
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from .._log import quoted
+from .._runtime._log import quoted
 from ._top_look import GroupLook, StreamLook, Worker
 from ._top_table import age, choose, number, plural, rate, table
 

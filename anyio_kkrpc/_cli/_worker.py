@@ -26,8 +26,8 @@ from msgspec import Struct
 
 from .._channel import RPCChannel
 from .._exceptions import TransportConnectionError
-from .._exposure import Exposed, expose
-from .._groups import lone_error
+from .._runtime._lone import lone_error
+from .._serving._table import Exposed, expose
 from .._signals import serve_until_caught
 from ..middleware import Middleware, access_log
 from ..redis import RedisStreamsTransport

@@ -14,9 +14,9 @@ import cbor2
 import msgspec
 
 from .._exceptions import ProtocolError
-from .._log import quoted
-from .._models import plain
 from .._protocol._records import Record
+from .._runtime._log import quoted
+from .._values._pydantic import plain
 from ..abc import Codec
 from ._cbor_keys import check_keys
 

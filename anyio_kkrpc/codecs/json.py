@@ -8,9 +8,9 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from .._exceptions import ProtocolError
-from .._log import quoted
-from .._models import plain
 from .._protocol._records import Id, Number, Record, Request
+from .._runtime._log import quoted
+from .._values._pydantic import plain
 from ..abc import Codec
 
 __all__ = ("JSONCodec",)

@@ -8,9 +8,9 @@ from typing import Any
 from msgspec import Struct
 from redis.exceptions import ResponseError
 
-from ._errors import Meaning, meaning_of
-from ._link import Command, Link
-from ._portion import Portion
+from ._connection._errors import Meaning, meaning_of
+from ._connection._link import Command, Link
+from ._connection._portion import Portion
 
 # Entries fetched by one XRANGE.
 PAGE = 500

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from ..abc import Codec
 from ..codecs import get_codec
-from ._address import Address
+from ._connection._address import Address
 
 if TYPE_CHECKING:
     from redis.credentials import CredentialProvider

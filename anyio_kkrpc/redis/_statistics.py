@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from .._queue import QueueStatistics
+from ..kit._queue import QueueStatistics
 
 __all__ = ("RedisStatistics",)
 

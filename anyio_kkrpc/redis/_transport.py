@@ -26,8 +26,6 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from redis.exceptions import RedisError, ResponseError
 
-from .._entrance import Entrance
-from .._errors_wire import library_error
 from .._exceptions import (
     DeliveryError,
     ProtocolError,
@@ -35,14 +33,16 @@ from .._exceptions import (
     TransportClosedError,
     TransportConnectionError,
 )
-from .._fresh import fresh_copy
-from .._groups import lone_error
-from .._inbound import Inbound
-from .._log import quoted
 from .._protocol._dependencies import Role
 from .._protocol._records import Bye, CallbackRelease, Cancel, Reply, Request
-from .._queue import BoundedQueue
+from .._runtime._entrance import Entrance
+from .._runtime._fresh import fresh_copy
+from .._runtime._log import quoted
+from .._runtime._lone import lone_error
+from .._wire_errors import library_error
 from ..abc import Capabilities, Codec, Envelope, Listener, Transport
+from ..kit._inbound import Inbound
+from ..kit._queue import BoundedQueue
 from ..typescript._pacing import Pacing
 from ._admin import (
     StreamEntry,
@@ -51,42 +51,50 @@ from ._admin import (
     stream_info,
     trim,
 )
-from ._aside import Aside
-from ._claiming import Claimer
-from ._commands import CONTROL_LENGTH, CONTROL_TTL_MS, Commands, deadline_of
-from ._connection import Connection, Execute
-from ._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
-from ._entering import Entering
-from ._errors import Meaning, code_of, leads_elsewhere, meaning_of, reason
-from ._group import Groups
-from ._held import KEEP, STARTED, Held, HeldEntry
-from ._holders import introduction
-from ._in_order import InOrder
-from ._inbox import MANY, Inbox
-from ._intake import Intake, let_others_run
-from ._keys import Keys
-from ._large import LargeRequest
-from ._link import Dialer, Link
-from ._login import open_connection
-from ._losses import Losses
+from ._connection._entering import Entering
+from ._connection._errors import Meaning, code_of, leads_elsewhere, meaning_of, reason
+from ._connection._link import Dialer, Link
+from ._connection._login import open_connection
+from ._connection._patience import Outages, Patience
+from ._connection._portion import MOST_ENTRIES, ReadPortion
+from ._connection._resp import Connection, Execute
+from ._connection._watch import Watch
+from ._group._claiming import Claimer
+from ._group._claims import Groups
+from ._group._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
+from ._group._held import KEEP, STARTED, Held, HeldEntry
+from ._group._takeover import Takeover
+from ._group._trim import Trim
 from ._options import Dialect, Options, Overflow, check_options
-from ._patience import Outages, Patience
-from ._portion import MOST_ENTRIES, ReadPortion
-from ._presence import Presence
-from ._reader import Decoder, GroupReader, Reader, create_group, last_id, order, was_trimmed
-from ._repeats import Repeats
-from ._rights import check_rights
-from ._scripts import add_briefly
-from ._server import check_server
-from ._server_clock import ServerClock
-from ._signing import Signer
+from ._reading._aside import Aside
+from ._reading._in_order import InOrder
+from ._reading._inbox import MANY, Inbox
+from ._reading._intake import Intake, let_others_run
+from ._reading._large import LargeRequest
+from ._reading._losses import Losses
+from ._reading._presence import Presence
+from ._reading._reader import (
+    Decoder,
+    GroupReader,
+    Reader,
+    create_group,
+    last_id,
+    order,
+    was_trimmed,
+)
+from ._reading._repeats import Repeats
 from ._statistics import RedisStatistics
-from ._takeover import Takeover
-from ._trim import Trim
+from ._stream._clock import ServerClock
+from ._stream._holders import introduction
+from ._stream._keys import Keys
+from ._stream._rights import check_rights
+from ._stream._scripts import add_briefly
+from ._stream._server import check_server
 from ._upkeep import Upkeep
-from ._watch import Watch
-from ._writer import Writer
+from ._writing._commands import CONTROL_LENGTH, CONTROL_TTL_MS, Commands, deadline_of
+from ._writing._writer import Writer
 from .dialects import Dialects, Entry, SharedPeer
+from .dialects._signing import Signer
 from .dialects.native import peer_id
 
 if sys.version_info >= (3, 11):

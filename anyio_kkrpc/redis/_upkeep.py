@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from anyio import sleep
 from redis.exceptions import RedisError
 
-from ._errors import meaning_of
-from ._patience import Patience
+from ._connection._errors import meaning_of
+from ._connection._patience import Patience
 
 Step = Callable[[], Awaitable[None]]
 

@@ -8,9 +8,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar, overload
 
 from .._channel import RPCChannel
-from .._conversion import annotations_of, signature_of
-from .._exposure import Exposed
-from .._exposure import expose as build_table
+from .._serving._table import Exposed
+from .._serving._table import expose as build_table
+from .._values._conversion import annotations_of, signature_of
 from ..middleware import Middleware
 from ..transports.memory import MemoryTransport
 

@@ -23,22 +23,22 @@ from anyio import (
 from anyio.abc import AnyByteStream, TaskGroup
 from msgspec import Struct
 
-from .._entrance import Entrance
-from .._errors_wire import library_error
 from .._exceptions import (
     OverloadedError,
     ProtocolError,
     TransportClosedError,
     TransportConnectionError,
 )
-from .._fresh import fresh_copy
-from .._groups import lone_error
-from .._inbound import Inbound
 from .._protocol._records import CallbackRelease, Record, Reply, Request
-from .._queue import BoundedQueue, Overflow, QueueStatistics
-from .._weight import LARGE, Scales
+from .._runtime._entrance import Entrance
+from .._runtime._fresh import fresh_copy
+from .._runtime._lone import lone_error
+from .._wire_errors import library_error
 from ..abc import Capabilities, Codec, Envelope, Listener, Transport
 from ..codecs import get_codec
+from ..codecs._weight import LARGE, Scales
+from ..kit._inbound import Inbound
+from ..kit._queue import BoundedQueue, Overflow, QueueStatistics
 from ..typescript import classic, compact
 from ..typescript._pacing import Pacing
 from ..typescript._releases import DELAY, Releases

@@ -10,13 +10,13 @@ from typing import final
 from anyio import AsyncContextManagerMixin, EndOfStream
 from anyio.lowlevel import checkpoint
 
-from .._errors_wire import library_error
 from .._exceptions import OverloadedError, TransportClosedError
-from .._inbound import Inbound
 from .._protocol._records import Reply, Request
-from .._queue import BoundedQueue, Overflow, QueueStatistics
+from .._wire_errors import library_error
 from ..abc import Capabilities, Codec, Envelope, Listener, Transport
 from ..codecs import get_codec
+from ..kit._inbound import Inbound
+from ..kit._queue import BoundedQueue, Overflow, QueueStatistics
 
 if sys.version_info >= (3, 11):
     from typing import Self

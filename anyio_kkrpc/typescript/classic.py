@@ -28,8 +28,6 @@ import msgspec
 from msgspec import UNSET
 
 from .._exceptions import ProtocolError, RemoteError, RPCError
-from .._log import quoted
-from .._models import plain
 from .._protocol._records import (
     MAX_ID,
     CallbackCall,
@@ -46,6 +44,8 @@ from .._protocol._values import (
     pack_argument,
     stream_envelope,
 )
+from .._runtime._log import quoted
+from .._values._pydantic import plain
 from ..abc import Codec
 from . import superjson
 from ._plain import NOT_FOUND, OURS, check_numbers, is_not_found, mark_kind, unknown_segment

@@ -12,8 +12,6 @@ import msgspec
 from msgspec import UNSET
 
 from .._exceptions import ProtocolError
-from .._log import quoted
-from .._models import plain
 from .._protocol._records import (
     Bye,
     CallbackCall,
@@ -27,6 +25,8 @@ from .._protocol._records import (
     StreamRequest,
 )
 from .._protocol._values import ARGUMENT
+from .._runtime._log import quoted
+from .._values._pydantic import plain
 from ..abc import Codec
 from ._plain import NO_CONSTRUCTOR, NOT_FOUND, OURS, check_numbers, mark_kind, unknown_segment
 

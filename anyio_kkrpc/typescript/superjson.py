@@ -22,7 +22,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from .._exceptions import ProtocolError, RemoteError, RPCError
-from .._log import quoted
+from .._runtime._log import quoted
 from ._restoring import FLAGS, TYPECODES, URL, BigInt, Map, Source, restore
 
 __all__ = ("URL", "BigInt", "Map", "dumps", "loads")

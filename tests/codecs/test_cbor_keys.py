@@ -17,8 +17,7 @@ from anyio_kkrpc import ProtocolError
 from anyio_kkrpc._protocol._records import Reply
 from anyio_kkrpc.codecs import _cbor_keys
 from anyio_kkrpc.codecs.cbor import CBORCodec, _decode_keys
-
-from ..alike import MODULUS, pairs
+from tests.alike import MODULUS, pairs
 
 CBOR = CBORCodec()
 COUNT = 2000

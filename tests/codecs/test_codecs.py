@@ -23,8 +23,7 @@ from anyio_kkrpc.abc import Codec
 from anyio_kkrpc.codecs import JSONCodec, get_codec
 from anyio_kkrpc.codecs.cbor import CBORCodec
 from tests.bounds import BOUND
-
-from ..strategies import cbor_values, json_values, records
+from tests.strategies import cbor_values, json_values, records
 
 JSON, CBOR = JSONCodec(), CBORCodec()
 BOTH = pytest.mark.parametrize("codec", [JSON, CBOR], ids=["json", "cbor"])

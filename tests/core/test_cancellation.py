@@ -13,8 +13,7 @@ from anyio.lowlevel import checkpoint
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
-
-from .conftest import pair
+from tests.pairs import pair
 
 pytestmark = pytest.mark.anyio
 

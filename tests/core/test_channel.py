@@ -24,12 +24,11 @@ from anyio_kkrpc import (
     in_thread,
     with_call_options,
 )
-from anyio_kkrpc._loop import scheduler
 from anyio_kkrpc._protocol._records import Request
+from anyio_kkrpc._runtime._clock import scheduler
 from anyio_kkrpc.abc import Envelope
 from tests.bounds import BOUND
-
-from .conftest import Pair, pair
+from tests.pairs import Pair, pair
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_blocking_calls")]
 

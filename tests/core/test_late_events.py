@@ -14,10 +14,9 @@ from anyio.lowlevel import checkpoint
 from anyio_kkrpc import RemoteError, RPCChannel, RPCTimeoutError, with_call_options
 from anyio_kkrpc._protocol._records import Record, Reply, Request, StreamReply
 from anyio_kkrpc._protocol._values import STREAM
-from anyio_kkrpc._timer import Timer
+from anyio_kkrpc._runtime._timer import Timer
 from anyio_kkrpc.abc import Capabilities, Envelope, Listener, Transport
-
-from ..bounds import BOUND
+from tests.bounds import BOUND
 
 pytestmark = pytest.mark.anyio
 

@@ -30,8 +30,7 @@ from anyio_kkrpc.middleware import (
     retry,
 )
 from tests.bounds import BOUND
-
-from .conftest import pair
+from tests.pairs import pair
 
 pytestmark = pytest.mark.anyio
 

@@ -11,8 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from anyio_kkrpc import RPCChannel, RPCTimeoutError, current_call, with_call_options
-
-from .conftest import pair
+from tests.pairs import pair
 
 pytestmark = pytest.mark.anyio
 

@@ -18,11 +18,11 @@ from anyio_kkrpc import (
     TransportConnectionError,
     with_call_options,
 )
-from anyio_kkrpc.redis._reader import order
+from anyio_kkrpc.redis._reading._reader import order
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
+from tests.servers import Servers
 
-from ..servers import Servers
 from .proxy import proxy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
@@ -494,7 +494,7 @@ async def test_much_waits_for_the_server(
     own_server: RedisServer, stream_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the server is away senders wait when much is queued, no longer than their deadlines."""
-    monkeypatch.setattr("anyio_kkrpc.redis._outgoing.HIGH_WATER", 10_000)
+    monkeypatch.setattr("anyio_kkrpc.redis._writing._outgoing.HIGH_WATER", 10_000)
     async with link(own_server.url, own_server.url, stream_name, True) as (api, remote, _, using):
         own_server.kill()
         await until(lambda: using._link.connection is None)

@@ -16,7 +16,7 @@ import redis
 
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel, with_call_options
 from anyio_kkrpc.middleware import access_log
-from anyio_kkrpc.redis import _signing
+from anyio_kkrpc.redis.dialects import _signing
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 

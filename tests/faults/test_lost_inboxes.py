@@ -20,8 +20,8 @@ from anyio_kkrpc import (
 )
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
+from tests.fake_server import fake_server
 
-from ..fake_server import fake_server
 from .proxy import Proxy, proxy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]

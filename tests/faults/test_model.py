@@ -24,13 +24,13 @@ from hypothesis.stateful import (
 )
 from msgspec import Struct
 
-from anyio_kkrpc.redis import _group
-from anyio_kkrpc.redis._address import Address
-from anyio_kkrpc.redis._connection import Connection
-from anyio_kkrpc.redis._group import Claims, Groups
-from anyio_kkrpc.redis._keys import DELAYED, HANDED_BACK, Keys
-from anyio_kkrpc.redis._login import open_connection
-from anyio_kkrpc.redis._portion import Portion
+from anyio_kkrpc.redis._connection._address import Address
+from anyio_kkrpc.redis._connection._login import open_connection
+from anyio_kkrpc.redis._connection._portion import Portion
+from anyio_kkrpc.redis._connection._resp import Connection
+from anyio_kkrpc.redis._group._claims import Claims, Groups
+from anyio_kkrpc.redis._group._claims import _claims as _group
+from anyio_kkrpc.redis._stream._keys import DELAYED, HANDED_BACK, Keys
 from anyio_kkrpc.testing import RedisServer
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

@@ -22,11 +22,10 @@ from anyio_kkrpc import (
     RPCError,
     TransportConnectionError,
 )
-from anyio_kkrpc.redis import _patience
+from anyio_kkrpc.redis._connection import _patience
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
-
-from ..fake_server import FakeServer, fake_server
+from tests.fake_server import FakeServer, fake_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
 

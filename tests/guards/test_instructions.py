@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ..servers import Servers
+from tests.servers import Servers
+
 from .instructions import build_switch, count
 
 pytestmark = [

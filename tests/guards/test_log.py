@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import logging
 
-from anyio_kkrpc._log import QuotingFilter
+from anyio_kkrpc._runtime._log import QuotingFilter
 
 from .source import modules, tree
 

@@ -13,9 +13,9 @@ from .source import private_uses
 _INFLOW = "asks a RemoteStream for its inflow; a public name of the driver is missing"
 KNOWN = {
     "_channel": (3, "looks into a question that broadcast() was given"),
-    "_conversion": (1, _INFLOW),
-    "_gathering": (13, "takes a call of a proxy to pieces"),
-    "_typing": (1, _INFLOW),
+    "_values._conversion": (1, _INFLOW),
+    "_calling._gathering": (13, "takes a call of a proxy to pieces"),
+    "_calling._typed": (1, _INFLOW),
     "otel": (1, "a transport has no public property that tells its address"),
 }
 

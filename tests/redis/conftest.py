@@ -15,8 +15,8 @@ import redis
 import trustme
 from anyio.abc import ByteStream, SocketAttribute, SocketStream
 
-from anyio_kkrpc.redis._address import Address
-from anyio_kkrpc.redis._connection import Connection
+from anyio_kkrpc.redis._connection._address import Address
+from anyio_kkrpc.redis._connection._resp import Connection
 from anyio_kkrpc.testing._server import RedisServer, ServerError
 
 NOWHERE = Address.parse("redis://user:s3cret@nowhere:6379/0")

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from anyio_kkrpc import DeliveryError, RedisStreamsTransport, RPCChannel
-from anyio_kkrpc.redis._keys import Keys
+from anyio_kkrpc.redis._stream._keys import Keys
 from anyio_kkrpc.testing._server import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 

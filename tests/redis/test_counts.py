@@ -13,7 +13,7 @@ import redis
 from anyio.lowlevel import current_token
 
 from anyio_kkrpc import MemoryTransport, RedisStreamsTransport, RPCChannel
-from anyio_kkrpc.redis._socket import PlainSocket
+from anyio_kkrpc.redis._connection._socket import PlainSocket
 from anyio_kkrpc.testing._server import RedisServer
 from tests.bounds import CALL_BOUND
 

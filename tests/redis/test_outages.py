@@ -7,8 +7,8 @@ import logging
 import pytest
 from redis.exceptions import ResponseError
 
-from anyio_kkrpc.redis._address import Address
-from anyio_kkrpc.redis._patience import Outages
+from anyio_kkrpc.redis._connection._address import Address
+from anyio_kkrpc.redis._connection._patience import Outages
 
 pytestmark = pytest.mark.anyio
 

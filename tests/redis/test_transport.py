@@ -417,7 +417,7 @@ async def test_inbox_expires_and_is_trimmed(
     async def look(*args: Any) -> tuple[tuple[int, int], str]:
         return version, "noeviction"
 
-    monkeypatch.setattr("anyio_kkrpc.redis._server.look_at_server", look)
+    monkeypatch.setattr("anyio_kkrpc.redis._stream._server.look_at_server", look)
     async with peers(redis_server.url, stream_name, Worker(), None, inbox_ttl=30) as (_, client):
         for _ in range(400):
             await client.get_api().who()

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from anyio_kkrpc import ProtocolError
 from anyio_kkrpc.typescript import _restoring
 from anyio_kkrpc.typescript.superjson import dumps, loads
-
-from ..alike import MODULUS, pairs
+from tests.alike import MODULUS, pairs
 
 
 def document(value: Any, values: Any = None, **meta: Any) -> bytes:

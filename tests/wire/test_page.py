@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -13,13 +14,14 @@ import pytest
 from msgspec import UNSET, UnsetType
 
 import anyio_kkrpc.redis
-from anyio_kkrpc import ProtocolError, _errors_wire
+from anyio_kkrpc import ProtocolError
+from anyio_kkrpc import _wire_errors as _errors_wire
 from anyio_kkrpc._protocol import _records
 from anyio_kkrpc._protocol._records import Bye, CallbackProgress, Cancel, Record
 from anyio_kkrpc.codecs import cbor, get_codec
-from anyio_kkrpc.redis import _dead_letters, _signing
-from anyio_kkrpc.redis._keys import Keys
-from anyio_kkrpc.redis.dialects import native
+from anyio_kkrpc.redis._group import _dead_letters
+from anyio_kkrpc.redis._stream._keys import Keys
+from anyio_kkrpc.redis.dialects import _signing, native
 
 from .test_acl import RULES
 from .test_vectors import LINES
@@ -187,8 +189,8 @@ def test_tags() -> None:
 def constants() -> dict[str, Any]:
     """Return what the modules about Redis define, wherever it stands."""
     modules = [
-        importlib.import_module(f"anyio_kkrpc.redis.{path.stem}")
-        for path in Path(anyio_kkrpc.redis.__file__).parent.glob("_[a-z]*.py")
+        importlib.import_module(found.name)
+        for found in pkgutil.walk_packages(anyio_kkrpc.redis.__path__, "anyio_kkrpc.redis.")
     ]
     return {name: value for module in modules for name, value in vars(module).items()}
 

@@ -15,10 +15,10 @@ import redis
 from anyio_kkrpc import RedisStreamsTransport, TransportClosedError
 from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.codecs import get_codec
-from anyio_kkrpc.redis._dead_letters import parse
-from anyio_kkrpc.redis._keys import Keys
-from anyio_kkrpc.redis._signing import Signer
+from anyio_kkrpc.redis._group._dead_letters import parse
+from anyio_kkrpc.redis._stream._keys import Keys
 from anyio_kkrpc.redis.dialects import Dialects
+from anyio_kkrpc.redis.dialects._signing import Signer
 from anyio_kkrpc.redis.dialects.native import MARK
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND

@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from ..._exceptions import ProtocolError
 from ..._protocol._records import Record
-from ..._weight import LARGE, weight_of_json
 from ...abc import Codec
+from ...codecs._weight import LARGE, weight_of_json
 from ._base import Dialect as Dialect
 from ._base import Entry as Entry
 from ._base import LargeEntry as LargeEntry

@@ -16,9 +16,9 @@ from anyio import current_time
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 from ..._exceptions import ProtocolError
-from ..._log import quoted
-from ..._models import plain
 from ..._protocol._records import CallbackRelease, Id, Number, Record, Reply, Request
+from ..._runtime._log import quoted
+from ..._values._pydantic import plain
 from ...typescript._plain import check_numbers
 from ...typescript._releases import Releases
 from ...typescript.compact import answer_unknown, plain_record, received

@@ -16,9 +16,9 @@ from msgspec import Struct
 
 from ..._exceptions import ProtocolError
 from ..._protocol._records import Record, Request
-from ..._weight import LARGE, Scales, weight_of_json
 from ...abc import Codec
 from ...codecs import JSONCodec, get_codec
+from ...codecs._weight import LARGE, Scales, weight_of_json
 from ...codecs.json import decode_head
 from ._base import Dialect, Entry, leave_out
 

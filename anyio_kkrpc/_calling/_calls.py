@@ -1,0 +1,221 @@
+"""Calls of this side: made, waited for, expired, given up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable
+from contextvars import copy_context
+from typing import Any
+
+from anyio import current_time, move_on_after
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from .._driver._context import running
+from .._driver._core import Core
+from .._driver._inflow import Inflow, RemoteStream
+from .._driver._pump import Pump, close_streams
+from .._exceptions import OverloadedError, RPCError, RPCTimeoutError
+from .._protocol._calls import Call
+from .._protocol._peer import Operation
+from .._protocol._records import Cancel
+from .._protocol._state import CallInput, CallState
+from .._wire_errors import error_from_wire
+from ..abc import Envelope
+from ..middleware import Invocation, Middleware, pass_through
+from ._options import CallOptions
+
+_OPTIONS = CallOptions()
+
+
+class Calls:
+    """Makes the calls of one channel.
+
+    :ivar middleware: what each call goes through; see `intercept`
+    """
+
+    __slots__ = ("_cancels", "_core", "middleware")
+
+    def __init__(self, core: Core, middleware: tuple[Middleware, ...]) -> None:
+        self._core = core
+        self._cancels = core.transport.capabilities.cancellation
+        self.middleware: tuple[Middleware, ...] = middleware
+
+    def ask(
+        self, op: Operation, path: list[str], options: CallOptions, **what: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Make a request, through the middleware if there is any."""
+        return (self.intercept if self.middleware else self.request)(op, path, options, **what)
+
+    async def intercept(
+        self,
+        op: Operation,
+        path: list[str],
+        options: CallOptions = _OPTIONS,
+        *,
+        args: Iterable[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+        value: Any = UNSET,
+        convert: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """Make a request through the middleware.
+
+        :param convert: makes of the result what the middleware is to see
+        """
+        call = Invocation(
+            side="client",
+            operation=op,
+            method=".".join(path),
+            args=list(args) if value is UNSET else [value],
+            kwargs=dict(kwargs or {}),
+            metadata=dict(options.metadata or {}),
+            peer=options.to,
+            idempotent=options.idempotent,
+        )
+
+        async def last(call: Invocation) -> Any:
+            changed = replace(options, metadata=call.metadata or None)
+            if op == "set":
+                return await self.request(op, path, changed, value=call.args[0])
+            if op == "get":
+                result = await self.request(op, path, changed)
+            else:
+                result = await self.request(op, path, changed, args=call.args, kwargs=call.kwargs)
+            return result if convert is None else convert(result)
+
+        return await pass_through(self.middleware, call, last)
+
+    async def request(
+        self,
+        op: Operation,
+        path: list[str],
+        options: CallOptions = _OPTIONS,
+        *,
+        args: Iterable[Any] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        value: Any = UNSET,
+    ) -> Any:
+        """Make a request; return its result, or ``None`` at once if no reply is wanted."""
+        core = self._core
+        if not core.is_open:
+            raise core.closed_error()
+        timeout = core.timeout if options.timeout is UNSET else options.timeout
+        now = core.now()
+        deadline: float | None = None if timeout is None else now + timeout
+        serving = running.get()
+        if serving is not None and serving.deadline is not None:
+            deadline = serving.deadline if deadline is None else min(deadline, serving.deadline)
+        budget: int | None = None
+        if deadline is not None:
+            left = deadline - now
+            if left <= 0:
+                raise _timed_out(path, timeout)
+            budget = max(int(left * 1000), 1)
+        call, request = core.peer.call(
+            op,
+            path,
+            options.to,
+            args=args,
+            kwargs=kwargs,
+            value=value,
+            budget=budget,
+            one_way=not options.reply,
+            meta=options.metadata,
+        )
+        for producer in call.producers or ():
+            Pump(core, producer, copy_context())
+        envelope = call.sent = Envelope(request, None, options.to, deadline=deadline)
+        if not options.reply:
+            with move_on_after(None if deadline is None else deadline - current_time()) as scope:
+                await core.send_envelope(envelope)
+            if scope.cancelled_caught:
+                raise _timed_out(path, timeout)
+            return None
+        answered = call.handle = core.one_shot()
+        timer = None
+        if deadline is not None:
+            timer = core.timer.at(deadline, lambda: self._expire(call))
+        lent = serving is not None and core.lend is not None
+        if lent:
+            core.lend()  # type: ignore[misc]
+        try:
+            await core.send_envelope(envelope)
+            await answered.wait()
+        except BaseException as exc:
+            self._give_up(call, not isinstance(exc, (TypeError, RPCError)))
+            raise
+        finally:
+            if lent:
+                core.take_back()  # type: ignore[misc]
+            if timer is not None:
+                timer.cancel()
+        if call.state is not CallState.ANSWERED:
+            raise self._error(call, path, timeout)
+        if call.callbacks:
+            await self._wait_for_callbacks(call, deadline)
+        result = call.value
+        return RemoteStream(result) if isinstance(result, Inflow) else result
+
+    def _error(self, call: Call, path: list[str], timeout: float | None) -> Exception:
+        if call.state is CallState.FAILED:
+            assert call.error is not None
+            return error_from_wire(call.error)
+        if call.state is CallState.EXPIRED:
+            return _timed_out(path, timeout)
+        return self._core.closed_error(call.value)
+
+    def _expire(self, call: Call) -> None:
+        if call.state is CallState.WAITING:  # its reply may have come in the same turn
+            self.finish(call, CallInput.TIMEOUT)
+            self.cancel(call)
+            call.handle.set()
+
+    def _give_up(self, call: Call, was_sent: bool) -> None:
+        """The caller stopped waiting, or sending failed."""
+        if call.state is CallState.WAITING:
+            self.finish(call, CallInput.CANCEL)
+            if was_sent:
+                self.cancel(call)
+        elif isinstance(call.value, Inflow):
+            call.value.leave()
+
+    def finish(self, call: Call, step: CallInput) -> None:
+        """End a call that has no answer."""
+        close_streams(self._core, self._core.peer.finish_call(call, step))
+
+    def cancel(self, call: Call) -> None:
+        """Tell who runs it that nobody waits for it."""
+        if self._cancels:
+            token = None if call.sent is None else call.sent.token
+            self._core.post(Cancel(call.id), call.recipient, token)
+
+    def lose(self, call: Call, error: Exception) -> None:
+        """End a call whose request could not be delivered."""
+        self.finish(call, CallInput.LOSE)
+        call.value = error
+        call.handle.set()
+
+    async def _wait_for_callbacks(self, call: Call, deadline: float | None) -> None:
+        """Let the invocations that came before the reply finish before the caller goes on.
+
+        :raises OverloadedError: if some of them were dropped
+        """
+        with move_on_after(None if deadline is None else deadline - current_time()):
+            for export in call.callbacks or ():
+                if export.handle is not None:
+                    await export.handle.idle()
+        if call.dropped:
+            if isinstance(call.value, Inflow):
+                call.value.leave()
+            raise dropped_callbacks(call)
+
+
+def dropped_callbacks(call: Call) -> OverloadedError:
+    """Return the error of a call that has a result, but some of its callbacks didn't run."""
+    return OverloadedError(
+        f"{call.dropped} invocations of a callback were dropped: they came faster than it ran"
+    )
+
+
+def _timed_out(path: list[str], timeout: float | None) -> RPCTimeoutError:
+    within = "its caller's deadline" if timeout is None else f"{timeout} s"
+    return RPCTimeoutError(f"{'.'.join(path)}: no answer within {within}")

@@ -1,0 +1,254 @@
+"""The remote API as an object: attribute access makes paths, and never does I/O."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import AsyncIterator, Coroutine, Generator
+from types import TracebackType
+from typing import Any, TypeVar, final
+
+from msgspec import UNSET
+
+from .._driver._inflow import RemoteStream
+from ._calls import Calls
+from ._options import CallOptions, check_timeout
+from ._typed import NO_TYPES, TypesOf
+
+__all__ = ("RemoteAPI", "RemoteCall", "with_call_options")
+
+P = TypeVar("P")
+
+
+@final
+class RemoteCall(Coroutine[Any, Any, Any]):
+    """A call that is made when it is awaited, iterated over, or entered as a context manager.
+
+    ``await call`` gives the result. ``async for item in call`` and ``async with call as items`` are
+    for results that are streams. It is a coroutine too, so that ``group.start_soon(api.method, 1)``
+    works.
+    """
+
+    __slots__ = ("_args", "_coroutine", "_kwargs", "_proxy", "_stream", "_used")
+
+    def __init__(self, proxy: RemoteAPI, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._proxy = proxy
+        self._args = args
+        self._kwargs = kwargs
+        self._stream: RemoteStream[Any] | None = None
+        self._used = False
+        self._coroutine: Coroutine[Any, Any, Any] | None = None
+
+    def send(self, value: Any) -> Any:
+        """Step it as a coroutine."""
+        if self._coroutine is None:
+            self._coroutine = self._make()
+        return self._coroutine.send(value)
+
+    def throw(self, *exc: Any) -> Any:
+        """Raise an exception in it as a coroutine."""
+        if self._coroutine is None:
+            self._coroutine = self._make()
+        return self._coroutine.throw(*exc)
+
+    def close(self) -> None:
+        """Give it up; a call that was not made yet isn't made."""
+        self._used = True
+        if self._coroutine is not None:
+            self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._make().__await__()
+
+    def _take(self) -> None:
+        """Use it, which can be done once."""
+        self._check_unused()
+        self._used = True
+
+    async def _make(self) -> Any:
+        if self._used:
+            self._check_unused()
+        self._used = True
+        proxy = self._proxy
+        path, types, calls = proxy._rpc_path, proxy._rpc_types, proxy._rpc_calls
+        # Not by ask(): each step counts here.
+        if calls.middleware:
+            return await calls.intercept(
+                "call",
+                list(path),
+                proxy._rpc_options,
+                args=self._args,
+                kwargs=self._kwargs,
+                convert=lambda result: types.convert_result(result, path),
+            )
+        result = await calls.request(
+            "call", list(path), proxy._rpc_options, args=self._args, kwargs=self._kwargs
+        )
+        return result if types is NO_TYPES else types.convert_result(result, path)
+
+    def _check_unused(self) -> None:
+        if self._used:
+            raise RuntimeError("a call can be made once; call the method again")
+
+    async def _open(self) -> RemoteStream[Any]:
+        result = await self._make()
+        if not isinstance(result, RemoteStream):
+            raise TypeError(
+                f"{'.'.join(self._proxy._rpc_path)}() did not return a stream but "
+                f"{type(result).__name__}"
+            )
+        return result
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        self._check_unused()
+        return _LazyStream(self)
+
+    async def __aenter__(self) -> RemoteStream[Any]:
+        self._stream = await self._open()
+        return self._stream
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if self._stream is not None:
+            await self._stream.__aexit__(exc_type, exc, tb)
+
+    def __del__(self) -> None:
+        if not self._used:
+            name = ".".join(self._proxy._rpc_path)
+            warnings.warn(
+                f"remote call {name}() was never awaited", RuntimeWarning, stacklevel=2, source=self
+            )
+
+
+class _LazyStream:
+    """``async for item in api.method()``: the call is made when the first item is wanted."""
+
+    __slots__ = ("_call", "_stream")
+
+    def __init__(self, call: RemoteCall) -> None:
+        self._call = call
+        self._stream: RemoteStream[Any] | None = None
+
+    def __aiter__(self) -> _LazyStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._stream is None:
+            self._stream = await self._call._open()
+        return await self._stream.__anext__()
+
+    async def aclose(self) -> None:
+        """End the stream."""
+        if self._stream is not None:
+            await self._stream.aclose()
+
+
+@final
+class RemoteAPI:
+    """What the other side exposes.
+
+    ``api.name`` and ``api["any name"]`` go deeper, ``api.name(...)`` makes a call, and
+    ``await api.name`` reads a property.
+    """
+
+    __slots__ = ("__dict__", "_rpc_calls", "_rpc_options", "_rpc_path", "_rpc_types")
+
+    _rpc_calls: Calls
+    _rpc_path: tuple[str, ...]
+    _rpc_options: CallOptions
+    _rpc_types: TypesOf
+
+    def __init__(
+        self,
+        calls: Calls,
+        path: tuple[str, ...],
+        options: CallOptions,
+        types: TypesOf = NO_TYPES,
+    ) -> None:
+        set_slot = object.__setattr__
+        set_slot(self, "_rpc_calls", calls)
+        set_slot(self, "_rpc_path", path)
+        set_slot(self, "_rpc_options", options)
+        set_slot(self, "_rpc_types", types)
+
+    def __getattr__(self, name: str) -> RemoteAPI:
+        if name.startswith("_"):
+            raise AttributeError(f"{name!r} starts with an underscore and can't be remote")
+        child = self[name]
+        self.__dict__[name] = child  # the next access finds it without coming here
+        return child
+
+    def __getitem__(self, name: str) -> RemoteAPI:
+        if not isinstance(name, str):
+            raise TypeError(f"a remote name is a str, not {type(name).__name__}")
+        return RemoteAPI(
+            self._rpc_calls,
+            (*self._rpc_path, name),
+            self._rpc_options,
+            self._rpc_types.child(name),
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("use: await channel.set_property(name, value)")
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> RemoteCall:
+        return RemoteCall(self, args, kwargs)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._get().__await__()
+
+    async def _get(self) -> Any:
+        path, types, calls = self._rpc_path, self._rpc_types, self._rpc_calls
+        if calls.middleware:
+            return await calls.intercept(
+                "get",
+                list(path),
+                self._rpc_options,
+                convert=lambda value: types.convert_value(value, path),
+            )
+        value = await calls.request("get", list(path), self._rpc_options)
+        return types.convert_value(value, path)
+
+    def __repr__(self) -> str:
+        return f"<RemoteAPI {'.'.join(self._rpc_path)}>"
+
+    def _with(self, options: CallOptions) -> RemoteAPI:
+        return RemoteAPI(self._rpc_calls, self._rpc_path, options, self._rpc_types)
+
+
+def with_call_options(
+    api: P,
+    *,
+    timeout: float | Any | None = UNSET,
+    reply: bool = True,
+    metadata: dict[str, Any] | None = None,
+    idempotent: bool | None = None,
+) -> P:
+    """Return a proxy like ``api`` whose calls are made with these options.
+
+    :param timeout: seconds until `RPCTimeoutError`; ``None`` waits for ever
+    :param reply: if false, a call returns ``None`` as soon as the request was accepted for
+        delivery; its result and errors are not reported
+    :param metadata: travels with each request, see `current_call`
+    :param idempotent: whether it does no harm to make a call again, see
+        `anyio_kkrpc.middleware.retry`; as ``api`` says if not given
+    :raises TypeError: if ``api`` is not a proxy from `RPCChannel.get_api`
+    :raises ValueError: if ``timeout`` is not positive
+    """
+    if not isinstance(api, RemoteAPI):
+        raise TypeError(f"with_call_options: needs a proxy from get_api(), not {api!r:.80}")
+    check_timeout(timeout)
+    if metadata is not None and not isinstance(metadata, dict):
+        raise TypeError(f"metadata: needs a dict, not {metadata!r:.80}")
+    old = api._rpc_options
+    options = CallOptions(
+        to=old.to,
+        timeout=old.timeout if timeout is UNSET else timeout,
+        reply=reply,
+        metadata=old.metadata if metadata is None else metadata,
+        idempotent=old.idempotent if idempotent is None else idempotent,
+    )
+    return api._with(options)  # type: ignore[return-value]

@@ -1,0 +1,237 @@
+"""Functions as arguments: the ones given to the other side, and the ones got from it."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections import deque
+from typing import Any, final
+
+from anyio import Event
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from .._protocol._ahead import WINDOW, Ahead
+from .._protocol._budget import BUDGET, weight_of
+from .._protocol._events import CallbackInvoked
+from .._protocol._exports import CallbackExport
+from .._runtime._fresh import fresh_copy
+from ._context import running
+from ._core import Core
+
+logger = logging.getLogger("anyio_kkrpc")
+
+# What may wait because a callback is slower than its callers: invocations, and what they weigh.
+# Beyond this the oldest go, so it is only for peers that don't wait for a callback: those that do
+# have WINDOW and BUDGET for each call that has passed it, with a last one that is larger.
+MAX_WAITING = 10_000
+MAX_WEIGHT = 16 * BUDGET
+
+
+class CallbackRunner:
+    """Runs the invocations of one callback one after the other, in the order in which they came."""
+
+    __slots__ = ("_core", "_export", "_idle", "_running", "_waiting", "_weight")
+
+    def __init__(self, core: Core, export: CallbackExport) -> None:
+        self._core = core
+        self._export = export
+        self._waiting: deque[tuple[CallbackInvoked, int]] = deque()
+        self._weight = 0
+        self._running: CallbackInvoked | None = None
+        self._idle: Event | None = None
+
+    def invoke(self, event: CallbackInvoked) -> bool:
+        """Queue an invocation; return whether a task must be started that calls `run`."""
+        weight = weight_of((event.args, event.kwargs))
+        self._waiting.append((event, weight))
+        self._weight += weight
+        if self._running is None:
+            self._running = event
+            return True
+        passes = 2 * len(self._export.passes)
+        most, heaviest = max(MAX_WAITING, passes * WINDOW), max(MAX_WEIGHT, passes * BUDGET)
+        while len(self._waiting) > most or (self._weight > heaviest and len(self._waiting) > 1):
+            self._drop()
+        return False
+
+    def _drop(self) -> None:
+        """Throw the oldest away."""
+        event, weight = self._waiting.popleft()
+        self._weight -= weight
+        if not self._export.dropped:
+            logger.warning(
+                "callback %r is slower than its caller: dropping its oldest invocations",
+                self._export.function,
+            )
+        self._export.drop(event.sender)
+        self._core.dropped_callbacks += 1
+        self._tell(event)
+
+    def _tell(self, event: CallbackInvoked) -> None:
+        if event.progress is not None:
+            self._core.post(event.progress, event.sender)
+            event.progress = None
+
+    def close(self) -> None:
+        """Tell those who wait for the callback that it won't run any more."""
+        for event in (self._running, *(event for event, _ in self._waiting)):
+            if event is not None and event.progress is not None:
+                event.progress.gone = True
+                self._tell(event)
+
+    async def run(self) -> None:
+        """Run what is queued. An exception of the callback is logged and ends nothing."""
+        function = self._export.function
+        try:
+            while self._waiting:
+                event, weight = self._waiting.popleft()
+                self._weight -= weight
+                self._running = event
+                try:
+                    result = function(*event.args, **event.kwargs)
+                    if inspect.isawaitable(result):
+                        await result
+                except KeyboardInterrupt:
+                    raise
+                except BaseException:
+                    await checkpoint_if_cancelled()
+                    # Nobody has cancelled this task: whatever it is, the callback raised it.
+                    logger.exception("callback %r failed", function)
+                self._tell(event)
+        finally:
+            self._running = None
+            if self._idle is not None:
+                self._idle.set()
+                self._idle = None
+
+    async def idle(self) -> None:
+        """Wait until nothing is queued or running."""
+        while self._running is not None:
+            if self._idle is None:
+                self._idle = Event()
+            await self._idle.wait()
+
+
+class Turns:
+    """Lets those who call a function of the other side send one after the other, in the order in
+    which they came, as far as it lets them be ahead.
+    """
+
+    __slots__ = ("_ahead", "_core", "_error", "_waiting")
+
+    def __init__(self, core: Core, ahead: Ahead) -> None:
+        self._core = core
+        self._ahead = ahead
+        self._error: Exception | None = None
+        self._waiting: deque[Event] = deque()
+        ahead.handle = self
+
+    @property
+    def free(self) -> bool:
+        """Whether the next one needs not wait."""
+        return not (self._waiting or self._ahead.full or self._error)
+
+    async def wait(self) -> None:
+        """Wait for one's turn. It is to be used before anything is awaited, and then to be handed
+        on by `go_on`.
+
+        :raises DeliveryError: if the other side is gone, or has the function no more
+        :raises TransportClosedError: if the channel ends
+        """
+        turn = Event()
+        self._waiting.append(turn)
+        self.go_on()
+        core = self._core
+        lent = core.lend is not None and running.get() is not None
+        if lent:
+            core.lend()  # type: ignore[misc]
+        try:
+            await turn.wait()
+        except BaseException:
+            self._waiting.remove(turn)
+            self.go_on()
+            raise
+        finally:
+            if lent:
+                core.take_back()  # type: ignore[misc]
+        self._waiting.remove(turn)
+        if self._error is not None:
+            self.go_on()
+            raise fresh_copy(self._error)
+
+    def go_on(self) -> None:
+        """Let the next one go, if it may."""
+        if self._waiting and (self._error is not None or not self._ahead.full):
+            self._waiting[0].set()
+
+    def fail(self, error: Exception) -> None:
+        """Let nobody call it any more."""
+        self._error = self._error or error
+        self.go_on()
+
+
+@final
+class RemoteCallback:
+    """A function of the other side, got as an argument. Calling it returns when the call was sent.
+
+    There is no result: kkrpc's callbacks have none. Where the other side says how far it may be
+    called ahead, a call waits until it is no further ahead. When the object is collected, the other
+    side is told that the function won't be called again.
+    """
+
+    __slots__ = ("__weakref__", "_ahead", "_core", "_id", "_owner", "_request_id")
+
+    def __init__(
+        self,
+        core: Core,
+        callback_id: str,
+        owner: str | None,
+        request_id: str,
+        ahead: Ahead | None,
+    ) -> None:
+        self._core = core
+        self._id = callback_id
+        self._owner = owner
+        self._request_id = request_id
+        self._ahead = ahead
+        if ahead is not None:
+            Turns(core, ahead)
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Call it with values. If that is cancelled while it waits for its turn, nothing was sent.
+
+        :raises DeliveryError: if the other side is gone, or has the function no more
+        :raises TransportClosedError: if the channel is closed
+        :raises TypeError: if an argument can't be sent
+        """
+        core, ahead = self._core, self._ahead
+        said = self._request_id if core.broadcast else None
+        record = core.peer.callback_call(self._id, args, kwargs, said)
+        if ahead is None:
+            await core.send(record, self._owner)
+            return
+        weight, turns = weight_of((args, kwargs)), ahead.handle
+        if not turns.free:
+            await turns.wait()
+        number = core.peer.send_callback(ahead, record, weight)
+        turns.go_on()
+        try:
+            await core.send(record, self._owner)
+        except Exception:
+            ahead.take_back(number, record)
+            turns.go_on()
+            raise
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RemoteCallback):
+            return NotImplemented
+        return (self._core, self._id, self._owner) == (other._core, other._id, other._owner)
+
+    def __hash__(self) -> int:
+        return hash((self._id, self._owner))
+
+    def __repr__(self) -> str:
+        return f"<RemoteCallback {self._id}>"
+
+    def __del__(self) -> None:
+        self._core.release(self._id, self._owner, self._request_id, self._ahead)

@@ -1,0 +1,177 @@
+"""What the parts of one channel share."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from anyio import CancelScope, EndOfStream, Event, current_time
+from anyio.abc import TaskGroup
+
+from .._exceptions import ProtocolError, RPCError, TransportClosedError
+from .._protocol._ahead import Ahead
+from .._protocol._peer import Peer
+from .._protocol._records import Record
+from .._protocol._streams import Consumer
+from .._runtime._clock import OneShot, clock, one_shots
+from .._runtime._fresh import fresh_copy
+from .._runtime._timer import Timer
+from ..abc import Envelope, Transport
+from ._outbox import Outbox
+
+logger = logging.getLogger("anyio_kkrpc")
+
+
+class Core:
+    """Protocol, transport, clock, deadlines and the end of one channel; it has no task of its own.
+
+    :param remote_callback: see `Peer`
+    :ivar timeout: seconds that a call and an item are waited for, unless they say otherwise
+    :ivar send_tracebacks: whether errors carry the traceback of what raised them
+    :ivar now: AnyIO's clock
+    :ivar one_shot: makes an event that one task waits for
+    :ivar reason: why the channel has ended, ``None`` as long as it hasn't
+    :ivar lend: to be called when a handler begins to wait for another peer, and ``take_back`` when
+        that is over; ``None`` if this side serves nothing
+    :ivar refused: records that were not legal
+    :ivar dropped_callbacks: invocations that were thrown away
+    :ivar send_envelope: sends an envelope, without asking whether the channel is open
+    :ivar post: sends a record without waiting, as the other two of `Outbox` do
+    """
+
+    __slots__ = (
+        "_group",
+        "_standing",
+        "abandon",
+        "broadcast",
+        "dropped_callbacks",
+        "lend",
+        "now",
+        "one_shot",
+        "outbox",
+        "peer",
+        "post",
+        "reason",
+        "refused",
+        "release",
+        "send_envelope",
+        "send_tracebacks",
+        "take_back",
+        "timeout",
+        "timer",
+        "transport",
+    )
+
+    def __init__(
+        self,
+        transport: Transport,
+        remote_callback: Callable[[str, str | None, str, Ahead | None], Callable[..., Any]],
+        *,
+        timeout: float | None,
+        send_tracebacks: bool,
+    ) -> None:
+        self.transport: Transport = transport
+        self.timeout: float | None = timeout
+        self.send_tracebacks: bool = send_tracebacks
+        self.broadcast: bool = transport.capabilities.broadcast
+        self.peer: Peer = Peer(
+            secrets.token_hex(8) + "-",
+            remote_callback,
+            broadcast=self.broadcast,
+            depend=transport.watch,
+        )
+        self.outbox: Outbox = Outbox(self.peer, transport)
+        self.post: Callable[..., None] = self.outbox.post
+        self.abandon: Callable[[Consumer], None] = self.outbox.abandon
+        self.release: Callable[..., None] = self.outbox.release
+        self.send_envelope: Callable[[Envelope], Awaitable[None]] = transport.send
+        self.timer: Timer = Timer()
+        self.now: Callable[[], float] = current_time
+        self.one_shot: Callable[[], OneShot] = Event
+        self.lend: Callable[[], object] | None = None
+        self.take_back: Callable[[], object] | None = None
+        self.refused: int = 0
+        self.dropped_callbacks: int = 0
+        self.reason: Exception | None = None
+        self._group: TaskGroup | None = None
+        self._standing: list[CancelScope] = []
+
+    def enter(self) -> None:
+        """Find out what event loop there is."""
+        self.now, self.one_shot = clock(), one_shots()
+        self.outbox.open()
+
+    def open(self, group: TaskGroup) -> None:
+        """Begin, with the task group of the channel."""
+        self._group = group
+
+    def start_standing(self, function: Callable[[], Awaitable[object]], what: str) -> None:
+        """Start a task that runs until `close`, also where the scope around the channel ends.
+
+        What it does is needed as long as handlers and streams have time to finish.
+        """
+
+        scope = CancelScope(shield=True)
+        self._standing.append(scope)
+
+        async def run() -> None:
+            with scope:
+                await function()
+
+        self.start(run, what)
+
+    def close(self) -> None:
+        """End all tasks of the channel."""
+        for scope in self._standing:
+            scope.cancel()
+        if self._group is not None:
+            self._group.cancel_scope.cancel()
+
+    def end(self, reason: Exception) -> None:
+        """End: from now on nothing is sent but what `finish` of the outbox has sent."""
+        self.reason = reason
+        self.outbox.close()
+
+    def start(self, function: Callable[[], Any], what: str) -> None:
+        """Start a task of the channel."""
+        if self._group is not None:
+            self._group.start_soon(function, name=f"anyio_kkrpc {what}")
+
+    def refuse(self, exc: ProtocolError) -> None:
+        """Count and log a record that isn't legal."""
+        self.refused += 1
+        logger.warning("a record was refused: %s", exc)
+
+    async def send(self, record: Record, recipient: str | None) -> None:
+        """Send a record to a peer.
+
+        :raises TransportClosedError: if the channel has ended
+        """
+        if self.reason is not None:
+            raise self.closed_error()
+        await self.send_envelope(Envelope(record, None, recipient))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self.reason is None and self._group is not None
+
+    def closed_error(self, cause: Any = None) -> Exception:
+        """Return a new exception that tells why the channel or the transport is of no use.
+
+        :param cause: what is known to be the reason, if it is an error of this library
+        """
+        if isinstance(cause, RPCError):
+            return cause
+        reason = self.reason
+        if self._group is None:
+            return RuntimeError("the channel has not been entered: use 'async with'")
+        if isinstance(reason, EndOfStream):
+            return TransportClosedError("the other side has closed the connection")
+        if isinstance(reason, RPCError):
+            return fresh_copy(reason)
+        error = TransportClosedError("the RPC channel has ended")
+        error.__cause__ = reason
+        return error

@@ -1,0 +1,185 @@
+"""Asynchronous iterators as arguments and results, with credits in both directions."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine
+from types import TracebackType
+from typing import Any, Generic, TypeVar, final
+
+from anyio import BusyResourceError, Event, current_time
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from .._exceptions import ProtocolError, RPCTimeoutError
+from .._protocol._streams import Consumer
+from .._runtime._timer import TimerEntry
+from .._values._conversion import convert_value
+from .._wire_errors import error_from_wire
+from ._core import Core
+
+__all__ = ("RemoteStream",)
+
+T = TypeVar("T")
+
+
+@final
+class RemoteStream(AsyncIterator[T], Generic[T]):
+    """A stream of the other side: an asynchronous iterator that is also a context manager.
+
+    Items are fetched ahead by credits: at most 32 of them, and up to 256 small ones where the
+    reader takes them quicker than a round trip brings more. Of those that aren't small, no more
+    wait than weigh 1 MiB together, and one beside them. Leaving it early, by ``async with``, by
+    `aclose` or by dropping the iterator, ends the source at the other side. One task at a time may
+    read it.
+    """
+
+    __slots__ = ("_inflow",)
+
+    def __init__(self, inflow: Inflow) -> None:
+        self._inflow = inflow
+
+    def __aiter__(self) -> RemoteStream[T]:
+        return self
+
+    def __anext__(self) -> Coroutine[Any, Any, T]:
+        """Return the next item.
+
+        :raises RemoteError: if the source failed, after the items before it
+        :raises DeliveryError: if the peer that has the source is gone, or an item was lost
+        :raises RPCTimeoutError: if no item came within the call's timeout; the stream is ended
+        :raises TransportClosedError: if the channel was closed
+        :raises RPCValidationError: if the item doesn't fit the Protocol of a typed proxy, the
+            annotation of the handler that reads it, or that of the one that made it
+        """
+        return self._inflow.next(self)
+
+    async def aclose(self) -> None:
+        """End the stream; the source at the other side is closed. Harmless if it has ended."""
+        self._inflow.leave()
+        await checkpoint_if_cancelled()
+
+    async def __aenter__(self) -> RemoteStream[T]:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._inflow.leave()
+
+    def __del__(self) -> None:
+        self._inflow.leave()
+
+
+class Inflow:
+    """What a `RemoteStream` reads from. Held by the channel, so that the other can be collected."""
+
+    __slots__ = (
+        "_consumer",
+        "_core",
+        "_end",
+        "_items",
+        "_kind",
+        "_name",
+        "_phase",
+        "_reading",
+        "_timeout",
+        "_wake",
+    )
+
+    def __init__(self, core: Core, consumer: Consumer, timeout: float | None) -> None:
+        self._kind: Any = Any
+        self._name = self._phase = ""
+        self._core = core
+        self._consumer = consumer
+        self._timeout = timeout
+        self._items: deque[Any] = deque()
+        self._wake: Event | None = None
+        self._end: Exception | None = None
+        self._reading = False
+        consumer.handle = self
+
+    async def next(self, stream: object) -> Any:
+        """Return the next item, or raise the end.
+
+        :param stream: what is being read; it must not be collected meanwhile, though nobody else
+            may hold it
+        """
+        if self._reading:
+            raise BusyResourceError("reading from")
+        items = self._items
+        if items:
+            await checkpoint_if_cancelled()
+        else:
+            await self._wait()
+        item = items.popleft()
+        pull = self._consumer.delivered()
+        if pull is not None:
+            self._core.post(pull, self._consumer.producer)
+        if self._kind is Any:
+            return item
+        return convert_value(item, self._kind, self._name, self._phase)
+
+    def convert_items(self, kind: Any, name: str, phase: str) -> None:
+        """Convert each item as it is read; ``name`` and ``phase`` are for errors."""
+        self._kind, self._name, self._phase = kind, name, phase
+
+    async def _wait(self) -> None:
+        self._reading = True
+        entry: TimerEntry | None = None
+        try:
+            while not self._items:
+                if self._end is not None:
+                    end, self._end = self._end, StopAsyncIteration()
+                    raise end
+                pull = self._consumer.wait()
+                if pull is not None:
+                    self._core.post(pull, self._consumer.producer)
+                if entry is None and self._timeout is not None:
+                    entry = self._core.timer.at(current_time() + self._timeout, self._expire)
+                self._wake = Event()
+                await self._wake.wait()
+        finally:
+            self._reading = False
+            self._wake = None
+            if entry is not None:
+                entry.cancel()
+
+    def add(self, item: Any) -> None:
+        """Take an item that came."""
+        self._items.append(item)
+        self._notify()
+
+    def finish(self, end: Exception) -> None:
+        """Note how it ended; what came before is read first."""
+        if self._end is None:
+            self._end = end
+        self._notify()
+
+    def leave(self) -> None:
+        """End it from this side. May be called from any thread, by the garbage collector."""
+        if self._end is None:
+            self._end = StopAsyncIteration()
+            self._items.clear()
+            self._core.abandon(self._consumer)
+            self._notify()
+
+    def _expire(self) -> None:
+        if self._items or self._end is not None:
+            return  # an item or the end came in the same turn
+        self.leave()
+        self._end = RPCTimeoutError(f"no item of the stream came within {self._timeout} s")
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._wake is not None:
+            self._wake.set()
+
+
+def stream_error(error: dict[str, Any] | None) -> Exception:
+    """Return the exception for a stream that failed; without ``error``, items were lost."""
+    if error is None:
+        return ProtocolError("items of the stream were lost, or came without being asked for")
+    return error_from_wire(error)

@@ -1,0 +1,318 @@
+"""The sending end of a stream: runs its source, and closes it whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextvars import Context
+from typing import Any
+
+from anyio import CancelScope, Event, current_time, get_cancelled_exc_class
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from .._exceptions import (
+    RPCError,
+    RPCTimeoutError,
+    TransportClosedError,
+    TransportConnectionError,
+)
+from .._protocol._events import StreamsClosed
+from .._protocol._records import Reply, StreamReply
+from .._protocol._state import ProducerState
+from .._protocol._streams import Producer
+from .._protocol._values import unpack_result
+from .._runtime._timer import TimerEntry
+from .._values._conversion import UnfitResultError, check_own
+from .._wire_errors import handler_error, library_error, send_shortened
+from ..abc import Envelope
+from ._context import begin_awaiting, go_on, run_in_context
+from ._core import Core
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+logger = logging.getLogger("anyio_kkrpc")
+
+# How long the source of a stream that ended early may take to close.
+CLOSE_TIMEOUT = 5.0
+# Seconds that the stream of a reply may wait for its reader before its source is closed.
+FIRST_PULL = 60.0
+_NONE: Any = object()
+
+
+class Pump:
+    """Sends the items of a source as the consumer allows; one task does all that touches it.
+
+    A source may hold cancel scopes and task groups around what it yields. They are entered in the
+    pump's task, inside the pump's scope, so the source is closed before that is left, and no other
+    scope is open around a step of the source. What cancels the pump while the source is at its
+    ``yield``, such as the time-out of a ``fail_after`` there, is the source's, and raised in it.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_bounded",
+        "_context",
+        "_core",
+        "_gone",
+        "_kind",
+        "_life",
+        "_name",
+        "_paused",
+        "_producer",
+        "_raising",
+        "_scope",
+        "_started",
+        "_stopped",
+        "_unread",
+        "_wake",
+    )
+
+    def __init__(
+        self,
+        core: Core,
+        producer: Producer,
+        context: Context,
+        kind: Any = Any,
+        name: str = "an argument",
+    ) -> None:
+        self._kind = kind
+        self._name = name
+        self._core = core
+        self._producer = producer
+        self._context = context
+        self._wake: Event | None = None
+        # Around all of it: in a channel that is cancelled, sources go on until they are stopped.
+        self._life = CancelScope(shield=True)
+        self._scope = CancelScope()
+        self._started = self._stopped = False
+        # Whether something is waited for with the source at its yield.
+        self._paused = self._raising = False
+        # Whether the source is being closed, and has CLOSE_TIMEOUT for it.
+        self._bounded = False
+        self._answer: StreamReply | None = None
+        self._unread: TimerEntry | None = None
+        self._gone: Event | None = None
+        producer.handle = self
+
+    def expect_reader(self) -> None:
+        """Close the source unless somebody begins to read within `FIRST_PULL` seconds."""
+        self._unread = self._core.timer.at(current_time() + FIRST_PULL, self._give_up)
+
+    def _give_up(self) -> None:
+        error = RPCTimeoutError(f"nobody began to read the stream within {FIRST_PULL:.0f} s")
+        logger.warning("the stream of %s was closed: %s", self._name, error)
+        answer = self._core.peer.end_production(self._producer, library_error(error))
+        self.stop(answer)
+
+    def wake(self) -> None:
+        """Note that credit came."""
+        if self._wake is not None:
+            self._wake.set()
+        self._start()
+
+    def stop(self, answer: StreamReply | None) -> None:
+        """Close the source, then send ``answer`` if there is one."""
+        self._answer = answer
+        self._stopped = True
+        if self._raising:
+            self._bound(self._scope)
+        elif self._wake is not None:
+            self._wake.set()
+        elif not (self._paused or self._bounded):
+            self._scope.cancel()
+        if answer is None:
+            self._life.shield = False
+        self._start()
+
+    async def over(self) -> None:
+        """Wait until the source is closed and its end was sent."""
+        if self._gone is None:
+            self._gone = Event()
+        await self._gone.wait()
+
+    def _start(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        if not self._started:
+            self._started = True
+            self._core.start(self._run, "stream")
+
+    async def _run(self) -> None:
+        """Send items until the source ends or the consumer leaves; close the source in any case."""
+        core, producer = self._core, self._producer
+        try:
+            with self._life:
+                error = await self._run_source()
+                if self._answer is not None:
+                    await core.send(self._answer, producer.consumer)
+                elif producer.open and not self._stopped:
+                    await self._send_end(error)
+        except RPCError as exc:
+            logger.warning("the end of the stream of %s was not sent: %s", self._name, exc)
+        finally:
+            core.peer.forget(producer)
+            if self._gone is not None:
+                self._gone.set()
+
+    async def _send_end(self, error: dict[str, Any] | None) -> None:
+        core, consumer = self._core, self._producer.consumer
+        end = core.peer.end_production(self._producer, error)
+        try:
+            await core.send(end, consumer)
+        except Exception as exc:
+            if error is None or isinstance(exc, (TransportClosedError, TransportConnectionError)):
+                raise
+            logger.warning("the error of a stream can't be sent as it is: %s", exc)
+
+            async def send(shorter: dict[str, Any]) -> None:
+                end.e = shorter
+                await core.send(end, consumer)
+
+            await send_shortened(error, send)
+
+    async def _run_source(self) -> dict[str, Any] | None:
+        """Run the source and close it; return its error, whatever it raised."""
+        iterator: Any = self._producer.source
+        error: dict[str, Any] | None = None
+        failure: BaseException | None = None
+        closed = False
+        with self._scope:
+            try:
+                iterator = type(iterator).__aiter__(iterator)
+                error = await self._send_items(iterator)
+            except BaseException as exc:
+                failure = exc
+            # In its scopes; if this one was cancelled, what that takes is cut short.
+            closed = await self._close_source(iterator, self._scope)
+        if not closed and not self._bounded:
+            with CancelScope() as scope:
+                await self._close_source(iterator, scope)
+        if failure is None:
+            return error
+        if isinstance(failure, KeyboardInterrupt):
+            raise failure
+        await checkpoint_if_cancelled()
+        # Nobody has cancelled this task: whatever it is, the source raised it.
+        return handler_error(failure, traceback=self._core.send_tracebacks)
+
+    async def _send_items(self, iterator: Any) -> dict[str, Any] | None:
+        """Send them; return the error if one doesn't fit the annotation of its handler."""
+        producer, context, send = self._producer, self._context, self._core.send_envelope
+        step = type(iterator).__anext__
+        item: Any = _NONE
+        try:
+            while not self._stopped:
+                if producer.state is ProducerState.PAUSED:
+                    raised = await self._wait_for_credit(iterator)
+                    item = raised if item is _NONE else item
+                    continue
+                if item is _NONE:
+                    coroutine, item = context.run(begin_awaiting, step(iterator))
+                    if coroutine is not None:
+                        item = await go_on(context, coroutine, item)
+                        if producer.paused:
+                            continue  # another worker is to have it
+                if self._kind is not Any:
+                    item = check_own(item, self._kind, self._name)
+                envelope = Envelope(producer.item(item), None, producer.consumer)
+                item = _NONE
+                self._paused = True
+                try:
+                    await send(envelope)
+                except get_cancelled_exc_class() as exc:  # it is on its way all the same
+                    item = await self._raise_in_source(iterator, exc)
+                finally:
+                    self._paused = False
+        except StopAsyncIteration:
+            return None
+        except UnfitResultError as exc:
+            return library_error(exc)
+        return None
+
+    async def _wait_for_credit(self, iterator: Any) -> Any:
+        """Wait until the consumer wants more, or leaves; return what `_raise_in_source` does."""
+        self._wake = Event()
+        self._paused = True
+        try:
+            await self._wake.wait()
+        except get_cancelled_exc_class() as exc:
+            return await self._raise_in_source(iterator, exc)
+        finally:
+            self._paused = False
+            self._wake = None
+        return _NONE
+
+    async def _raise_in_source(self, iterator: Any, exc: BaseException) -> Any:
+        """Raise a cancellation at the source's yield; return its next item if it goes on."""
+        throw = getattr(iterator, "athrow", None)
+        if throw is None:
+            raise exc
+        # If it is everybody who is cancelled, the source may still clean up: `stop` bounds that.
+        self._raising = self._scope.shield = True
+        if self._stopped:
+            self._bound(self._scope)
+        try:
+            item = await run_in_context(self._context, throw(exc))
+        finally:
+            self._raising = False
+        if not self._bounded:
+            self._scope.shield = False
+        await checkpoint_if_cancelled()
+        return item
+
+    async def _close_source(self, iterator: Any, scope: CancelScope) -> bool:
+        """Close it within the present scope; return whether that was not cut short."""
+        close = getattr(iterator, "aclose", None)
+        if close is None:
+            return True
+        if not scope.cancel_called:
+            self._bound(scope)
+        try:
+            await run_in_context(self._context, close())
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:
+            if scope.cancel_called and isinstance(exc, get_cancelled_exc_class()):
+                if self._bounded:
+                    logger.warning("the source of a stream took over %s s to close", CLOSE_TIMEOUT)
+                return False
+            await checkpoint_if_cancelled()
+            if not _is_closing(exc):
+                logger.exception("closing the source of a stream failed")
+        return True
+
+    def _bound(self, scope: CancelScope) -> None:
+        """Let the source finish, though others be cancelled, within its time."""
+        self._bounded = True
+        scope.shield, scope.deadline = True, current_time() + CLOSE_TIMEOUT
+
+
+def close_streams(core: Core, closed: StreamsClosed | None) -> None:
+    """Close the sources of streams that ended with their call, and tell who else had it."""
+    if closed is None:
+        return
+    for producer in closed.producers:
+        pump: Pump = producer.handle
+        pump.stop(None)
+    for answer in closed.told:
+        core.post(answer.record, answer.recipient)
+
+
+def close_unopened(core: Core, reply: Reply) -> None:
+    """Close the source of a stream whose reader wasn't told of it, since the reply was lost."""
+    opened: list[str] = []
+    unpack_result(reply.v, opened.append)
+    for stream_id in opened:
+        producer = core.peer.producers.get(stream_id)
+        if producer is not None:
+            pump: Pump = producer.handle
+            pump.stop(None)
+
+
+def _is_closing(exc: BaseException) -> bool:
+    """Whether it is what closes a generator, as it comes back from a task group in that on trio."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(map(_is_closing, exc.exceptions))
+    return isinstance(exc, GeneratorExit)

@@ -1,0 +1,298 @@
+"""What other peers may reach: a table, built once when an object is exposed.
+
+A request's path is looked up in the table as a whole. No request makes the program walk attributes,
+so a name that isn't in the table, such as ``__class__``, does not exist for a peer.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import functools
+import inspect
+import sys
+import types
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Final, Literal, TypeVar, final
+
+import msgspec
+
+from .._values._conversion import (
+    ArgumentConverter,
+    annotations_of,
+    checkable,
+    convert_value,
+    hints_of,
+    is_module,
+    result_of,
+    unwrap,
+)
+
+__all__ = ("Exposed", "expose", "in_thread")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_IN_THREAD = "__anyio_kkrpc_in_thread__"
+_MAX_DEPTH = 16
+_DATA = (
+    type(None), bool, int, float, complex, str, bytes, bytearray, memoryview,
+    list, tuple, set, frozenset, range,
+    datetime.date, datetime.time, datetime.timedelta,
+    decimal.Decimal, uuid.UUID, enum.Enum, msgspec.Struct,
+)  # fmt: skip
+
+Path = tuple[str, ...]
+
+
+def in_thread(function: F) -> F:
+    """Declare that a synchronous handler blocks: it runs in an AnyIO worker thread.
+
+    Handlers that are plain functions and aren't declared so run on the event loop, at once.
+    """
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"in_thread: {function!r} is asynchronous and never blocks the event loop")
+    setattr(function, _IN_THREAD, True)
+    return function
+
+
+class Method:
+    """A function or class that peers may call or construct."""
+
+    __slots__ = ("arguments", "function", "in_thread", "item", "name", "result")
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self.name = name
+        self.function = function
+        self.in_thread = bool(getattr(function, _IN_THREAD, False))
+        hints = hints_of(function)
+        self.arguments = ArgumentConverter(name, function, hints)
+        # What results are checked against, and the items of a result that is a stream.
+        self.result: Any = Any
+        self.item: Any = Any
+        if not isinstance(function, type):
+            self.result, self.item = result_of(hints)
+
+
+class Property:
+    """An attribute or item that peers may read, and write if that was allowed."""
+
+    __slots__ = ("_accepts", "_is_item", "_key", "_owner", "item", "name", "result", "writable")
+
+    def __init__(self, name: str, owner: Any, key: str, static: object, annotation: Any) -> None:
+        self.name = name
+        self.writable = False
+        self.item: Any = Any
+        if isinstance(static, property):
+            self.result, self.item = result_of(hints_of(static.fget))
+            self._accepts = _accepted_by(static)
+        else:
+            annotation = unwrap(annotation, (ClassVar, Final))
+            self.result = self._accepts = checkable(annotation)
+        self._owner = owner
+        self._key = key
+        self._is_item = isinstance(owner, Mapping)
+
+    def get(self) -> Any:
+        """Read it."""
+        return self._owner[self._key] if self._is_item else getattr(self._owner, self._key)
+
+    def convert(self, value: Any) -> Any:
+        """Return the value as annotated.
+
+        :raises RPCValidationError: if it doesn't fit
+        """
+        return convert_value(value, self._accepts, self.name, "input")
+
+    def set(self, value: Any) -> None:
+        """Write it."""
+        if self._is_item:
+            self._owner[self._key] = value
+        else:
+            setattr(self._owner, self._key, value)
+
+
+def _accepted_by(static: property) -> Any:
+    """Return what can be checked of what a setter takes."""
+    hints = annotations_of(static.fset)
+    hints.pop("return", None)
+    return checkable(next(iter(hints.values()), Any))
+
+
+@final
+class Exposed:
+    """The table of what a peer may reach. Made by `expose`."""
+
+    __slots__ = ("_prefixes", "classes", "methods", "properties")
+
+    def __init__(self) -> None:
+        self._prefixes: frozenset[Path] | None = None
+        self.methods: dict[Path, Method] = {}
+        self.classes: dict[Path, Method] = {}
+        self.properties: dict[Path, Property] = {}
+
+    def depth_of(self, path: list[str]) -> int:
+        """Return how many leading segments of a path lead somewhere, less than all of them."""
+        if self._prefixes is None:
+            paths = (*self.methods, *self.classes, *self.properties)
+            self._prefixes = frozenset(p[:n] for p in paths for n in range(1, len(p) + 1))
+        depth = 0
+        while depth < min(len(path) - 1, _MAX_DEPTH) and tuple(path[: depth + 1]) in self._prefixes:
+            depth += 1
+        return depth
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the dotted names of all that can be reached, sorted."""
+        return iter(
+            sorted(".".join(p) for p in {**self.methods, **self.classes, **self.properties})
+        )
+
+    def __repr__(self) -> str:
+        return f"<Exposed {', '.join(self)}>"
+
+
+def expose(
+    api: object,
+    *,
+    writable: Iterable[str] = (),
+    naming: Literal["python", "camel"] = "python",
+    validate_results: bool = True,
+) -> Exposed:
+    """Build the table of what peers may reach of ``api``.
+
+    Reachable are public functions and methods, public data attributes and properties, the same of
+    nested objects and dicts, and classes that are attributes or items (for ``construct``). Names
+    that start with an underscore never are. Of a module, what its ``__all__`` lists, else the
+    public functions and classes defined in it and its public data. What is added to the object
+    later isn't reachable.
+
+    :param api: an object, module or dict of names
+    :param writable: dotted names of the properties that peers may set; others are read-only
+    :param naming: with ``"camel"``, each name can also be reached as TypeScript would have it:
+        ``with_progress`` as ``withProgress``. A name of ``api`` itself comes first.
+    :param validate_results: whether what handlers return, items of their streams and properties are
+        checked against their annotations before they are sent. It costs time that grows with the
+        size of a result that isn't plain text, a number or bytes.
+    :raises TypeError: if ``api`` is a class, a function or a plain value
+    :raises ValueError: if ``writable`` names something that isn't an exposed property
+    """
+    if isinstance(api, (type, *_DATA)) or inspect.isroutine(api):
+        hint = f"; make one: {api.__name__}()" if isinstance(api, type) else ""
+        raise TypeError(f"expose: needs an object, a module or a dict, not {api!r:.80}{hint}")
+    exposed = Exposed()
+    _add_members(exposed, api, (), [])
+    if isinstance(writable, str):
+        raise TypeError("writable: needs a list of names, not a str")
+    for name in writable:
+        entry = exposed.properties.get(tuple(name.split(".")))
+        if entry is None:
+            raise ValueError(f"writable: {name!r} is not an exposed property")
+        entry.writable = True
+    if naming == "camel":
+        for table in (exposed.methods, exposed.classes, exposed.properties):
+            _add_camel_names(exposed, table)
+    elif naming != "python":
+        raise ValueError(f"naming: 'python' or 'camel', not {naming!r:.80}")
+    if not validate_results:
+        sources: list[Method | Property] = [*exposed.methods.values(), *exposed.properties.values()]
+        for source in sources:
+            source.result = source.item = Any
+    return exposed
+
+
+def _add_camel_names(exposed: Exposed, table: dict[Path, Any]) -> None:
+    taken = {**exposed.methods, **exposed.classes, **exposed.properties}
+    for path, entry in list(table.items()):
+        camel = tuple(_camel(name) for name in path)
+        if camel not in taken:
+            table[camel] = entry
+
+
+def _camel(name: str) -> str:
+    """Return ``withProgress`` for ``with_progress``, and a name without underscores as it is."""
+    head, *rest = [part for part in name.split("_") if part]
+    return head + "".join(part[0].upper() + part[1:] for part in rest)
+
+
+def _add_members(exposed: Exposed, owner: object, path: Path, above: list[object]) -> None:
+    if len(path) >= _MAX_DEPTH or any(owner is other for other in above):
+        return
+    above = [*above, owner]
+    hints: dict[str, Any] = {}
+    if not isinstance(owner, Mapping):
+        hints = annotations_of(owner if is_module(owner) else type(owner))
+    for name, value in _members(owner):
+        if not isinstance(name, str) or not name or name.startswith("_"):
+            continue
+        here = (*path, name)
+        dotted = ".".join(here)
+        if isinstance(value, type):
+            exposed.classes[here] = Method(dotted, value)
+        elif isinstance(value, property) or _is_data(value):
+            annotation = hints.get(name, Any)
+            exposed.properties[here] = Property(dotted, owner, name, value, annotation)
+            if _has_members(value):
+                _add_members(exposed, value, here, above)
+        elif callable(value):
+            exposed.methods[here] = Method(dotted, value)
+        elif not _is_foreign(value):
+            _add_members(exposed, value, here, above)
+
+
+def _members(owner: object) -> Iterator[tuple[Any, Any]]:
+    """Yield names and values; for properties the property itself, which isn't evaluated."""
+    if isinstance(owner, Mapping):
+        yield from owner.items()
+    elif isinstance(owner, types.ModuleType):
+        yield from _module_members(owner)
+    else:
+        names: dict[str, None] = {}
+        for cls in type(owner).__mro__:
+            if cls.__module__ not in ("builtins", "typing", "abc"):
+                names.update(dict.fromkeys(vars(cls)))
+        names.update(dict.fromkeys(getattr(owner, "__dict__", ())))
+        for name in names:
+            if name.startswith("_"):
+                continue
+            static = inspect.getattr_static(owner, name)
+            if isinstance(static, functools.cached_property):
+                static = property(static.func)
+            if isinstance(static, property):
+                yield name, static
+                continue
+            try:
+                yield name, getattr(owner, name)
+            except AttributeError:  # a slot without a value
+                continue
+
+
+def _module_members(module: types.ModuleType) -> Iterator[tuple[str, Any]]:
+    listed = getattr(module, "__all__", None)
+    for name, value in vars(module).items():
+        if listed is not None:
+            if name in listed:
+                yield name, value
+        elif inspect.isroutine(value) or isinstance(value, type):
+            if value.__module__ == module.__name__:
+                yield name, value
+        elif isinstance(value, Mapping) or _is_data(value):
+            yield name, value
+
+
+def _is_data(value: object) -> bool:
+    return isinstance(value, (*_DATA, Mapping)) or (
+        hasattr(type(value), "__dataclass_fields__") and not callable(value)
+    )
+
+
+def _has_members(value: object) -> bool:
+    """Whether a data value is also a namespace: its own members can be reached one by one."""
+    return isinstance(value, (Mapping, msgspec.Struct)) or hasattr(value, "__dataclass_fields__")
+
+
+def _is_foreign(value: object) -> bool:
+    """Whether it belongs to the standard library (a logger, a lock, ...) and stays out."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__.partition(".")[0] in sys.stdlib_module_names
+    return type(value).__module__.partition(".")[0] in sys.stdlib_module_names

@@ -1,0 +1,426 @@
+"""Where a Redis server is and how to log in there: the URL, checked before any I/O."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
+
+from anyio import BrokenResourceError, EndOfStream, aclose_forcefully, create_task_group, sleep
+from anyio.abc import ByteStream
+from anyio.streams.tls import TLSStream
+from redis.connection import parse_url
+from redis.exceptions import (
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    BusyLoadingError,
+    ResponseError,
+)
+from redis.exceptions import (
+    ConnectionError as NotReadyError,
+)
+
+from ..._exceptions import RPCError, TransportConnectionError
+from ..._runtime._lone import lone_error
+from . import _socket
+from ._errors import Meaning, code_of, meaning_of, reason
+from ._threads import in_thread
+
+if TYPE_CHECKING:
+    from redis.credentials import CredentialProvider
+
+_DEFAULT_PORT = 6379
+# Seconds that a server may think about a TLS handshake before it is asked whether it speaks TLS.
+_DOUBT_AFTER = 1.0
+# What OpenSSL calls an answer that isn't TLS.
+_NOT_TLS = (
+    "WRONG_VERSION_NUMBER",
+    "UNKNOWN_PROTOCOL",
+    "HTTP_REQUEST",
+    "PACKET_LENGTH_TOO_LONG",
+    "RECORD_LAYER_FAILURE",
+    "RECORD_TOO_LARGE",
+)
+# What a server's alert about the certificate of its client ends with.
+_CERTIFICATE_ALERTS = (
+    "ALERT_ACCESS_DENIED",
+    "ALERT_BAD_CERTIFICATE",
+    "ALERT_CERTIFICATE_EXPIRED",
+    "ALERT_CERTIFICATE_REVOKED",
+    "ALERT_CERTIFICATE_UNKNOWN",
+    "ALERT_UNKNOWN_CA",
+    "ALERT_UNSUPPORTED_CERTIFICATE",
+)
+_CERT_REQS = {
+    "none": ssl.CERT_NONE,
+    "optional": ssl.CERT_OPTIONAL,
+    "required": ssl.CERT_REQUIRED,
+}
+_OPTIONS = frozenset(("client_name", "db", "password", "socket_connect_timeout", "username"))
+_SSL_OPTIONS = frozenset(
+    ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile")
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Address:
+    """Where a server is and how to log in. Its text never shows the password.
+
+    :ivar host: name or IP address; ``None`` with a Unix socket
+    :ivar path: path of the Unix socket, else ``None``
+    :ivar username: user of Redis' access control list; ``None`` for the default one
+    :ivar credential_provider: asked for user and password at each connect, if not ``None``
+    :ivar connect_timeout: the URL's ``socket_connect_timeout`` in seconds, ``None`` if it has none
+    """
+
+    host: str | None = "localhost"
+    port: int = _DEFAULT_PORT
+    path: str | None = None
+    db: int = 0
+    username: str | None = None
+    password: str | None = None
+    credential_provider: CredentialProvider | None = None
+    client_name: str | None = None
+    connect_timeout: float | None = None
+    tls: bool = False
+    ssl_context: ssl.SSLContext | None = None
+    ssl_cert_reqs: str = "required"
+    ssl_check_hostname: bool = True
+    ssl_ca_certs: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+
+    @classmethod
+    def parse(
+        cls,
+        url: str,
+        *,
+        credential_provider: CredentialProvider | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> Address:
+        """Read a URL as redis-py does, but refuse what redis-py would ignore.
+
+        :param url: ``redis://user:password@host:port/db``, the same with ``rediss://`` for TLS, or
+            ``unix:///path?db=0``; parts may be left out. What is in the query: ``client_name``,
+            ``db``, ``username``, ``password``, ``socket_connect_timeout`` (seconds), and for TLS
+            ``ssl_cert_reqs`` (``required``, ``optional``, ``none``), ``ssl_check_hostname``,
+            ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``.
+        :param credential_provider: redis-py's, in place of user and password in the URL
+        :param ssl_context: for ``rediss://``, in place of the ``ssl_`` options
+        :raises ValueError: if something is wrong; the text names the option, and no password
+        :raises TypeError: if an option has the wrong type
+        """
+        if not isinstance(url, str):
+            raise TypeError(f"url: needs a str, not {type(url).__name__}")
+        parts = _split(url)
+        tls, unix = parts.scheme == "rediss", parts.scheme == "unix"
+        _check_query(parts, tls)
+        try:
+            found: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+        except ValueError as exc:
+            # redis-py names the query option, and shows no value.
+            raise ValueError(f"url: {exc}") from None
+        found.pop("connection_class", None)
+        if not unix:
+            _check_path(parts)
+        if found.get("db", 0) < 0:
+            raise ValueError("url: the database number must not be negative")
+        timeout = found.pop("socket_connect_timeout", None)
+        if timeout is not None and not 0 < timeout < 1e7:
+            raise ValueError("url: socket_connect_timeout needs seconds above 0")
+        name = found.get("client_name")
+        if name is not None and not all("!" <= char <= "~" for char in name):
+            raise ValueError("url: client_name takes visible ASCII characters without spaces")
+        if found.get("ssl_cert_reqs", "required") not in _CERT_REQS:
+            raise ValueError(f"url: ssl_cert_reqs is one of {', '.join(_CERT_REQS)}")
+        if "ssl_keyfile" in found and "ssl_certfile" not in found:
+            raise ValueError("url: ssl_keyfile needs ssl_certfile")
+        if credential_provider is not None:
+            if not callable(getattr(credential_provider, "get_credentials", None)):
+                raise TypeError(
+                    "credential_provider: needs redis.credentials.CredentialProvider, "
+                    f"not {type(credential_provider).__name__}"
+                )
+            if "username" in found or "password" in found:
+                raise ValueError("credential_provider: the url has a user or password already")
+        if ssl_context is not None:
+            if not isinstance(ssl_context, ssl.SSLContext):
+                raise TypeError(f"ssl_context: not {type(ssl_context).__name__}")
+            if not tls:
+                raise ValueError("ssl_context: TLS needs a url that begins with rediss://")
+            if not _SSL_OPTIONS.isdisjoint(found):
+                raise ValueError("ssl_context: the url has ssl_ options already")
+        return cls(
+            **{"host": None if unix else "localhost", **found},
+            connect_timeout=timeout,
+            credential_provider=credential_provider,
+            ssl_context=ssl_context,
+            tls=tls,
+        )
+
+    def __str__(self) -> str:
+        user = "" if self.username is None else quote(self.username, safe="")
+        if self.password is not None:
+            user += ":***"
+        if user:
+            user += "@"
+        if self.path is not None:
+            return f"unix://{user}{self.path}?db={self.db}"
+        host = f"[{self.host}]" if ":" in str(self.host) else self.host
+        return f"{'rediss' if self.tls else 'redis'}://{user}{host}:{self.port}/{self.db}"
+
+    def __repr__(self) -> str:
+        return f"<Address {self}>"
+
+    async def credentials(self) -> tuple[str, ...]:
+        """Return what AUTH takes, nothing if there is nobody to log in as."""
+        if self.credential_provider is not None:
+            # It may ask a service and block, so a connect that is given up doesn't wait for it.
+            return tuple(await in_thread(self.credential_provider.get_credentials))
+        if self.username is not None:
+            # A user may have no password (nopass); AUTH takes one still.
+            return self.username, self.password or ""
+        return () if self.password is None else (self.password,)
+
+    async def dial(self) -> ByteStream:
+        """Open a byte stream to the server, with TLS if the URL says so.
+
+        :raises OSError: if that fails; `ssl.SSLError` is one too
+        """
+        if self.path is not None:
+            return await _socket.connect_unix(self.path)
+        assert self.host is not None
+        if not self.tls:
+            return await _socket.connect_tcp(self.host, self.port)
+        context = self.ssl_context
+        if context is None:
+            # Reads files, and those may have been renewed since the last connect.
+            context = await in_thread(self._make_context)
+        stream = await _socket.connect_tcp(self.host, self.port)
+        try:
+            with lone_error():
+                return await self._encrypt(stream, context)
+        except BaseException:
+            await aclose_forcefully(stream)
+            raise
+
+    async def _encrypt(self, stream: ByteStream, context: ssl.SSLContext) -> ByteStream:
+        # A server that doesn't speak TLS waits for the rest of what looks like a command to it.
+        async with create_task_group() as group:
+            group.start_soon(self._doubt)
+            stream = await TLSStream.wrap(
+                stream, hostname=self.host, ssl_context=context, standard_compatible=False
+            )
+            group.cancel_scope.cancel()
+        return stream
+
+    async def _doubt(self) -> None:
+        """Ask the server whether it speaks plain TCP.
+
+        :raises _PlainPortError: if it does
+        """
+        assert self.host is not None
+        await sleep(_DOUBT_AFTER)
+        try:
+            async with await _socket.connect_tcp(self.host, self.port) as stream:
+                await stream.send(b"PING\r\n")
+                answer = await stream.receive()
+        except (OSError, BrokenResourceError, EndOfStream):
+            return
+        if answer[:1] in (b"+", b"-"):
+            raise _PlainPortError("this port speaks plain TCP")
+
+    def _make_context(self) -> ssl.SSLContext:
+        for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+            path = getattr(self, name)
+            if path is not None:
+                try:
+                    with open(path, "rb"):
+                        pass
+                except OSError as exc:
+                    raise _FileError(f"{name}: {describe(exc)}: {path!r}") from exc
+        try:
+            context = ssl.create_default_context(cafile=self.ssl_ca_certs)
+        except ssl.SSLError as exc:
+            raise _FileError(f"ssl_ca_certs: no certificates in {self.ssl_ca_certs!r}") from exc
+        context.check_hostname = self.ssl_check_hostname and self.ssl_cert_reqs != "none"
+        context.verify_mode = _CERT_REQS[self.ssl_cert_reqs]
+        if self.ssl_certfile is not None:
+            self._load_certificate(context, self.ssl_certfile)
+        return context
+
+    def _load_certificate(self, context: ssl.SSLContext, path: str) -> None:
+        def no_password() -> str:
+            # Without it, OpenSSL would ask on the terminal.
+            raise _FileError(
+                "ssl_keyfile: the key is encrypted; give an ssl_context in place of it"
+            )
+
+        try:
+            context.load_cert_chain(path, self.ssl_keyfile, no_password)
+        except ssl.SSLError as exc:
+            key = "" if self.ssl_keyfile is None else f" with the key in {self.ssl_keyfile!r}"
+            raise _FileError(
+                f"ssl_certfile, ssl_keyfile: no certificate in {path!r}{key} ({describe(exc)})"
+            ) from exc
+
+    def cannot_connect(self, exc: BaseException) -> TransportConnectionError:
+        """Return the error for a connect that failed: why, and what to check."""
+        error = TransportConnectionError(
+            f"Redis Streams connection error: cannot connect to {self} ({describe(exc)}). "
+            f"Check {self._advice(exc)}."
+        )
+        error.__cause__ = exc
+        return error
+
+    def refuses(self, exc: BaseException, stream: str) -> TransportConnectionError:
+        """Return the error for a server that refuses what a peer can't do without."""
+        advice = "what its user may do: the docs about security have the rights that a peer needs"
+        code, meaning = code_of(exc), meaning_of(exc)
+        if code == "WRONGTYPE":
+            advice = f"the name of the stream: {stream!r}, or one of its keys, holds something else"
+        elif meaning is Meaning.MOVED:
+            advice = "that the url leads to the node that has the stream"
+        elif meaning is not Meaning.RIGHTS:
+            advice = "what the server is, and its log"
+        error = TransportConnectionError(
+            f"Redis Streams connection error: {self} refuses to serve the stream {stream!r} "
+            f"({reason(exc)}). Check {advice}."
+        )
+        error.__cause__ = exc
+        return error
+
+    def too_old(self, version: tuple[int, ...]) -> TransportConnectionError:
+        """Return the error for a server without the consumer groups that are needed."""
+        return TransportConnectionError(
+            f"Redis Streams connection error: consumer groups need Redis 6.2 or later, "
+            f"{self} is {'.'.join(map(str, version))}"
+        )
+
+    def refusal(self, exc: BaseException) -> RPCError:
+        """Return the error for one command that the server refuses."""
+        error = RPCError(f"{self} refused a command: {reason(exc)}")
+        error.__cause__ = exc
+        return error
+
+    def _advice(self, exc: BaseException) -> str:
+        while isinstance(exc, BrokenResourceError) and exc.__cause__ is not None:
+            exc = exc.__cause__
+        if isinstance(exc, (AuthenticationError, AuthenticationWrongNumberOfArgsError)):
+            if self.credential_provider is not None:
+                return "user and password that the credential_provider gives"
+            if self.username is None and self.password is None:
+                return "user and password: the url has none, and the server asks for them"
+            return "user and password in the url, and that the server knows them"
+        if isinstance(exc, BusyLoadingError):
+            return "whether the server has loaded its data meanwhile"
+        if isinstance(exc, NotReadyError):
+            return "maxclients of the server, and what else is connected to it"
+        if isinstance(exc, ResponseError):
+            return "the number of the database in the url, and what the user may do"
+        if isinstance(exc, _FileError):
+            return "the files that the ssl_ options in the url name"
+        if isinstance(exc, ssl.SSLError):
+            return self._tls_advice(exc)
+        if isinstance(exc, _PlainPortError):
+            return "the port, and that it speaks TLS (if not, the url begins with redis://)"
+        if isinstance(exc, socket.gaierror):
+            return "the host name in the url"
+        if self.path is not None:
+            return "that a Redis server is running with this Unix socket, and its permissions"
+        speaks = "plain TCP (if it is TLS, the url begins with rediss://)"
+        if self.tls:
+            speaks = "TLS (if not, the url begins with redis://)"
+        if isinstance(exc, (EndOfStream, ConnectionResetError, BrokenPipeError)):
+            return f"the port, that it speaks {speaks}, and maxclients of the server"
+        return (
+            "that a Redis server is running there, the port, the firewall, and that this port "
+            f"speaks {speaks}"
+        )
+
+    def _tls_advice(self, exc: ssl.SSLError) -> str:
+        if isinstance(exc, ssl.SSLCertVerificationError):
+            return "that the server's certificate is valid for this host name, and ssl_ca_certs"
+        reason = exc.reason or ""
+        if reason.endswith(_NOT_TLS):
+            return "the port, and that it speaks TLS (if not, the url begins with redis://)"
+        own = (
+            "ssl_certfile and ssl_keyfile in the url" if self.ssl_context is None else "ssl_context"
+        )
+        if reason.endswith("ALERT_CERTIFICATE_REQUIRED"):
+            return f"{own}: the server asks for a certificate of its clients"
+        if reason.endswith(_CERTIFICATE_ALERTS):
+            return f"{own}: the server doesn't accept the certificate"
+        if reason.endswith("ALERT_HANDSHAKE_FAILURE"):
+            return (
+                f"the versions and ciphers of TLS, and {own}: the server may ask for a certificate"
+            )
+        return "the versions and ciphers of TLS that server and client have in common"
+
+
+class _FileError(ValueError):
+    """A file that an option names can't be used."""
+
+
+class _PlainPortError(OSError):
+    """The server at a port that was to speak TLS does not."""
+
+
+def describe(exc: BaseException) -> str:
+    """Return the reason of a failed connect or lost connection in a few words."""
+    several: tuple[BaseException, ...] = getattr(exc, "exceptions", ())
+    if several:
+        return "; ".join(dict.fromkeys(map(describe, several)))
+    if isinstance(exc, (OSError, BrokenResourceError)) and exc.__cause__ is not None:
+        return describe(exc.__cause__)
+    if isinstance(exc, EndOfStream):
+        return "closed by the server"
+    # The event loops word errors of the operating system differently. Those of TLS and of name
+    # resolution have numbers of their own.
+    if (
+        isinstance(exc, OSError)
+        and not isinstance(exc, (ssl.SSLError, socket.gaierror))
+        and exc.errno is not None
+    ):
+        return os.strerror(exc.errno)
+    return reason(exc) or type(exc).__name__
+
+
+def _split(url: str) -> SplitResult:
+    """Split the URL; no error text repeats a part of it, which might be of the password."""
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("url: needs to begin with redis://, rediss:// or unix://")
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, parts.hostname
+    except ValueError:
+        raise ValueError(
+            "url: host or port is not valid; the port is a number from 1 to 65535, and special "
+            "characters in user and password are percent-encoded"
+        ) from None
+    if port == 0:
+        raise ValueError("url: the port must be a number from 1 to 65535")
+    if parts.fragment:
+        raise ValueError("url: has a '#'; in user and password it is written %23")
+    if parts.scheme == "unix" and (host or port or len(parts.path) < 2):
+        raise ValueError("url: the path of a Unix socket is absolute: unix:///run/redis.sock")
+    return parts
+
+
+def _check_query(parts: SplitResult, tls: bool) -> None:
+    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
+        if name in _SSL_OPTIONS:
+            if not tls:
+                raise ValueError(f"url: {name} needs rediss://")
+        elif name not in _OPTIONS:
+            shown = repr(name) if name.isidentifier() else "in the query"
+            raise ValueError(f"url: unknown option {shown}")
+
+
+def _check_path(parts: SplitResult) -> None:
+    db = parts.path.strip("/")
+    if db and not (db.isascii() and db.isdigit()):
+        raise ValueError("url: what follows the port is the number of the database")

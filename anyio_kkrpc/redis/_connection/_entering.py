@@ -1,0 +1,82 @@
+"""How long a server may take to let a peer in, and what is said if it takes longer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from math import inf
+from typing import Any
+
+from anyio import CancelScope, current_time
+from redis.exceptions import RedisError
+
+from ..._exceptions import TransportConnectionError
+from ._address import Address, describe
+from ._errors import command_name, reason
+from ._link import Command, Link
+from ._patience import Outages, Patience, persist
+from ._portion import Portion
+from ._resp import Argument
+
+
+class Entering:
+    """Bounds the time until the server has answered each of the few commands that entering takes.
+
+    A refusal that may pass is no answer. Connecting has its own bound, of the same length.
+
+    :param address: of the server
+    :param timeout: seconds for each answer; ``socket_connect_timeout`` in the URL has priority
+    :param link: sends the commands
+    :param outages: told of what the server refuses for now
+    :ivar scope: to be entered around all of it
+    """
+
+    def __init__(self, address: Address, timeout: float, link: Link, outages: Outages) -> None:
+        self.scope = CancelScope()
+        self._address = address
+        self._timeout = timeout if address.connect_timeout is None else address.connect_timeout
+        self._link = link
+        self._outages = outages
+        self._patience = self._make_patience()
+        self._what = ""
+
+    async def execute(self, *command: Argument) -> Any:
+        """Send a command, as `Link.request` does."""
+        return await self._wait(command_name(command), partial(self._link.request, *command))
+
+    async def ask(self, what: str, portion: Portion, command: Callable[[int], Command]) -> Any:
+        """Ask for entries, as `Link.ask` does."""
+        name = command_name(command(portion.size))
+        return await self._wait(name, partial(self._link.ask, what, portion, command))
+
+    async def _wait(self, what: str, attempt: Callable[[], Awaitable[Any]]) -> Any:
+        self._what = what
+        self._patience = self._make_patience()
+        self.scope.deadline = current_time() + self._timeout
+        try:
+            return await persist(self._patience, attempt)
+        finally:
+            self.scope.deadline = inf
+
+    def _make_patience(self) -> Patience:
+        # A new one for each command: that one was allowed is no reason to wait for another right.
+        return Patience("the start", self._outages, heals=())
+
+    def error(self) -> TransportConnectionError:
+        """Return the error for an answer that didn't come in time."""
+        cause: BaseException | None = self._patience.refusal or self._link.lost_by
+        if isinstance(cause, TransportConnectionError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        why, advice = "", "whether the server is paused (CLIENT PAUSE), or busy with something else"
+        if isinstance(cause, RedisError):
+            why = f" but {reason(cause)!r}"
+            advice = "that the url leads to a server that takes writes, which a replica does not"
+        elif cause is not None:
+            why = f" (the connection was lost: {describe(cause)})"
+            advice = "what closes connections, there or in between"
+        error = TransportConnectionError(
+            f"Redis Streams connection error: {self._address} did not let this peer in: no answer "
+            f"to {self._what} within {self._timeout:g} seconds{why}. Check {advice}."
+        )
+        error.__cause__ = cause if cause is not None else TimeoutError(self._what)
+        return error

@@ -1,0 +1,239 @@
+"""What an error of Redis means. Nobody else decides it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from enum import Enum, auto
+
+from redis.connection import DefaultParser
+from redis.exceptions import ConnectionError as NotReadyError
+from redis.exceptions import InvalidResponse, RedisError, ResponseError
+from redis.exceptions import TimeoutError as TooLateError
+
+from ..._exceptions import OverloadedError, TransportClosedError, TransportConnectionError
+from ..._runtime._log import quoted
+
+__all__ = (
+    "Meaning",
+    "code_of",
+    "leads_elsewhere",
+    "meaning_of",
+    "named",
+    "no_memory",
+    "parse_error",
+    "reason",
+)
+
+
+class Meaning(Enum):
+    """What becomes of a command, and of its connection, after an error.
+
+    :cvar PASSING: the server refuses it for now: the connection stays, and it is repeated there,
+        after a pause
+    :cvar FULL: the same, because memory is used up: only what makes room, or what somebody waits
+        for already, is repeated; what is new is refused
+    :cvar ELSEWHERE: the connection is lost, or leads to a server that can't help: connect again
+    :cvar GONE: the stream or its group was deleted: it is made again
+    :cvar MOVED: the server is a node of a Cluster, and the stream is on another one
+    :cvar RIGHTS: the user lacks a right; it may be given back
+    :cvar LOGIN: the server doesn't know user and password; it may get to know them
+    :cvar REFUSED: this one command is refused, and will be again
+    :cvar FINAL: it didn't come from Redis
+    """
+
+    PASSING = auto()
+    FULL = auto()
+    ELSEWHERE = auto()
+    GONE = auto()
+    MOVED = auto()
+    RIGHTS = auto()
+    LOGIN = auto()
+    REFUSED = auto()
+    FINAL = auto()
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same command on the same connection will be taken later."""
+        return self is Meaning.PASSING or self is Meaning.FULL
+
+    @property
+    def heals(self) -> bool:
+        """Whether somebody who looks after the server may mend it soon."""
+        return self is Meaning.RIGHTS or self is Meaning.LOGIN
+
+
+# By the first word of the reply.
+_BY_CODE = {
+    "NOREPLICAS": Meaning.PASSING,  # min-replicas-to-write
+    "MISCONF": Meaning.PASSING,  # it can't write to its disk
+    "BUSY": Meaning.PASSING,  # a script runs for long
+    "TRYAGAIN": Meaning.PASSING,  # the slot moves to another node: some of the keys are there
+    "ASK": Meaning.PASSING,  # the slot moves to another node: the key is there, or nowhere
+    "OOM": Meaning.FULL,
+    "LOADING": Meaning.ELSEWHERE,
+    "READONLY": Meaning.ELSEWHERE,
+    "MASTERDOWN": Meaning.ELSEWHERE,
+    "CLUSTERDOWN": Meaning.ELSEWHERE,
+    "NOGROUP": Meaning.GONE,
+    "UNBLOCKED": Meaning.GONE,
+    "MOVED": Meaning.MOVED,
+    "NOPERM": Meaning.RIGHTS,
+    "NOAUTH": Meaning.LOGIN,
+    "WRONGPASS": Meaning.LOGIN,
+}
+_UNNAMED = "The user executing the script can't run this command"
+_CALLED = re.compile(rb"redis\.p?call\('(\w+)'")
+# By the beginning of what follows the word ERR.
+_BY_TEXT = {
+    "no such key": Meaning.GONE,
+    "The XGROUP subcommand requires the key to exist": Meaning.GONE,
+    "ACL failure in script": Meaning.RIGHTS,
+    _UNNAMED: Meaning.RIGHTS,
+    "max number of clients": Meaning.ELSEWHERE,
+    "invalid password": Meaning.LOGIN,
+    "wrong number of arguments for 'auth'": Meaning.LOGIN,
+    "AUTH <password> called without": Meaning.LOGIN,
+    "Client sent AUTH, but no password": Meaning.LOGIN,
+    "problem with LDAP service": Meaning.ELSEWHERE,
+}
+# Redis before 7.0 puts the error of a command behind what it says of the script that gave it.
+_IN_SCRIPT = re.compile(r"^Error running script .*@user_script: ?\d+: -?", re.DOTALL)
+_CONNECTION_ERRORS = (NotReadyError, TooLateError, InvalidResponse)
+_WITH_SUBCOMMAND = frozenset(("CLIENT", "XGROUP", "XINFO"))
+_WITHOUT_KEY = frozenset(("AUTH", "CLIENT", "INFO", "PING", "ROLE", "SELECT", "TIME"))
+# Characters of a key that a text shows.
+_SHOWN = 200
+
+
+def parse_error(text: str) -> Exception:
+    """Return the exception for an error reply, in redis-py's classes. Never raises."""
+    try:
+        error = DefaultParser.parse_error(text)  # type: ignore[no-untyped-call]
+    except Exception:  # of a MOVED whose address it can't read
+        error = None
+    return error if isinstance(error, RedisError) else ResponseError(text)
+
+
+def _classes() -> dict[type, str]:
+    """Return the codes by redis-py's classes. Which codes have one depends on its version."""
+    found: dict[type, str] = {}
+    texts = [f"{code} 1 host:1" for code in _BY_CODE] + [f"ERR {text}" for text in _BY_TEXT]
+    texts.append("ERR wrong number of arguments for 'auth' command")
+    for text in texts:
+        error = parse_error(text)
+        if type(error) is not ResponseError:
+            found.setdefault(type(error), text.partition(" ")[0])
+    return found
+
+
+_CODES = _classes()
+
+
+def code_of(exc: BaseException) -> str:
+    """Return the code of an error reply, such as ``"OOM"``; ``"ERR"`` if it has none.
+
+    redis-py takes the code from the text where it has a class for it, and leaves it otherwise.
+    """
+    code = _CODES.get(type(exc))
+    if code is None or code == "ERR":
+        word = _text(exc).partition(" ")[0]
+        code = word if word.isupper() and word.isalpha() else "ERR"
+    return code
+
+
+def meaning_of(exc: BaseException) -> Meaning:
+    """Return what an error means: redis-py's for an error reply, or one of a connection."""
+    if isinstance(exc, TransportConnectionError):
+        cause = exc.__cause__
+        if isinstance(cause, RedisError):
+            meaning = meaning_of(cause)
+            return meaning if meaning.heals or meaning is Meaning.MOVED else Meaning.ELSEWHERE
+        return Meaning.ELSEWHERE
+    if isinstance(exc, TransportClosedError):
+        return Meaning.ELSEWHERE
+    if not isinstance(exc, RedisError):
+        return Meaning.FINAL
+    found = _BY_CODE.get(code_of(exc))
+    if found is not None:
+        return found
+    text = _text(exc)
+    for beginning, meaning in _BY_TEXT.items():
+        if text.startswith(beginning):
+            return meaning
+    return Meaning.ELSEWHERE if isinstance(exc, _CONNECTION_ERRORS) else Meaning.REFUSED
+
+
+def leads_elsewhere(exc: BaseException) -> bool:
+    """Whether a connection that gave this error is given up for another one.
+
+    Whether the server knows user and password, it tells at the next login.
+    """
+    meaning = meaning_of(exc)
+    return meaning is Meaning.ELSEWHERE or (
+        meaning is Meaning.LOGIN and isinstance(exc, RedisError)
+    )
+
+
+def reason(exc: BaseException) -> str:
+    """Return an error in words, with the code that redis-py takes from its text."""
+    code, text, meaning = code_of(exc), quoted(exc), meaning_of(exc)
+    if not isinstance(exc, RedisError) or meaning is Meaning.LOGIN:
+        return text
+    if meaning is Meaning.MOVED:
+        where = text.removeprefix("MOVED ")
+        return (
+            f"MOVED {where}: the server is a node of a Redis Cluster, and what this needs is on "
+            "another node"
+        )
+    return text if code == "ERR" or code in text else f"{code} {text}"
+
+
+def named(exc: Exception, command: Sequence[bytes | str | int | float]) -> Exception:
+    """Return an error with command and key, if it is about them; else the error as it is."""
+    if not isinstance(exc, ResponseError):
+        return exc
+    if meaning_of(exc) not in (Meaning.RIGHTS, Meaning.REFUSED):
+        return exc
+    # Redis 7.0 doesn't tell which command of a script it is.
+    within = ""
+    if _UNNAMED in str(exc) and isinstance(script := command[1], bytes):
+        names = sorted({name.decode() for name in _CALLED.findall(script)})
+        within = f"one of {', '.join(names)} in "
+    return type(exc)(f"{exc} ({within}{command_name(command)})")
+
+
+def _text(exc: BaseException) -> str:
+    text = str(exc)
+    return _IN_SCRIPT.sub("", text, 1).removeprefix("ERR ").lstrip("-")
+
+
+def command_name(command: Sequence[bytes | str | int | float]) -> str:
+    """Return a command in words: its name, and its key if it has one."""
+    words = [
+        word.decode(errors="backslashreplace") if isinstance(word, bytes) else str(word)
+        for word in command[:64]
+    ]
+    name = words[0].upper()
+    key = None
+    if name in ("EVAL", "EVALSHA"):
+        key = words[3:4]
+    elif name in ("XREAD", "XREADGROUP"):
+        key = words[words.index("STREAMS") + 1 :][:1] if "STREAMS" in words else []
+    elif name in _WITH_SUBCOMMAND:
+        key = words[2:3]
+        name = " ".join((name, *words[1:2])).upper()
+    else:
+        key = words[1:2]
+    if not key or name.partition(" ")[0] in _WITHOUT_KEY:
+        return name
+    return f"{name}, key {key[0][:_SHOWN]!r}"
+
+
+def no_memory(exc: Exception) -> OverloadedError:
+    """Return the error for a request while Redis has no memory."""
+    error = OverloadedError(
+        "Redis is out of memory: the request did not run, and may be tried again"
+    )
+    error.__cause__ = exc
+    return error

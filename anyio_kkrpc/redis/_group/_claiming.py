@@ -1,0 +1,170 @@
+"""The loop by which a worker takes what other workers handed back or lost.
+
+All workers take what is there for anybody. One of them, who holds a lease, also looks through what
+is pending for what was lost: that costs Redis time that grows with what is pending, and is
+therefore done once, however many workers there are, and page by page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from anyio import Event, current_time, move_on_after, sleep
+from redis.exceptions import RedisError
+
+from .._connection._patience import Patience
+from ._claims import Groups, Look
+from ._held import Held
+from ._takeover import Takeover
+
+# As parts of claim_idle: how often the lease is asked for or kept, which has to be more often than
+# it ends; and the shortest time between two searches, which is as long as a search, too.
+_POLL = 1 / 4
+_LEAST = 1 / 16
+# Full pages of the last search that are looked at together, for what has been idle for long, and
+# searches after which there is one that doesn't know of the last one.
+_TOGETHER = 8
+_SEARCHES = 16
+# Between two pages Redis has so many times the time of a page for others, but no more than seconds.
+_BREATH = 4
+_LONGEST_BREATH = 0.01
+# Consumers that hold nothing are removed after so many times claim_idle, or seconds at least.
+_SWEEP_FACTOR = 10
+_SWEEP_LEAST = 300.0
+
+
+class Claimer:
+    """Takes what was handed back, and, while it is the one to do so, finds what was lost.
+
+    :param takeover: takes what there is room for
+    :param held: what this worker holds
+    :param claim_idle: seconds
+    :param tell: tells the other workers that there is something to take
+    :param patience: with a server that refuses it
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        takeover: Takeover,
+        held: Held,
+        claim_idle: float,
+        *,
+        tell: Callable[[], Awaitable[object]],
+        patience: Patience,
+    ) -> None:
+        self._groups = groups
+        self._take = takeover.take
+        self._keep = held.keep
+        self._idle = claim_idle
+        self._wait_room = held.wait_room
+        self._tell = tell
+        self._patience = patience
+        self._wake = Event()
+        self._leads = False
+        self._search_at = self._kept_at = 0.0
+        self._sweep_at: float | None = None
+        self._searches = 0
+        self._pages: list[bytes] = []  # the last id of each full page of the last searches
+
+    def wake(self) -> None:
+        """Note that somebody has handed something back."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Go on for ever.
+
+        :raises redis.exceptions.RedisError: if no further attempt is of use
+        """
+        await self._wake.wait()  # for the group
+        while True:
+            await self._wait_room()
+            self._wake = Event()
+            try:
+                if await self._take():
+                    continue
+                pause = await self._lead()
+            except RedisError as exc:
+                # Those who hold entries shall be able to say so before others claim them; and the
+                # reader makes the group again.
+                pause = max(self._idle * _POLL, self._patience.pause(exc))
+            else:
+                if not self._patience.calm:
+                    self._patience.worked()
+            with move_on_after(pause):
+                await self._wake.wait()
+
+    async def resign(self) -> None:
+        """Let another worker look at once."""
+        if self._leads:
+            self._leads = False
+            await self._groups.resign()
+
+    async def _lead(self) -> float:
+        """Search if it is this worker's turn; return when to come back, in seconds."""
+        poll = self._idle * _POLL
+        if not await self._keep_lease():
+            return poll
+        if current_time() >= self._search_at:
+            await self._search()
+            await self._sweep()
+        return min(poll, max(self._search_at - current_time(), 0.001))
+
+    async def _keep_lease(self) -> bool:
+        led, self._leads = self._leads, await self._groups.lead()
+        self._kept_at = current_time()
+        if not led:
+            self._search_at = self._kept_at
+        return self._leads
+
+    async def _search(self) -> None:
+        """Look through all that is pending."""
+        began = current_time()
+        # What this worker holds is kept first: an own entry that is due then isn't known here.
+        await self._keep()
+        if self._searches % _SEARCHES == 0:
+            self._pages = []
+        self._searches += 1
+        # What was there at the last search can only be less by now; what has come since is new.
+        ends = self._pages[_TOGETHER - 1 :: _TOGETHER]
+        del self._pages[len(ends) * _TOGETHER :]
+        soonest = self._idle / 2 if ends else self._idle
+        last: bytes | None = None
+        for end in (*ends, None):
+            while True:
+                look = await self._look_on(last, end)
+                if look.soonest is not None:
+                    soonest = min(soonest, current_time() - began + look.soonest)
+                if not self._leads:
+                    return
+                if look.last is None:
+                    break
+                last = look.last
+                if end is None:
+                    self._pages.append(last)
+            last = end
+        now = current_time()
+        pause = min(max(now - began, self._idle * _LEAST), self._idle)
+        # Nothing is due before: what workers take from now on isn't for claim_idle.
+        self._search_at = max(began + soonest, now + pause)
+
+    async def _look_on(self, last: bytes | None, end: bytes | None) -> Look:
+        """Look at what comes behind an id; take what is found, and let others and Redis breathe."""
+        before = current_time()
+        look = await self._groups.look(b"-" if last is None else b"(" + last, end)
+        took = current_time() - before
+        if look.due and await self._take():
+            await self._tell()
+        await sleep(min(took * _BREATH, _LONGEST_BREATH))
+        if current_time() - self._kept_at > self._idle * _POLL:
+            await self._keep_lease()
+        return look
+
+    async def _sweep(self) -> None:
+        """Remove consumers that nobody uses any more, now and then."""
+        now, idle = current_time(), max(self._idle * _SWEEP_FACTOR, _SWEEP_LEAST)
+        if self._sweep_at is None:
+            self._sweep_at = now + self._idle
+        elif now >= self._sweep_at:
+            self._sweep_at = now + idle
+            await self._groups.sweep(idle)

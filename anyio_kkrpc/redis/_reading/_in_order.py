@@ -1,0 +1,67 @@
+"""What is for one peer, handled in the order in which each sender wrote it.
+
+A sender writes again what Redis refused for a while, and what Redis took behind that has come then.
+Such entries wait here for a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from anyio import Event, current_time, sleep
+
+from ..dialects import Entry
+from ..dialects.native import numbered
+from ._repeats import PATIENCE, Repeats
+
+__all__ = ("InOrder",)
+
+
+class InOrder:
+    """Hands entries on. `run` must run beside it.
+
+    :param repeats: knows what is missing
+    :param handle: is given an entry's id and the entry
+    """
+
+    def __init__(self, repeats: Repeats, handle: Callable[[bytes, Entry], object]) -> None:
+        self._repeats = repeats
+        self._handle = handle
+        self._waits = Event()
+
+    def sort(self, stream: bytes, entry_id: bytes, entry: Entry, number: bytes) -> None:
+        """Hand on an entry that came while something is missing, and what is next, or let it wait.
+
+        :param number: the entry's
+        """
+        item = (entry_id, entry)
+        self._sort(stream, entry.sender, number, item, entry.size)
+
+    def skipped(self, stream: bytes, fields: list[bytes]) -> None:
+        """Note that an entry could not be read: nothing waits for it."""
+        sender, number = numbered(fields)
+        if number is None or self._repeats.came_before(stream, sender, number):
+            return
+        if self._repeats.disorder:
+            self._sort(stream, sender, number, None, 0)
+
+    def _sort(
+        self, stream: bytes, sender: str, number: bytes, item: tuple[bytes, Entry] | None, size: int
+    ) -> None:
+        ready = self._repeats.sort(stream, sender, number, item, size, current_time())
+        self._hand_on(ready)
+        self._waits.set()
+
+    def _hand_on(self, items: list[tuple[bytes, Entry] | None]) -> None:
+        for item in items:
+            if item is not None:
+                self._handle(*item)
+
+    async def run(self) -> None:
+        """Hand on what waits for something that doesn't come."""
+        while True:
+            self._waits = Event()
+            if not self._repeats.disorder:
+                await self._waits.wait()
+            await sleep(PATIENCE / 20)
+            self._hand_on(self._repeats.overdue(current_time()))

@@ -1,0 +1,222 @@
+"""What becomes of those who waited for what was in this peer's inbox, once that is gone.
+
+An outage, after which all peers connect again, and an inbox that was deleted while its owner was
+connected are told apart. After an outage other peers keep what finds no inbox, and nearly all that
+had been in it was read before. Where only the inbox is gone, what was on its way is lost.
+
+Whose reply is lost is told at once. In a group Redis knows of each request whether it was answered;
+where it doesn't know, all are told who may have lost something.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from anyio import Event, current_time, sleep
+from redis.exceptions import RedisError
+
+from ..._exceptions import DeliveryError
+from ...abc import Envelope
+from ...kit._inbound import Inbound
+from .._connection._errors import meaning_of, reason
+from .._connection._link import Link
+from .._connection._resp import Execute
+from .._stream._scripts import BEFORE, BY_NAME
+from ._reader import Reader, last_id, order
+from ._repeats import PATIENCE, Repeats
+
+__all__ = ("Losses",)
+
+logger = logging.getLogger("anyio_kkrpc")
+
+# Returns those of some requests that the group, or each group there is, has taken and acknowledged.
+# What isn't in a stream from which nothing was ever deleted was in another one: it may still run.
+_ANSWERED = (
+    BEFORE
+    + BY_NAME
+    + b"""
+local groups, whole = {}, false
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  local stream = by_name(redis.call('XINFO', 'STREAM', KEYS[1]))
+  whole = stream['entries-added'] == stream['length']
+  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+    local group = by_name(flat)
+    if ARGV[1] == '' or group['name'] == ARGV[1] then groups[#groups + 1] = group end
+  end
+end
+local answered = {}
+if ARGV[1] ~= '' and #groups == 0 then return answered end
+for i = 2, #ARGV do
+  local id, open = ARGV[i], false
+  for _, group in ipairs(groups) do
+    if before(group['last-delivered-id'], id)
+      or #redis.call('XPENDING', KEYS[1], group['name'], id, id, 1) > 0 then
+      open = true
+      break
+    end
+  end
+  if not open and ARGV[1] ~= '' and whole then
+    open = #redis.call('XRANGE', KEYS[1], id, id) == 0
+  end
+  if not open then answered[#answered + 1] = id end
+end
+return answered
+"""
+)
+# Requests that one script looks at.
+_CHUNK = 250
+# Seconds after which an inbox that somebody waits for, and that nothing came into, is looked for.
+_LOOK = 2.0
+# Seconds between two looks, and how many of them are refused before that is final.
+_PAUSE = 0.5
+_MOST_REFUSALS = 20
+# Looks whether the new inbox was read, while it is waited for that.
+_LOOKS = 1000
+_STREAM = "the inbox of this peer was deleted from Redis, and what was in it is lost"
+_CALL = f"{_STREAM}: the reply may be part of it"
+
+
+class Losses:
+    """Sees to what is lost with an inbox. `run` must run beside it.
+
+    :param stream: key of the stream
+    :param group: the group that this peer's requests are for, ``None`` in a broadcast
+    :param inbox: key of this peer's inbox
+    :param inbound: has the listener
+    :param repeats: knows what came before
+    :param link: the connection that this peer writes on
+    :param told: are told, on AnyIO's clock, when other inboxes may be gone, too
+    :ivar reader: reads the inbox
+    """
+
+    def __init__(
+        self,
+        stream: bytes,
+        group: bytes | None,
+        inbox: bytes,
+        inbound: Inbound,
+        repeats: Repeats,
+        link: Link,
+        told: Sequence[Callable[[float], object]],
+    ) -> None:
+        self.reader: Reader | None = None
+        self._stream = stream
+        self._group = group
+        self._inbox = inbox
+        self._inbound = inbound
+        self._repeats = repeats
+        self._link = link
+        self._told = told
+        self._sudden = self._complained = False
+        self._came = Event()
+
+    def lost(self, made: bytes) -> None:
+        """Note that the inbox was gone, with what was in it, and was made again.
+
+        :param made: the id since which it is there
+        """
+        self._repeats.lose()
+        for tell in self._told:
+            tell(current_time())
+        position = self._position
+        if self.reader is not None and position is not None:
+            # What was written by a server whose clock is behind comes before what was read.
+            behind = order(made) < order(position)
+            self.reader.positions[self._inbox] = b"0-0" if behind else made
+        # While the connection is made again, `connection` is None.
+        self._sudden = self._sudden or self._link.connection is not None
+        self._came.set()
+
+    async def look(self, keep: Callable[[Execute], Awaitable[object]]) -> None:
+        """Look for the inbox, sooner than housekeeping does, as long as somebody waits for it.
+
+        :param keep: `Inbox.keep`
+        """
+        position = None
+        while True:
+            await sleep(_LOOK)
+            before, position = position, self._position
+            if position == before and self._inbound.expects():
+                try:
+                    await keep(self._link.request)
+                except RedisError as exc:
+                    logger.debug("looking for the inbox: %s", exc)  # housekeeping says it
+
+    async def run(self) -> None:
+        """Tell those who wait in vain."""
+        while True:
+            await self._came.wait()
+            self._came = Event()
+            sudden, self._sudden = self._sudden, False
+            if sudden:
+                self._inbound.lose(DeliveryError(_STREAM))
+            await self._tell_callers(sudden)
+
+    async def _tell_callers(self, sudden: bool) -> None:
+        waiting = self._inbound.waiting()
+        # Those without an id were not in the stream yet.
+        sent = [one for one in waiting if one.recipient is None and _is_id(one.token)]
+        lost = [one for one in waiting if one.recipient is not None] if sudden else []
+        if sudden or self._group is not None:
+            lost += await self._find_answered(sent)
+        if not lost:
+            return
+        await self._read_on()
+        still = {one.record.id for one in self._inbound.waiting()}  # type: ignore[union-attr]
+        for one in lost:
+            record = one.record
+            if record.id in still:  # type: ignore[union-attr]
+                token = one.token or b"sent"
+                back = Envelope(
+                    record, None, one.recipient, error=DeliveryError(_CALL), token=token
+                )
+                self._inbound.deliver(back)
+
+    async def _find_answered(self, sent: Sequence[Envelope]) -> list[Envelope]:
+        """Return those requests that nobody will answer any more; all, if that can't be found."""
+        found: set[bytes] = set()
+        refusals = 0
+        start = 0
+        while start < len(sent):
+            ids = [one.token for one in sent[start : start + _CHUNK]]
+            command = (b"EVAL", _ANSWERED, b"1", self._stream, self._group or b"", *ids)
+            try:
+                found.update(await self._link.request(*command))
+            except RedisError as exc:
+                refusals += 1
+                if meaning_of(exc).passes and refusals < _MOST_REFUSALS:
+                    await sleep(_PAUSE)
+                    continue
+                if not self._complained:
+                    self._complained = True
+                    logger.warning("which replies were lost can't be found: %s", reason(exc))
+                return [*sent]
+            start += _CHUNK
+        return [one for one in sent if one.token in found]
+
+    async def _read_on(self) -> None:
+        """Wait until what is in the new inbox now was read: replies may be among it."""
+        try:
+            end = await last_id(self._link.ask, self._inbox)
+        except RedisError:
+            return
+        for _ in range(_LOOKS):
+            if self._has_read(end):
+                return
+            await sleep(2 * PATIENCE / _LOOKS)
+
+    @property
+    def _position(self) -> bytes | None:
+        return None if self.reader is None else self.reader.positions.get(self._inbox)
+
+    def _has_read(self, end: bytes) -> bool:
+        position = self._position
+        if position is None:
+            return True
+        return order(position) >= order(end) and not self._repeats.disorder
+
+
+def _is_id(token: object) -> bool:
+    """Whether a request is known to be in the stream."""
+    return isinstance(token, bytes) and bool(token)

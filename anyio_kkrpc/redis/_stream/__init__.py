@@ -1,0 +1,1 @@
+"""One stream's names and facts: keys, scripts, rights, Redis' clock and version."""

@@ -1,0 +1,1 @@
+"""The way out: envelopes become commands, are written in order, and settled once."""

@@ -1,0 +1,105 @@
+"""Requests that can be taken back, and cancels of those that can't; without any I/O.
+
+What waits to be written is taken back. A cancel names the request by its id in the stream, which
+Redis tells in its answer. Until that has come the cancel waits with the request; one that isn't in
+the stream, and won't be, needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ..._protocol._records import Cancel, Request
+from ...abc import Envelope
+from .._connection._resp import pack
+from .._stream._holders import MOST, find_holders
+from ._commands import Commands
+from ._ledger import Post
+
+__all__ = ("Cancels",)
+
+# In place of the id of what isn't in the stream.
+_NOWHERE = b""
+
+
+class Cancels:
+    """Cancels of one writer's requests. It is told what becomes of these.
+
+    :param commands: makes what is written
+    :param withdraw: takes back a post, or returns false
+    :param stir: has `posts` called
+    :ivar waiting: the requests that wait and may be taken back, by their ids
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        withdraw: Callable[[Post], bool],
+        stir: Callable[[], object],
+    ) -> None:
+        self._commands = commands
+        self._withdraw = withdraw
+        self._stir = stir
+        self.waiting: dict[str, Post] = {}
+        self._due: list[tuple[bytes, Cancel]] = []
+        # Of requests of which nothing is known here.
+        self._unplaced: list[Cancel] = []
+
+    def let_wait(self, request_id: str, post: Post) -> None:
+        """Note that a request waits."""
+        self.waiting[request_id] = post
+
+    def forget(self, post: Post) -> None:
+        """Note that a post doesn't wait any more."""
+        envelope = post.envelope
+        if self.waiting and envelope is not None and isinstance(envelope.record, Request):
+            self.waiting.pop(envelope.record.id, None)
+
+    def take_back(self, cancel: Envelope) -> bool:
+        """Take back the request that a cancel is for, if it waits; return whether it did."""
+        record = cancel.record
+        request = self.waiting.get(record.id) if isinstance(record, Cancel) else None
+        return request is not None and self._withdraw(request)
+
+    def add(self, envelope: Envelope) -> None:
+        """Take the cancel of a request to the group, whose token is that of the request: its post,
+        and once it is in the stream its id.
+        """
+        if self.take_back(envelope):
+            return
+        cancel, place = envelope.record, envelope.token
+        assert isinstance(cancel, Cancel)
+        self._stir()
+        if place.__class__ is Post:
+            if place.entry_id is None:
+                place.cancel = cancel
+                return
+            place = place.entry_id
+        if place is None:
+            self._unplaced.append(cancel)
+        elif place != _NOWHERE:
+            self._due.append((place, cancel))
+
+    def place(self, post: Post, entry_id: bytes) -> None:
+        """Note where in the stream a request is."""
+        assert post.envelope is not None
+        post.envelope.token = post.entry_id = entry_id
+        if post.cancel is not None:
+            self._due.append((entry_id, post.cancel))
+            self._stir()
+
+    def leave(self, post: Post) -> None:
+        """Note that what a post holds won't be in the stream."""
+        if post.envelope is not None and isinstance(post.envelope.record, Request):
+            post.envelope.token = post.entry_id = _NOWHERE
+
+    def posts(self) -> Iterator[Post]:
+        """Take what may be written."""
+        unplaced, self._unplaced = self._unplaced, []
+        for cancel in unplaced:
+            yield self._commands.make_control(Envelope(cancel))
+        due, self._due = self._due, []
+        for start in range(0, len(due), MOST):
+            ids, cancels = zip(*due[start : start + MOST], strict=True)
+            command = find_holders(self._commands.keys, ids)
+            yield Post(pack(command), cancels=cancels)

@@ -1,0 +1,415 @@
+"""What a transport says to Redis about envelopes, as packed commands, without any I/O."""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+
+from msgspec import UNSET, Struct
+
+from ..._exceptions import OverloadedError, RPCTimeoutError
+from ..._protocol._records import Bye, Cancel, Record, Reply, Request
+from ..._wire_errors import library_error
+from ...abc import Codec, Envelope
+from .._connection._resp import pack as pack_command
+from .._stream._keys import Keys
+from .._stream._scripts import BY_NAME
+from ..dialects import Dialects
+from ..dialects._signing import FRESH, Signer
+from ..dialects.native import MARK, UNMARKED
+from ._ledger import Post
+
+__all__ = ("Commands", "deadline_of", "is_control")
+
+# Entries of the control stream. Cancels in a broadcast are of interest for moments, but as many as
+# that may come in one; all together they take some 2 MB.
+CONTROL_LENGTH = b"20000"
+CONTROL_TTL_MS = b"3600000"
+# Peers whose inbox is remembered.
+_PEERS = 4096
+
+# The end of each native entry, packed.
+_MARK = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in MARK)
+
+# Adds a request unless the group has too much to do already; returns its id, or the backlog.
+_ADD_BOUNDED = (
+    BY_NAME
+    + b"""
+if redis.replicate_commands then redis.replicate_commands() end
+local limit = tonumber(ARGV[2])
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  -- Without that group, by the one that has least to do; without any, all entries wait for it.
+  local backlog = redis.call('XLEN', KEYS[1])
+  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+    local group = by_name(flat)
+    local waiting = group['lag']
+    if not waiting then
+      local start = '(' .. group['last-delivered-id']
+      waiting = #redis.call('XRANGE', KEYS[1], start, '+', 'COUNT', limit + 1)
+    end
+    backlog = math.min(backlog, waiting + group['pending'])
+    if group['name'] == ARGV[1] then
+      backlog = waiting + group['pending']
+      break
+    end
+  end
+  if backlog >= limit then return backlog end
+end
+return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 3))
+"""
+)
+
+# Makes entries pending again that were acknowledged though their reply was refused.
+_BRING_BACK = b"""
+if redis.replicate_commands then redis.replicate_commands() end
+for i = 3, #ARGV, 2 do
+  if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1) == 0 then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i],
+      'RETRYCOUNT', ARGV[i + 1], 'FORCE', 'JUSTID')
+  end
+end
+return 1
+"""
+
+
+class _Inbox(Struct):
+    """Where entries for one peer go.
+
+    :ivar epoch: what the numbers of these entries begin with; the counts behind it have no gaps,
+        which the ``+`` in it says
+    :ivar last: the count of the last one
+    :ivar head: the beginning of the command that adds one in ``codec``
+    """
+
+    key: bytes
+    epoch: bytes
+    last: int = 0
+    codec: Codec | None = None
+    head: bytes = b""
+
+
+class Commands:
+    """Makes the posts of a writer.
+
+    :param group: the group whose entries are acknowledged, if any
+    :param consumer: this peer's name in it
+    :param added: told how many entries are added to the stream or acknowledged, if not ``None``
+    :ivar keys: of the stream
+    :ivar sent: records that were put into posts
+    :ivar no_mkstream: whether the server knows NOMKSTREAM
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        dialects: Dialects,
+        group: bytes | None,
+        consumer: bytes,
+        max_message_size: int,
+        max_backlog: int | None,
+        signer: Signer | None,
+        added: Callable[[int], object] | None,
+    ) -> None:
+        self.keys = keys
+        self._dialects = dialects
+        self._native = dialects.native
+        self._group = group
+        self._consumer = consumer
+        self._max_size = max_message_size
+        self._backlog = None if max_backlog is None else b"%d" % max_backlog
+        self._signer = signer
+        self._added = added
+        # Whether nothing is added to commands, so that they may be put together the quick way.
+        self._plain = signer is None and max_backlog is None
+        self._request_head = _beginning(
+            (b"XADD", keys.stream, b"*", b"from", self._native.sender), self._native.codec, 2
+        )
+        self._epoch = secrets.token_hex(4).encode()
+        self._epochs = count(1)
+        self._inboxes: OrderedDict[str, _Inbox] = OrderedDict()
+        self._control = self._open(keys.control)
+        self.no_mkstream = True
+        self.sent = 0
+
+    def make(self, envelope: Envelope) -> Post | None:
+        """Return what is to be written; ``None`` if its recipient knows nothing of the kind, or if
+        it is the cancel of a request to the group: see `Cancels`.
+        """
+        record, recipient = envelope.record, envelope.recipient
+        if self._plain:
+            if recipient is None:
+                if record.__class__ is Request and self._dialects.own is self._native:
+                    return self._make_request(envelope, record)
+            elif self._dialects.of(recipient) is self._native:
+                return self._make_addressed(envelope, recipient)
+        dialect = self._dialects.of(recipient)
+        control = recipient is None and is_control(record)
+        if dialect is not self._native and not control:
+            shared = dialect.encode(record, recipient)
+            return None if shared is None else self._make_shared(envelope, shared)
+        if control:
+            grouped = self._group is not None and record.__class__ is Cancel
+            return None if grouped else self.make_control(envelope)
+        if recipient is None:
+            fields = self._native.encode(record, None)
+            post = envelope.token = Post(b"", envelope, to_stream=True)
+            return self._add_to_stream(fields, post)
+        post = Post(b"", envelope)
+        self.number_anew(post)
+        self.sent += 1
+        return post
+
+    def make_control(self, envelope: Envelope) -> Post:
+        """Return what tells all peers."""
+        keys = self.keys
+        number = b"%s.%d" % (self._control.epoch, self._control.last + 1)
+        fields = self._encode(envelope, number)
+        self._control.last += 1
+        self.sent += 1
+        pack = partial(self._pack, key=keys.control, fields=fields)
+        add = (b"XADD", keys.control, b"MAXLEN", b"~", CONTROL_LENGTH, b"*")
+        expire = pack_command((b"PEXPIRE", keys.control, CONTROL_TTL_MS))
+        return self._sealed(partial(pack, add, behind=expire), Post(b"", envelope, 2))
+
+    def forward(self, entry_id: bytes, attempt: int, recipient: str, fields: list[bytes]) -> Post:
+        """Return what hands an entry of the group on to the inbox of the peer that it is for."""
+        command = (b"XADD", self._inbox(recipient).key, *self._if_there, b"*", *fields)
+        packed = pack_command(command)
+        return Post(packed, answers=entry_id, attempt=attempt, forwarded_to=recipient)
+
+    def acknowledge(self, entries: list[bytes]) -> Post:
+        """Return what acknowledges entries of the group."""
+        assert self._group is not None
+        if self._added is not None:
+            self._added(len(entries))
+        command = (b"XACK", self.keys.stream, self._group, *entries)
+        return Post(pack_command(command), ids=entries)
+
+    def bring_back(self, entries: list[tuple[bytes, int]]) -> Post:
+        """Return what makes entries of the group pending again.
+
+        :param entries: their ids, with the number of their deliveries
+        """
+        assert self._group is not None
+        flat: list[bytes] = []
+        for entry_id, attempt in entries:
+            flat += (entry_id, b"%d" % attempt)
+        command = (b"EVAL", _BRING_BACK, b"1", self.keys.stream, self._group, self._consumer)
+        ids = [entry_id for entry_id, _ in entries]
+        return Post(pack_command((*command, *flat)), ids=ids, brings_back=True)
+
+    def renew(self, post: Post, left: int) -> None:
+        """Give a request that has waited a new budget, where its dialect carries one.
+
+        :param left: milliseconds
+        """
+        envelope = post.envelope
+        assert envelope is not None
+        assert isinstance(envelope.record, Request)
+        if post.to_stream and post.data is None:
+            envelope.record.d = left
+            self._sealed(self._adding(self._native.encode(envelope.record, None)), post)
+        elif post.number is not None:
+            envelope.record.d = left
+            self._add_to_inbox(self._inbox(str(envelope.recipient)), envelope, post)
+
+    def refresh(self, post: Post) -> None:
+        """Sign anew what has waited: a signature is good for the time in which it was made."""
+        if (
+            post.pack is not None
+            and self._signer is not None
+            and abs(self._signer.now() - post.signed_at) > FRESH
+        ):
+            self._sealed(post.pack, post)
+
+    def small(self, post: Post) -> Post | None:
+        """Return what takes the place of something for an inbox that nobody waits for any more.
+
+        Its number is not left out, since its recipient would wait for it.
+
+        :return: ``None`` if nothing can
+        """
+        envelope, number = post.envelope, post.number
+        if envelope is None or envelope.recipient is None or number is None:
+            return None
+        record: Record
+        if isinstance(envelope.record, Request):
+            record = Cancel(envelope.record.id)
+        elif isinstance(envelope.record, Reply):
+            error = RPCTimeoutError("its time ran out before it could be sent")
+            record = Reply(envelope.record.id, e=library_error(error))
+        else:
+            return None
+        inbox, small = self._inbox(envelope.recipient), Envelope(record, None, envelope.recipient)
+        return self._add_to_inbox(inbox, small, Post(b"", number=number))
+
+    def take_back(self, post: Post) -> None:
+        """Note that the post that was made last won't be written: the next one has its number."""
+        if post.number is not None and post.envelope is not None:
+            self._inbox(str(post.envelope.recipient)).last -= 1
+
+    def takes_late(self, recipient: str) -> bool:
+        """Whether a peer is known to take what comes behind a greater number."""
+        return self._native.version_of(recipient) != UNMARKED
+
+    def begin_anew(self, recipient: str) -> None:
+        """Count anew for a peer for which a number is left out."""
+        self._inboxes.pop(recipient, None)
+
+    def number_anew(self, post: Post) -> None:
+        """Give a post for an inbox the next number."""
+        envelope = post.envelope
+        assert envelope is not None
+        inbox = self._inbox(str(envelope.recipient))
+        post.number = b"%s.%d" % (inbox.epoch, inbox.last + 1)
+        self._add_to_inbox(inbox, envelope, post)
+        inbox.last += 1
+
+    def key_of(self, post: Post) -> bytes:
+        """Return the key that a post writes to."""
+        if post.to_stream or post.envelope is None:
+            return self.keys.stream
+        recipient = post.envelope.recipient
+        return self.keys.control if recipient is None else self.keys.inbox(recipient)
+
+    def _make_request(self, envelope: Envelope, record: Record) -> Post:
+        """The quick way of most: the constant beginning of the command is made once."""
+        data = self._native.codec.encode(record)
+        size = len(data)
+        if size > self._max_size:
+            self._check_size(size)
+        self.sent += 1
+        if self._added is not None:
+            self._added(1)
+        packed = b"%s$%d\r\n%s\r\n%s" % (self._request_head, size, data, _MARK)
+        post = envelope.token = Post(packed, envelope, 1, True)
+        return post
+
+    def _make_addressed(self, envelope: Envelope, recipient: str) -> Post:
+        codec = self._native.codec_for(recipient)
+        data = codec.encode(envelope.record)
+        if len(data) > self._max_size:
+            self._check_size(len(data))
+        self.sent += 1
+        inbox = self._inboxes.get(recipient)
+        if inbox is None:
+            inbox = self._inbox(recipient)
+        if inbox.codec is not codec:
+            self._begin(inbox, codec)
+        inbox.last = last = inbox.last + 1
+        number = b"%s.%d" % (inbox.epoch, last)
+        packed = b"%s$%d\r\n%s\r\n$1\r\nn\r\n$%d\r\n%s\r\n%s" % (
+            inbox.head,
+            len(data),
+            data,
+            len(number),
+            number,
+            _MARK,
+        )
+        return Post(packed, envelope, 1, False, None, number)
+
+    def _add_to_inbox(self, inbox: _Inbox, envelope: Envelope, post: Post) -> Post:
+        """Put what adds a record to an inbox into a post, under the number that this has."""
+        assert post.number is not None
+        fields = self._encode(envelope, post.number)
+        command = (b"XADD", inbox.key, *self._if_there, b"*")
+        return self._sealed(partial(self._pack, command, inbox.key, fields), post)
+
+    def _make_shared(self, envelope: Envelope, fields: tuple[bytes, ...]) -> Post:
+        bounded = isinstance(envelope.record, Request)
+        post = Post(b"", envelope, 1, True, fields[1])
+        return self._add_to_stream(fields, post, bounded=bounded)
+
+    def _add_to_stream(
+        self, fields: tuple[bytes, ...], post: Post, *, bounded: bool = True
+    ) -> Post:
+        """Put what adds an entry to the stream into a post."""
+        self._check_size(max(map(len, fields)))
+        self.sent += 1
+        if self._added is not None:
+            self._added(1)
+        return self._sealed(self._adding(fields, bounded=bounded), post)
+
+    def _adding(self, fields: tuple[bytes, ...], *, bounded: bool = True) -> Callable[[], bytes]:
+        """Return what packs the command that adds fields to the stream."""
+        stream = self.keys.stream
+        command: tuple[bytes, ...] = (b"XADD", stream, b"*")
+        if self._backlog is not None and self._group is not None and bounded:
+            command = (b"EVAL", _ADD_BOUNDED, b"1", stream, self._group, self._backlog)
+        return partial(self._pack, command, stream, fields)
+
+    def _pack(
+        self, command: tuple[bytes, ...], key: bytes, fields: tuple[bytes, ...], behind: bytes = b""
+    ) -> bytes:
+        """Pack a command that ends with fields, which are signed if there is a key."""
+        if self._signer is not None:
+            fields = self._signer.sign(key, fields)
+        return pack_command((*command, *fields)) + behind
+
+    def _sealed(self, pack: Callable[[], bytes], post: Post) -> Post:
+        """Put commands into a post, and how they are packed again if they are signed."""
+        post.packed = pack()
+        if self._signer is not None:
+            post.pack, post.signed_at = pack, self._signer.now()
+        return post
+
+    def _encode(self, envelope: Envelope, number: bytes) -> tuple[bytes, ...]:
+        """Return the fields of a native entry with a number."""
+        fields = self._native.encode(envelope.record, envelope.recipient, number)
+        self._check_size(max(map(len, fields)))
+        return fields
+
+    @property
+    def _if_there(self) -> tuple[bytes, ...]:
+        """What keeps XADD from making an inbox: a peer that has gone must not get it back."""
+        return (b"NOMKSTREAM",) if self.no_mkstream else ()
+
+    def _inbox(self, recipient: str) -> _Inbox:
+        inboxes = self._inboxes
+        inbox = inboxes.get(recipient)
+        if inbox is None:
+            if len(inboxes) >= _PEERS:
+                inboxes.popitem(last=False)
+            inbox = inboxes[recipient] = self._open(self.keys.inbox(recipient))
+        return inbox
+
+    def _open(self, key: bytes) -> _Inbox:
+        # One that was forgotten and is opened again counts from 1, hence an epoch of its own.
+        return _Inbox(key, b"%s+%x" % (self._epoch, next(self._epochs)))
+
+    def _begin(self, inbox: _Inbox, codec: Codec) -> None:
+        """Make the beginning of the command that adds to an inbox."""
+        command = (b"XADD", inbox.key, *self._if_there, b"*", b"from", self._native.sender)
+        inbox.codec, inbox.head = codec, _beginning(command, codec, 4)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_size:
+            raise OverloadedError(
+                f"a message of {size} bytes exceeds max_message_size ({self._max_size} bytes)"
+            )
+
+
+def is_control(record: Record) -> bool:
+    """Whether a record goes to the control stream, if it isn't for one peer."""
+    kind = record.__class__
+    return kind is Cancel or kind is Bye
+
+
+def deadline_of(request: Envelope) -> float | None:
+    """Return when the caller of a request gives up, on AnyIO's clock."""
+    record = request.record
+    if request.sent_at is None or not isinstance(record, Request) or record.d is UNSET:
+        return None
+    return request.sent_at + record.d / 1000
+
+
+def _beginning(command: tuple[bytes, ...], codec: Codec, more: int) -> bytes:
+    """Return a packed command up to its last values: the encoded record, and some more."""
+    name = codec.name.encode()
+    length = len(command) + 2 + more
+    return b"*%d\r\n" % length + b"".join(
+        b"$%d\r\n%s\r\n" % (len(part), part) for part in (*command, name)
+    )

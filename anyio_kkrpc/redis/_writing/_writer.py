@@ -1,0 +1,343 @@
+"""What a transport writes: requests, replies with acknowledgements, controls.
+
+Each write is kept until Redis has taken or refused it; what it refuses for now is written again.
+When the connection is lost in between, nobody knows which of them arrived. On the next connection a
+request to the stream is looked up before it is written again; what goes to an inbox or the control
+stream has a number, by which its reader recognizes what it has read already; and an acknowledgement
+may be repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from anyio import Event
+from msgspec import UNSET
+from redis.exceptions import RedisError
+
+from ..._exceptions import DeliveryError, OverloadedError, RPCTimeoutError
+from ..._protocol._records import Cancel, Reply, Request
+from ..._runtime._fresh import fresh_copy
+from ..._runtime._log import quoted
+from ..._wire_errors import library_error
+from ...abc import Envelope
+from .._connection._errors import Meaning, meaning_of, named, no_memory, reason
+from .._connection._patience import Patience
+from .._connection._resp import Connection
+from ..dialects.native import NativeDialect
+from ._commands import Commands, is_control
+from ._ledger import Post
+from ._lookup import Lookup
+from ._outgoing import Outgoing
+
+logger = logging.getLogger("anyio_kkrpc")
+
+# How far, in seconds, a lookup goes back behind the moment of writing: clocks aren't exact.
+_MARGIN = 2.0
+
+
+class Writer:
+    """Writes to the connection that it is attached to. `run` must run beside it.
+
+    :param commands: makes what is written
+    :param native: reads what is looked up
+    :param returned: told of envelopes that could not be delivered
+    :param patience: with what Redis refuses
+    :param given_up: told of entries of the group, with the number of their deliveries, that can't
+        be answered from here: somebody else is to have them
+    :param failed: told of an error that makes it of no use
+    :param chance: seconds in which peers make inboxes again that Redis has lost
+    :param absent: told of a peer that has no inbox
+    :ivar commands: the same
+    :ivar undelivered: what waits for inboxes that are gone; its `run` must run, too
+    :ivar undeliverable: records that Redis refused, or whose recipient was gone
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        native: NativeDialect,
+        *,
+        returned: Callable[[Envelope], object],
+        patience: Patience,
+        given_up: Callable[[bytes, int], object],
+        failed: Callable[[Exception], object],
+        chance: float = 60.0,
+        absent: Callable[[str, Exception], object] = lambda peer, error: None,
+    ) -> None:
+        self.commands = commands
+        self._lookup = Lookup(commands.keys.stream, native)
+        self._returned = returned
+        self._absent = absent
+        outgoing = self._outgoing = Outgoing(
+            commands,
+            patience,
+            finished=self._finish,
+            too_late=self._is_too_late,
+            given_up=given_up,
+            failed=failed,
+            chance=chance,
+        )
+        self.undelivered = outgoing.undelivered
+        # Asked for each message, and so without a detour.
+        self._make, self._post = commands.make, outgoing.post
+        self.flush_nowait, self.expect_more = outgoing.flush_nowait, outgoing.expect_more
+        self.run, self.detach = outgoing.run, outgoing.detach
+        self._reason: Exception | None = None
+        # Whether Redis doesn't tell who has a request.
+        self._blind = False
+        self.undeliverable = 0
+
+    @property
+    def unanswered(self) -> Mapping[bytes, int]:
+        """Entries of the group whose reply waits or is repeated, with the number of their
+        deliveries.
+        """
+        return self._outgoing.acks.unanswered
+
+    def unfinished(self) -> list[bytes]:
+        """Return the entries of the group that this worker holds until they are acknowledged."""
+        return [*self._outgoing.acks.unanswered, *self._outgoing.acks.settled]
+
+    # Writing
+
+    async def send(self, envelope: Envelope) -> None:
+        """Write a record that isn't a reply to an entry of a group."""
+        post = self.send_nowait(envelope)
+        if post is not None:
+            await self.wait_flushed(post, envelope.deadline)
+
+    def send_nowait(self, envelope: Envelope) -> Post | None:
+        """Write a record; return what `wait_flushed` is to be given, ``None`` if it needs not be.
+
+        :raises OverloadedError: for a request while Redis is known to take none
+        """
+        post = self._make(envelope)
+        if post is None:
+            if envelope.record.__class__ is Cancel and envelope.recipient is None:
+                self._outgoing.cancels.add(envelope)
+            return None
+        self._post(post)
+        return None if self.flush_nowait() else post
+
+    async def send_and_confirm(self, envelope: Envelope) -> None:
+        """Write a record, and wait until Redis has it. If that is cancelled before it was begun to
+        be written, it won't be.
+
+        :raises DeliveryError: if it doesn't take it, or the recipient isn't there
+        :raises OverloadedError: if Redis takes no requests now
+        """
+        post = self._make(envelope)
+        if post is None:
+            return
+        post.event = Event()
+        self._post(post)
+        try:
+            await self.flush()
+            await post.event.wait()
+        except BaseException:
+            self._outgoing.withdraw(post)
+            raise
+        error = self._error(post)
+        if error is not None:
+            raise error
+
+    def settle(self, entry_id: bytes, reply: Envelope | None, attempt: int = 1) -> Post | None:
+        """Queue the acknowledgement of an entry of the group behind its reply, for one write.
+
+        :param attempt: how often the entry was delivered
+        :return: the reply's post, for `wait_flushed`
+        """
+        post = None if reply is None else self._make(reply)
+        if post is None:
+            self._outgoing.acks.settled.append(entry_id)
+            self._outgoing.acknowledge()
+        else:
+            post.answers, post.attempt = entry_id, attempt
+            self._post(post)  # the write that takes it asks for the acknowledgement, too
+        return post
+
+    def forward(self, entry_id: bytes, attempt: int, recipient: str, fields: list[bytes]) -> None:
+        """Queue an entry of the group for the inbox of the peer that it is for, if there is one."""
+        self._post(self.commands.forward(entry_id, attempt, recipient, fields))
+
+    async def flush(self) -> None:
+        """Write what is queued. While nothing can be written, wait only if much is queued."""
+        if not self.flush_nowait():
+            await self.wait_flushed()
+
+    async def wait_flushed(self, post: Post | None = None, deadline: float | None = None) -> None:
+        """Wait for what `flush_nowait` has left.
+
+        :param post: what isn't worth being written after the deadline
+        :param deadline: when to wait no longer, on AnyIO's clock
+        """
+        if deadline is not None and post is not None and post.envelope is not None:
+            post.envelope.deadline = deadline
+        in_time = await self._outgoing.wait_room(deadline)
+        if not in_time and post is not None and self._outgoing.withdraw(post):
+            envelope = post.envelope
+            # Who waits for a request knows the time by itself.
+            if envelope is None or envelope.record.__class__ is not Request:
+                self._expire(post)
+        if self._reason is not None:
+            raise fresh_copy(self._reason)
+
+    # Outcomes
+
+    def _finish(self, post: Post) -> None:
+        """Tell who is concerned that a post was answered, and not as most are."""
+        result, envelope = post.result, post.envelope
+        self._outgoing.cancels.leave(post)
+        if post.cancels is not None:
+            self._cancel(post.cancels, result)
+            return
+        if isinstance(result, Exception) and meaning_of(result) is not Meaning.FULL:
+            name = b"XADD" if post.ids is None else b"XACK"
+            post.result = result = named(result, (name, self.commands.key_of(post)))
+            if post.answers is not None:
+                self._replace(post, post.answers, result)
+                return
+        error = self._error(post)
+        if post.event is not None:
+            post.event.set()
+        elif post.forwarded_to is not None:
+            self.undeliverable += 1
+            logger.info("an entry for %s could not be delivered", quoted(post.forwarded_to))
+        elif envelope is None or is_control(envelope.record):
+            if error is not None:
+                logger.warning("Redis refused an acknowledgement or a control: %s", error)
+        elif error is not None:
+            if result is None:
+                self._absent(str(envelope.recipient), error)
+            self._give_back(envelope, error)
+
+    def _cancel(self, cancels: Sequence[Cancel], holders: Any) -> None:
+        """Send cancels to the sessions that have the requests; an empty one stands for all."""
+        if isinstance(holders, list) and len(holders) == len(cancels):
+            self._blind = False
+        else:
+            if not self._blind:
+                why = reason(holders) if isinstance(holders, Exception) else quoted(holders)
+                logger.warning("cancels go to all peers: Redis doesn't tell who runs what: %s", why)
+            holders, self._blind = [[b""]] * len(cancels), True
+        for cancel, sessions in zip(cancels, holders, strict=True):
+            for session in set(sessions):
+                envelope = Envelope(cancel, None, session.decode(errors="replace") or None)
+                post = self._make(envelope) if session else self.commands.make_control(envelope)
+                if post is not None:
+                    self._post(post)
+        self._outgoing.stir()
+
+    def _error(self, post: Post) -> Exception | None:
+        """Return the error for a post that was answered, if it was in vain."""
+        result, envelope = post.result, post.envelope
+        if isinstance(result, Exception):
+            if meaning_of(result) is Meaning.FULL:
+                return no_memory(result)
+            return refusal(result)
+        if result is None and envelope is not None:
+            return DeliveryError(f"peer {envelope.recipient!r} is not there: it has no inbox")
+        if post.to_stream and isinstance(result, int):
+            return OverloadedError(f"max_backlog is reached: {result} requests wait for the group")
+        return None
+
+    def _replace(self, post: Post, entry_id: bytes, exc: Exception) -> None:
+        """Answer with a small error where Redis takes no reply; if that is in vain too, give up."""
+        logger.warning("Redis refused a reply, and its request stays unacknowledged: %s", exc)
+        self.undeliverable += 1
+        envelope = post.envelope
+        if (
+            envelope is not None
+            and envelope.error is None
+            and isinstance(envelope.record, Reply)
+            and meaning_of(exc) is not Meaning.RIGHTS
+        ):
+            error = DeliveryError(f"Redis refused the reply: {quoted(exc)}")
+            reply = Reply(envelope.record.id, e=library_error(error))
+            small = self._make(Envelope(reply, None, envelope.recipient, error=error))
+            if small is not None:
+                small.answers, small.attempt = entry_id, post.attempt
+                self._post(small)
+                return
+        self._outgoing.acks.abandon(entry_id)
+
+    def _give_back(self, envelope: Envelope, error: Exception) -> None:
+        self.undeliverable += 1
+        self._returned(Envelope(envelope.record, None, envelope.recipient, error=error))
+
+    def _is_too_late(self, post: Post) -> bool:
+        """Whether nobody waits for what waited; if not, a request's budget is made right."""
+        envelope = post.envelope
+        if envelope is None or envelope.deadline is None or post.unknown:
+            return False
+        left = int((envelope.deadline - self._outgoing.now()) * 1000)
+        if left <= 0:
+            self._expire(post)
+            return True
+        record = envelope.record
+        if isinstance(record, Request) and record.d is not UNSET:
+            self.commands.renew(post, left)
+        return False
+
+    def _expire(self, post: Post) -> None:
+        """Let go of what nobody waits for any more. An entry that it answers is done with."""
+        if post.answers is not None:
+            self._outgoing.acks.answer(post.answers)
+            self._outgoing.stir()
+        error = RPCTimeoutError("its caller's time ran out before it could be sent")
+        if post.event is not None:
+            post.result = error
+            post.event.set()
+        elif post.envelope is not None:
+            self._give_back(post.envelope, error)
+
+    # Connections
+
+    async def attach(self, connection: Connection, clock_offset: float) -> None:
+        """Write to this connection from now on; first what is still open from the last one.
+
+        :param clock_offset: AnyIO's clock less Redis', in seconds
+        """
+        await self._look_up(connection, clock_offset)
+        self._outgoing.attach(connection)
+
+    async def _look_up(self, connection: Connection, clock_offset: float) -> None:
+        """Take those of unknown outcome that are in the stream already."""
+        outgoing = self._outgoing
+        unknown = [post for post in outgoing.ledger.waiting() if post.unknown and post.to_stream]
+        if not unknown:
+            return
+        first = min(post.written_at for post in unknown if post.written_at is not None)
+        start = b"%d" % max(int((first - clock_offset - _MARGIN) * 1000), 0)
+        found = await self._lookup.find(connection, unknown, start, outgoing.last_added)
+        outgoing.ledger.remove(post for post, _ in found)
+        for post in unknown:
+            post.unknown = False
+        for post, entry_id in found:
+            if post.event is not None:
+                post.result = entry_id
+                post.event.set()
+            elif post.envelope is not None and isinstance(post.envelope.record, Request):
+                outgoing.cancels.place(post, entry_id)
+            if post.answers is not None:
+                outgoing.acks.answer(post.answers)
+
+    def end(self, reason: Exception) -> None:
+        """Fail what is open: there will be no connection any more."""
+        self._reason = reason
+        for post in self._outgoing.end():
+            if post.event is not None:
+                post.result = reason
+                post.event.set()
+
+
+def refusal(exc: Exception) -> Exception:
+    """Return the error for an entry that Redis did not take."""
+    if not isinstance(exc, RedisError):
+        return exc
+    error = DeliveryError(f"Redis refused the message: {quoted(exc)}")
+    error.__cause__ = exc
+    return error
