@@ -20,7 +20,7 @@ from msgspec import Struct
 from ._calling._calls import Calls
 from ._calling._gathering import Replies
 from ._calling._options import CallOptions, check_timeout
-from ._calling._proxy import RemoteAPI, RemoteCall
+from ._calling._proxy import RemoteAPI, question_of
 from ._calling._typed import NO_TYPES, TypesOf
 from ._driver._callbacks import RemoteCallback
 from ._driver._core import Core
@@ -243,8 +243,6 @@ class RPCChannel(AsyncContextManagerMixin):
         :raises TypeError: if ``question`` isn't such a call
         :raises ValueError: if a number is out of range
         """
-        if not isinstance(question, RemoteCall) or question._proxy._rpc_calls is not self._calls:
-            raise TypeError(f"question: needs a call of this channel, not {question!r:.80}")
         if timeout is None:
             raise ValueError("timeout: must be given, since nobody knows how many will answer")
         check_timeout(timeout)
@@ -252,8 +250,8 @@ class RPCChannel(AsyncContextManagerMixin):
             isinstance(limit, bool) or not isinstance(limit, int) or limit < 1
         ):
             raise ValueError(f"limit: must be an int of at least 1, not {limit!r}")
-        question._take()
-        return Replies(self._core, self._calls, question, timeout, limit)
+        asked = question_of(question, self._calls)
+        return Replies(self._core, self._calls, asked, timeout, limit)
 
     async def serve_forever(self) -> None:
         """Wait until the channel ends.

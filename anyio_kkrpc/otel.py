@@ -62,14 +62,14 @@ def tracing(
     """
     about: dict[str, str | int] = {}
     if transport is not None:
-        address = transport._options.address
+        address, port = transport.server_address
         about = {
             "messaging.system": "redis",
             "messaging.destination.name": transport.stream,
-            "server.address": address.path or address.host or "",
+            "server.address": address,
         }
-        if address.path is None:  # no Unix socket
-            about["server.port"] = address.port
+        if port is not None:
+            about["server.port"] = port
     tracer = trace.get_tracer(_NAME, tracer_provider=tracer_provider)
     meter = metrics.get_meter(_NAME, meter_provider=meter_provider)
     durations: dict[str, Histogram] = {}

@@ -24,7 +24,7 @@ from .._wire_errors import error_from_wire
 from ..abc import Envelope
 from ..middleware import Invocation, pass_through
 from ._calls import Calls
-from ._proxy import RemoteCall
+from ._question import Question
 
 __all__ = ("PeerReply", "Replies")
 
@@ -62,7 +62,7 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         self,
         core: Core,
         calls: Calls,
-        question: RemoteCall,
+        question: Question,
         timeout: float,
         limit: int | None,
     ) -> None:
@@ -149,9 +149,9 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         else:
             if isinstance(value, Consumer):
                 value = RemoteStream(Inflow(self._core, value, self._core.timeout))
-            proxy = self._question._proxy
+            question = self._question
             try:
-                value = proxy._rpc_types.convert_result(value, proxy._rpc_path)
+                value = question.types.convert_result(value, question.path)
             except RPCError as exc:
                 value, failure = None, exc
         self._items.append(PeerReply(sender, value, failure))
@@ -164,10 +164,9 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         question, middleware = self._question, self._calls.middleware
         if not self._core.is_open:
             raise self._core.closed_error()
-        proxy = question._proxy
-        options = proxy._rpc_options
+        options = question.options
         if not middleware:
-            await self._send(question._args, question._kwargs, options.metadata)
+            await self._send(question.args, question.kwargs, options.metadata)
             return
 
         async def last(invocation: Invocation) -> None:
@@ -177,9 +176,9 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         invocation = Invocation(
             side="client",
             operation="broadcast",
-            method=".".join(proxy._rpc_path),
-            args=list(question._args),
-            kwargs=dict(question._kwargs),
+            method=question.method,
+            args=list(question.args),
+            kwargs=dict(question.kwargs),
             metadata=dict(options.metadata or {}),
             peer=options.to,
         )
@@ -188,11 +187,11 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
     async def _send(
         self, args: Sequence[Any], kwargs: dict[str, Any], metadata: dict[str, Any] | None
     ) -> None:
-        core, proxy = self._core, self._question._proxy
-        options = proxy._rpc_options
+        core, question = self._core, self._question
+        options = question.options
         call, request = core.peer.call(
             "call",
-            list(proxy._rpc_path),
+            list(question.path),
             options.to,
             args=args,
             kwargs=kwargs,

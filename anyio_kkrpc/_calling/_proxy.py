@@ -12,6 +12,7 @@ from msgspec import UNSET
 from .._driver._inflow import RemoteStream
 from ._calls import Calls
 from ._options import CallOptions, check_timeout
+from ._question import Question
 from ._typed import NO_TYPES, TypesOf
 
 __all__ = ("RemoteAPI", "RemoteCall", "with_call_options")
@@ -58,11 +59,6 @@ class RemoteCall(Coroutine[Any, Any, Any]):
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self._make().__await__()
-
-    def _take(self) -> None:
-        """Use it, which can be done once."""
-        self._check_unused()
-        self._used = True
 
     async def _make(self) -> Any:
         if self._used:
@@ -121,6 +117,22 @@ class RemoteCall(Coroutine[Any, Any, Any]):
             warnings.warn(
                 f"remote call {name}() was never awaited", RuntimeWarning, stacklevel=2, source=self
             )
+
+
+def question_of(call: object, calls: Calls) -> Question:
+    """Return what a call asks that was not made yet; it can't be made any more.
+
+    :param calls: of the channel that it has to be of
+    :raises TypeError: if it is none of this channel's
+    :raises RuntimeError: if it was made already
+    """
+    if not isinstance(call, RemoteCall) or call._proxy._rpc_calls is not calls:
+        raise TypeError(f"question: needs a call of this channel, not {call!r:.80}")
+    call._check_unused()
+    call._used = True
+    proxy = call._proxy
+    path, options, types = proxy._rpc_path, proxy._rpc_options, proxy._rpc_types
+    return Question(path, call._args, call._kwargs, options, types)
 
 
 class _LazyStream:

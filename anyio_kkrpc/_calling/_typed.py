@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._driver._inflow import RemoteStream
+from .._driver._inflow import RemoteStream, leave
 from .._exceptions import RPCValidationError
 from .._values._conversion import (
     AWAITABLES,
@@ -74,7 +74,7 @@ class TypesOf:
             return convert_value(value, self._result, ".".join(path), "output")
         except RPCValidationError:
             if isinstance(value, RemoteStream):
-                value._inflow.leave()
+                leave(value)
             raise
 
     def convert_value(self, value: Any, path: tuple[str, ...]) -> Any:

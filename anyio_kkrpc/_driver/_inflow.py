@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from .._exceptions import ProtocolError, RPCTimeoutError
 from .._protocol._streams import Consumer
 from .._runtime._timer import TimerEntry
-from .._values._conversion import convert_value
+from .._values._conversion import convert_items, convert_value
 from .._wire_errors import error_from_wire
 from ._core import Core
 
@@ -71,6 +71,16 @@ class RemoteStream(AsyncIterator[T], Generic[T]):
 
     def __del__(self) -> None:
         self._inflow.leave()
+
+
+def leave(stream: RemoteStream[Any]) -> None:
+    """End a stream from this side, without awaiting; see `RemoteStream.aclose`."""
+    stream._inflow.leave()
+
+
+@convert_items.register(RemoteStream)
+def _(stream: RemoteStream[Any], kind: Any, name: str, phase: str) -> None:
+    stream._inflow.convert_items(kind, name, phase)
 
 
 class Inflow:

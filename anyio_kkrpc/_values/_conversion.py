@@ -72,8 +72,18 @@ class StreamKind:
     def convert(self, value: Any, name: str, phase: str) -> Any:
         """Return a stream that came, or None; raises as `check`."""
         if self.check(value):
-            value._inflow.convert_items(self.item, name, phase)
+            convert_items(value, self.item, name, phase)
         return value
+
+
+@functools.singledispatch
+def convert_items(stream: Any, kind: Any, name: str, phase: str) -> None:
+    """Have the items of a stream that came converted as they are read.
+
+    Who makes streams of what comes registers here how that is done; others are left as they are.
+
+    :param name: for errors, as ``phase``
+    """
 
 
 class GuardedKind:

@@ -18,7 +18,6 @@ from anyio import (
     Event,
     aclose_forcefully,
     create_task_group,
-    current_time,
     move_on_after,
     sleep,
 )
@@ -34,7 +33,7 @@ from .._exceptions import (
     TransportConnectionError,
 )
 from .._protocol._dependencies import Role
-from .._protocol._records import Bye, CallbackRelease, Cancel, Reply, Request
+from .._protocol._records import Bye, Cancel, Reply, Request
 from .._runtime._entrance import Entrance
 from .._runtime._fresh import fresh_copy
 from .._runtime._log import quoted
@@ -90,7 +89,7 @@ from ._stream._keys import Keys
 from ._stream._rights import check_rights
 from ._stream._scripts import add_briefly
 from ._stream._server import check_server
-from ._upkeep import Upkeep
+from ._upkeep import Upkeep, release_callbacks
 from ._writing._commands import CONTROL_LENGTH, CONTROL_TTL_MS, Commands, deadline_of
 from ._writing._writer import Writer
 from .dialects import Dialects, Entry, SharedPeer
@@ -323,6 +322,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         return self._options.stream
 
     @property
+    def server_address(self) -> tuple[str, int | None]:
+        """Where the server is: host and port, or the path of its Unix socket and ``None``."""
+        return self._options.address.where
+
+    @property
     def consumer_group(self) -> str:
         """Name of the consumer group, whether it is used or not."""
         return self._options.consumer_group
@@ -418,7 +422,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             partial(self._clock.read, request),
             partial(self._restore, request),
             self._inbox.trim,
-            self._release_callbacks,
+            partial(release_callbacks, self._dialects.compact.releases, self._writer.send),
             partial(reader.take_back, request),
         )
         interval = min(options.health_check_interval, options.inbox_ttl / 3)
@@ -1140,12 +1144,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             self._held.drop(envelope.token)
         else:
             self._aside.take_back(envelope)
-
-    # Housekeeping
-
-    async def _release_callbacks(self) -> None:
-        for peer, ids in self._dialects.compact.releases.due(current_time()).items():
-            await self._writer.send(Envelope(CallbackRelease(ids, all=True), None, peer))
 
     # Admin
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from anyio import sleep
+from anyio import current_time, sleep
 from redis.exceptions import RedisError
 
+from .._protocol._records import CallbackRelease
+from ..abc import Envelope
+from ..typescript._releases import Releases
 from ._connection._errors import meaning_of
 from ._connection._patience import Patience
 
@@ -50,3 +53,11 @@ class Upkeep:
                 if gravest is None or not meaning_of(exc).passes:
                     gravest = exc
         return gravest
+
+
+async def release_callbacks(
+    releases: Releases, send: Callable[[Envelope], Awaitable[object]]
+) -> None:
+    """Send the releases that are due."""
+    for peer, ids in releases.due(current_time()).items():
+        await send(Envelope(CallbackRelease(ids, all=True), None, peer))

@@ -93,6 +93,11 @@ class Address:
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
 
+    @property
+    def where(self) -> tuple[str, int | None]:
+        """Host and port, or the path of the Unix socket and ``None``."""
+        return (self.host or "", self.port) if self.path is None else (self.path, None)
+
     @classmethod
     def parse(
         cls,

@@ -64,6 +64,7 @@ def test_url(url: str, expected: dict[str, Any], text: str) -> None:
     assert {name: getattr(address, name) for name in expected} == expected
     assert str(address) == text
     assert repr(address) == f"<Address {text}>"
+    assert address.where == ((address.host, address.port) if address.host else (address.path, None))
 
 
 @pytest.mark.parametrize(
