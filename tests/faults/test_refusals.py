@@ -123,6 +123,14 @@ def lines(caplog: pytest.LogCaptureFixture, level: int, text: str = "") -> list[
     return [line for line in found if text in line]
 
 
+def left(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what the log says of connections that were given up, but for silence: on a machine
+    that is busy the server may say nothing for as long as these tests wait.
+    """
+    gone = lines(caplog, logging.WARNING, " lost (")
+    return [line for line in gone if "(nothing moved for " not in line]
+
+
 async def healed(caplog: pytest.LogCaptureFixture) -> None:
     """Wait until the log says that all is over."""
     await until(lambda: lines(caplog, logging.WARNING, "takes all commands again"))
@@ -158,8 +166,8 @@ async def test_each_reply_that_passes(
             assert await p.remote.add(1, 2) == 3
             await said_once(caplog, reply)
             assert p.serving.statistics().refused > refused
+            assert left(caplog) == []
         assert not p.worker.closed
-        assert p.serving.statistics().reconnects == 0
 
 
 @pytest.mark.one_server
@@ -272,7 +280,7 @@ async def test_server_that_refuses_for_a_while(
                     break
         assert not p.worker.closed
         assert not p.client.closed
-        assert p.serving.statistics().reconnects == 0
+    assert left(caplog) == []
     assert not lines(caplog, logging.ERROR)
 
 
