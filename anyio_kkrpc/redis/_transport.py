@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import ssl
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import anyio
 from anyio import (
@@ -39,8 +38,9 @@ from .._runtime._fresh import fresh_copy
 from .._runtime._log import quoted
 from .._runtime._lone import lone_error
 from .._wire_errors import library_error
-from ..abc import Capabilities, Codec, Envelope, Listener, Transport
+from ..abc import Capabilities, Envelope, Listener, Transport
 from ..kit._inbound import Inbound
+from ..kit._options import takes
 from ..kit._queue import BoundedQueue
 from ..typescript._pacing import Pacing
 from ._admin import (
@@ -64,7 +64,7 @@ from ._group._dead_letters import DeadLetter, dead_letters, purge_dead_letters, 
 from ._group._held import KEEP, STARTED, Held, HeldEntry
 from ._group._takeover import Takeover
 from ._group._trim import Trim
-from ._options import Dialect, Options, Overflow, check_options
+from ._options import GivenOptions, Options, check_options
 from ._reading._aside import Aside
 from ._reading._in_order import InOrder
 from ._reading._inbox import MANY, Inbox
@@ -100,9 +100,6 @@ if sys.version_info >= (3, 11):
     from typing import Self
 else:
     from typing_extensions import Self
-
-if TYPE_CHECKING:
-    from redis.credentials import CredentialProvider
 
 __all__ = ("RedisStatistics", "RedisStreamsTransport")
 
@@ -169,68 +166,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :raises TypeError: if an option has the wrong type
     """
 
-    def __init__(
-        self,
-        url: str = "redis://localhost:6379",
-        *,
-        stream: str = "kkrpc-stream",
-        consumer_group: str = "kkrpc-group",
-        consumer_name: str | None = None,
-        block_timeout: float = 5.0,
-        max_len: int | None = None,
-        session_id: str | None = None,
-        max_queue_size: int = 1000,
-        max_queue_bytes: int = 64 * 1024 * 1024,
-        use_consumer_group: bool = False,
-        allow_self_messages: bool = False,
-        overflow: Overflow | None = None,
-        dialect: Dialect = "native",
-        remote_peer_id: str | None = None,
-        superjson: bool = True,
-        codec: str | Codec = "json",
-        max_message_size: int = 16 * 1024 * 1024,
-        honor_destroy_signal: bool = True,
-        connect_timeout: float = 5.0,
-        inbox_ttl: float = 60.0,
-        claim_idle: float = 30.0,
-        max_deliveries: int = 5,
-        max_backlog: int | None = None,
-        reconnect_timeout: float | None = None,
-        health_check_interval: float = 5.0,
-        signing_key: bytes | None = None,
-        credential_provider: CredentialProvider | None = None,
-        ssl_context: ssl.SSLContext | None = None,
-    ) -> None:
-        options = self._options = check_options(
-            url,
-            stream=stream,
-            consumer_group=consumer_group,
-            consumer_name=consumer_name,
-            block_timeout=block_timeout,
-            max_len=max_len,
-            session_id=session_id,
-            max_queue_size=max_queue_size,
-            max_queue_bytes=max_queue_bytes,
-            use_consumer_group=use_consumer_group,
-            allow_self_messages=allow_self_messages,
-            overflow=overflow,
-            dialect=dialect,
-            remote_peer_id=remote_peer_id,
-            superjson=superjson,
-            codec=codec,
-            max_message_size=max_message_size,
-            honor_destroy_signal=honor_destroy_signal,
-            connect_timeout=connect_timeout,
-            inbox_ttl=inbox_ttl,
-            claim_idle=claim_idle,
-            max_deliveries=max_deliveries,
-            max_backlog=max_backlog,
-            reconnect_timeout=reconnect_timeout,
-            health_check_interval=health_check_interval,
-            signing_key=signing_key,
-            credential_provider=credential_provider,
-            ssl_context=ssl_context,
-        )
+    @takes(GivenOptions, check_options)
+    def __init__(self, options: Options) -> None:
+        self._options = options
         keys = self._keys = Keys.of(options.stream)
         self._clock, self._outages = ServerClock(), Outages(options.address)
         key = options.signing_key

@@ -28,12 +28,10 @@ KNOWN = {
     ("lines of a function", "otel.tracing"): (95, "holds the functions that it returns"),
     ("lines of a function", "redis._connection._address.parse"): (66, _TABLE),
     ("lines of a module", "redis._connection._resp"): (465, _HALL),
-    ("attributes of a class", "redis._options.Options"): (26, _OPTIONS),
-    ("lines of a function", "redis._options.check_options"): (76, _OPTIONS),
     ("lines of a module", "redis._transport"): (1255, _HALL),
     ("methods of a class", "redis._transport.RedisStreamsTransport"): (68, _HALL),
     ("attributes of a class", "redis._transport.RedisStreamsTransport"): (41, _HALL),
-    ("lines of a function", "redis._transport.__init__"): (144, _OPTIONS),
+    ("lines of a function", "redis._transport.__init__"): (88, _HALL),
     ("lines of a module", "transports.bytestream"): (470, _HALL),
     ("lines of a function", "transports.bytestream.__init__"): (63, _OPTIONS),
 }
