@@ -33,7 +33,7 @@ from ._reactions import Reactions
 from ._runtime._entrance import Entrance
 from ._runtime._lone import lone_error
 from ._serving._operations import Server
-from ._serving._table import Exposed
+from ._serving._table import Exposed, entered
 from ._serving._table import expose as build_table
 from .abc import Transport
 from .middleware import Middleware, check_middleware
@@ -98,8 +98,10 @@ class RPCChannel(AsyncContextManagerMixin):
     close the transport; whoever entered that does.
 
     :param transport: an entered transport that no other channel uses
-    :param expose: what the other side may reach: an object, a module, a dict, or the table that
-        `expose` made of one; ``None`` for nothing
+    :param expose: what the other side may reach: an object, a module, a dict, an
+        `asynccontextmanager` function that yields one, or the table that `expose` made of it;
+        ``None`` for nothing. What is an asynchronous context manager is entered before the first
+        request is taken, and left after the last handler has ended; see `expose`.
     :param timeout: seconds that a call waits for its result and a stream for its next item, unless
         `with_call_options` says otherwise; ``None`` for ever
     :param max_concurrency: how many requests of other peers run at once; more of them wait in the
@@ -157,9 +159,26 @@ class RPCChannel(AsyncContextManagerMixin):
         self._entrance.enter()
         if self._transport in _USED:
             raise RuntimeError("another channel uses this transport; each needs one of its own")
+        _USED.add(self._transport)
+        try:
+            if self._server is None:
+                async with self._open():
+                    yield self
+                return
+            # Around all tasks, so that it is left when the last handler has ended.
+            async with entered(self._server.exposed) as exposed:
+                self._server.exposed = exposed
+                async with self._open():
+                    yield self
+        finally:
+            self._end(TransportClosedError("the RPC channel has been closed"))
+            _USED.discard(self._transport)
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncGenerator[None, None]:
+        """Take and send what comes."""
         core = self._core
         core.enter()
-        _USED.add(self._transport)
         with lone_error():
             async with anyio.create_task_group() as group:
                 core.open(group)
@@ -170,14 +189,13 @@ class RPCChannel(AsyncContextManagerMixin):
                         group.start_soon(self._server.run, name="anyio_kkrpc server")
                     serve = 0 if self._server is None else self._server.crew.limit
                     self._transport.listen(self._reactions, serve=serve)
-                    yield self
+                    yield
                 finally:
                     try:
                         await self._leave()
                     finally:
                         self._end(TransportClosedError("the RPC channel has been closed"))
                         self._transport.listen(None)
-                        _USED.discard(self._transport)
                         core.close()
 
     # Public

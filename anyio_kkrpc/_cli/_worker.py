@@ -21,13 +21,13 @@ from typing import Any
 
 import anyio
 import msgspec
-from anyio import create_task_group, open_signal_receiver, sleep
+from anyio import CancelScope, create_task_group, open_signal_receiver, sleep
 from msgspec import Struct
 
 from .._channel import RPCChannel
 from .._exceptions import TransportConnectionError
 from .._runtime._lone import lone_error
-from .._serving._table import Exposed, expose
+from .._serving._table import Exposed, entered, expose
 from .._signals import serve_until_caught
 from ..middleware import Middleware, access_log
 from ..redis import RedisStreamsTransport
@@ -200,11 +200,14 @@ class _Worker:
             async with create_task_group() as group:
                 if supervised:
                     group.start_soon(_end_with_parent, name="anyio_kkrpc parent")
+                beginning = CancelScope()
+                group.start_soon(self._end_early, caught, beginning, group.cancel_scope)
                 async with (
                     make_transport(options) as transport,
+                    entered(self._table) as table,
                     RPCChannel(
                         transport,
-                        expose=self._table,
+                        expose=table,
                         timeout=options.timeout,
                         max_concurrency=options.concurrency,
                         send_tracebacks=options.send_tracebacks,
@@ -212,14 +215,25 @@ class _Worker:
                         middleware=self._middleware,
                     ) as channel,
                 ):
+                    beginning.cancel()
                     where = ", ".join(filter(None, (options.stream, options.group)))
-                    names = len(list(self._table))
+                    names = len(list(table))
                     what = f"{names} name" if names == 1 else f"{names} names"
                     say(f"serving {what} on {where} (pid {os.getpid()})")
                     await self._serve_channel(channel, caught)
                     signals.close()  # a second Ctrl-C ends it at once
-                say(f"ended (pid {os.getpid()})")
                 group.cancel_scope.cancel()
+        say(f"ended (pid {os.getpid()})")
+
+    async def _end_early(
+        self, caught: AsyncIterator[signal.Signals], beginning: CancelScope, all_of_it: CancelScope
+    ) -> None:
+        """End by the signals that come while it connects and enters what it is to serve."""
+        with beginning:
+            async for number in caught:
+                self.ended_by = number
+                all_of_it.cancel()
+                return
 
     async def _serve_channel(
         self, channel: RPCChannel, caught: AsyncIterator[signal.Signals]

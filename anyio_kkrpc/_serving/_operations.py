@@ -84,6 +84,7 @@ class Server:
     :param core: for streams that are results, with the channel's protocol and timer
     :param received: takes what is no request, which comes where the channel no longer listens
     :ivar crew: runs them
+    :ivar exposed: what is served
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Server:
         core: Core,
         received: Callable[[Envelope], None],
     ) -> None:
-        self._exposed = exposed
+        self.exposed: Exposed = exposed
         self._middleware = middleware
         transport = core.transport
         self._peer = core.peer
@@ -247,7 +248,7 @@ class Server:
         source: Method | Property | None = None
         try:
             if request.op == "call":
-                source = method = self._exposed.methods.get(tuple(request.p))
+                source = method = self.exposed.methods.get(tuple(request.p))
                 if method is None:
                     raise self._not_found(request, "is not a function")
                 value = await self._invoke(method, request, handling, context)
@@ -284,7 +285,7 @@ class Server:
     # Operations
 
     async def _construct(self, request: Request, handling: Handling, context: Context) -> Any:
-        cls = self._exposed.classes.get(tuple(request.p))
+        cls = self.exposed.classes.get(tuple(request.p))
         if cls is None:
             raise self._not_found(request, "is not a constructor")
         return own_fields(await self._invoke(cls, request, handling, context))
@@ -311,7 +312,7 @@ class Server:
         raise Refused(ProtocolError(_REMOTE_REFERENCES))
 
     def _property(self, request: Request) -> Property:
-        entry = self._exposed.properties.get(tuple(request.p))
+        entry = self.exposed.properties.get(tuple(request.p))
         if entry is None:
             raise self._not_found(request, "is not a property")
         return entry
@@ -401,7 +402,7 @@ class Server:
         name = ".".join(request.p[:_MAX_SEGMENTS])
         more = " ..." if len(request.p) > _MAX_SEGMENTS or len(name) > _MAX_NAME else ""
         error = MethodNotFoundError(f"{name[:_MAX_NAME]}{more} {what}")
-        return Unknown(error, self._exposed.depth_of(request.p))
+        return Unknown(error, self.exposed.depth_of(request.p))
 
     def _open_stream(self, value: Any) -> Any:
         if isinstance(value, Consumer):

@@ -14,10 +14,13 @@ import inspect
 import sys
 import types
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, ClassVar, Final, Literal, TypeVar, final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from .._values._conversion import (
     ArgumentConverter,
@@ -29,6 +32,7 @@ from .._values._conversion import (
     result_of,
     unwrap,
 )
+from ._lifespan import Lifespan, find_lifespan, gives_api
 
 __all__ = ("Exposed", "expose", "in_thread")
 
@@ -122,15 +126,27 @@ def _accepted_by(static: property) -> Any:
 
 @final
 class Exposed:
-    """The table of what a peer may reach. Made by `expose`."""
+    """The table of what a peer may reach. Made by `expose`.
 
-    __slots__ = ("_prefixes", "classes", "methods", "properties")
+    :ivar lifespan: makes the context manager in which it is served, if there is one
+    :ivar of: makes the table of what entering that gave
+    """
+
+    __slots__ = ("_prefixes", "classes", "lifespan", "methods", "of", "properties")
 
     def __init__(self) -> None:
         self._prefixes: frozenset[Path] | None = None
+        self.lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None
+        self.of: Callable[[object], Exposed] = lambda found: self
         self.methods: dict[Path, Method] = {}
         self.classes: dict[Path, Method] = {}
         self.properties: dict[Path, Property] = {}
+
+    def without_lifespan(self) -> Exposed:
+        """Return the table of what is entered already."""
+        ready = Exposed()
+        ready.methods, ready.classes, ready.properties = self.methods, self.classes, self.properties
+        return ready
 
     def depth_of(self, path: list[str]) -> int:
         """Return how many leading segments of a path lead somewhere, less than all of them."""
@@ -152,12 +168,23 @@ class Exposed:
         return f"<Exposed {', '.join(self)}>"
 
 
+@asynccontextmanager
+async def entered(exposed: Exposed) -> AsyncGenerator[Exposed, None]:
+    """Enter what a table says; give the table of what is there then, which isn't entered again."""
+    if exposed.lifespan is None:
+        yield exposed
+        return
+    async with exposed.lifespan() as found:
+        yield exposed.of(found)
+
+
 def expose(
     api: object,
     *,
     writable: Iterable[str] = (),
     naming: Literal["python", "camel"] = "python",
     validate_results: bool = True,
+    lifespan: Lifespan | UnsetType | None = UNSET,
 ) -> Exposed:
     """Build the table of what peers may reach of ``api``.
 
@@ -167,34 +194,61 @@ def expose(
     public functions and classes defined in it and its public data. What is added to the object
     later isn't reachable.
 
-    :param api: an object, module or dict of names
+    An object that is an asynchronous context manager is entered by each channel that serves it,
+    before the first request is taken, and left after the last handler has ended. So is what a
+    function with `asynccontextmanager` returns, and then what it yields is exposed. An error of
+    entering leaves the channel's ``async with``; requests of a group stay there.
+
+    :param api: an object, module or dict of names, or an `asynccontextmanager` function without
+        arguments that yields such
     :param writable: dotted names of the properties that peers may set; others are read-only
     :param naming: with ``"camel"``, each name can also be reached as TypeScript would have it:
         ``with_progress`` as ``withProgress``. A name of ``api`` itself comes first.
     :param validate_results: whether what handlers return, items of their streams and properties are
         checked against their annotations before they are sent. It costs time that grows with the
         size of a result that isn't plain text, a number or bytes.
+    :param lifespan: an `asynccontextmanager` function that takes ``api``, entered and left in place
+        of ``api`` itself; what it yields is ignored. With ``None`` nothing is entered.
     :raises TypeError: if ``api`` is a class, a function or a plain value
     :raises ValueError: if ``writable`` names something that isn't an exposed property
     """
+    if isinstance(writable, str):
+        raise TypeError("writable: needs a list of names, not a str")
+    if naming not in ("python", "camel"):
+        raise ValueError(f"naming: 'python' or 'camel', not {naming!r:.80}")
+    deferred = gives_api(api)
+    build = partial(
+        _build, writable=tuple(writable), camel=naming == "camel", checked=validate_results
+    )
+    exposed = Exposed() if deferred else build(api)
+    exposed.lifespan = find_lifespan(api, lifespan)
+    exposed.of = partial(_of, exposed, () if deferred else (api, None), build)
+    return exposed
+
+
+def _of(exposed: Exposed, same: tuple[object, ...], build: Any, found: object) -> Exposed:
+    """Return the table of what entering gave; what is added to an object itself isn't in it."""
+    if any(found is one for one in same):
+        return exposed.without_lifespan()
+    made: Exposed = build(found)
+    return made
+
+
+def _build(api: object, *, writable: tuple[str, ...], camel: bool, checked: bool) -> Exposed:
     if isinstance(api, (type, *_DATA)) or inspect.isroutine(api):
         hint = f"; make one: {api.__name__}()" if isinstance(api, type) else ""
         raise TypeError(f"expose: needs an object, a module or a dict, not {api!r:.80}{hint}")
     exposed = Exposed()
     _add_members(exposed, api, (), [])
-    if isinstance(writable, str):
-        raise TypeError("writable: needs a list of names, not a str")
     for name in writable:
         entry = exposed.properties.get(tuple(name.split(".")))
         if entry is None:
             raise ValueError(f"writable: {name!r} is not an exposed property")
         entry.writable = True
-    if naming == "camel":
+    if camel:
         for table in (exposed.methods, exposed.classes, exposed.properties):
             _add_camel_names(exposed, table)
-    elif naming != "python":
-        raise ValueError(f"naming: 'python' or 'camel', not {naming!r:.80}")
-    if not validate_results:
+    if not checked:
         sources: list[Method | Property] = [*exposed.methods.values(), *exposed.properties.values()]
         for source in sources:
             source.result = source.item = Any

@@ -29,7 +29,9 @@ from tests.bounds import BOUND, CALL_BOUND
 
 SHOP = """
 import os
+import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
 
@@ -65,6 +67,19 @@ class Api:
     async def busy(self, seconds: float) -> int:
         await anyio.sleep(seconds)
         return os.getpid()
+
+
+@asynccontextmanager
+async def pooled():
+    if os.path.exists("broken"):
+        raise OSError("no pool")
+    print("entering", os.getpid(), file=sys.stderr, flush=True)
+    while os.path.exists("slow"):
+        await anyio.sleep(0.05)
+    try:
+        yield Api()
+    finally:
+        print("left", os.getpid(), file=sys.stderr, flush=True)
 
 
 async def more(call, call_next):
@@ -119,17 +134,19 @@ class Shell:
         )
 
     @contextmanager
-    def serving(self, workers: int, *args: str) -> Iterator[subprocess.Popen[str]]:
-        """Serve until the end of the block, from when so many workers serve."""
+    def serving(
+        self, workers: int, *args: str, target: str = "shop:Api", ready: bool = True
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Serve until the end of the block, from when so many workers serve if ``ready``."""
         with subprocess.Popen(
-            [*self.command, "serve", "shop:Api", "-w", str(workers), *args],
+            [*self.command, "serve", target, "-w", str(workers), *args],
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.directory,
             env={**os.environ, **self.variables},
         ) as process:
             try:
-                wait_for_lines(process, workers, ": serving ")
+                wait_for_lines(process, workers if ready else 0, ": serving ")
                 yield process
             finally:
                 if process.poll() is None:
@@ -291,6 +308,29 @@ def test_sighup(shell: Shell) -> None:
         process.send_signal(signal.SIGHUP)
         wait_for_lines(process, 1, ": serving ")
         assert shell("call", "add", "3", "4").stdout == "12\n"
+
+
+@pytest.mark.one_server
+@pytest.mark.slow
+def test_lifespan(shell: Shell) -> None:
+    """Each worker enters what it is to serve, and leaves it; it can be told to end meanwhile."""
+    with shell.serving(2, "-g", "w", target="shop:pooled") as process:
+        assert shell("call", "add", "1", "2").stdout == "3\n"
+        process.terminate()
+        lines = wait_for_lines(process, 2, "left ")
+        assert len({line.split()[-1] for line in lines if line.startswith("left ")}) == 2
+        assert process.wait(BOUND) == 0
+    (shell.directory / "slow").touch()
+    grace = str(BOUND)
+    with shell.serving(1, "--grace", grace, target="shop:pooled", ready=False) as process:
+        wait_for_lines(process, 1, "entering ")
+        process.terminate()
+        assert process.wait(BOUND) == 0
+    (shell.directory / "broken").touch()
+    with shell.serving(2, "-g", "w", target="shop:pooled", ready=False) as process:
+        lines = wait_for_lines(process, 1, "see above")
+        assert sum("no pool" in line for line in lines) == 2
+        assert process.wait(BOUND) == 1
 
 
 @pytest.mark.one_server
