@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from ._calling._calls import Calls
 from ._calling._gathering import Replies
-from ._calling._options import CallOptions, check_timeout
+from ._calling._options import CallOptions, check_takeover, check_timeout
 from ._calling._proxy import RemoteAPI, question_of
 from ._calling._typed import NO_TYPES, TypesOf
 from ._driver._callbacks import RemoteCallback
@@ -178,6 +178,7 @@ class RPCChannel(AsyncContextManagerMixin):
     async def _open(self) -> AsyncGenerator[None, None]:
         """Take and send what comes."""
         core = self._core
+        check_takeover(core.timeout, self._transport.capabilities.takeover)
         core.enter()
         with lone_error():
             async with anyio.create_task_group() as group:

@@ -24,6 +24,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     :ivar keyword_arguments: requests can carry keyword arguments
     :ivar cancellation: a cancelled call can be cancelled at the peer
     :ivar deadlines: a call's time budget travels with it
+    :ivar takeover: seconds after which a request that a peer had taken is given to another one,
+        should that peer be gone; ``None`` if it never is
     """
 
     broadcast: bool = False
@@ -31,6 +33,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     keyword_arguments: bool = True
     cancellation: bool = True
     deadlines: bool = True
+    takeover: float | None = None
 
 
 class Envelope(Struct):

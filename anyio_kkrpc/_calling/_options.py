@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from functools import lru_cache
 from typing import Any
 
 from msgspec import UNSET, Struct
+
+logger = logging.getLogger("anyio_kkrpc")
 
 # Seconds. What travels is milliseconds, whose bound is far beyond.
 MAX_TIMEOUT = 1_000_000_000
@@ -36,3 +40,19 @@ def check_timeout(timeout: Any) -> None:
         raise ValueError(f"timeout: must be positive, not {timeout!r}")
     if timeout > MAX_TIMEOUT:
         raise ValueError(f"timeout: at most {MAX_TIMEOUT:,} s; None waits for ever")
+
+
+@lru_cache(maxsize=100)
+def check_takeover(timeout: float | None, takeover: float | None) -> None:
+    """Warn, once for the same numbers, if nobody could save the call of a peer that is gone.
+
+    :param timeout: of calls
+    :param takeover: see `Capabilities.takeover`
+    """
+    if timeout is not None and takeover is not None and timeout <= takeover:
+        logger.warning(
+            "calls made here are given up after %g s (timeout), and what a worker had that was "
+            "killed is taken over by another one after %g s: such calls fail",
+            timeout,
+            takeover,
+        )

@@ -97,7 +97,7 @@ def serve(
     timeout: TimeoutOfWorker = 30.0,
     codec: Codec = "json",
     max_len: MaxLen = None,
-    claim_idle: ClaimIdle = 30.0,
+    claim_idle: ClaimIdle = 15.0,
     max_deliveries: MaxDeliveries = 5,
     signing_key: SigningKey = None,
     middleware: Middlewares = None,

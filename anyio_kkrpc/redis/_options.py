@@ -62,7 +62,7 @@ class PlainOptions:
     honor_destroy_signal: Flag = True
     connect_timeout: Seconds = 5.0
     inbox_ttl: Annotated[float, seconds(1.0)] = 60.0
-    claim_idle: Annotated[float, seconds(0.05)] = 30.0
+    claim_idle: Annotated[float, seconds(0.05)] = 15.0
     max_deliveries: Count = 5
     max_backlog: Count | None = None
     reconnect_timeout: Seconds | None = None

@@ -289,6 +289,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             keyword_arguments=native,
             cancellation=native,
             deadlines=native,
+            takeover=self._options.claim_idle if self._options.use_consumer_group else None,
         )
 
     def statistics(self) -> RedisStatistics:

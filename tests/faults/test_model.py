@@ -28,8 +28,8 @@ from anyio_kkrpc.redis._connection._address import Address
 from anyio_kkrpc.redis._connection._login import open_connection
 from anyio_kkrpc.redis._connection._portion import Portion
 from anyio_kkrpc.redis._connection._resp import Connection
+from anyio_kkrpc.redis._group import _claims as _group
 from anyio_kkrpc.redis._group._claims import Claims, Groups
-from anyio_kkrpc.redis._group._claims import _claims as _group
 from anyio_kkrpc.redis._stream._keys import DELAYED, HANDED_BACK, Keys
 from anyio_kkrpc.testing import RedisServer
 

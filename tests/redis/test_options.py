@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from anyio_kkrpc import RedisStreamsTransport
+from anyio_kkrpc._channel import DEFAULT_TIMEOUT
 from anyio_kkrpc.codecs import get_codec
 
 
@@ -30,6 +31,12 @@ def test_defaults() -> None:
     grouped = RedisStreamsTransport(use_consumer_group=True)
     assert grouped._options.overflow == "block"
     assert not grouped.capabilities.broadcast
+    assert transport.capabilities.takeover is None
+    # A call of a worker that is killed can be run again within the caller's time; and workers of
+    # versions before, which say each ten seconds what they hold, aren't taken for dead.
+    takeover = grouped.capabilities.takeover
+    assert takeover is not None
+    assert 10 * 1.25 < takeover <= DEFAULT_TIMEOUT / 2
 
 
 def test_accessors() -> None:

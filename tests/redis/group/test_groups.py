@@ -17,8 +17,8 @@ from redis.exceptions import RedisError
 
 from anyio_kkrpc import DeliveryError, RedisStreamsTransport, RPCChannel, current_call
 from anyio_kkrpc.redis._connection._errors import meaning_of
+from anyio_kkrpc.redis._group import _claims as _group
 from anyio_kkrpc.redis._group._claims import Groups, Look
-from anyio_kkrpc.redis._group._claims import _claims as _group
 from anyio_kkrpc.redis._stream._keys import DELAYED, Keys
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND

@@ -1,0 +1,81 @@
+"""What idle workers cost the server: ``python -m benchmarks.idle --workers 1000``.
+
+So many workers of one group wait for requests that don't come. Printed are the commands that the
+server carries out in a second, by name, and the part of a processor that they take it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from contextlib import AsyncExitStack
+
+import anyio
+import redis
+
+from anyio_kkrpc import RedisStreamsTransport, RPCChannel
+from anyio_kkrpc.testing import RedisServer
+
+# Workers that enter at once, so that none of them is late because of the others.
+AT_ONCE = 20
+
+
+class Api:
+    def echo(self, value: int) -> int:
+        return value
+
+
+async def measure(url: str, workers: int, claim_idle: float, seconds: float) -> None:
+    ready = anyio.Semaphore(AT_ONCE)
+    serving, over = 0, anyio.Event()
+
+    async def serve() -> None:
+        nonlocal serving
+        async with AsyncExitStack() as stack:
+            async with ready:
+                transport = RedisStreamsTransport(
+                    url, stream="idle", use_consumer_group=True, claim_idle=claim_idle,
+                    connect_timeout=60,
+                )  # fmt: skip
+                await stack.enter_async_context(transport)
+                await stack.enter_async_context(RPCChannel(transport, expose=Api(), timeout=None))
+                serving += 1
+            await over.wait()
+
+    with redis.Redis.from_url(url) as witness:
+        async with anyio.create_task_group() as group:
+            for _ in range(workers):
+                group.start_soon(serve)
+            while serving < workers:
+                await anyio.sleep(0.1)
+            await anyio.sleep(2 * claim_idle)  # the first looks are over
+            witness.config_resetstat()
+            began = anyio.current_time()
+            await anyio.sleep(seconds)
+            took = anyio.current_time() - began
+            stats = witness.info("commandstats")
+            over.set()
+    rates = {name.removeprefix("cmdstat_"): one["calls"] / took for name, one in stats.items()}
+    busy = sum(one["usec"] for one in stats.values()) / 1e6 / took
+    inner = {"xpending", "xrevrange", "xinfo|groups"}  # of scripts
+    print(
+        f"{workers} idle workers, claim_idle {claim_idle:g} s, over {math.ceil(took)} s: "
+        + ", ".join(f"{name} {rate:.0f}/s" for name, rate in sorted(rates.items()) if rate >= 0.5)
+        + f"; sent {sum(rate for name, rate in rates.items() if name not in inner):.0f}/s, "
+        f"{100 * busy:.1f} % of a processor"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=1000)
+    parser.add_argument("--claim-idle", type=float, nargs="+", default=[30.0, 15.0])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    options = parser.parse_args()
+    with RedisServer(args=("--maxclients", "10000")) as server:
+        for claim_idle in options.claim_idle:
+            anyio.run(measure, server.url, options.workers, claim_idle, options.seconds)
+
+
+if __name__ == "__main__":
+    main()
