@@ -148,7 +148,7 @@ class RPCChannel(AsyncContextManagerMixin):
         if expose is not None:
             self._server = self._make_server(expose, max_concurrency)
         if self._server is not None:
-            core.lend, core.take_back = self._server.lend, self._server.take_back
+            core.lender = self._server
         self._calls = Calls(core, self._middleware)
         self._sources = Sources(core)
         self._reactions = Reactions(core, self._calls, self._end)

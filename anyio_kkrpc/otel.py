@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING, Any
 try:
     from opentelemetry import context as otel_context
     from opentelemetry import metrics, propagate, trace
-    from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
+    from opentelemetry.metrics import (
+        CallbackOptions,
+        Histogram,
+        Meter,
+        MeterProvider,
+        Observation,
+        UpDownCounter,
+    )
     from opentelemetry.propagators.textmap import TextMapPropagator
-    from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
+    from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
 except ImportError as _error:
     raise ImportError(f"{_error.name} is missing: pip install 'anyio_kkrpc[otel]'") from _error
 
@@ -60,78 +67,112 @@ def tracing(
     :param transport: adds ``server.address``, ``server.port``, ``messaging.system`` and
         ``messaging.destination.name`` to the spans
     """
-    about: dict[str, str | int] = {}
-    if transport is not None:
-        address, port = transport.server_address
-        about = {
-            "messaging.system": "redis",
-            "messaging.destination.name": transport.stream,
-            "server.address": address,
-        }
-        if port is not None:
-            about["server.port"] = port
+    about = {} if transport is None else _destination(transport)
     tracer = trace.get_tracer(_NAME, tracer_provider=tracer_provider)
     meter = metrics.get_meter(_NAME, meter_provider=meter_provider)
-    durations: dict[str, Histogram] = {}
-    active: dict[str, metrics.UpDownCounter] = {}
-    for side in ("client", "server"):
-        durations[side] = meter.create_histogram(
-            f"rpc.{side}.call.duration",
-            unit="s",
-            description="How long calls took.",
-            explicit_bucket_boundaries_advisory=_BUCKETS,
-        )
-        active[side] = meter.create_up_down_counter(
-            f"kkrpc.{side}.active_calls", unit="{call}", description="Calls that run now."
-        )
+    return _Tracing(tracer, meter, propagator, about, link=link).run
 
-    async def middleware(call: Invocation, call_next: CallNext) -> Any:
+
+def _destination(transport: RedisStreamsTransport) -> dict[str, str | int]:
+    """Return what is told about where the calls of a transport go."""
+    address, port = transport.server_address
+    about: dict[str, str | int] = {
+        "messaging.system": "redis",
+        "messaging.destination.name": transport.stream,
+        "server.address": address,
+    }
+    if port is not None:
+        about["server.port"] = port
+    return about
+
+
+class _Tracing:
+    """Makes a span of each call, and measures it.
+
+    :param about: what all spans tell
+    """
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        meter: Meter,
+        propagator: TextMapPropagator | None,
+        about: dict[str, str | int],
+        *,
+        link: bool,
+    ) -> None:
+        self._tracer, self._propagator, self._about, self._link = tracer, propagator, about, link
+        self._durations: dict[str, Histogram] = {}
+        self._active: dict[str, UpDownCounter] = {}
+        for side in ("client", "server"):
+            self._durations[side] = meter.create_histogram(
+                f"rpc.{side}.call.duration",
+                unit="s",
+                description="How long calls took.",
+                explicit_bucket_boundaries_advisory=_BUCKETS,
+            )
+            self._active[side] = meter.create_up_down_counter(
+                f"kkrpc.{side}.active_calls", unit="{call}", description="Calls that run now."
+            )
+
+    async def run(self, call: Invocation, call_next: CallNext) -> Any:
+        """Run a call within its span; this is the middleware."""
         side = call.side
-        chosen = propagate.get_global_textmap() if propagator is None else propagator
         attributes: dict[str, str | int] = {
             "rpc.system.name": _SYSTEM,
             "rpc.method": call.method,
             "kkrpc.operation": call.operation,
         }
-        details = {**attributes, **about}
-        if call.peer is not None:
-            details["kkrpc.peer"] = call.peer
-        if call.attempt > 1:
-            details["kkrpc.attempt"] = call.attempt
-        parent = links = None
-        if side == "server":
-            parent = chosen.extract(_texts(call.metadata), context=otel_context.Context())
-            if link:
-                caller = trace.get_current_span(parent).get_span_context()
-                links = [trace.Link(caller)] if caller.is_valid else None
-                # The baggage stays, and the span has no parent.
-                parent = trace.set_span_in_context(trace.INVALID_SPAN, parent)
-        span = tracer.start_span(
+        propagator = self._propagator
+        if propagator is None:
+            propagator = propagate.get_global_textmap()
+        parent, links = self._caller(call, propagator) if side == "server" else (None, None)
+        span = self._tracer.start_span(
             call.method,
             context=parent,
             kind=SpanKind.CLIENT if side == "client" else SpanKind.SERVER,
-            attributes=details,
+            attributes={**attributes, **self._about, **_details(call)},
             links=links,
         )
         token = otel_context.attach(trace.set_span_in_context(span, parent))
-        active[side].add(1, attributes)
+        self._active[side].add(1, attributes)
         outcome: dict[str, str | int] = {}
         started = perf_counter()
         try:
             if side == "client":
-                chosen.inject(call.metadata)
+                propagator.inject(call.metadata)
             return await call_next(call)
         except BaseException as exc:
             outcome["error.type"] = _fail(span, exc)
             raise
         finally:
-            durations[side].record(perf_counter() - started, {**attributes, **outcome})
-            active[side].add(-1, attributes)
+            self._durations[side].record(perf_counter() - started, {**attributes, **outcome})
+            self._active[side].add(-1, attributes)
             if side == "client":  # a handler's context is its own, and its stream goes on in it
                 otel_context.detach(token)
             span.end()
 
-    return middleware
+    def _caller(
+        self, call: Invocation, propagator: TextMapPropagator
+    ) -> tuple[otel_context.Context, list[trace.Link] | None]:
+        """Return the parent of a handler's span, and what it is linked to if it has none."""
+        parent = propagator.extract(_texts(call.metadata), context=otel_context.Context())
+        if not self._link:
+            return parent, None
+        caller = trace.get_current_span(parent).get_span_context()
+        # The baggage stays, and the span has no parent.
+        parent = trace.set_span_in_context(trace.INVALID_SPAN, parent)
+        return parent, [trace.Link(caller)] if caller.is_valid else None
+
+
+def _details(call: Invocation) -> dict[str, str | int]:
+    """Return what only the span of a call tells, and not its measurements."""
+    details: dict[str, str | int] = {}
+    if call.peer is not None:
+        details["kkrpc.peer"] = call.peer
+    if call.attempt > 1:
+        details["kkrpc.attempt"] = call.attempt
+    return details
 
 
 def _fail(span: Span, exc: BaseException) -> str:

@@ -10,7 +10,7 @@ from anyio import current_time, move_on_after
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from .._driver._context import running
+from .._driver._context import CallInfo, running
 from .._driver._core import Core
 from .._driver._inflow import Inflow, RemoteStream
 from .._driver._pump import Pump, close_streams
@@ -99,9 +99,55 @@ class Calls:
         if not core.is_open:
             raise core.closed_error()
         timeout = core.timeout if options.timeout is UNSET else options.timeout
-        now = core.now()
-        deadline: float | None = None if timeout is None else now + timeout
         serving = running.get()
+        call, envelope = self._make(op, path, options, args, kwargs, value, timeout, serving)
+        if not options.reply:
+            return await self._send_only(envelope, path, timeout)
+        answered = call.handle = core.one_shot()
+        deadline, timer = envelope.deadline, None
+        if deadline is not None:
+            timer = core.timer.at(deadline, lambda: self._expire(call))
+        lender = None if serving is None else core.lender
+        if lender is not None:
+            lender.lend()
+        try:
+            await core.send_envelope(envelope)
+            await answered.wait()
+        except BaseException as exc:
+            self._give_up(call, not isinstance(exc, (TypeError, RPCError)))
+            raise
+        finally:
+            if lender is not None:
+                lender.take_back()
+            if timer is not None:
+                timer.cancel()
+        if call.state is not CallState.ANSWERED:
+            raise self._error(call, path, timeout)
+        if call.callbacks:
+            await self._wait_for_callbacks(call, deadline)
+        result = call.value
+        return RemoteStream(result) if isinstance(result, Inflow) else result
+
+    def _make(
+        self,
+        op: Operation,
+        path: list[str],
+        options: CallOptions,
+        args: Iterable[Any] | None,
+        kwargs: dict[str, Any] | None,
+        value: Any,
+        timeout: float | None,
+        serving: CallInfo | None,
+    ) -> tuple[Call, Envelope]:
+        """Enter a call, and return it with what is to be sent.
+
+        :param serving: the call whose handler makes this one, which has no more time than its
+            caller
+        :raises RPCTimeoutError: if there is none left
+        """
+        core = self._core
+        now = core.now()
+        deadline = None if timeout is None else now + timeout
         if serving is not None and serving.deadline is not None:
             deadline = serving.deadline if deadline is None else min(deadline, serving.deadline)
         budget: int | None = None
@@ -124,36 +170,15 @@ class Calls:
         for producer in call.producers or ():
             Pump(core, producer, copy_context())
         envelope = call.sent = Envelope(request, None, options.to, deadline=deadline)
-        if not options.reply:
-            with move_on_after(None if deadline is None else deadline - current_time()) as scope:
-                await core.send_envelope(envelope)
-            if scope.cancelled_caught:
-                raise _timed_out(path, timeout)
-            return None
-        answered = call.handle = core.one_shot()
-        timer = None
-        if deadline is not None:
-            timer = core.timer.at(deadline, lambda: self._expire(call))
-        lent = serving is not None and core.lend is not None
-        if lent:
-            core.lend()  # type: ignore[misc]
-        try:
-            await core.send_envelope(envelope)
-            await answered.wait()
-        except BaseException as exc:
-            self._give_up(call, not isinstance(exc, (TypeError, RPCError)))
-            raise
-        finally:
-            if lent:
-                core.take_back()  # type: ignore[misc]
-            if timer is not None:
-                timer.cancel()
-        if call.state is not CallState.ANSWERED:
-            raise self._error(call, path, timeout)
-        if call.callbacks:
-            await self._wait_for_callbacks(call, deadline)
-        result = call.value
-        return RemoteStream(result) if isinstance(result, Inflow) else result
+        return call, envelope
+
+    async def _send_only(self, envelope: Envelope, path: list[str], timeout: float | None) -> None:
+        """Send a request that nobody answers, within its time."""
+        deadline = envelope.deadline
+        with move_on_after(None if deadline is None else deadline - current_time()) as scope:
+            await self._core.send_envelope(envelope)
+        if scope.cancelled_caught:
+            raise _timed_out(path, timeout)
 
     def _error(self, call: Call, path: list[str], timeout: float | None) -> Exception:
         if call.state is CallState.FAILED:

@@ -141,10 +141,9 @@ class Turns:
         turn = Event()
         self._waiting.append(turn)
         self.go_on()
-        core = self._core
-        lent = core.lend is not None and running.get() is not None
-        if lent:
-            core.lend()  # type: ignore[misc]
+        lender = None if running.get() is None else self._core.lender
+        if lender is not None:
+            lender.lend()
         try:
             await turn.wait()
         except BaseException:
@@ -152,8 +151,8 @@ class Turns:
             self.go_on()
             raise
         finally:
-            if lent:
-                core.take_back()  # type: ignore[misc]
+            if lender is not None:
+                lender.take_back()
         self._waiting.remove(turn)
         if self._error is not None:
             self.go_on()

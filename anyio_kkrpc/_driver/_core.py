@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from anyio import CancelScope, EndOfStream, Event, current_time
 from anyio.abc import TaskGroup
@@ -24,6 +24,16 @@ from ._outbox import Outbox
 logger = logging.getLogger("anyio_kkrpc")
 
 
+class Lender(Protocol):
+    """What runs handlers."""
+
+    def lend(self) -> None:
+        """A handler begins to wait for another peer."""
+
+    def take_back(self) -> None:
+        """That is over."""
+
+
 class Core:
     """Protocol, transport, clock, deadlines and the end of one channel; it has no task of its own.
 
@@ -32,9 +42,10 @@ class Core:
     :ivar send_tracebacks: whether errors carry the traceback of what raised them
     :ivar now: AnyIO's clock
     :ivar one_shot: makes an event that one task waits for
+    :ivar is_open: whether it has begun and not ended
     :ivar reason: why the channel has ended, ``None`` as long as it hasn't
-    :ivar lend: to be called when a handler begins to wait for another peer, and ``take_back`` when
-        that is over; ``None`` if this side serves nothing
+    :ivar lender: what is told that a handler waits for another peer; ``None`` if this side serves
+        nothing
     :ivar refused: records that were not legal
     :ivar dropped_callbacks: invocations that were thrown away
     :ivar send_envelope: sends an envelope, without asking whether the channel is open
@@ -47,7 +58,8 @@ class Core:
         "abandon",
         "broadcast",
         "dropped_callbacks",
-        "lend",
+        "is_open",
+        "lender",
         "now",
         "one_shot",
         "outbox",
@@ -58,7 +70,6 @@ class Core:
         "release",
         "send_envelope",
         "send_tracebacks",
-        "take_back",
         "timeout",
         "timer",
         "transport",
@@ -90,10 +101,10 @@ class Core:
         self.timer: Timer = Timer()
         self.now: Callable[[], float] = current_time
         self.one_shot: Callable[[], OneShot] = Event
-        self.lend: Callable[[], object] | None = None
-        self.take_back: Callable[[], object] | None = None
+        self.lender: Lender | None = None
         self.refused: int = 0
         self.dropped_callbacks: int = 0
+        self.is_open: bool = False
         self.reason: Exception | None = None
         self._group: TaskGroup | None = None
         self._standing: list[CancelScope] = []
@@ -106,6 +117,7 @@ class Core:
     def open(self, group: TaskGroup) -> None:
         """Begin, with the task group of the channel."""
         self._group = group
+        self.is_open = self.reason is None
 
     def start_standing(self, function: Callable[[], Awaitable[object]], what: str) -> None:
         """Start a task that runs until `close`, also where the scope around the channel ends.
@@ -132,6 +144,7 @@ class Core:
     def end(self, reason: Exception) -> None:
         """End: from now on nothing is sent but what `finish` of the outbox has sent."""
         self.reason = reason
+        self.is_open = False
         self.outbox.close()
 
     def start(self, function: Callable[[], Any], what: str) -> None:
@@ -152,11 +165,6 @@ class Core:
         if self.reason is not None:
             raise self.closed_error()
         await self.send_envelope(Envelope(record, None, recipient))
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it has begun and not ended."""
-        return self.reason is None and self._group is not None
 
     def closed_error(self, cause: Any = None) -> Exception:
         """Return a new exception that tells why the channel or the transport is of no use.

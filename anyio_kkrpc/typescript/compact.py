@@ -56,12 +56,7 @@ class CompactCodec(Codec):
         plain = plain_record(record)
         if plain is None:
             return b""
-        try:
-            text = _encoder.encode(plain)
-            check_numbers(text)
-        except (RecursionError, ValueError) as exc:
-            raise TypeError(f"can't be encoded as JSON: {quoted(exc)}") from exc
-        return text
+        return encode_json(plain)
 
     def decode(self, data: bytes | bytearray | memoryview) -> Record:
         try:
@@ -69,6 +64,19 @@ class CompactCodec(Codec):
         except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are
             raise ProtocolError(f"not a valid message: {quoted(exc, 200)}") from exc
         return received(record)
+
+
+def encode_json(message: Any) -> bytes:
+    """Return what kkrpc 2 is told, as JSON.
+
+    :raises TypeError: if it can't be encoded, or JavaScript would round a number in it
+    """
+    try:
+        text = _encoder.encode(message)
+        check_numbers(text)
+    except (RecursionError, ValueError) as exc:
+        raise TypeError(f"can't be encoded as JSON: {quoted(exc)}") from exc
+    return text
 
 
 def plain_record(record: Record) -> Record | None:

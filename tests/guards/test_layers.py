@@ -63,7 +63,6 @@ OPEN = {"redis": {"", "_admin", "_options", "_statistics", "_transport", "_upkee
 KNOWN = {
     ("redis._group._dead_letters", "redis._admin"): "`after` and `PAGE` belong to redis._stream",
     ("redis._reading._reader", "redis._admin"): "`pairs` belongs to redis._stream",
-    ("redis.dialects.kkrpc2", "_values._pydantic"): "plain values of models; belongs to the codecs",
 }
 
 # Each with what holds it together.

@@ -18,16 +18,8 @@ _SLACK = 0.06
 
 _HALL = "a hall that issue 17 makes rooms of"
 _OPTIONS = "one line for each option; issue 17 lets an option stand in one place"
-_TABLE = "many alike, which are best read one below the other"
 KNOWN = {
-    ("lines of a function", "_calling._calls.request"): (
-        70,
-        "on the way of every call: a function less",
-    ),
     ("lines of a function", "_cli._app.call"): (59, _OPTIONS),
-    ("lines of a function", "otel.tracing"): (95, "holds the functions that it returns"),
-    ("lines of a function", "redis._connection._address.parse"): (66, _TABLE),
-    ("lines of a module", "redis._connection._resp"): (465, _HALL),
     ("lines of a module", "redis._transport"): (1255, _HALL),
     ("methods of a class", "redis._transport.RedisStreamsTransport"): (68, _HALL),
     ("attributes of a class", "redis._transport.RedisStreamsTransport"): (41, _HALL),

@@ -6,13 +6,12 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from anyio import BrokenResourceError, EndOfStream, aclose_forcefully, create_task_group, sleep
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
-from redis.connection import parse_url
 from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
@@ -28,6 +27,7 @@ from ..._runtime._lone import lone_error
 from . import _socket
 from ._errors import Meaning, code_of, meaning_of, reason
 from ._threads import in_thread
+from ._url import CERT_REQS, check_context, check_provider, read_url
 
 if TYPE_CHECKING:
     from redis.credentials import CredentialProvider
@@ -53,15 +53,6 @@ _CERTIFICATE_ALERTS = (
     "ALERT_CERTIFICATE_UNKNOWN",
     "ALERT_UNKNOWN_CA",
     "ALERT_UNSUPPORTED_CERTIFICATE",
-)
-_CERT_REQS = {
-    "none": ssl.CERT_NONE,
-    "optional": ssl.CERT_OPTIONAL,
-    "required": ssl.CERT_REQUIRED,
-}
-_OPTIONS = frozenset(("client_name", "db", "password", "socket_connect_timeout", "username"))
-_SSL_OPTIONS = frozenset(
-    ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile")
 )
 
 
@@ -118,52 +109,14 @@ class Address:
         :raises ValueError: if something is wrong; the text names the option, and no password
         :raises TypeError: if an option has the wrong type
         """
-        if not isinstance(url, str):
-            raise TypeError(f"url: needs a str, not {type(url).__name__}")
-        parts = _split(url)
-        tls, unix = parts.scheme == "rediss", parts.scheme == "unix"
-        _check_query(parts, tls)
-        try:
-            found: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
-        except ValueError as exc:
-            # redis-py names the query option, and shows no value.
-            raise ValueError(f"url: {exc}") from None
-        found.pop("connection_class", None)
-        if not unix:
-            _check_path(parts)
-        if found.get("db", 0) < 0:
-            raise ValueError("url: the database number must not be negative")
-        timeout = found.pop("socket_connect_timeout", None)
-        if timeout is not None and not 0 < timeout < 1e7:
-            raise ValueError("url: socket_connect_timeout needs seconds above 0")
-        name = found.get("client_name")
-        if name is not None and not all("!" <= char <= "~" for char in name):
-            raise ValueError("url: client_name takes visible ASCII characters without spaces")
-        if found.get("ssl_cert_reqs", "required") not in _CERT_REQS:
-            raise ValueError(f"url: ssl_cert_reqs is one of {', '.join(_CERT_REQS)}")
-        if "ssl_keyfile" in found and "ssl_certfile" not in found:
-            raise ValueError("url: ssl_keyfile needs ssl_certfile")
+        found = read_url(url)
+        tls = url.startswith("rediss://")
         if credential_provider is not None:
-            if not callable(getattr(credential_provider, "get_credentials", None)):
-                raise TypeError(
-                    "credential_provider: needs redis.credentials.CredentialProvider, "
-                    f"not {type(credential_provider).__name__}"
-                )
-            if "username" in found or "password" in found:
-                raise ValueError("credential_provider: the url has a user or password already")
+            check_provider(credential_provider, found)
         if ssl_context is not None:
-            if not isinstance(ssl_context, ssl.SSLContext):
-                raise TypeError(f"ssl_context: not {type(ssl_context).__name__}")
-            if not tls:
-                raise ValueError("ssl_context: TLS needs a url that begins with rediss://")
-            if not _SSL_OPTIONS.isdisjoint(found):
-                raise ValueError("ssl_context: the url has ssl_ options already")
+            check_context(ssl_context, found, tls)
         return cls(
-            **{"host": None if unix else "localhost", **found},
-            connect_timeout=timeout,
-            credential_provider=credential_provider,
-            ssl_context=ssl_context,
-            tls=tls,
+            **found, credential_provider=credential_provider, ssl_context=ssl_context, tls=tls
         )
 
     def __str__(self) -> str:
@@ -252,7 +205,7 @@ class Address:
         except ssl.SSLError as exc:
             raise _FileError(f"ssl_ca_certs: no certificates in {self.ssl_ca_certs!r}") from exc
         context.check_hostname = self.ssl_check_hostname and self.ssl_cert_reqs != "none"
-        context.verify_mode = _CERT_REQS[self.ssl_cert_reqs]
+        context.verify_mode = CERT_REQS[self.ssl_cert_reqs]
         if self.ssl_certfile is not None:
             self._load_certificate(context, self.ssl_certfile)
         return context
@@ -392,40 +345,3 @@ def describe(exc: BaseException) -> str:
     ):
         return os.strerror(exc.errno)
     return reason(exc) or type(exc).__name__
-
-
-def _split(url: str) -> SplitResult:
-    """Split the URL; no error text repeats a part of it, which might be of the password."""
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("url: needs to begin with redis://, rediss:// or unix://")
-    try:
-        parts = urlsplit(url)
-        port, host = parts.port, parts.hostname
-    except ValueError:
-        raise ValueError(
-            "url: host or port is not valid; the port is a number from 1 to 65535, and special "
-            "characters in user and password are percent-encoded"
-        ) from None
-    if port == 0:
-        raise ValueError("url: the port must be a number from 1 to 65535")
-    if parts.fragment:
-        raise ValueError("url: has a '#'; in user and password it is written %23")
-    if parts.scheme == "unix" and (host or port or len(parts.path) < 2):
-        raise ValueError("url: the path of a Unix socket is absolute: unix:///run/redis.sock")
-    return parts
-
-
-def _check_query(parts: SplitResult, tls: bool) -> None:
-    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
-        if name in _SSL_OPTIONS:
-            if not tls:
-                raise ValueError(f"url: {name} needs rediss://")
-        elif name not in _OPTIONS:
-            shown = repr(name) if name.isidentifier() else "in the query"
-            raise ValueError(f"url: unknown option {shown}")
-
-
-def _check_path(parts: SplitResult) -> None:
-    db = parts.path.strip("/")
-    if db and not (db.isascii() and db.isdigit()):
-        raise ValueError("url: what follows the port is the number of the database")

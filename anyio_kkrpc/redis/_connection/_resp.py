@@ -43,6 +43,7 @@ from redis.exceptions import RedisError
 from ..._exceptions import TransportClosedError, TransportConnectionError
 from ..._runtime._fresh import fresh_copy
 from ._address import Address, describe
+from ._chunks import CHUNK, take_chunk
 from ._errors import named, parse_error
 from ._socket import SocketTraffic, Traffic
 
@@ -57,8 +58,6 @@ OnReply: TypeAlias = Callable[[Any], None]
 
 # Bytes that wait for a write under way before those who add more wait too.
 HIGH_WATER = 1024 * 1024
-# Bytes of one write: what one task writes for others at most.
-CHUNK = 1024 * 1024
 # Bytes of one read. More is no faster for replies of megabytes (measured with 5 MB).
 READ_SIZE = 64 * 1024
 _YIELD_EVERY = 32
@@ -364,25 +363,12 @@ class Connection(AsyncResource):
             self._outgoing.clear()
             self._outgoing_size = 0
         else:
-            data = self._take_chunk()
+            data = take_chunk(self._outgoing)
+            self._outgoing_size -= len(data)
         if self._room is not None and self._outgoing_size <= HIGH_WATER:
             self._room.set()
             self._room = None
         return data
-
-    def _take_chunk(self) -> bytes:
-        outgoing, room = self._outgoing, CHUNK
-        parts: list[bytes | memoryview] = []
-        while room:
-            part = outgoing.popleft()
-            if len(part) > room:
-                view = memoryview(part)
-                outgoing.appendleft(view[room:])
-                part = view[:room]
-            parts.append(part)
-            room -= len(part)
-        self._outgoing_size -= CHUNK
-        return b"".join(parts)
 
     async def _read_on(self, scope: CancelScope) -> None:
         try:

@@ -18,10 +18,8 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 from ..._exceptions import ProtocolError
 from ..._protocol._records import CallbackRelease, Id, Number, Record, Reply, Request
 from ..._runtime._log import quoted
-from ..._values._pydantic import plain
-from ...typescript._plain import check_numbers
 from ...typescript._releases import Releases
-from ...typescript.compact import answer_unknown, plain_record, received
+from ...typescript.compact import answer_unknown, encode_json, plain_record, received
 from ._base import Dialect, Entry, SharedPeer
 from .native import peer_id
 
@@ -44,7 +42,6 @@ class BusEnvelope(Struct):
     sequence: Number | UnsetType = UNSET
 
 
-_encoder = msgspec.json.Encoder(enc_hook=plain)
 _envelope_decoder = msgspec.json.Decoder(BusEnvelope)
 _message_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 
@@ -93,12 +90,7 @@ class CompactDialect(Dialect):
             envelope["correlationId"] = message.id  # type: ignore[union-attr]
         envelope["sentAt"] = int(time() * 1000)
         envelope["message"] = message
-        try:
-            data = _encoder.encode(envelope)
-            check_numbers(data)
-        except (RecursionError, ValueError) as exc:
-            raise TypeError(f"can't be encoded as JSON: {quoted(exc)}") from exc
-        return (b"data", data + b"\n")
+        return (b"data", encode_json(envelope) + b"\n")
 
     def decode(self, fields: list[bytes]) -> Entry | None:
         data = dict(zip(fields[::2], fields[1::2], strict=True))[b"data"]

@@ -1,0 +1,116 @@
+"""What stands in a URL, read as redis-py reads it; what that would ignore is refused. No I/O."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from redis.connection import parse_url
+
+CERT_REQS = {
+    "none": ssl.CERT_NONE,
+    "optional": ssl.CERT_OPTIONAL,
+    "required": ssl.CERT_REQUIRED,
+}
+_OPTIONS = frozenset(("client_name", "db", "password", "socket_connect_timeout", "username"))
+_SSL_OPTIONS = frozenset(
+    ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile")
+)
+
+
+def read_url(url: str) -> dict[str, Any]:
+    """Return what a URL says, by the names of `Address`.
+
+    :raises ValueError: if something in it is wrong; no text repeats what may be of a password
+    :raises TypeError: if it is no text
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"url: needs a str, not {type(url).__name__}")
+    parts = _split(url)
+    unix = parts.scheme == "unix"
+    _check_query(parts, parts.scheme == "rediss")
+    try:
+        found: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+    except ValueError as exc:
+        # redis-py names the query option, and shows no value.
+        raise ValueError(f"url: {exc}") from None
+    found.pop("connection_class", None)
+    if not unix:
+        _check_path(parts)
+    found["connect_timeout"] = found.pop("socket_connect_timeout", None)
+    _check_values(found)
+    return {"host": None if unix else "localhost", **found}
+
+
+def _split(url: str) -> SplitResult:
+    """Split the URL; no error text repeats a part of it, which might be of the password."""
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("url: needs to begin with redis://, rediss:// or unix://")
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, parts.hostname
+    except ValueError:
+        raise ValueError(
+            "url: host or port is not valid; the port is a number from 1 to 65535, and special "
+            "characters in user and password are percent-encoded"
+        ) from None
+    if port == 0:
+        raise ValueError("url: the port must be a number from 1 to 65535")
+    if parts.fragment:
+        raise ValueError("url: has a '#'; in user and password it is written %23")
+    if parts.scheme == "unix" and (host or port or len(parts.path) < 2):
+        raise ValueError("url: the path of a Unix socket is absolute: unix:///run/redis.sock")
+    return parts
+
+
+def _check_query(parts: SplitResult, tls: bool) -> None:
+    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
+        if name in _SSL_OPTIONS:
+            if not tls:
+                raise ValueError(f"url: {name} needs rediss://")
+        elif name not in _OPTIONS:
+            shown = repr(name) if name.isidentifier() else "in the query"
+            raise ValueError(f"url: unknown option {shown}")
+
+
+def _check_path(parts: SplitResult) -> None:
+    db = parts.path.strip("/")
+    if db and not (db.isascii() and db.isdigit()):
+        raise ValueError("url: what follows the port is the number of the database")
+
+
+def _check_values(found: dict[str, Any]) -> None:
+    if found.get("db", 0) < 0:
+        raise ValueError("url: the database number must not be negative")
+    timeout = found["connect_timeout"]
+    if timeout is not None and not 0 < timeout < 1e7:
+        raise ValueError("url: socket_connect_timeout needs seconds above 0")
+    name = found.get("client_name")
+    if name is not None and not all("!" <= char <= "~" for char in name):
+        raise ValueError("url: client_name takes visible ASCII characters without spaces")
+    if found.get("ssl_cert_reqs", "required") not in CERT_REQS:
+        raise ValueError(f"url: ssl_cert_reqs is one of {', '.join(CERT_REQS)}")
+    if "ssl_keyfile" in found and "ssl_certfile" not in found:
+        raise ValueError("url: ssl_keyfile needs ssl_certfile")
+
+
+def check_provider(provider: Any, found: dict[str, Any]) -> None:
+    """Refuse what gives no credentials, and a URL that has some already."""
+    if not callable(getattr(provider, "get_credentials", None)):
+        raise TypeError(
+            "credential_provider: needs redis.credentials.CredentialProvider, "
+            f"not {type(provider).__name__}"
+        )
+    if "username" in found or "password" in found:
+        raise ValueError("credential_provider: the url has a user or password already")
+
+
+def check_context(context: Any, found: dict[str, Any], tls: bool) -> None:
+    """Refuse what is no context of TLS, and a URL without TLS or with options for it."""
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"ssl_context: not {type(context).__name__}")
+    if not tls:
+        raise ValueError("ssl_context: TLS needs a url that begins with rediss://")
+    if not _SSL_OPTIONS.isdisjoint(found):
+        raise ValueError("ssl_context: the url has ssl_ options already")
