@@ -25,6 +25,7 @@ from ._options import (
     Concurrency,
     Grace,
     Group,
+    Http,
     LogLevel,
     LoopOfWorker,
     MaxCalls,
@@ -107,6 +108,7 @@ def serve(
     send_tracebacks: SendTracebacks = False,
     max_calls: MaxCalls = None,
     max_memory: MaxMemory = None,
+    http: Http = None,
     reload: Reload = False,
 ) -> None:
     """Serve an object, in one process or several.
@@ -121,13 +123,14 @@ def serve(
     """
     given = {**locals(), "backend": backend.value, "signing_key": _encoded(signing_key)}
     _check_group(group, workers)
+    at = None if http is None else _address(http)
     from . import _supervisor, _worker
 
-    del given["workers"], given["reload"]
+    del given["workers"], given["reload"], given["http"]
     options = _worker.Options(**given, debug="--debug" in sys.argv)
     _worker.check(options)
-    if workers > 1 or reload or max_calls is not None or max_memory is not None:
-        anyio.run(partial(_supervisor.supervise, options, workers, reload=reload))
+    if workers > 1 or reload or max_calls is not None or max_memory is not None or http is not None:
+        anyio.run(partial(_supervisor.supervise, options, workers, reload=reload, at=at))
     elif _worker.run(options):  # a new process takes the place of this one
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
@@ -140,6 +143,56 @@ def _check_group(group: str | None, workers: int) -> None:
             "needs --group when above 1: without one each process would run each call",
             param_hint="--workers",
         )
+
+
+def _address(text: str) -> tuple[str, int]:
+    from ._http import parse_address
+
+    try:
+        return parse_address(text)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--http") from exc
+
+
+@app.command()
+def check(
+    http: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            envvar="ANYIO_KKRPC_HTTP",
+            help="Ask the service that was started with this --http.",
+        ),
+    ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="With --http: only whether the supervisor runs.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    stream: Stream = DEFAULT_STREAM,
+    group: Group = None,
+    workers: Annotated[
+        int, typer.Option("--workers", "-w", min=1, help="How many have to be there, by Redis.")
+    ] = 1,
+    timeout: Annotated[
+        float, typer.Option("--timeout", "-t", min=0.001, max=1e6, help="Seconds to wait.")
+    ] = 5.0,
+) -> None:
+    """Tell whether workers take calls: exit code 0 if they do, 1 if not. For probes.
+
+    With --http it asks the service itself: is there a worker whose event loop runs, that Redis
+    answers, and that serves? Without, it asks Redis whether workers of --group are there.
+
+    Example: anyio-kkrpc check --http :9464
+    """
+    from . import _check
+
+    if http is not None:
+        _address(http)
+        _check.by_http(http, "/healthz" if live else "/readyz", timeout)
+        return
+    if live or not group:
+        raise typer.BadParameter("is needed, or --http", param_hint="--group")
+    _check.by_redis(url, stream, group, workers=workers, timeout=timeout)
 
 
 @app.command()

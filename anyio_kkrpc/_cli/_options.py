@@ -183,6 +183,15 @@ Reload = Annotated[
         help="Start anew when a Python file below here changes.",
     ),
 ]
+Http = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        envvar="ANYIO_KKRPC_HTTP",
+        help="Answer /healthz, /readyz and /metrics (Prometheus) there. Without a host it is the "
+        "loopback interface.",
+    ),
+]
 TimeoutOfCall = Annotated[
     float,
     typer.Option(

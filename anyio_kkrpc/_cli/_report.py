@@ -35,6 +35,10 @@ class WorkerError(Exception):
     """Workers can't be started."""
 
 
+class NotReadyError(Exception):
+    """Workers don't take calls."""
+
+
 def report(exc: Exception) -> int:
     """Write one line about an error; return the exit code."""
     text, code = str(exc), 1
@@ -49,7 +53,7 @@ def report(exc: Exception) -> int:
         code = next((code for kind, code in EXIT_CODES.items() if isinstance(exc, kind)), 1)
     elif isinstance(exc, (ValueError, TypeError, LookupError, ImportError)):
         code = 2
-    elif not isinstance(exc, (OSError, WorkerError)):
+    elif not isinstance(exc, (OSError, WorkerError, NotReadyError)):
         from ..testing import ServerError
 
         if not isinstance(exc, ServerError):

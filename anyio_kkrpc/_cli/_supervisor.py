@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import secrets
 import signal
-import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import anyio
-import msgspec
 from anyio import (
     Event,
     create_task_group,
@@ -22,62 +20,22 @@ from anyio import (
     move_on_after,
     open_signal_receiver,
 )
-from anyio.abc import Process, TaskGroup
+from anyio.abc import Process, SocketListener, TaskGroup
 from msgspec.structs import replace
 
+from . import _http
+from ._health import Health, WorkerState
+from ._line import Line
 from ._report import WorkerError
 from ._restarts import End, Restarts, Verdict, Word
-from ._worker import Options, say
+from ._worker import ANSWER_WITHIN, Options, Report, say
 
 # Seconds beyond the grace period until a worker that was told to end is killed.
 KILL_AFTER = 5.0
 # Seconds that a worker has to begin, before the next one is exchanged on SIGHUP.
 BEGIN_WITHIN = 30.0
-_WORDS = {word.value.encode(): word for word in Word}
-
-
-class _Line:
-    """The socket to a worker: options go there, words come from there."""
-
-    def __init__(self) -> None:
-        self._own, self.theirs = socket.socketpair()
-        self._own.setblocking(False)
-        self._rest = b""
-        self.words: set[Word] = set()
-        self.serving = Event()
-
-    def send(self, options: Options) -> None:
-        """Tell the options; they are far smaller than what a socket takes at once."""
-        with suppress(OSError):
-            self._own.send(msgspec.json.encode(options) + b"\n")
-
-    async def listen(self) -> None:
-        """Take its words until it is cancelled, or the line ends."""
-        with suppress(anyio.ClosedResourceError):
-            while self.take():
-                await anyio.wait_readable(self._own)
-
-    def take(self) -> bool:
-        """Take what has come; return false if nothing more will."""
-        while True:
-            try:
-                data = self._own.recv(4096)
-            except BlockingIOError:
-                return True
-            except OSError:
-                return False
-            if not data:
-                return False
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            self._rest = self._rest[-4096:]
-            self.words.update(_WORDS[line] for line in lines if line in _WORDS)
-            if Word.serving in self.words:
-                self.serving.set()
-
-    def close(self) -> None:
-        """Let the worker know that nobody listens."""
-        self._own.close()
-        self.theirs.close()
+# Seconds that a worker has to tell how it is: more than Redis has to answer it.
+ASK_WITHIN = ANSWER_WITHIN + 0.5
 
 
 class _Slot:
@@ -87,6 +45,8 @@ class _Slot:
         self.number = number
         self.options = options
         self.process: Process | None = None
+        self.line: Line | None = None
+        self.started = 0
         # Whether the process ends because it is exchanged.
         self.leaving = False
         # Set when the next process is started, and when the present one serves.
@@ -132,6 +92,18 @@ class Supervisor:
                 kept.start_soon(self._keep, slot, kept, name=name)
         group.cancel_scope.cancel()
 
+    async def states(self) -> list[WorkerState]:
+        """Ask all workers how they are; those that don't answer in time have no report."""
+        reports: dict[int, Report | None] = {}
+
+        async def ask(slot: _Slot) -> None:
+            reports[slot.number] = None if slot.line is None else await slot.line.ask(ASK_WITHIN)
+
+        async with create_task_group() as group:
+            for slot in self._slots:
+                group.start_soon(ask, slot)
+        return [WorkerState(s.number, s.started, reports[s.number]) for s in self._slots]
+
     async def _keep(self, slot: _Slot, group: TaskGroup) -> None:
         while True:
             changed = slot.changed
@@ -159,7 +131,7 @@ class Supervisor:
                 await changed.wait()  # what is new may be what mends it
 
     async def _run_one(self, slot: _Slot) -> End:
-        line, started = _Line(), current_time()
+        line, started = Line(), current_time()
         begun, slot.next, slot.serving = slot.next, Event(), line.serving
         begun.set()
         try:
@@ -171,7 +143,8 @@ class Supervisor:
                 start_new_session=True,  # a Ctrl-C in the terminal is for the supervisor alone
             )
             line.theirs.close()
-            slot.process = process
+            slot.process, slot.line = process, line
+            slot.started += 1
             try:
                 line.send(slot.options)
                 async with create_task_group() as group:
@@ -183,7 +156,7 @@ class Supervisor:
                 assert code is not None
                 return End(process.pid, code, frozenset(line.words), lasted)
             finally:
-                slot.process = None
+                slot.process = slot.line = None
                 if process.returncode is None:
                     with move_on_after(self._grace + KILL_AFTER, shield=True):
                         _terminate(process)
@@ -230,20 +203,34 @@ class Supervisor:
         await begun.wait()
 
 
+async def _listen(host: str, port: int) -> list[SocketListener]:
+    try:
+        listeners = await _http.bind(host, port)
+    except OSError as exc:
+        raise WorkerError(f"--http {host}:{port}: {exc}") from exc
+    for listener in listeners:
+        say(f"{_http.url_of(listener)} answers /healthz, /readyz and /metrics")
+    return listeners
+
+
 def _terminate(process: Process) -> None:
     with suppress(ProcessLookupError):
         process.terminate()
 
 
-async def supervise(options: Options, workers: int, *, reload: bool) -> None:
+async def supervise(
+    options: Options, workers: int, *, reload: bool, at: tuple[str, int] | None = None
+) -> None:
     """Keep so many worker processes running until told to end.
 
     SIGTERM and SIGINT end them in good order, and so does a destroy signal. SIGHUP exchanges them
     for new ones, one after the other.
 
-    :raises WorkerError: if the first start of all fails in the same way
+    :param at: host and port where to answer probes and scrapers; nowhere, if ``None``
+    :raises WorkerError: if the first start of all fails in the same way, or ``at`` can't be had
     """
     supervisor = Supervisor(options, workers, reload=reload)
+    listeners = [] if at is None else await _listen(*at)
     async with create_task_group() as group:
 
         async def watch_signals() -> None:
@@ -258,6 +245,9 @@ async def supervise(options: Options, workers: int, *, reload: bool) -> None:
                     return
 
         group.start_soon(watch_signals, name="anyio_kkrpc signals")
+        if listeners:
+            health = Health(options, supervisor.states)
+            group.start_soon(_http.serve, listeners, health.respond, name="anyio_kkrpc http")
         await supervisor.run(group)
     if supervisor.error is not None:
         raise supervisor.error

@@ -2,8 +2,8 @@
 
 The supervisor starts its workers as ``python -m anyio_kkrpc._cli._worker``, with a socket as their
 standard input. It writes the options there, so that no password stands in a list of processes, and
-the worker writes what becomes of it, a word for each line. When that socket ends, the supervisor is
-gone, and the worker ends in good order as it does on SIGTERM.
+the worker writes what becomes of it, a word for each line, and a report when asked. When that
+socket ends, the supervisor is gone, and the worker ends in good order as it does on SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 
 import anyio
 import msgspec
-from anyio import CancelScope, create_task_group, open_signal_receiver, sleep
+from anyio import CancelScope, create_task_group, move_on_after, open_signal_receiver, sleep
 from msgspec import Struct
 
 from .._channel import RPCChannel
-from .._exceptions import TransportConnectionError
+from .._exceptions import RPCError, TransportConnectionError
 from .._runtime._lone import lone_error
 from .._serving._table import Exposed, entered, expose
 from .._signals import serve_until_caught
@@ -41,6 +41,9 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Seconds between two looks at how many calls it has done and how much memory it takes.
 LOOK_INTERVAL = 0.5
+# What the supervisor writes to get a report, and how many seconds Redis has to answer for it.
+QUESTION = b"?\n"
+ANSWER_WITHIN = 1.0
 _MIB = 1024 * 1024
 
 
@@ -78,6 +81,21 @@ class Options(Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"<Options for {self.target} on {self.stream}>"  # the URL may hold a password
+
+
+class Report(Struct):
+    """How a worker is.
+
+    :ivar ready: whether it serves, and Redis answers it
+    :ivar memory: bytes that it takes
+    :ivar channel: what `RPCChannel.statistics` tells
+    :ivar transport: what the transport's does
+    """
+
+    ready: bool
+    memory: float
+    channel: dict[str, Any]
+    transport: dict[str, Any]
 
 
 def load(target: str) -> Exposed:
@@ -164,12 +182,16 @@ def run(options: Options) -> bool:
 class _Worker:
     """Serves what its options say.
 
-    :param tell: told the words of its life
+    :param tell: told the words of its life, and how it is when that is asked
     """
 
-    def __init__(self, options: Options, tell: Callable[[Word], object] | None = None) -> None:
+    def __init__(
+        self, options: Options, tell: Callable[[Word | Report], object] | None = None
+    ) -> None:
         self._options = options
         self._tell = tell
+        self._serving = False
+        self._entered: tuple[RPCChannel, RedisStreamsTransport] | None = None
         self.ended_by: signal.Signals | None = None
 
     def prepare(self) -> None:
@@ -199,7 +221,7 @@ class _Worker:
             caught = signals.enter_context(open_signal_receiver(*wanted))
             async with create_task_group() as group:
                 if supervised:
-                    group.start_soon(_end_with_parent, name="anyio_kkrpc parent")
+                    group.start_soon(self._heed_parent, name="anyio_kkrpc parent")
                 beginning = CancelScope()
                 group.start_soon(self._end_early, caught, beginning, group.cancel_scope)
                 async with (
@@ -216,6 +238,7 @@ class _Worker:
                     ) as channel,
                 ):
                     beginning.cancel()
+                    self._entered = channel, transport
                     where = ", ".join(filter(None, (options.stream, options.group)))
                     names = len(list(table))
                     what = f"{names} name" if names == 1 else f"{names} names"
@@ -241,13 +264,37 @@ class _Worker:
         """Serve until the channel ends, or a signal comes."""
         tell = self._tell or (lambda word: None)
         tell(Word.serving)
+        self._serving = True
         with lone_error():
             async with create_task_group() as group:
                 group.start_soon(self._look, channel, tell, name="anyio_kkrpc recycling")
                 self.ended_by = await serve_until_caught(channel, caught)
+                self._serving = False
                 group.cancel_scope.cancel()
         if self.ended_by is None:
             tell(Word.destroyed)
+
+    async def _heed_parent(self) -> None:
+        """Tell the supervisor how this worker is when it asks; end when it is gone."""
+        tell = self._tell or (lambda report: None)
+        while True:
+            await anyio.wait_readable(0)
+            if not os.read(0, 4096):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            tell(await self._report())
+
+    async def _report(self) -> Report:
+        memory = resident_mib() * _MIB
+        if self._entered is None:
+            return Report(False, memory, {}, {})
+        channel, transport = self._entered
+        ready = False
+        with move_on_after(ANSWER_WITHIN), suppress(RPCError):
+            await transport.get_stream_info()
+            ready = self._serving and not channel.closed
+        told = channel.statistics(), transport.statistics()
+        return Report(ready, memory, *map(msgspec.to_builtins, told))
 
     async def _look(self, channel: RPCChannel, tell: Callable[[Word], object]) -> None:
         """End when it has done as many calls as it may, or takes too much memory."""
@@ -280,20 +327,16 @@ def resident_mib() -> float:
     return peak / _MIB if sys.platform == "darwin" else peak / 1024
 
 
-async def _end_with_parent() -> None:
-    await anyio.wait_readable(0)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def say(text: str) -> None:
     """Write a line for who looks."""
     sys.stderr.write(f"anyio-kkrpc: {text}\n")
     sys.stderr.flush()
 
 
-def _tell_parent(word: Word) -> None:
+def _tell_parent(what: Word | Report) -> None:
+    line = what.value.encode() if isinstance(what, Word) else msgspec.json.encode(what)
     with suppress(OSError):  # it is gone, which ends this worker, too
-        os.write(0, f"{word.value}\n".encode())
+        os.write(0, line + b"\n")
 
 
 def _be_supervised() -> int:

@@ -89,11 +89,15 @@ async def more(call, call_next):
 
 
 class Shell:
-    """Runs commands against one stream, from a directory with a module to serve."""
+    """Runs commands against one stream, from a directory with a module to serve.
+
+    :ivar said: the lines that came before all workers served
+    """
 
     def __init__(self, url: str, stream: str, directory: Path) -> None:
         self.stream = stream
         self.directory = directory
+        self.said: list[str] = []
         self.variables = {
             "ANYIO_KKRPC_URL": url,
             "ANYIO_KKRPC_STREAM": stream,
@@ -146,7 +150,7 @@ class Shell:
             env={**os.environ, **self.variables},
         ) as process:
             try:
-                wait_for_lines(process, workers if ready else 0, ": serving ")
+                self.said = wait_for_lines(process, workers if ready else 0, ": serving ")
                 yield process
             finally:
                 if process.poll() is None:
