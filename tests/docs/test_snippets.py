@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import redis
+from typer.main import get_command
 
 from anyio_kkrpc import RedisStreamsTransport
+from anyio_kkrpc._cli._app import app
 from anyio_kkrpc.testing import RedisServer
 from tests.docs.pages import DOCS, README, ROOT, blocks_of
 
@@ -27,7 +29,7 @@ SNIPPETS = [
     if page.name not in WALKTHROUGHS
     and any(block.language == "python" for block in blocks_of(page))
 ]
-LANGUAGES = {"python", "output", "console", "text", "typescript"}
+LANGUAGES = {"python", "output", "console", "text", "typescript", "ini", "dockerfile", "yaml"}
 
 
 @pytest.mark.one_server
@@ -99,6 +101,26 @@ def test_commands() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     assert ".venv/bin/nox\n" in ci
     assert '.venv/bin/pip install -e ".[dev]"' in ci
+
+
+def test_deployments() -> None:
+    """What the manifests give to the commands exists, on the command line and in the environment."""
+    blocks = [
+        b for b in blocks_of(DOCS / "deployment.md") if b.language in ("ini", "dockerfile", "yaml")
+    ]
+    text = "\n".join(block.text for block in blocks)
+    options: set[str] = set()
+    variables: set[str] = set()
+    for name in ("serve", "check"):
+        for parameter in get_command(app).commands[name].params:  # type: ignore[attr-defined]
+            options.update(parameter.opts)
+            variables.add(str(getattr(parameter, "envvar", None)))
+    used = set(re.findall(r"(?<= )--[\w-]+(?= )", "".join(re.findall(r"ExecStart=.*", text))))
+    assert len(used) >= 4
+    assert used - options == set()
+    used = set(re.findall(r"ANYIO_KKRPC_\w+", text))
+    assert len(used) >= 4
+    assert used - variables == set()
 
 
 def test_all_options_are_listed() -> None:
