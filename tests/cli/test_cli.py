@@ -215,9 +215,9 @@ def test_serve_and_call(shell: Shell, backend: str) -> None:
             assert (done.returncode, done.stderr) == (1, "anyio-kkrpc: ValueError: no\n")
         process.terminate()
         assert process.wait(BOUND) == 0
-    done = shell("call", "add", "1", "--timeout", "0.2")
+    done = shell("call", "add", "1", "--timeout", "2")
     assert done.returncode == 4
-    assert "no answer within 0.2 s" in done.stderr
+    assert "no answer within 2 s" in done.stderr
 
 
 @pytest.mark.one_server
