@@ -20,7 +20,7 @@ nitpicky = True
 # Other projects' inventories can't be fetched here, so their names stay without links, and so do
 # private names in annotations, such as type variables.
 nitpick_ignore_regex = [("py:.*", r"(?!anyio_kkrpc\b).*"), ("py:.*", r"anyio_kkrpc\.(\w+\.)*_.*")]
-OTHERS = ("anyio", "typing", "print")
+OTHERS = ("anyio", "typing", "print", "asynccontextmanager")
 
 html_theme = "furo"
 html_title = f"anyio_kkrpc {release}"

@@ -88,7 +88,7 @@ def _given(name: str, function: ast.AST) -> Iterator[ast.expr]:
 
 
 def _dotted(text: str) -> str:
-    return re.sub(r"%(?:\.\d+)?[sdrf]", "...", text).replace("%%", "%")
+    return re.sub(r"%(?:\.\d+)?[sdrfgi]", "...", text).replace("%%", "%")
 
 
 def test_each_message_is_explained() -> None:
