@@ -1,19 +1,24 @@
-"""Looking at a stream and trimming it."""
+"""Looking at a stream and its dead letters, and trimming it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
+from .._exceptions import ProtocolError
+from .._runtime._log import quoted
 from ._connection._errors import Meaning, meaning_of
-from ._connection._link import Command, Link
+from ._connection._link import Link
 from ._connection._portion import Portion
-
-# Entries fetched by one XRANGE.
-PAGE = 500
+from ._group._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
+from ._stream._entries import PAGE, after, pages, pairs
+from ._stream._keys import Keys
+from .dialects._signing import Signer
 
 
 class StreamInfo(Struct, frozen=True):
@@ -38,6 +43,90 @@ class StreamEntry(Struct, frozen=True):
 
     id: str
     fields: dict[str, bytes]
+
+
+class Admin:
+    """What the methods of `RedisStreamsTransport` do that are named so; see there.
+
+    :param link: sends the commands
+    :param skip: told of what is no dead letter, with its key, id and the reason
+    :param refusal: returns the error of this library for what Redis refuses
+    :ivar signer: checks dead letters, and signs what is put back
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        keys: Keys,
+        signer: Signer | None,
+        skip: Callable[[bytes, bytes, ProtocolError], object],
+        refusal: Callable[[Exception], Exception],
+    ) -> None:
+        self._link = link
+        self._keys = keys
+        self._skip = skip
+        self._refusal = refusal
+        self.signer = signer
+
+    async def get_stream_info(self) -> StreamInfo:
+        """Return what XINFO STREAM tells."""
+        with self._asking() as link:
+            return await stream_info(link, self._keys.stream)
+
+    async def trim_stream(self, max_len: int) -> int:
+        """Trim to so many entries; return how many went."""
+        if isinstance(max_len, bool) or not isinstance(max_len, int):
+            raise TypeError(f"max_len: needs an int, not {max_len!r:.80}")
+        if max_len < 0:
+            raise ValueError(f"max_len: must not be negative, not {max_len}")
+        with self._asking() as link:
+            return await trim(link, self._keys.stream, max_len)
+
+    async def get_all_entries(self) -> list[StreamEntry]:
+        """Return the entries."""
+        with self._asking() as link:
+            return await all_entries(link, self._keys.stream)
+
+    async def delete_stream(self) -> None:
+        """Delete all that isn't one peer's."""
+        keys = self._keys
+        with self._asking() as link:
+            await link.request(b"DEL", keys.stream, keys.control, keys.dead)
+
+    async def dead_letters(self, count: int) -> list[DeadLetter]:
+        """Return the oldest ones."""
+        keys, skip = self._keys, partial(self._skip, self._keys.dead)
+        with self._asking() as link:
+            return await dead_letters(link, keys.stream, keys.dead, count, self.signer, skip)
+
+    async def retry_dead_letter(self, letter_id: str) -> str:
+        """Put one back; return its new id."""
+        keys = self._keys
+        new: str | None = None
+        with self._asking() as link:
+            try:
+                new = await retry_dead_letter(link, keys.stream, keys.dead, letter_id, self.signer)
+            except ProtocolError as exc:
+                raise LookupError(f"{quoted(letter_id)} is no dead letter: {quoted(exc)}") from exc
+            except ResponseError as exc:
+                if "Invalid stream ID" not in str(exc):
+                    raise
+        if new is None:
+            raise LookupError(f"there is no dead letter {letter_id!r:.80}")
+        return new
+
+    async def purge_dead_letters(self) -> int:
+        """Remove all; return how many there were."""
+        with self._asking() as link:
+            return await purge_dead_letters(link, self._keys.dead)
+
+    @contextmanager
+    def _asking(self) -> Iterator[Link]:
+        """Raise what Redis refuses as an error of this library."""
+        try:
+            yield self._link
+        except RedisError as exc:
+            raise self._refusal(exc) from exc
 
 
 async def stream_info(link: Link, stream: bytes) -> StreamInfo:
@@ -77,16 +166,6 @@ async def trim(link: Link, stream: bytes, max_len: int) -> int:
     return removed
 
 
-def pages(*command: bytes, most: int = PAGE) -> Callable[[int], Command]:
-    """Return what makes a command ask for so many entries, but not more than ``most``."""
-    return lambda count: (*command, b"COUNT", b"%d" % min(count, most))
-
-
-def pairs(flat: list[Any]) -> dict[bytes, Any]:
-    """Return the mapping that RESP2 sends as a flat list."""
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
 def to_entry(item: Any) -> StreamEntry:
     """Return an entry of an XRANGE reply."""
     entry_id, fields = item
@@ -94,10 +173,3 @@ def to_entry(item: Any) -> StreamEntry:
         entry_id.decode(),
         {key.decode(errors="backslashreplace"): value for key, value in pairs(fields).items()},
     )
-
-
-def after(entry_id: bytes) -> bytes:
-    """Return the smallest id that is greater."""
-    ms, _, seq = entry_id.partition(b"-")
-    number = int(seq) + 1
-    return b"%d-0" % (int(ms) + 1) if number == 2**64 else b"%s-%d" % (ms, number)

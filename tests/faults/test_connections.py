@@ -18,7 +18,7 @@ from anyio_kkrpc import (
     TransportConnectionError,
     with_call_options,
 )
-from anyio_kkrpc.redis._reading._reader import order
+from anyio_kkrpc.redis._stream._entries import order
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 from tests.servers import Servers
@@ -157,7 +157,7 @@ async def test_frozen_connections_are_replaced(redis_server: RedisServer, stream
         async with link(redis_server.url, middle.url, stream_name, True) as (_, remote, _, using):
             assert await remote.work(1) == 1
             middle.freeze()
-            await until(lambda: using._link.connection is None)
+            await until(lambda: using._lane.link.connection is None)
             middle.thaw()
             assert await remote.work(2) == 2
             assert using.statistics().reconnects > 0
@@ -415,8 +415,8 @@ async def test_replaced_by_a_server_whose_clock_is_behind(
 
 
 def _reads_behind(peer: RedisStreamsTransport, entry_id: str) -> bool:
-    reader = peer._losses.reader
-    return reader is not None and all(
+    reader = peer._lane.addressed.reader
+    return bool(reader.positions) and all(
         order(position) >= order(entry_id.encode()) for position in reader.positions.values()
     )
 
@@ -457,7 +457,7 @@ async def test_replica(own_server: RedisServer, stream_name: str, grouped: bool)
                 group.start_soon(call)
                 # By then claims, leases and housekeeping have been refused, too.
                 for transport in (using, serving):
-                    await until(lambda: transport._link.reconnects > 4)
+                    await until(lambda: transport._lane.link.reconnects > 4)
                 assert results == []
                 witness.replicaof("NO", "ONE")
         assert results == [2]
@@ -480,7 +480,7 @@ async def test_deadline_while_the_server_is_away(own_server: RedisServer, stream
     """A call ends in time though nothing can be sent, and isn't sent afterwards."""
     async with link(own_server.url, own_server.url, stream_name, True) as (api, remote, _, using):
         own_server.kill()
-        await until(lambda: using._link.connection is None)
+        await until(lambda: using._lane.link.connection is None)
         with anyio.fail_after(BOUND), pytest.raises(RPCTimeoutError):
             await with_call_options(remote, timeout=0.3).work("late")
         with anyio.fail_after(BOUND), pytest.raises(RPCTimeoutError):
@@ -497,7 +497,7 @@ async def test_much_waits_for_the_server(
     monkeypatch.setattr("anyio_kkrpc.redis._writing._outgoing.HIGH_WATER", 10_000)
     async with link(own_server.url, own_server.url, stream_name, True) as (api, remote, _, using):
         own_server.kill()
-        await until(lambda: using._link.connection is None)
+        await until(lambda: using._lane.link.connection is None)
         outcomes: list[Any] = []
 
         async def call(n: int, timeout: float) -> None:

@@ -210,7 +210,7 @@ async def test_signed_through_an_outage(
         await running.wait()
         durable_server.kill()
         # What is signed now is signed as of two minutes ago; what is written later is not.
-        clocks = {serving: serving._signer.now, using: using._signer.now}
+        clocks = {serving: serving._lane.admin.signer.now, using: using._lane.admin.signer.now}
         signed = dict.fromkeys(clocks, 0)
 
         def signs(peer: RedisStreamsTransport) -> float:
@@ -218,7 +218,7 @@ async def test_signed_through_an_outage(
             return clocks[peer]() - 120
 
         for peer in clocks:
-            monkeypatch.setattr(peer._signer, "now", partial(signs, peer))
+            monkeypatch.setattr(peer._lane.admin.signer, "now", partial(signs, peer))
         gate.set()
         group.start_soon(call, "work", 2, CALL_BOUND)
         group.start_soon(call, "work", 3, None)

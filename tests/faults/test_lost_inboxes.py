@@ -124,7 +124,7 @@ class Link:
             if client["name"].endswith(early.session_id):
                 self.witness.client_kill_filter(_id=client["id"])
         await until(lambda: early.statistics().reconnects >= reconnects + 2)
-        await until(lambda: early._link.connection is not None)
+        await until(lambda: early._lane.link.connection is not None)
 
     async def wait_started(self) -> None:
         with anyio.fail_after(BOUND):
@@ -271,8 +271,8 @@ async def test_server_that_comes_back_without_inboxes(
                 peers.middle.refuse()
                 own_server.kill()
                 await anyio.to_thread.run_sync(own_server.start)
-                await until(lambda: peers.serving._link.reconnects)
-                await until(lambda: peers.serving._link.connection is not None)
+                await until(lambda: peers.serving._lane.link.reconnects)
+                await until(lambda: peers.serving._lane.link.connection is not None)
                 peers.api.go_on.set()
                 await until(lambda: peers.kept == 1)
                 peers.middle.refuse(False)

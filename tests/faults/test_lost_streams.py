@@ -197,7 +197,7 @@ async def test_stalled_worker(
         items = await channel.get_api(to=process.session_id).count()
         with anyio.fail_after(BOUND):
             assert await items.__anext__() == 1
-            source = using._presence._sources[process.session_id]
+            source = using._lane.presence._sources[process.session_id]
             await until(lambda: source.ttl)  # it was seen
             process.send(signal.SIGSTOP)
             with pytest.raises(DeliveryError, match=process.session_id):

@@ -137,7 +137,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 def refusals(transport: RedisStreamsTransport) -> int:
-    return transport._outages.refused + transport._link.reconnects
+    return transport._outages.refused + transport._lane.link.reconnects
 
 
 async def test_calls_live_through_refusals(

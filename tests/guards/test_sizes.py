@@ -20,10 +20,6 @@ _HALL = "a hall that issue 17 makes rooms of"
 _OPTIONS = "one line for each option; issue 17 lets an option stand in one place"
 KNOWN = {
     ("lines of a function", "_cli._app.call"): (59, _OPTIONS),
-    ("lines of a module", "redis._transport"): (1255, _HALL),
-    ("methods of a class", "redis._transport.RedisStreamsTransport"): (68, _HALL),
-    ("attributes of a class", "redis._transport.RedisStreamsTransport"): (41, _HALL),
-    ("lines of a function", "redis._transport.__init__"): (88, _HALL),
     ("lines of a module", "transports.bytestream"): (470, _HALL),
     ("lines of a function", "transports.bytestream.__init__"): (63, _OPTIONS),
 }

@@ -313,7 +313,7 @@ async def test_acknowledgement_is_ahead_of_what_comes_later(
             transport._writer.settle(
                 envelope.token, Envelope(Reply(envelope.record.id, 1), None, envelope.sender)
             )
-        pending = await transport._link.request(b"XPENDING", stream_name, b"kkrpc-group")
+        pending = await transport._lane.link.request(b"XPENDING", stream_name, b"kkrpc-group")
         assert pending[0] == 0
 
 

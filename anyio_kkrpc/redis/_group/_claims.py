@@ -21,8 +21,10 @@ from ..._exceptions import TransportClosedError, TransportConnectionError
 from .._connection._errors import Meaning, meaning_of, reason
 from .._connection._link import Command, Link
 from .._connection._portion import Portion
-from .._connection._resp import Execute
+from .._connection._resp import Connection, Execute
+from .._reading._reader import Decoder, GroupReader, create_group
 from .._stream._keys import DELAYED, HANDED_BACK, Keys
+from .._stream._rights import check_rights
 from ._scripts import HAND_BACK, LEAD, LEAVE, LOOK, RECOVER, REMOVE, RESIGN, TAKE, TOUCH
 
 logger = logging.getLogger("anyio_kkrpc")
@@ -111,6 +113,7 @@ class Groups:
     ) -> None:
         self._link = link
         self._introduction = introduction
+        self._keys = keys
         self.stream = keys.stream
         self._dead = keys.dead
         self._lease = keys.claimer(group)
@@ -144,6 +147,23 @@ class Groups:
                 )
         else:
             self._unknown = False
+
+    # The group
+
+    async def create(self, execute: Execute) -> bool:
+        """Create the group; return false if it is there.
+
+        :param execute: sends a command
+        """
+        return await create_group(execute, self.stream, self._group)
+
+    async def check_rights(self, connection: Connection) -> None:
+        """Raise if the user lacks rights that a worker needs; see there."""
+        await check_rights(connection, self._keys, self._group, self._consumer)
+
+    def reader(self, decoder: Decoder, block_timeout: float) -> GroupReader:
+        """Return what takes entries that nobody has had yet."""
+        return GroupReader(self.stream, self._group, self._consumer, decoder, block_timeout)
 
     # Entries
 

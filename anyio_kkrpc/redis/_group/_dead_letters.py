@@ -14,9 +14,9 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from ..._exceptions import ProtocolError
-from .._admin import PAGE, after, pages
 from .._connection._link import Link
 from .._connection._portion import Portion
+from .._stream._entries import PAGE, after, pages
 from ..dialects._signing import Signer
 
 # What each letter tells, in the order in which it is written.

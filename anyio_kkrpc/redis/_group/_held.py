@@ -57,6 +57,10 @@ class HeldEntry(Struct):
         """Whether it runs."""
         return self.sure_until == STARTED
 
+    def start(self) -> None:
+        """Note that it runs."""
+        self.sure_until = STARTED
+
 
 def _waking_clock() -> Callable[[], float]:
     """Return a clock, in seconds, that goes on while the machine sleeps, where there is one."""
@@ -110,6 +114,17 @@ class Held:
         self._kept: Event | None = None
 
     # Room
+
+    def set_limit(self, limit: int) -> None:
+        """Note how many may be held from now on, 0 for any number."""
+        self.limit = limit
+        if limit:
+            self.notify()
+
+    def lend(self, change: int) -> None:
+        """Note that more may be held for a while, or fewer again."""
+        self.limit += change
+        self.notify()
 
     def room(self) -> int:
         """Return how many entries may be taken now."""

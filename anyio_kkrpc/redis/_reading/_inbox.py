@@ -11,8 +11,8 @@ from redis.exceptions import RedisError
 
 from ..._exceptions import RPCError
 from .._connection._resp import Connection, Execute
+from .._stream._entries import order
 from .._stream._scripts import add_briefly
-from ._reader import order
 
 __all__ = ("MANY", "Inbox")
 
@@ -84,6 +84,10 @@ class Inbox:
                     await self.keep(connection.execute)
             except (RPCError, RedisError) as exc:
                 logger.debug("keeping the inbox: %s", exc)  # the link says what is amiss
+
+    def want_wake(self) -> None:
+        """Note that its reader is to read other streams as well."""
+        self.wake_wanted = True
 
     async def wake(self) -> None:
         """End the blocking read of the inbox."""

@@ -22,8 +22,9 @@ from ...kit._inbound import Inbound
 from .._connection._errors import meaning_of, reason
 from .._connection._link import Link
 from .._connection._resp import Execute
+from .._stream._entries import order
 from .._stream._scripts import BEFORE, BY_NAME
-from ._reader import Reader, last_id, order
+from ._reader import Reader, last_id
 from ._repeats import PATIENCE, Repeats
 
 __all__ = ("Losses",)
@@ -86,8 +87,8 @@ class Losses:
     :param inbound: has the listener
     :param repeats: knows what came before
     :param link: the connection that this peer writes on
+    :param reader: reads the inbox
     :param told: are told, on AnyIO's clock, when other inboxes may be gone, too
-    :ivar reader: reads the inbox
     """
 
     def __init__(
@@ -98,15 +99,16 @@ class Losses:
         inbound: Inbound,
         repeats: Repeats,
         link: Link,
+        reader: Reader,
         told: Sequence[Callable[[float], object]],
     ) -> None:
-        self.reader: Reader | None = None
         self._stream = stream
         self._group = group
         self._inbox = inbox
         self._inbound = inbound
         self._repeats = repeats
         self._link = link
+        self._positions = reader.positions
         self._told = told
         self._sudden = self._complained = False
         self._came = Event()
@@ -120,10 +122,10 @@ class Losses:
         for tell in self._told:
             tell(current_time())
         position = self._position
-        if self.reader is not None and position is not None:
+        if position is not None:
             # What was written by a server whose clock is behind comes before what was read.
             behind = order(made) < order(position)
-            self.reader.positions[self._inbox] = b"0-0" if behind else made
+            self._positions[self._inbox] = b"0-0" if behind else made
         # While the connection is made again, `connection` is None.
         self._sudden = self._sudden or self._link.connection is not None
         self._came.set()
@@ -208,7 +210,7 @@ class Losses:
 
     @property
     def _position(self) -> bytes | None:
-        return None if self.reader is None else self.reader.positions.get(self._inbox)
+        return self._positions.get(self._inbox)
 
     def _has_read(self, end: bytes) -> bool:
         position = self._position

@@ -24,9 +24,10 @@ from .._connection._patience import Outages
 from .._connection._resp import Argument, Execute
 from .._connection._resp import pack as pack_command
 from .._stream._clock import ServerClock
+from .._stream._entries import order
 from .._stream._keys import Keys
 from .._stream._scripts import add_briefly
-from ._reader import last_id, order
+from ._reader import last_id
 
 # Seconds until the first look for a peer, between two looks, and until what is missing is looked
 # for once more.

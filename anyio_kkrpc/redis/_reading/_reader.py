@@ -14,11 +14,11 @@ from ..._protocol._records import Reply
 from ..._runtime._log import quoted
 from ..._wire_errors import library_error
 from ...abc import Envelope
-from .._admin import pairs
 from .._connection._errors import Meaning, code_of, meaning_of
 from .._connection._link import Command
 from .._connection._portion import MANY_BYTES, Portion, ReadPortion
 from .._connection._resp import Connection, Execute
+from .._stream._entries import order, pairs
 from ..dialects import Dialects, Entry
 from ..dialects._signing import Signer
 from ..dialects.native import NewerWireError
@@ -144,14 +144,19 @@ class Reader:
         if portion.wary or not portion.few < self.count < portion.many or received > MANY_BYTES:
             portion.took(self.count, received)
 
-    async def rewind(self, connection: Connection, own: bytes) -> None:
+    def begin(self, positions: dict[bytes, bytes]) -> None:
+        """Note from where on to read, as it is now."""
+        self.positions.update(positions)
+        self._read_at = monotonic()
+
+    async def rewind(self, connection: Connection, own: bytes = b"") -> None:
         """Go back where the server hasn't come as far as what was read.
 
         That is another server, whose clock may be behind, or one that has lost its last entries.
         What comes then would not be read until its clock is past the position.
 
-        :param own: the key that is read from its beginning, since numbers tell what came before; of
-            others what was written since the last read is new
+        :param own: the key that is read from its beginning, since numbers tell what came before, if
+            it is one of them; of others what was written since the last read is new
         """
         away = monotonic() - self._read_at
         keys = list(self.positions)
@@ -201,11 +206,19 @@ class GroupReader:
         self._head = (b"XREADGROUP", b"GROUP", group, consumer, b"BLOCK", block, b"COUNT")
 
     async def read(
-        self, connection: Connection, portion: ReadPortion, room: int, handle: Handle
+        self,
+        connection: Connection,
+        portion: ReadPortion,
+        room: int,
+        take: Callable[[bytes, Entry, int, float], object],
+        sure_until: float,
     ) -> list[bytes]:
-        """Wait for at most ``room`` entries, and hand each that is valid to ``handle``.
+        """Wait for at most ``room`` entries, and hand each that is valid to ``take``.
 
         :param portion: how many to ask for at most
+        :param take: is given an id, its entry, the number of its deliveries, which is one, and
+            ``sure_until``
+        :param sure_until: until when they are surely held
         :return: the ids of those that aren't valid; they are to be acknowledged
         """
         decode, stream = self._decoder.decode, self._stream
@@ -220,7 +233,7 @@ class GroupReader:
                 if entry is None:
                     invalid.append(entry_id)
                 else:
-                    handle(stream, entry_id, entry)
+                    take(entry_id, entry, 1, sure_until)
         received = connection.received - before
         if portion.wary or not portion.few < self.count < portion.many or received > MANY_BYTES:
             portion.took(self.count, received)
@@ -304,9 +317,3 @@ async def was_trimmed(connection: Connection, stream: bytes, position: bytes) ->
     if added is None or added == length or first is None:
         return False
     return order(first[0]) > order(position) > (0, 0)
-
-
-def order(entry_id: bytes) -> tuple[int, int]:
-    """Return what orders ids of entries."""
-    ms, _, seq = entry_id.partition(b"-")
-    return int(ms), int(seq)

@@ -14,6 +14,10 @@ _SLOTS = 16384
 # who what was delivered more than once and is not to be delivered yet.
 HANDED_BACK = b"kkrpc-handed-back"
 DELAYED = b"kkrpc-delayed"
+# Entries of the control stream. Cancels in a broadcast are of interest for moments, but as many as
+# that may come in one; all together they take some 2 MB.
+CONTROL_LENGTH = b"20000"
+CONTROL_TTL_MS = b"3600000"
 
 
 class Keys(Struct, frozen=True):

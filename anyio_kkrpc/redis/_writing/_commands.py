@@ -15,7 +15,7 @@ from ..._protocol._records import Bye, Cancel, Record, Reply, Request
 from ..._wire_errors import library_error
 from ...abc import Codec, Envelope
 from .._connection._resp import pack as pack_command
-from .._stream._keys import Keys
+from .._stream._keys import CONTROL_LENGTH, CONTROL_TTL_MS, Keys
 from .._stream._scripts import BY_NAME
 from ..dialects import Dialects
 from ..dialects._signing import FRESH, Signer
@@ -24,10 +24,6 @@ from ._ledger import Post
 
 __all__ = ("Commands", "deadline_of", "is_control")
 
-# Entries of the control stream. Cancels in a broadcast are of interest for moments, but as many as
-# that may come in one; all together they take some 2 MB.
-CONTROL_LENGTH = b"20000"
-CONTROL_TTL_MS = b"3600000"
 # Peers whose inbox is remembered.
 _PEERS = 4096
 

@@ -93,7 +93,7 @@ async def test_one_worker_looks(
             group.start_soon(serve, transport)
         for leading in (1, 2):
             await until(lambda n=leading: len(looks) == n and min(looks.values()) >= 1)
-            leaders += [w for w in workers if w._groups in looks and w not in leaders]
+            leaders += [w for w in workers if w._lane.worker.groups in looks and w not in leaders]
             await leaders[-1].destroy()
         group.cancel_scope.cancel()
     assert len(leaders) == 2
@@ -295,10 +295,10 @@ async def test_lease_that_is_refused_for_now(
         with redis.Redis.from_url(own_server.url) as admin:
             admin.config_set(option, 1)
             with pytest.raises(RedisError) as caught:
-                await served._groups.lead()
+                await served._lane.worker.groups.lead()
             assert meaning_of(caught.value).passes
             admin.config_set(option, 0)
-        assert await served._groups.lead()
+        assert await served._lane.worker.groups.lead()
     assert "looks for lost requests" not in caplog.text
 
 
@@ -325,7 +325,7 @@ async def test_later_searches_cost_less(
         async with RPCChannel(served, expose=api):
             await until(lambda: len(looks) == 25)
             looks.clear()
-            claimer = served._claimer
+            claimer = served._lane.worker._claimer
             assert claimer is not None
             # One of each part is lost: seen three times, seen once, new.
             lost = [held[7], held[122], ask("new")]

@@ -91,11 +91,9 @@ class Rig:
         inbound.listen(self.caller)
         self.opened: list[float] = []
         link: Any = self.link
-        self.losses = Losses(
-            b"s", group, INBOX, inbound, Repeats(INBOX), link, [self.opened.append]
-        )
         reader: Any = self.reader
-        self.losses.reader = reader
+        where = (b"s", group, INBOX, inbound, Repeats(INBOX), link, reader)
+        self.losses = Losses(*where, [self.opened.append])
 
 
 def with_losses(function: Callable[[Rig], Awaitable[None]], group: bytes | None = b"g") -> None:

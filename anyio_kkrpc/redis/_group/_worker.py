@@ -1,0 +1,192 @@
+"""One worker of a group: it reads what nobody has had, and takes over what others had.
+
+Each entry that it takes is held until it is acknowledged. What isn't for a worker to run is
+acknowledged at once, or forwarded to the peer that it is for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, TypeAlias
+
+from anyio.abc import TaskGroup
+
+from .._connection._patience import Patience
+from .._connection._portion import ReadPortion
+from .._connection._resp import Connection, Execute
+from .._reading._common import Common
+from .._reading._hints import Hints
+from .._reading._intake import let_others_run
+from .._writing._writer import Writer
+from ..dialects import Entry
+from ._claiming import Claimer
+from ._claims import Groups
+from ._held import KEEP, Held, HeldEntry
+from ._takeover import Takeover
+
+__all__ = ("Worker",)
+
+logger = logging.getLogger("anyio_kkrpc")
+
+Run: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+Beside: TypeAlias = Callable[[Run], Coroutine[Any, Any, None]]
+
+
+class Worker:
+    """Takes entries of the group, as many as there is room for.
+
+    :param groups: its scripts
+    :param held: what it holds
+    :param writer: acknowledges
+    :param now: Redis' time in seconds
+    :param claim_idle: seconds after which an entry that wasn't kept belongs to anybody
+    :param beside: runs what runs beside the reader; an error that ends it ends all
+    :ivar groups: the same
+    :ivar held: the same
+    :ivar takeover: takes what others had
+    :ivar made: whether this worker has seen to it that there is a group
+    :ivar received: entries that were taken
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        held: Held,
+        writer: Writer,
+        common: Common,
+        *,
+        hints: Hints,
+        now: Callable[[], float],
+        claim_idle: float,
+        beside: Beside,
+    ) -> None:
+        self.groups = groups
+        self.held, self._entries = held, held.entries
+        self._writer = writer
+        self._common = common
+        self._deliver = common.arrivals.deliver
+        self._is_for_others = common.shared.is_for_others
+        self._hints = hints
+        self._idle = claim_idle
+        # What a read took is surely held from when it was sent, so it is not to take long.
+        self._reader = groups.reader(common.decoder, min(common.block_timeout, claim_idle * KEEP))
+        self._beside = beside
+        self._claimer: Claimer | None = None
+        self._skipped = False
+        rest = (common.outages, common.decoder, now, self.take, self._admit)
+        self.takeover = Takeover(groups, writer, held, *rest)
+        self.made = False
+        self.received = 0
+
+    # The group
+
+    async def make(self, execute: Execute) -> None:
+        """Make the group unless it is there. A client doesn't: nobody would read what is in it.
+
+        :param execute: sends a command
+        """
+        if await self.groups.create(execute) and self.made:
+            logger.warning("the consumer group was gone from Redis, and was made again")
+            self.held.own_all()
+        self.made = True
+        await self.groups.introduce(execute)
+
+    def wake(self) -> None:
+        """Note that somebody has handed something back."""
+        if self._claimer is not None:
+            self._claimer.wake()
+
+    def farewell(self) -> list[Callable[[], Awaitable[object]]]:
+        """Return what is to be done in order, once nothing is read any more, before it leaves."""
+        if not self.made:
+            return []
+        resign = [] if self._claimer is None else [self._claimer.resign]
+        return [*resign, self.held.hand_back, self.groups.leave]
+
+    # Reading
+
+    def begin(self, tasks: TaskGroup) -> Callable[[], Awaitable[None]]:
+        """Return what reads requests.
+
+        :param tasks: where what takes over runs beside it
+        """
+        common = self._common
+        claimer = self._claimer = Claimer(
+            self.groups,
+            self.takeover,
+            self.held,
+            self._idle,
+            tell=self._hints.tell_claim,
+            patience=Patience("claims", common.outages, spare=True),
+        )
+        tasks.start_soon(self._beside, claimer.run, name="anyio_kkrpc redis claims")
+        patience = Patience("reading requests", common.outages, heals=())  # it needs rights at once
+        return partial(common.loop.run, "requests", partial(self._read, patience), patience)
+
+    async def _read(self, patience: Patience, connection: Connection, portion: ReadPortion) -> None:
+        held, reader, common = self.held, self._reader, self._common
+        handled, intake = common.handled, common.arrivals.intake
+        await self.make(connection.execute)
+        if not patience.calm:
+            await self.groups.check_rights(connection)
+        await self.takeover.recover()
+        self.wake()  # now there is a group
+        connection.silence = common.silence
+        while True:
+            room = held.room()
+            if room <= 0:
+                room = await held.wait_room()
+            sure_until = held.now() + held.sure_for
+            for entry_id in await reader.read(connection, portion, room, self.take, sure_until):
+                self._skip(entry_id)
+            if not patience.calm:
+                patience.worked()
+            if reader.count > 1:
+                common.expect_more()
+            if self._skipped:
+                self._skipped = False
+                await self._writer.flush()
+            await handled()
+            if intake.waiting:
+                await intake.wait()
+            await let_others_run()
+
+    def take(self, entry_id: bytes, entry: Entry, attempt: int, sure_until: float) -> None:
+        """Take an entry.
+
+        :param attempt: how often it has been delivered
+        :param sure_until: until when it is surely held
+        """
+        self.received += 1
+        if entry.sender.__class__ is not str and self._is_for_others(entry):
+            if entry.recipient is None or entry.fields is None:
+                self._skip(entry_id)
+                return
+            # A Python worker of this group wouldn't see it; TypeScript peers read the stream.
+            self._writer.forward(entry_id, attempt, entry.recipient, entry.fields)
+            self._skipped = True
+            return
+        entries = self._entries
+        entries[entry_id] = HeldEntry(attempt, sure_until)
+        if not self._deliver(entry, entry_id, None, entry_id, attempt):
+            del entries[entry_id]
+            self._skip(entry_id)
+
+    def finish(self, entry_id: bytes) -> None:
+        """Acknowledge an entry that was taken and turned out to be none to run."""
+        if self._entries.pop(entry_id, None) is not None:
+            self._skip(entry_id)
+            self._writer.flush_nowait()
+
+    def _skip(self, entry_id: bytes) -> None:
+        """Acknowledge an entry that isn't for this worker to run. To be flushed."""
+        self._writer.settle(entry_id, None)
+        self._skipped = True
+
+    async def _admit(self) -> None:
+        """Wait until what was taken over is in the queue, or has gone back."""
+        await self._writer.flush()
+        await self._common.arrivals.intake.wait()
+        await self.held.hand_back()

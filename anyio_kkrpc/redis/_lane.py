@@ -1,0 +1,435 @@
+"""All that belongs to one stream key: what connects, writes, reads and keeps what was taken.
+
+All keys of a stream are in one Cluster slot, and so on one server: the stream itself, the control
+stream, the inbox of this peer. A transport has one lane; with a stream in several parts it would
+have one for each.
+
+Tasks, in the order in which they begin (`Lane.start`), all in the transport's task group:
+
+- *writer* keeps the link up: the connection on which this peer writes, and asks;
+- *watch* gives up connections on which nothing moves; *repeats* writes again what Redis refused;
+  *order* hands on what waits for something that doesn't come;
+- *inbox* reads what is addressed to this peer, on a connection of its own;
+- *housekeeping* and others do now and then what each part needs: its inbox kept and trimmed, what
+  finds no inbox, peers that are gone, losses, the length of the stream, what a worker holds;
+- *requests*, only as long as requests are wanted, on a connection of its own; in a group *claims*
+  beside it.
+
+They end in two steps. `Lane.stop` cancels the scopes of the two readers, so that nothing comes any
+more, and lets whoever waits for a write go. What was taken then goes back to the group, the goodbye
+is written, and the keys of this peer are removed (`Lane.farewell`): for this the writer runs in a
+scope that is shielded. `Lane.close` cancels that scope; the transport cancels the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from anyio import CancelScope, move_on_after
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+from redis.exceptions import RedisError
+
+from .._exceptions import RPCError
+from .._protocol._records import Bye
+from ..abc import Envelope
+from ._admin import Admin
+from ._connection._entering import Entering
+from ._connection._errors import leads_elsewhere
+from ._connection._errors import reason as describe
+from ._connection._link import Link
+from ._connection._patience import Outages, Patience
+from ._connection._resp import Connection, Execute
+from ._group._held import Held
+from ._group._worker import Worker
+from ._making import make_commands, make_dials, make_groups, make_trim
+from ._options import Options
+from ._reading._addressed import Addressed
+from ._reading._arrivals import Arrivals
+from ._reading._broadcast import Broadcast
+from ._reading._common import Common
+from ._reading._destroying import DestroySignals
+from ._reading._hints import Hints
+from ._reading._in_order import InOrder
+from ._reading._inbox import MANY, Inbox
+from ._reading._loop import ReadLoop
+from ._reading._losses import Losses
+from ._reading._presence import Presence
+from ._reading._reader import Decoder, Reader
+from ._reading._reception import Reception
+from ._reading._repeats import Repeats
+from ._reading._requests import Reading, Requests
+from ._reading._shared import Shared
+from ._statistics import RedisStatistics
+from ._stream._clock import ServerClock
+from ._stream._keys import Keys
+from ._stream._server import check_server
+from ._upkeep import Upkeep, release_callbacks
+from ._writing._writer import Writer
+from .dialects import Dialects, SharedPeer
+from .dialects._signing import Signer
+
+__all__ = ("Lane",)
+
+logger = logging.getLogger("anyio_kkrpc")
+
+# Seconds that the read of requests which was cancelled may take to end.
+_STOPPING = 0.5
+
+
+class Lane:
+    """Puts the parts of one stream together, starts them, and ends them in order.
+
+    :param reception: where what was read waits to be served
+    :param outages: of all parts
+    :param failed: told of the error of Redis after which nothing goes on
+    :param destroyed: told why a destroy signal ends this peer
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        dialects: Dialects,
+        reception: Reception,
+        outages: Outages,
+        *,
+        failed: Callable[[Exception], object],
+        destroyed: Callable[[Exception], object],
+    ) -> None:
+        self._options, self._dialects = options, dialects
+        self._reception, self._outages = reception, outages
+        self._failed = failed
+        self._tasks: TaskGroup | None = None
+        self._writing: CancelScope | None = None
+        self._upkeep = Patience("housekeeping", outages, spare=True)
+        keys, key = Keys.of(options.stream), options.signing_key
+        self.clock = ServerClock()
+        signer = None if key is None else Signer(key, self.clock.now)
+        self.trim = make_trim(options, keys, outages)
+        self.dials = make_dials(options, outages)
+        self.loop = ReadLoop(self.dials.dialer, options.max_message_size, failed)
+        self.writer = Writer(
+            make_commands(options, keys, dialects, signer, self.trim),
+            dialects.native,
+            returned=reception.inbound.deliver,
+            patience=Patience("writes", outages),
+            given_up=lambda *entry: self.worker.held.give_back(*entry),
+            failed=failed,
+            chance=options.inbox_ttl,
+            absent=lambda peer, error: self.presence.tell(peer, error),
+        )
+        patience = Patience("a new connection", outages)
+        self.link = Link(self.dials.dialer("writer"), self._prepare, self.writer.detach, patience)
+        times = options.claim_idle, options.inbox_ttl
+        parts = (self.link, self.clock, outages, reception.inbound.lose_peer)
+        self.presence = Presence(keys, options.session_id, times, *parts)
+        self._make_readers(keys, signer, destroyed)
+        refusal = options.address.refusal
+        self.admin = Admin(self.link, keys, signer, self.decoder.skip, refusal)
+
+    def _make_readers(
+        self, keys: Keys, signer: Signer | None, destroyed: Callable[[Exception], object]
+    ) -> None:
+        """Make what all readers need, and what reads what is for this peer."""
+        options, dialects, inbound = self._options, self._dialects, self._reception.inbound
+        session_id, answer = options.session_id, self._reception.answers.append
+        grouped = options.use_consumer_group
+        signals = self._signals = DestroySignals(options.honor_destroy_signal, inbound, destroyed)
+        self.hints = Hints(
+            keys.control,
+            self.link.request,
+            self._outages,
+            session_id,
+            signed=signer is not None,
+            claim=lambda: self.worker.wake(),
+            destroy=signals.take,
+        )
+        self.shared = Shared(
+            dialects,
+            session_id,
+            options.consumer_group if grouped else None,
+            wants_own=options.allow_self_messages,
+            inbound=inbound,
+            signals=signals,
+            answer=answer,
+            now=self.clock.now,
+            listen=lambda after: self.addressed.listen_to_stream(after),
+        )
+        parts = (self._reception, self.clock, self.shared, session_id)
+        self.arrivals = Arrivals(*parts, grouped=grouped)
+        repeats = Repeats(keys.inbox(session_id))
+        in_order = InOrder(repeats, self.arrivals.deliver_addressed)
+        rest = (signer, answer, None if grouped else keys.stream, in_order.skipped)
+        self.decoder = Decoder(dialects, options.max_message_size, self.hints.take, *rest)
+        common = Common(
+            decoder=self.decoder,
+            loop=self.loop,
+            arrivals=self.arrivals,
+            shared=self.shared,
+            outages=self._outages,
+            block_timeout=options.block_timeout,
+            silence=options.read_silence,
+            expect_more=self.writer.expect_more,
+            handled=self._after_reading,
+        )
+        self._make_addressed(keys, common, repeats, in_order)
+        self._make_servers(keys, common)
+
+    def _make_addressed(
+        self, keys: Keys, common: Common, repeats: Repeats, in_order: InOrder
+    ) -> None:
+        options, inbound, link = self._options, self._reception.inbound, self.link
+        key = keys.inbox(options.session_id)
+        group = options.consumer_group.encode() if options.use_consumer_group else None
+        reader = Reader({}, self.decoder, options.block_timeout)
+        told = (self.writer.undelivered.open, lambda now: self.presence.lose())
+        losses = Losses(keys.stream, group, key, inbound, repeats, link, reader, told)
+        self.addressed = Addressed(
+            keys,
+            options.session_id,
+            Inbox(key, options.inbox_ttl, link.request, losses.lost),
+            reader,
+            common,
+            inbound=inbound,
+            repeats=repeats,
+            in_order=in_order,
+            losses=losses,
+            signals=self._signals,
+            serving=lambda: self.requests.reading is Reading.ON,
+        )
+
+    def _make_servers(self, keys: Keys, common: Common) -> None:
+        """Make what reads requests: as a worker of a group, or in a broadcast."""
+        options, writer = self._options, self.writer
+        groups = make_groups(options, keys, self.link)
+        room = (options.claim_idle, self._reception.room)
+        self.worker = Worker(
+            groups,
+            Held(groups, writer, self._outages, *room, self.hints.tell_claim),
+            writer,
+            common,
+            hints=self.hints,
+            now=self.clock.now,
+            claim_idle=options.claim_idle,
+            beside=self._run,
+        )
+        count = None if self.trim is None else self.trim.count
+        self.broadcast = Broadcast(keys.stream, common, count)
+        grouped = options.use_consumer_group
+        self.requests = Requests(self.worker.begin if grouped else self.broadcast.begin)
+
+    # Beginning
+
+    async def start(self, tasks: TaskGroup, entering: Entering) -> None:
+        """Connect, and start the tasks.
+
+        :param tasks: where they run
+        :param entering: bounds what the server may take for it
+        """
+        options, addressed = self._options, self.addressed
+        self._writing = CancelScope(shield=True)
+        connection = await self.dials.dialer("writer").first()
+        # Not tasks.start(): if that is cancelled, it waits for the task, which is shielded.
+        self._spawn(tasks, "writer", partial(self._run_link, self._writing, connection))
+        self._spawn(tasks, "watch", self.dials.run)
+        self._spawn(tasks, "repeats", self.writer.run)
+        self._spawn(tasks, "order", addressed.in_order.run)
+        grouped, execute = options.use_consumer_group, entering.execute
+        modern = await check_server(execute, options.address, groups=grouped)
+        self.writer.commands.no_mkstream = addressed.inbox.modern = modern
+        shared = self._dialects.own.shared
+        start = await addressed.find_start(execute, entering.ask, shared=shared)
+        self.shared.connected_id = self.broadcast.position = start
+        reading = await self.dials.dialer("inbox").first()
+        self._tasks = self.shared.pacing.group = tasks
+        tasks.start_soon(addressed.run, reading, name="anyio_kkrpc redis inbox")
+        for name, run in self._housekeeping():
+            self._spawn(tasks, name, run)
+        if not grouped:
+            self.want_requests()
+
+    def _spawn(self, tasks: TaskGroup, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        tasks.start_soon(self._run, run, name=f"anyio_kkrpc redis {name}")
+
+    async def _run(self, run: Callable[[], Awaitable[None]]) -> None:
+        """Run one of the parts; an error of Redis that ends it ends all."""
+        try:
+            await run()
+        except (RPCError, RedisError) as exc:
+            self._failed(exc)
+
+    async def _run_link(self, scope: CancelScope, connection: Connection) -> None:
+        # Not cancelled with the rest: the goodbye still has to be written. `close` bounds it.
+        with scope:
+            await self._run(partial(self.link.run, connection))
+
+    def _housekeeping(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+        """Return what runs as long as the lane does, with the names of the tasks."""
+        options, addressed, request = self._options, self.addressed, self.link.request
+        inbox, losses = addressed.inbox, addressed.losses
+        steps = (
+            partial(self.clock.read, request),
+            partial(self._restore, request),
+            inbox.trim,
+            partial(release_callbacks, self._dialects.compact.releases, self.writer.send),
+            partial(addressed.reader.take_back, request),
+        )
+        interval = min(options.health_check_interval, options.inbox_ttl / 3)
+        tasks: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+            ("housekeeping", Upkeep(steps, interval, self._upkeep).run),
+            ("inbox upkeep", partial(inbox.run, partial(self.dials.dial, "upkeep"))),
+            ("undelivered", partial(self.writer.undelivered.run, request, inbox.keep)),
+            ("presence", partial(self.presence.run, addressed.reader.positions)),
+        ]
+        if not self._dialects.own.shared:
+            tasks += [("losses", losses.run), ("look", partial(losses.look, inbox.keep))]
+        if self.trim is not None:
+            tasks.append(("trim", partial(self.trim.run, self.link)))
+        if options.use_consumer_group:
+            tasks.append(("touch", self.worker.held.run))
+        return tasks
+
+    async def _prepare(self, connection: Connection) -> None:
+        """Make a new connection of the link ready, before anybody else uses it."""
+        await self.clock.read(connection.execute)
+        if self._tasks is not None:
+            self.presence.lose()
+            try:
+                await self._restore(connection.execute)
+                await self.presence.sign.keep(connection.execute)
+            except RedisError as exc:
+                if leads_elsewhere(exc):
+                    raise
+                self._upkeep.pause(exc)  # what can't be made now, housekeeping makes
+        await self.writer.attach(connection, self.clock.offset)
+
+    async def _restore(self, execute: Execute) -> None:
+        """Make again what this peer needs, should the server have lost it."""
+        await self.addressed.inbox.keep(execute)
+        if self.worker.made:
+            await self.worker.make(execute)
+
+    # Serving
+
+    def serve(self, limit: int, *, listening: bool) -> None:
+        """Have requests read, at most so many at a time, or none; see `Transport.listen`.
+
+        :param listening: whether there is somebody to listen
+        """
+        grouped, held = self._options.use_consumer_group, self.worker.held
+        if not listening:
+            self.presence.forget()
+        held.set_limit(limit)
+        if limit:
+            self.want_requests()
+            return
+        if not listening and not grouped:
+            return  # what others ask is kept for who comes next
+        self.requests.stop()
+        forgotten = self.arrivals.intake.clear()
+        if not grouped:
+            self._reception.inbound.note_unserved(forgotten)
+        else:
+            self._reception.forget_taken()
+            held.release(begun=not listening)
+
+    def want_requests(self) -> None:
+        """Have requests read, once it has started and unless it has ended."""
+        if self._tasks is not None and self._reception.inbound.ended_reason is None:
+            self.requests.start(self._tasks)
+
+    async def _after_reading(self) -> None:
+        """Send what handling entries called for, and drop what was consumed."""
+        writer, reception, inbox = self.writer, self._reception, self.addressed.inbox
+        if reception.inbound.ended_reason is not None:
+            await checkpoint()  # a destroy signal has cancelled this
+        cancels = self._dialects.classic.streams.to_send
+        while cancels:
+            record, producer = cancels.popleft()
+            await writer.send(Envelope(record, None, producer))
+        while reception.answers:
+            await writer.send(reception.answers.popleft())
+            if self._dialects.classic_seen:
+                self.shared.pacing.go_on()
+        try:
+            if inbox.wake_wanted:
+                await inbox.wake()
+            if len(inbox.consumed) >= MANY:
+                await inbox.trim()
+            if self.worker.held.dropped:
+                await self.worker.held.hand_back()
+        except RedisError as exc:
+            self._upkeep.pause(exc)  # housekeeping makes up for it
+        sender = self._signals.unsaid
+        if sender is not None:
+            # Only this worker of the group got it.
+            await self.hints.tell_destroyed(sender)
+            self._signals.take(sender)
+            await checkpoint()
+
+    # The end
+
+    async def signal_destroy(self) -> None:
+        """Tell all other peers of the stream to end."""
+        dialects = self._dialects
+        await self.writer.send_and_confirm(Envelope(Bye()))
+        if dialects.classic_seen:
+            everyone = SharedPeer.of("", dialects.classic)
+            await self.writer.send_and_confirm(Envelope(Bye(), None, everyone))
+
+    def stop(self, reason: Exception) -> None:
+        """Read no more, and let nobody wait, without awaiting."""
+        self.writer.end(reason)
+        self.worker.held.end()
+        self.addressed.stop()
+        self.requests.stop()
+
+    async def farewell(self) -> None:
+        """Give back what was taken, and remove this peer's keys. To be bounded."""
+        if self.link.connection is None:
+            return
+        steps: list[Callable[[], Awaitable[object]]]
+        steps = [self.addressed.inbox.remove, self.presence.sign.remove]
+        if self.trim is not None:
+            steps.append(partial(self.trim.finish, self.link))
+        if self.worker.made:
+            steps += self.worker.farewell()
+            with move_on_after(_STOPPING):  # the cancelled read: then nothing comes
+                await self.requests.wait_stopped()
+        for step in steps:
+            try:
+                await step()
+            except (RPCError, RedisError) as exc:
+                logger.info("leaving %s: %s", self._options.address, describe(exc))
+
+    def close(self, reason: Exception) -> None:
+        """Write no more."""
+        self.link.end(reason)
+        if self._writing is not None:
+            self._writing.cancel()
+
+    # What it tells
+
+    def statistics(self) -> RedisStatistics:
+        """Return what it has done and holds."""
+        worker, addressed, reception = self.worker, self.addressed, self._reception
+        received = addressed.received + self.shared.received
+        invalid = self.decoder.invalid + self.arrivals.misplaced + addressed.misplaced
+        return RedisStatistics(
+            queue=reception.aside.statistics(),
+            sent=self.writer.commands.sent,
+            received=received + worker.received + self.broadcast.received,
+            invalid=invalid + reception.invalid,
+            undeliverable=self.writer.undeliverable + worker.takeover.refused,
+            outstanding=len(worker.held.entries),
+            claimed=worker.takeover.claimed,
+            dead_lettered=worker.takeover.dead_lettered,
+            handed_back=worker.held.handed_back,
+            lost=worker.held.lost,
+            repeated=addressed.repeats.dropped,
+            reconnects=self.loop.reconnects + self.link.reconnects,
+            refused=self._outages.refused,
+            unserved=reception.inbound.unserved,
+        )

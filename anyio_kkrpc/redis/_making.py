@@ -1,0 +1,109 @@
+"""Parts as the options want them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .._protocol._records import Record
+from ..abc import Capabilities, Envelope
+from ._connection._dials import Dials
+from ._connection._link import Link
+from ._connection._patience import Outages
+from ._connection._resolver import Fixed
+from ._group._claims import Groups
+from ._group._trim import Trim
+from ._options import Options
+from ._reading._reception import Reception
+from ._stream._holders import introduction
+from ._stream._keys import Keys
+from ._writing._commands import Commands
+from .dialects import Dialects
+from .dialects._signing import Signer
+
+
+def make_dials(options: Options, outages: Outages) -> Dials:
+    """Return what connects."""
+    return Dials(
+        Fixed(options.address),
+        options.session_id[:32],
+        outages,
+        connect_timeout=options.connect_timeout,
+        silence=options.health_check_interval,
+        shortest_silence=options.shortest_silence,
+        limit=options.reconnect_timeout,
+        patient=options.address.credential_provider is not None,
+    )
+
+
+def make_dialects(options: Options, deliver: Callable[[Envelope], object]) -> Dialects:
+    """Return how this peer speaks.
+
+    :param deliver: takes what a TypeScript peer's message means besides, see `ClassicDialect.pair`
+    """
+    return Dialects(
+        options.dialect,
+        options.session_id,
+        options.codec,
+        superjson=options.superjson,
+        remote_peer_id=options.remote_peer_id,
+        skips_own=not (options.use_consumer_group or options.allow_self_messages),
+        max_queue_size=options.max_queue_size,
+        max_queue_bytes=options.max_queue_bytes,
+        deliver=lambda record, sender: deliver(Envelope(record, sender)),
+    )
+
+
+def make_reception(
+    options: Options,
+    *,
+    decode: Callable[[list[bytes]], Record],
+    dropped: Callable[[bytes], object],
+    finished: Callable[[bytes], object],
+) -> Reception:
+    """Return where requests wait; see there."""
+    size, size_bytes, overflow = options.max_queue_size, options.max_queue_bytes, options.overflow
+    told = {"dropped": dropped, "finished": finished}
+    return Reception(size, size_bytes, overflow, decode=decode, **told)
+
+
+def make_capabilities(options: Options) -> Capabilities:
+    """Return what can be carried."""
+    native = options.dialect == "native"
+    return Capabilities(
+        broadcast=not options.use_consumer_group,
+        addressing=options.dialect != "kkrpc-0",
+        keyword_arguments=native,
+        cancellation=native,
+        deadlines=native,
+        takeover=options.claim_idle if options.use_consumer_group else None,
+    )
+
+
+def make_commands(
+    options: Options, keys: Keys, dialects: Dialects, signer: Signer | None, trim: Trim | None
+) -> Commands:
+    """Return what makes commands of envelopes."""
+    added = None if trim is None else trim.count
+    group = options.consumer_group.encode() if options.use_consumer_group else None
+    sizes = options.max_message_size, options.max_backlog
+    return Commands(keys, dialects, group, options.consumer_name.encode(), *sizes, signer, added)
+
+
+def make_trim(options: Options, keys: Keys, outages: Outages) -> Trim | None:
+    """Return what keeps the stream short, if it is to be."""
+    if options.max_len is None:
+        return None
+    return Trim(keys.stream, options.max_len, options.use_consumer_group, outages)
+
+
+def make_groups(options: Options, keys: Keys, link: Link) -> Groups:
+    """Return the scripts of a worker."""
+    names = options.consumer_group.encode(), options.consumer_name.encode()
+    return Groups(
+        link,
+        keys,
+        *names,
+        claim_idle=options.claim_idle,
+        max_deliveries=options.max_deliveries,
+        introduction=introduction(keys, *names, options.session_id, options.inbox_ttl),
+    )

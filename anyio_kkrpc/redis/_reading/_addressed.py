@@ -1,0 +1,200 @@
+"""Reading what is for this peer: its inbox, what all peers are told, and what TypeScript peers
+answer on the stream.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from anyio import CancelScope
+from redis.exceptions import ResponseError
+
+from ..._protocol._records import Bye, Cancel, Request
+from ...abc import Envelope
+from ...kit._inbound import Inbound
+from .._connection._errors import Meaning, code_of, meaning_of
+from .._connection._patience import Patience
+from .._connection._portion import ReadPortion
+from .._connection._resp import Connection, Execute
+from .._stream._entries import order
+from .._stream._keys import CONTROL_TTL_MS, Keys
+from ..dialects import Entry
+from ._common import Common
+from ._destroying import DestroySignals
+from ._in_order import InOrder
+from ._inbox import Inbox
+from ._intake import let_others_run
+from ._losses import Losses
+from ._reader import Reader, last_id
+from ._repeats import Repeats
+
+__all__ = ("Addressed",)
+
+logger = logging.getLogger("anyio_kkrpc")
+
+
+class Addressed:
+    """Reads it, and hands it on.
+
+    :param session_id: this peer's
+    :param serving: whether requests are read now
+    :ivar inbox: the key of what is for this peer alone
+    :ivar reader: reads the three
+    :ivar repeats: knows what came before
+    :ivar in_order: sorts what came too early
+    :ivar losses: sees to what is lost with the inbox
+    :ivar received: records that were read
+    :ivar misplaced: what had no business where it was
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        session_id: str,
+        inbox: Inbox,
+        reader: Reader,
+        common: Common,
+        *,
+        inbound: Inbound,
+        repeats: Repeats,
+        in_order: InOrder,
+        losses: Losses,
+        signals: DestroySignals,
+        serving: Callable[[], bool],
+    ) -> None:
+        self._keys = keys
+        self._session_id = session_id
+        self.inbox = inbox
+        self.reader = reader
+        self._inbound = inbound
+        self.repeats = repeats
+        self.in_order = in_order
+        self.losses = losses
+        self._common, self._deliver = common, common.arrivals.deliver_addressed
+        self._signals = signals
+        self._patience = Patience("reading the inbox", common.outages, heals=())
+        self._serving = serving
+        self._scope: CancelScope | None = None
+        self._stopped = False
+        self._begins = b"0-0"
+        self.received = self.misplaced = 0
+
+    # Positions
+
+    async def find_start(
+        self, execute: Execute, ask: Callable[..., Awaitable[Any]], *, shared: bool
+    ) -> bytes:
+        """Make the inbox; note where to read on, so that nothing from now on is missed.
+
+        :param execute: sends a command
+        :param ask: `Link.ask`
+        :param shared: whether this peer is spoken to on the stream from the beginning
+        :return: the last id of the stream
+        """
+        keys = self._keys
+        inbox_id = await self.inbox.make(execute)
+        ids = []
+        for key in (keys.control, keys.stream):
+            try:
+                ids.append(await last_id(ask, key))
+                if key == keys.control:  # whoever was to see to that may have been killed
+                    await execute(b"PEXPIRE", key, CONTROL_TTL_MS)
+            except ResponseError as exc:
+                # Whoever reads the control stream sees to one that is none.
+                is_left_out = key == keys.control and code_of(exc) == "WRONGTYPE"
+                if meaning_of(exc) is not Meaning.GONE and not is_left_out:
+                    raise
+                ids.append(b"0-0")
+        control, self._begins = ids
+        positions = {keys.control: control, self.inbox.key: inbox_id}
+        if shared:
+            positions[keys.stream] = self._begins
+        self.reader.begin(positions)
+        return self._begins
+
+    def listen_to_stream(self, after: bytes) -> None:
+        """Read replies and the like from the stream, too, now that a peer there uses it."""
+        positions, stream = self.reader.positions, self._keys.stream
+        if positions and stream not in positions:
+            positions[stream] = max(after, self._begins, key=order)
+            self.inbox.want_wake()
+
+    # Reading
+
+    async def run(self, connection: Connection) -> None:
+        """Read until `stop`.
+
+        :param connection: the first one
+        """
+        with CancelScope() as self._scope:
+            if self._stopped:
+                self._scope.cancel()
+            await self._common.loop.run("inbox", self._read, self._patience, connection)
+
+    def stop(self) -> None:
+        """Read no more."""
+        self._stopped = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def _read(self, connection: Connection, portion: ReadPortion) -> None:
+        reader, patience, common = self.reader, self._patience, self._common
+        handled = common.handled
+        await reader.rewind(connection, self.inbox.key)
+        connection.silence = common.silence
+        while True:
+            try:
+                await reader.read(connection, portion, self._handle)
+            except ResponseError as exc:
+                await self._mend(connection.execute, exc)
+                continue
+            if not patience.calm:
+                patience.worked()
+            if reader.count > 1:
+                common.expect_more()
+            await handled()
+            await let_others_run()
+
+    async def _mend(self, execute: Execute, exc: ResponseError) -> None:
+        """Leave out a key that holds something else than a stream; raise any other error again."""
+        reader, inbox = self.reader, self.inbox.key
+        wrong = await reader.not_streams(execute) if code_of(exc) == "WRONGTYPE" else set()
+        if not wrong or self._keys.stream in wrong:
+            raise exc
+        self.misplaced += len(wrong)
+        for key in wrong:
+            logger.warning("%s holds something else than a stream", key.decode())
+        if inbox in wrong:
+            await execute(b"DEL", inbox)
+            reader.positions[inbox] = await self.inbox.make(execute)
+        reader.set_aside(wrong - {inbox})
+
+    def _handle(self, stream: bytes, entry_id: bytes, entry: Entry) -> None:
+        record, sender, number = entry.record, entry.sender, entry.number
+        addressed = stream == self.inbox.key
+        if addressed:
+            self.inbox.consumed.append(entry_id)
+        elif stream == self._keys.stream:
+            self._common.shared.take(entry, serving=self._serving())
+            return
+        if number is not None and self.repeats.came_before(stream, sender, number):
+            return
+        self.received += 1
+        if addressed:
+            if number is not None and self.repeats.disorder:
+                self.in_order.sort(stream, entry_id, entry, number)
+            elif sender.__class__ is str and record.__class__ is not Request:
+                self._inbound.deliver(Envelope(record, sender, self._session_id))
+            else:
+                self._deliver(entry_id, entry)
+        elif sender == self._session_id:
+            return
+        elif isinstance(record, Cancel):
+            self._inbound.deliver(Envelope(record, sender))
+        elif isinstance(record, Bye):
+            self._signals.take(sender)
+        else:
+            self.misplaced += 1
+            logger.warning("skipped a %s on the control stream", type(record).__name__)

@@ -1,0 +1,88 @@
+"""Reading requests for everybody: each peer that serves gets each of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from anyio.abc import TaskGroup
+
+from .._connection._patience import Patience
+from .._connection._portion import ReadPortion
+from .._connection._resp import Connection
+from ..dialects import Entry
+from ._common import Common
+from ._intake import let_others_run
+from ._reader import Reader, was_trimmed
+
+__all__ = ("Broadcast",)
+
+logger = logging.getLogger("anyio_kkrpc")
+
+
+class Broadcast:
+    """Reads them, from where the last one stopped.
+
+    :param stream: key of the stream
+    :param count: told how many came, if the stream is to be trimmed
+    :ivar position: the id of the last entry that isn't wanted
+    :ivar received: requests that were read
+    """
+
+    def __init__(
+        self,
+        stream: bytes,
+        common: Common,
+        count: Callable[[int], object] | None,
+    ) -> None:
+        self._stream = stream
+        self._common, shared = common, common.shared
+        self._deliver = common.arrivals.deliver
+        self._is_own, self._is_for_others = shared.is_own, shared.is_for_others
+        self._count = count
+        self.position = b"0-0"
+        self.received = 0
+
+    def begin(self, tasks: TaskGroup) -> Callable[[], Awaitable[None]]:
+        """Return what reads them.
+
+        :param tasks: not needed: nothing runs beside it
+        """
+        common = self._common
+        patience = Patience("reading requests", common.outages, heals=())  # it needs rights at once
+        reader = Reader({self._stream: self.position}, common.decoder, common.block_timeout)
+        read = partial(self._read, patience, reader)
+        return partial(common.loop.run, "requests", read, patience)
+
+    async def _read(
+        self, patience: Patience, reader: Reader, connection: Connection, portion: ReadPortion
+    ) -> None:
+        stream, common = self._stream, self._common
+        handled, intake = common.handled, common.arrivals.intake
+        # That asks for two entries: not where one may be all that the server can send.
+        if portion.size > 1 and await was_trimmed(connection, stream, self.position):
+            logger.warning(
+                "%s was trimmed past what this peer had read: it may have missed requests",
+                stream.decode(),
+            )
+        await reader.rewind(connection)
+        connection.silence = common.silence
+        while True:
+            await reader.read(connection, portion, self._handle)
+            if not patience.calm:
+                patience.worked()
+            if reader.count > 1:
+                common.expect_more()
+            if self._count is not None:
+                self._count(reader.count)
+            self.position = reader.positions[stream]
+            await handled()
+            if intake.waiting:
+                await intake.wait()
+            await let_others_run()
+
+    def _handle(self, stream: bytes, entry_id: bytes, entry: Entry) -> None:
+        if not self._is_own(entry) and not self._is_for_others(entry):
+            self.received += 1
+            self._deliver(entry, entry_id, None, None)

@@ -1,0 +1,86 @@
+"""Words to all peers of a stream that are no records: written and read here.
+
+``claim`` says that there is something to take for the workers of a group, ``destroy <id>`` passes
+on a destroy signal that only one worker got. What else is said so, such as ``hello`` in an inbox,
+only makes a key, or ends a read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from .._connection._patience import Outages
+from .._stream._keys import CONTROL_LENGTH, CONTROL_TTL_MS
+from .._stream._scripts import add_briefly
+from ..dialects.native import peer_id
+
+__all__ = ("Hints",)
+
+_CLAIM = b"claim"
+_DESTROY = b"destroy "
+_PART = "words to all peers"
+
+
+class Hints:
+    """Says them, and takes those that others said.
+
+    :param control: key of the stream that all peers read
+    :param request: `Link.request`
+    :param outages: told of what is refused
+    :param session_id: this peer's
+    :param signed: whether peers sign what they write; a word isn't signed, so it ends nobody then
+    :param claim: called when there is something to take
+    :param destroy: told who has sent a destroy signal
+    """
+
+    def __init__(
+        self,
+        control: bytes,
+        request: Callable[..., Awaitable[Any]],
+        outages: Outages,
+        session_id: str,
+        *,
+        signed: bool,
+        claim: Callable[[], object],
+        destroy: Callable[[str], object],
+    ) -> None:
+        self._control = control
+        self._request = request
+        self._outages = outages
+        self._session_id = session_id
+        self._signed = signed
+        self._claim = claim
+        self._destroy = destroy
+
+    def take(self, word: bytes) -> None:
+        """Take a word that was read.
+
+        :raises ProtocolError: if it names a peer that can't be one
+        """
+        if word == _CLAIM:
+            self._claim()
+        elif word.startswith(_DESTROY) and not self._signed:
+            sender = peer_id(word[len(_DESTROY) :])
+            if sender != self._session_id:
+                self._destroy(sender)
+
+    async def tell_claim(self) -> None:
+        """Tell the workers that there is something to take."""
+        await self._tell(_CLAIM)
+
+    async def tell_destroyed(self, sender: str) -> None:
+        """Pass on the destroy signal of a peer."""
+        await self._tell(_DESTROY + sender.encode())
+
+    async def _tell(self, word: bytes) -> None:
+        """Say a word, which may be lost."""
+        entry = (b"MAXLEN", b"~", CONTROL_LENGTH, b"*", b"hint", word)
+        try:
+            await self._request(*add_briefly(self._control, CONTROL_TTL_MS, *entry))
+        except RedisError as exc:
+            self._outages.leave_out(_PART, exc)
+        else:
+            self._outages.end(_PART)
