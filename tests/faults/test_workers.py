@@ -360,8 +360,8 @@ async def test_consumers_of_the_past_are_removed(
     redis_server: RedisServer, stream_name: str, witness: redis.Redis, monkeypatch: Any
 ) -> None:
     """A consumer that holds nothing and did nothing for long goes; one that holds something stays."""
-    monkeypatch.setattr("anyio_kkrpc.redis._claiming._SWEEP_LEAST", 0.1)
-    monkeypatch.setattr("anyio_kkrpc.redis._claiming._SWEEP_FACTOR", 1)
+    monkeypatch.setattr("anyio_kkrpc.redis._group._claiming._SWEEP_LEAST", 0.1)
+    monkeypatch.setattr("anyio_kkrpc.redis._group._claiming._SWEEP_FACTOR", 1)
     witness.xgroup_create(stream_name, "kkrpc-group", "0", mkstream=True)
     witness.xgroup_createconsumer(stream_name, "kkrpc-group", "old")
 

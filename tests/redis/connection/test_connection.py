@@ -152,7 +152,7 @@ class TestOpening:
         self, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """TLS to a port without it fails soon, and the text says what to check."""
-        monkeypatch.setattr("anyio_kkrpc.redis._address._DOUBT_AFTER", 0.01)
+        monkeypatch.setattr("anyio_kkrpc.redis._connection._address._DOUBT_AFTER", 0.01)
         url = redis_server.url.replace("redis://", "rediss://")
         error = await refused(Address.parse(url), timeout=1000)
         assert "begins with redis://" in str(error)
@@ -162,7 +162,7 @@ class TestOpening:
         self, tls_server: RedisServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A server that speaks TLS may take longer than it takes to doubt that."""
-        monkeypatch.setattr("anyio_kkrpc.redis._address._DOUBT_AFTER", 0.01)
+        monkeypatch.setattr("anyio_kkrpc.redis._connection._address._DOUBT_AFTER", 0.01)
         opened = []
         async with proxy(tls_server.tls_url) as middle:
 
