@@ -17,6 +17,7 @@ class Resolver(Protocol):
 
         :raises TransportConnectionError: if it can't be found out; it is tried again
         """
+        ...
 
 
 class Fixed:

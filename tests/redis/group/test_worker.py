@@ -1,0 +1,203 @@
+"""What a worker makes of what it takes: held, skipped, forwarded, acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import anyio
+import pytest
+from redis.exceptions import ResponseError
+
+from anyio_kkrpc import TransportConnectionError
+from anyio_kkrpc._protocol._records import Cancel, Request
+from anyio_kkrpc.redis._connection._link import Link
+from anyio_kkrpc.redis._group._claims import Groups
+from anyio_kkrpc.redis._group._held import Held
+from anyio_kkrpc.redis._group._worker import Worker
+from anyio_kkrpc.redis._reading._hints import Hints
+from anyio_kkrpc.redis._writing._writer import Writer
+from anyio_kkrpc.redis.dialects import Entry, SharedPeer
+from tests.bounds import BOUND
+from tests.redis.parts import KEYS, ME, Parts, Server, make_outages, request, written
+
+pytestmark = pytest.mark.anyio
+
+STREAM, GROUP = KEYS.stream, b"g"
+LOST = TransportConnectionError("lost")
+
+
+class Writes:
+    """In place of a writer."""
+
+    unanswered: dict[bytes, int] = {}
+
+    def __init__(self) -> None:
+        self.acknowledged: list[bytes] = []
+        self.forwarded: list[tuple[bytes, int, str]] = []
+        self.flushed = 0
+
+    def settle(self, entry_id: bytes, reply: None) -> None:
+        self.acknowledged.append(entry_id)
+
+    def forward(self, entry_id: bytes, attempt: int, recipient: str, fields: list[bytes]) -> None:
+        self.forwarded.append((entry_id, attempt, recipient))
+
+    def unfinished(self) -> list[bytes]:
+        return []
+
+    async def flush(self) -> None:
+        self.flushed += 1
+
+    def flush_nowait(self) -> bool:
+        self.flushed += 1
+        return True
+
+
+class Bench:
+    """A worker of the group ``g``, and what it was handed."""
+
+    def __init__(self, *replies: Any, **others: Any) -> None:
+        group = [b"name", GROUP]
+        nothing = [[], [], [], b""]
+        others = {"XINFO": [group], "EVAL": nothing, "XPENDING": None} | others
+        silent = dict.fromkeys(("XCLAIM", "XRANGE", "XACK", "XADD", "XGROUP"))
+        self.server = Server(*replies, **silent, **others)
+        self.parts, self.writes, self.told = Parts(self.server, "g"), Writes(), 0
+        link, writer = cast(Link, LinkTo(self.server)), cast(Writer, self.writes)
+        groups = Groups(link, KEYS, GROUP, b"c", claim_idle=30.0, max_deliveries=3)
+        room = self.parts.reception.room
+        self.held = Held(groups, writer, make_outages(), 30.0, room, self.tell)
+        hints = Hints(
+            KEYS.control,
+            link.request,
+            make_outages(),
+            ME,
+            signed=False,
+            claim=lambda: self.worker.wake(),
+            destroy=lambda sender: None,
+        )
+        self.worker = Worker(
+            groups,
+            self.held,
+            writer,
+            self.parts.common,
+            hints=hints,
+            now=lambda: 1000.0,
+            claim_idle=30.0,
+            beside=self.run_beside,
+        )
+
+    async def tell(self) -> None:
+        self.told += 1
+
+    async def run_beside(self, run: Callable[[], Awaitable[None]]) -> None:
+        await anyio.sleep_forever()
+
+    async def run(self) -> None:
+        """Read until nothing more can be read."""
+        async with anyio.create_task_group() as tasks:
+            await self.worker.begin(tasks)()
+            tasks.cancel_scope.cancel()
+
+
+class LinkTo:
+    def __init__(self, server: Server) -> None:
+        self.request = self.attempt = server.execute
+
+    async def ask(self, what: str, portion: Any, command: Callable[[int], Any]) -> Any:
+        return await self.request(*command(portion.size))
+
+
+def entry(name: str, sender: str = "other", recipient: str | None = None) -> Entry:
+    asked = Request(name, "call", ["f"])
+    return Entry(asked, sender, 1, recipient=recipient, fields=[b"f", b"v"])
+
+
+async def test_taken() -> None:
+    """It is held as long as it isn't settled; what is no request is done with at once."""
+    bench = Bench()
+    bench.worker.take(b"1-0", entry("a"), 2, 50.0)
+    bench.worker.take(b"2-0", Entry(Cancel("x"), "other", 1), 1, 50.0)
+    assert bench.parts.queued() == ["a"]
+    assert {key: (one.attempt, one.sure_until) for key, one in bench.held.entries.items()} == {
+        b"1-0": (2, 50.0)
+    }
+    assert bench.writes.acknowledged == [b"2-0"]
+    assert bench.worker.received == 2
+
+
+async def test_for_others() -> None:
+    """A TypeScript peer's request for another one goes on to that one's inbox."""
+    bench = Bench()
+    peer = SharedPeer.of("ts", bench.parts.dialects.compact)
+    bench.worker.take(b"1-0", entry("a", peer, "other"), 3, 50.0)
+    bench.worker.take(b"2-0", entry("b", peer, "g"), 1, 50.0)
+    assert bench.writes.forwarded == [(b"1-0", 3, "other")]
+    assert list(bench.held.entries) == [b"2-0"]
+    assert bench.writes.acknowledged == []
+
+
+async def test_none_after_all() -> None:
+    bench = Bench()
+    bench.worker.take(b"1-0", entry("a"), 1, 50.0)
+    for _ in range(2):
+        bench.worker.finish(b"1-0")
+    assert bench.writes.acknowledged == [b"1-0"]
+    assert bench.held.entries == {}
+
+
+async def test_reads() -> None:
+    """It makes the group, and acknowledges what nobody could run."""
+    read = [(b"1-0", request("a")), (b"2-0", [b"x", b"y"]), (b"3-0", written(Cancel("x")))]
+    bench = Bench([(STREAM, read)], LOST)
+    await bench.run()
+    assert bench.worker.made
+    assert bench.parts.queued() == ["a"]
+    assert list(bench.held.entries) == [b"1-0"]
+    assert sorted(bench.writes.acknowledged) == [b"2-0", b"3-0"]
+    assert bench.writes.flushed
+    assert (bench.parts.expected, bench.parts.handled) == (1, 1)
+    head = (b"XREADGROUP", b"GROUP", GROUP, b"c", b"BLOCK", b"5000", b"COUNT", b"3")
+    assert next(command[:8] for command in bench.server.asked if command[0] == head[0]) == head
+
+
+async def test_no_room() -> None:
+    """It takes no more than it may hold, and waits for room."""
+    read = [(b"%d-0" % number, request(str(number))) for number in (1, 2)]
+    bench = Bench([(STREAM, read)], LOST)
+    bench.held.set_limit(2)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bench.run)
+        with anyio.fail_after(BOUND):
+            while bench.held.wanted is None:
+                await anyio.sleep(0.001)
+        counts = [command[7] for command in bench.server.asked if command[0] == b"XREADGROUP"]
+        assert counts == [b"2"]
+        bench.held.lend(1)
+    counts = [command[7] for command in bench.server.asked if command[0] == b"XREADGROUP"]
+    assert counts == [b"2", b"1"]
+
+
+async def test_group_that_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    """It is made again, and what is held here is nobody else's then."""
+    bench = Bench()
+    await bench.worker.make(bench.server.execute)
+    assert "made again" not in caplog.text
+    bench.worker.take(b"1-0", entry("a"), 1, 50.0)
+    bench.server.others["XINFO"] = ResponseError("ERR no such key")
+    await bench.worker.make(bench.server.execute)
+    assert "made again" in caplog.text
+    assert bench.held.entries[b"1-0"].sure_until == float("inf")
+
+
+async def test_farewell() -> None:
+    """Who never made a group has nothing to leave."""
+    bench = Bench()
+    assert bench.worker.farewell() == []
+    await bench.worker.make(bench.server.execute)
+    assert bench.worker.farewell()[0] == bench.held.hand_back
+    async with anyio.create_task_group() as tasks:
+        bench.worker.begin(tasks)
+        tasks.cancel_scope.cancel()
+    assert bench.worker.farewell()[1] == bench.held.hand_back
