@@ -111,7 +111,7 @@ WITH_LOWEST = (
 
 # What depends on the version of Python most: the code of the library, part by part.
 CODE = (
-    *("protocol", "runtime", "values", "codecs", "driver", "serving", "core", "kit"),
+    *("protocol", "runtime", "values", "codecs", "driver", "calling", "serving", "core", "kit"),
     *("transports", "redis"),
 )
 # Of these, what has no I/O or uses memory transports.

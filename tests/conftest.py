@@ -52,6 +52,7 @@ else:
 DEBUGGED = (
     "core",
     "driver",
+    "calling",
     "serving",
     "kit/test_queue.py",
     "transports",

@@ -428,7 +428,9 @@ class Outgoing:
         self._connection = None
         self.undelivered.disconnected()
         self._again.recover(self.now())
-        entries = [entry for post in self.ledger.lost() for entry in post.ids or ()]
+        # What was being brought back is no longer this worker's affair once it is given up.
+        once = [post for post in self.ledger.lost() if not post.brings_back]
+        entries = [entry for post in once for entry in post.ids or ()]
         waiting = self.ledger.waiting()
         replies = [(post.answers, post.attempt) for post in waiting if post.answers is not None]
         self.acks.lose(entries, replies)

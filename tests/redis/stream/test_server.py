@@ -1,0 +1,63 @@
+"""What kind of server it is, as it tells; without one."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from redis.exceptions import NoPermissionError
+
+from anyio_kkrpc import TransportConnectionError
+from anyio_kkrpc.redis._connection._address import Address
+from anyio_kkrpc.redis._stream._server import check_server, look_at_server
+
+pytestmark = pytest.mark.anyio
+NOWHERE = Address.parse("redis://nowhere")
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Nothing is awaited here that an event loop does."""
+    return request.param
+
+
+def telling(version: str, policy: str = "noeviction") -> Any:
+    async def execute(*command: bytes) -> bytes:
+        assert command == (b"INFO",)
+        text = f"# Server\r\nredis_version:{version}\r\nmaxmemory_policy:{policy}\r\n\xff\r\n"
+        return text.encode("latin-1")
+
+    return execute
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [("7.2.4", (7, 2)), ("6.2.0", (6, 2)), ("255.255.255", (255, 255)), ("unstable", (6, 2))],
+)
+async def test_version(text: str, version: tuple[int, ...]) -> None:
+    """One that can't be read is taken for a modern one."""
+    assert await look_at_server(telling(text)) == (version, "noeviction")
+
+
+async def test_one_that_hides_itself() -> None:
+    async def execute(*command: bytes) -> bytes:
+        raise NoPermissionError("NOPERM no permissions to run the 'info' command")
+
+    assert await look_at_server(execute) == ((6, 2), "")
+    assert await check_server(execute, NOWHERE, groups=True)
+
+
+async def test_too_old() -> None:
+    """It is refused where there are to be groups; if not, it is known to be old."""
+    assert not await check_server(telling("6.0.20"), NOWHERE, groups=False)
+    with pytest.raises(TransportConnectionError, match=r"Redis 6\.2 or later.*6\.0"):
+        await check_server(telling("6.0.20"), NOWHERE, groups=True)
+
+
+@pytest.mark.parametrize(("policy", "warned"), [("noeviction", False), ("allkeys-lru", True)])
+async def test_eviction(policy: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A server that may evict streams is warned of."""
+    with caplog.at_level(logging.WARNING):
+        await check_server(telling("7.0.0", policy), NOWHERE, groups=True)
+    assert (policy in caplog.text) is warned
