@@ -374,18 +374,37 @@ def dead_retry(
 
 @dead.command("purge")
 def dead_purge(
+    letters: Annotated[
+        list[str] | None, typer.Argument(metavar="ID...", help="Only these; all if not given.")
+    ] = None,
     url: Url = DEFAULT_URL,
     stream: Stream = DEFAULT_STREAM,
+    older: Annotated[
+        str | None,
+        typer.Option(
+            "--older", metavar="AGE", help="Only those given up longer ago: 90s, 30m, 12h, 7d."
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
 ) -> None:
-    """Remove all dead letters for good."""
+    """Remove dead letters for good: all, some, or old ones."""
+    from . import _dead
+
+    if letters and older is not None:
+        raise typer.BadParameter("give ids, or --older", param_hint="ID")
+    if letters:
+        _dead.purge_some(url, stream, letters)
+        return
+    age = None if older is None else _dead.parse_age(older)
     if not yes:
         if not sys.stdin.isatty():
             raise typer.BadParameter("is needed where nobody can be asked", param_hint="--yes")
-        typer.confirm(f"Remove all dead letters of {stream}?", abort=True)
-    from . import _dead
-
-    anyio.run(_dead.purge, url, stream)
+        which = "all dead letters" if older is None else f"dead letters older than {older}"
+        typer.confirm(f"Remove {which} of {stream}?", abort=True)
+    if age is None:
+        anyio.run(_dead.purge, url, stream)
+    else:
+        _dead.purge_older(url, stream, age)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -7,12 +7,10 @@ import re
 import sys
 
 import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry
+from redis.exceptions import ResponseError
 
-from ..redis._connection._address import Address
 from ..redis._stream._keys import DELAYED, HANDED_BACK, Keys
+from ._asking import asking
 from ._http import parse_address
 from ._report import NotReadyError
 
@@ -49,19 +47,8 @@ def by_redis(url: str, stream: str, group: str, *, workers: int, timeout: float)
     :raises NotReadyError: if there are fewer
     :raises TransportConnectionError: if the server can't be asked
     """
-    address = Address.parse(url)
-    client = redis.Redis.from_url(
-        url,
-        socket_connect_timeout=timeout,
-        socket_timeout=timeout,
-        retry=Retry(NoBackoff(), 0),
-    )
-    with client:
-        try:
-            found = _living(client, stream, group.encode(), workers)
-        except RedisError as exc:
-            cause = exc.__cause__ or exc.__context__
-            raise address.cannot_connect(cause if isinstance(cause, OSError) else exc) from exc
+    with asking(url, timeout) as client:
+        found = _living(client, stream, group.encode(), workers)
     there = f"{found} worker{'' if found == 1 else 's'} of {group} on {stream}"
     if found < workers:
         raise NotReadyError(f"{there}; {workers} wanted")

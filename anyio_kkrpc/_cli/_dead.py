@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
+from redis.exceptions import ResponseError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,8 +19,13 @@ from .._protocol._records import Request
 from .._runtime._log import quoted
 from ..codecs import get_codec
 from ..redis import DeadLetter, RedisStreamsTransport
+from ..redis._stream._keys import Keys
+from ._asking import asking
 
 _COUNT = 100_000
+# Seconds for Redis to answer.
+_TIMEOUT = 5.0
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _request(letter: DeadLetter) -> dict[str, Any]:
@@ -117,3 +124,46 @@ async def purge(url: str, stream: str) -> None:
     """Remove all."""
     async with RedisStreamsTransport(url, stream=stream) as transport:
         sys.stdout.write(f"{await transport.purge_dead_letters()} removed\n")
+
+
+def purge_some(url: str, stream: str, letter_ids: Sequence[str]) -> None:
+    """Remove some.
+
+    :raises LookupError: if one isn't there; the others are removed
+    """
+    key, missing, removed = Keys.of(stream).dead, [], 0
+    with asking(url, _TIMEOUT) as client:
+        for letter_id in letter_ids:
+            try:
+                found = int(client.xdel(key, letter_id))
+            except ResponseError as exc:
+                if "Invalid stream ID" not in str(exc):
+                    raise
+                found = 0
+            removed += found
+            if not found:
+                missing.append(letter_id)
+    sys.stdout.write(f"{removed} removed\n")
+    if missing:
+        raise LookupError(f"{stream} has no dead letter {', '.join(map(repr, missing))}")
+
+
+def purge_older(url: str, stream: str, seconds: float) -> None:
+    """Remove those that were given up longer ago, by Redis' clock."""
+    with asking(url, _TIMEOUT) as client:
+        now, _ = client.time()
+        # A letter's id is when it was given up.
+        first = max(round((now - seconds) * 1000), 0)
+        removed = client.xtrim(Keys.of(stream).dead, minid=f"{first}-0", approximate=False)
+    sys.stdout.write(f"{removed} removed\n")
+
+
+def parse_age(text: str) -> float:
+    """Return the seconds of an age such as ``90s``, ``30m``, ``12h`` or ``7d``.
+
+    :raises ValueError: if it is none
+    """
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", text, re.ASCII)
+    if match is None:
+        raise ValueError(f"needs a number with s, m, h or d, such as 7d, not {text!r:.80}")
+    return float(match[1]) * _UNITS[match[2]]

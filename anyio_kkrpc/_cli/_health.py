@@ -13,16 +13,14 @@ from functools import partial
 from typing import Any
 
 import anyio
-import redis
 from anyio import CapacityLimiter, Lock, create_task_group, current_time, move_on_after
 from msgspec import Struct
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from .._channel import ChannelStatistics
 from ..kit._queue import QueueStatistics
 from ..redis import RedisStatistics
+from ._asking import make_client
 from ._http import Answer
 from ._top_look import GroupLook, StreamLook, look
 from ._worker import Options, Report
@@ -62,12 +60,7 @@ class Health:
     def __init__(self, options: Options, ask: Callable[[], Awaitable[list[WorkerState]]]) -> None:
         self._stream, self._group = options.stream, options.group
         self._ask = ask
-        self._client = redis.Redis.from_url(
-            options.url,
-            socket_connect_timeout=LOOK_TIMEOUT,
-            socket_timeout=LOOK_TIMEOUT,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._client = make_client(options.url, LOOK_TIMEOUT)
         self._limiter, self._lock = CapacityLimiter(1), Lock()
         self._look: StreamLook | None = None
         self._looked_at = float("-inf")

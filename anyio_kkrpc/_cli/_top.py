@@ -12,14 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 from rich.console import Console
 from rich.live import Live
 
 from ..redis._connection._address import Address, describe
+from ._asking import make_client
 from ._terminal import ends_on_sigterm
 from ._top_look import Search, look
 from ._top_view import Fitted, Frame
@@ -39,13 +37,7 @@ class Watch:
     def __init__(self, url: str, stream: str | None) -> None:
         self.address = Address.parse(url)
         self._only = stream
-        self._client = redis.Redis.from_url(
-            url,
-            socket_connect_timeout=TIMEOUT,
-            socket_timeout=TIMEOUT,
-            # Whoever looks wants to know at once, and there is a next look.
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._client = make_client(url, TIMEOUT)
         self._search = Search(self._client)
         self._frame = Frame(f"anyio-kkrpc top - {self.address}", [])
         self._when: float | None = None

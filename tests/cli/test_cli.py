@@ -415,10 +415,44 @@ def test_dead_letters_and_top(shell: Shell) -> None:
         client.delete(*client.keys(f"*{shell.stream}*"))
 
 
+def test_purge(shell: Shell) -> None:
+    """Some dead letters, those that are old, or all."""
+
+    def purge(*args: str) -> tuple[int, str]:
+        done = shell("dead", "purge", *args)
+        return done.returncode, done.stdout.strip()
+
+    with redis.Redis.from_url(shell.variables["ANYIO_KKRPC_URL"]) as client:
+        key, now = f"{{{shell.stream}}}:dead", client.time()[0] * 1000
+
+        def left() -> list[int]:
+            return [
+                (now - int(entry.split(b"-")[0])) // 3_600_000 for entry, _ in client.xrange(key)
+            ]
+
+        for hours in (240, 100, 50, 25, 23, 0):
+            client.xadd(key, {"id": "1-1"}, id=f"{now - hours * 3_600_000}-7")
+        assert purge(f"{now - 50 * 3_600_000}-7") == (0, "1 removed")
+        assert left() == [240, 100, 25, 23, 0]
+        assert purge("1-1", f"{now - 100 * 3_600_000}-7", "x") == (2, "1 removed")
+        assert left() == [240, 25, 23, 0]
+        assert purge("--older", "1d") == (2, "")
+        assert purge("--older", "1d", "--yes") == (0, "2 removed")
+        assert left() == [23, 0]
+        assert purge("--older", "1d", "--yes") == (0, "0 removed")
+        assert purge("--older", "22.5h", "-y") == (0, "1 removed")
+        assert purge("--yes")[0] == 0
+        assert left() == []
+
+
 @pytest.mark.one_server
 @pytest.mark.parametrize(
     ("args", "code", "text"),
     [
+        (["dead", "purge", "--older", "7", "-y"], 2, "7d"),
+        (["dead", "purge", "--older", "-1d", "-y"], 2, "7d"),
+        (["dead", "purge", "1-1", "--older", "7d"], 2, "--older"),
+        (["dead", "purge", "1-1"], 2, "no dead letter '1-1'"),
         (["call"], 2, "Missing argument"),
         (["call", "x", "-k", "novalue"], 2, "--kwarg"),
         (["call", "x", "1", "--get"], 2, "--get"),
