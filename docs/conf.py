@@ -43,6 +43,7 @@ PUBLIC = [
     "anyio_kkrpc.otel",
     "anyio_kkrpc.redis",
     "anyio_kkrpc.redis.dialects",
+    "anyio_kkrpc.sse",
     "anyio_kkrpc.testing",
     "anyio_kkrpc.testing.pytest_plugin",
     "anyio_kkrpc.transports",

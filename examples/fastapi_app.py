@@ -12,9 +12,9 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import FileResponse, JSONResponse
-from fastapi_sse import Events
 
 import anyio_kkrpc as rpc
+from anyio_kkrpc.sse import Events
 
 URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
 STATUS: dict[type[rpc.RPCError], int] = {rpc.RPCTimeoutError: 504, rpc.OverloadedError: 503}

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import gc
 import http.client
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import anyio
 import pytest
 import redis
 
-from anyio_kkrpc.testing import RedisServer, connected
+from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -187,43 +185,6 @@ def test_web_app(redis_server: RedisServer) -> None:
         client.delete("example-chat", "{example-chat}:control")
 
 
-def test_browser_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that goes away while a chunk waits to be sent ends the stream too, and at once."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    from fastapi_sse import Events
-
-    async def main() -> None:
-        closed, stalled = anyio.Event(), anyio.Event()
-
-        async def numbers() -> AsyncIterator[int]:
-            try:
-                for number in range(1_000_000):
-                    yield number
-            finally:
-                closed.set()
-
-        async def receive() -> dict[str, Any]:
-            await stalled.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            if message.get("body", b"").startswith(b"data: 3"):
-                stalled.set()
-                await anyio.sleep_forever()
-
-        async with connected({"numbers": numbers}) as api:
-            response = Events(await api.numbers())
-            with anyio.fail_after(BOUND):
-                await response({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
-                await closed.wait()
-
-    gc.disable()
-    try:
-        anyio.run(main)
-    finally:
-        gc.enable()
-
-
 def test_stdio() -> None:
     """A parent calls its child."""
     assert run("stdio_parent") == "Hello, parent!\n"
@@ -234,7 +195,7 @@ def test_all_are_run() -> None:
     source = Path(__file__).read_text()
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     assert len(names) >= 8
-    used = {"stdio_child", "fastapi_app", "fastapi_sse"}
+    used = {"stdio_child", "fastapi_app"}
     assert {name for name in names - used if f'"{name}"' not in source} == set()
 
 

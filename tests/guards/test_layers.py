@@ -48,6 +48,7 @@ ROOMS: dict[str, set[str]] = {
     "_signals": {"_channel"},
     "relay": {"abc", "records", "_exceptions"},
     "otel": {"_exceptions", "middleware", "redis"},
+    "sse": {"_exceptions", "_driver"},
     # The public names; transports are loaded on first use.
     "": WORDS
     | {"_channel", "_calling", "_serving", "_driver", "_signals", "kit", "transports", "redis"},
