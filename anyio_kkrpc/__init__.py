@@ -28,6 +28,7 @@ from ._exceptions import RPCValidationError as RPCValidationError
 from ._exceptions import TransportClosedError as TransportClosedError
 from ._exceptions import TransportConnectionError as TransportConnectionError
 from ._runtime._log import QuotingFilter as _QuotingFilter
+from ._serving._outcomes import MethodStatistics as MethodStatistics
 from ._serving._table import Exposed as Exposed
 from ._serving._table import expose as expose
 from ._serving._table import in_thread as in_thread

@@ -33,6 +33,7 @@ from ._reactions import Reactions
 from ._runtime._entrance import Entrance
 from ._runtime._lone import lone_error
 from ._serving._operations import Server
+from ._serving._outcomes import MethodStatistics, tell
 from ._serving._table import Exposed, entered
 from ._serving._table import expose as build_table
 from .abc import Transport
@@ -43,7 +44,7 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import Self
 
-__all__ = ("ChannelStatistics", "RPCChannel")
+__all__ = ("ChannelStatistics", "MethodStatistics", "RPCChannel")
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -64,7 +65,7 @@ class ChannelStatistics(Struct, frozen=True):
     :ivar callbacks: functions that the other side may call
     :ivar incoming_streams: streams that this side reads
     :ivar outgoing_streams: streams that the other side reads
-    :ivar served: requests finished here
+    :ivar served: requests that were answered with a result here
     :ivar expired: requests that were out of time when they came, and were not started
     :ivar refused: records that were not legal, and were skipped
     :ivar ignored: records that came too late to matter
@@ -72,6 +73,10 @@ class ChannelStatistics(Struct, frozen=True):
     :ivar lost_streams: streams, in either direction, that ended because the other peer was gone
     :ivar dropped_callbacks: calls of this side's functions that were thrown away, since they came
         faster than the functions ran
+    :ivar failed: requests whose handler, source or middleware raised, or gave what can't be sent
+    :ivar cancelled: requests that were given up by their callers, or ran out of time
+    :ivar unknown: requests for names that aren't exposed here
+    :ivar methods: what became of the requests for each name that was asked for
     """
 
     calls: int
@@ -86,6 +91,10 @@ class ChannelStatistics(Struct, frozen=True):
     undelivered: int
     lost_streams: int
     dropped_callbacks: int
+    failed: int
+    cancelled: int
+    unknown: int
+    methods: dict[str, MethodStatistics]
 
 
 @final
@@ -291,19 +300,24 @@ class RPCChannel(AsyncContextManagerMixin):
     def statistics(self) -> ChannelStatistics:
         """Return what the channel holds now and has seen."""
         peer, server = self._peer, self._server
+        methods = {} if server is None else tell(server.exposed.counted())
         return ChannelStatistics(
             calls=len(peer.calls),
             handlers=len(peer.handlings),
             callbacks=len(peer.callbacks),
             incoming_streams=len(peer.consumers),
             outgoing_streams=len(peer.producers),
-            served=0 if server is None else server.served,
-            expired=0 if server is None else server.expired,
+            served=sum(one.served for one in methods.values()),
+            expired=sum(one.expired for one in methods.values()),
             refused=self._core.refused,
             ignored=peer.ignored,
             undelivered=self._reactions.undelivered,
             lost_streams=self._reactions.lost_streams,
             dropped_callbacks=self._core.dropped_callbacks,
+            failed=sum(one.failed for one in methods.values()),
+            cancelled=sum(one.cancelled for one in methods.values()),
+            unknown=0 if server is None else server.unknown,
+            methods=methods,
         )
 
     # Callbacks and streams

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from ._exceptions import (
     OverloadedError,
+    RPCError,
     RPCTimeoutError,
     TransportConnectionError,
 )
@@ -48,6 +49,10 @@ class Invocation(Struct, kw_only=True):
     :ivar attempt: how often the request has been delivered, this time included; 1 at the client
     :ivar idempotent: whether the caller said (by `anyio_kkrpc.with_call_options`) that it does no
         harm to make the call again; at the client only
+    :ivar refused: why the call isn't made, at the serving side: its arguments don't fit, there is
+        no such name, or it came out of time. `CallNext` raises it, and its arguments aren't shown.
+    :ivar known: whether there is such a name, at the serving side; if not, a peer made it up, and
+        it shouldn't be kept
     """
 
     side: Literal["client", "server"]
@@ -60,6 +65,8 @@ class Invocation(Struct, kw_only=True):
     deadline: float | None = None
     attempt: int = 1
     idempotent: bool = False
+    refused: RPCError | None = None
+    known: bool = True
 
 
 class CallNext(Protocol):
@@ -163,7 +170,7 @@ def limit_concurrency(limit: int, methods: Collection[str] | None = None) -> Mid
 
     async def middleware(call: Invocation, call_next: CallNext) -> Any:
         method = call.method
-        if chosen is not None and method not in chosen:
+        if call.refused is not None or (chosen is not None and method not in chosen):
             return await call_next(call)
         limiter = limiters.get(method)
         if limiter is None:

@@ -30,6 +30,7 @@ TOP_LEVEL = {
     "Exposed",
     "MemoryTransport",
     "MethodNotFoundError",
+    "MethodStatistics",
     "OverloadedError",
     "PeerReply",
     "ProtocolError",

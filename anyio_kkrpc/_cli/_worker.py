@@ -303,9 +303,10 @@ class _Worker:
             return
         while True:
             await sleep(LOOK_INTERVAL)
-            served = channel.statistics().served
-            if options.max_calls is not None and served >= options.max_calls:
-                why = f"{served} calls"
+            statistics = channel.statistics()
+            calls = statistics.served + statistics.failed + statistics.cancelled
+            if options.max_calls is not None and calls >= options.max_calls:
+                why = f"{calls} calls"
             elif options.max_memory is not None and resident_mib() > options.max_memory:
                 why = f"{resident_mib():.0f} MiB"
             else:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextvars import Context, copy_context
-from functools import partial
-from time import perf_counter
 from typing import Any, TypeAlias
 
 from anyio import EndOfStream, current_time
@@ -15,67 +12,49 @@ from msgspec import UNSET
 
 from .._driver._context import (
     CallInfo,
-    begin,
-    current_call,
-    go_on,
     raise_unless_failure,
     run_in_context,
-    run_in_thread,
     running,
 )
 from .._driver._core import Core
-from .._driver._inflow import Inflow, RemoteStream
 from .._driver._pump import Pump, close_unopened
 from .._exceptions import (
     MethodNotFoundError,
     ProtocolError,
     RPCError,
-    RPCValidationError,
+    RPCTimeoutError,
     TransportClosedError,
     TransportConnectionError,
 )
 from .._protocol._calls import Handling
 from .._protocol._records import Reply, Request
-from .._protocol._streams import Consumer
-from .._protocol._values import PLAIN
 from .._runtime._clock import clock
 from .._runtime._log import quoted
 from .._values._conversion import UnfitResultError, check_own
 from .._wire_errors import handler_error, library_error, send_shortened
 from ..abc import Envelope
-from ..middleware import Invocation, Middleware, pass_through
+from ..middleware import Middleware
 from ._crew import Crew, Member
-from ._slow import SLOW_HANDLER, SlowHandlers
+from ._intercepting import Interceptor
+from ._invoking import OPERATIONS, Invoker
+from ._outcomes import FailureLog
+from ._refusals import (
+    MAX_SEGMENTS,
+    Expired,
+    NoReply,
+    Refused,
+    Unknown,
+    name_of,
+    not_found,
+)
 from ._table import Exposed, Method, Property
 
 logger = logging.getLogger("anyio_kkrpc")
 
-_MAX_NAME = 200
-_MAX_SEGMENTS = 32
 _REMOTE_REFERENCES = "Remote reference operations require kkrpc/remote-refs"
 _ENDS = (EndOfStream, TransportClosedError, TransportConnectionError)
 
 _Member: TypeAlias = Member[Envelope, Envelope]
-_Operation = Callable[["Server", Request, Handling, Context], Awaitable[Any]]
-
-
-class NoReply(Exception):
-    """The request isn't answered: it is out of time, or another peer of a broadcast may know it."""
-
-
-class Refused(Exception):
-    """The library itself, not a handler, refuses the request with ``error``."""
-
-    def __init__(self, error: RPCError) -> None:
-        self.error = error
-
-
-class Unknown(Refused):
-    """The table has no such name; ``at`` is the index of the first segment that it lacks."""
-
-    def __init__(self, error: MethodNotFoundError, at: int) -> None:
-        super().__init__(error)
-        self.at = at
 
 
 class Server:
@@ -84,7 +63,8 @@ class Server:
     :param core: for streams that are results, with the channel's protocol and timer
     :param received: takes what is no request, which comes where the channel no longer listens
     :ivar crew: runs them
-    :ivar exposed: what is served
+    :ivar exposed: what is served, with what became of the requests for each name
+    :ivar unknown: requests for names that aren't there
     """
 
     def __init__(
@@ -97,7 +77,7 @@ class Server:
         received: Callable[[Envelope], None],
     ) -> None:
         self.exposed: Exposed = exposed
-        self._middleware = middleware
+        self._interceptor = Interceptor(middleware) if middleware else None
         transport = core.transport
         self._peer = core.peer
         self._core = core
@@ -107,9 +87,10 @@ class Server:
         self._serve_more = transport.serve_more
         self._broadcast = core.broadcast
         self._now: Callable[[], float] = current_time
-        self._slow = SlowHandlers()
-        self.expired = 0
-        self.served = 0
+        self._invoker = Invoker(core, self._interceptor)
+        self._invoke = self._invoker.invoke
+        self._failures = FailureLog()
+        self.unknown = 0
         self.crew: Crew[Envelope, Envelope] = Crew(
             transport.receive,
             self.answer,
@@ -154,7 +135,10 @@ class Server:
         record = reply.record
         assert isinstance(record, Reply)
         close_unopened(self._core, record)
-        error = handler_error(exc) if record.e is UNSET else record.e
+        error = record.e
+        if error is UNSET:
+            error = handler_error(exc)
+            self._note_unsent(envelope, exc)
 
         async def send(error: dict[str, Any]) -> None:
             short = Envelope(Reply(record.id, e=error), None, envelope.sender)
@@ -172,9 +156,29 @@ class Server:
         """Return the reply to a request that could not be run to its end."""
         logger.error("%s could not be run to its end", _label(envelope), exc_info=exc)
         request = envelope.record
-        if not isinstance(request, Request) or request.o is True:
+        if not isinstance(request, Request):
+            return None
+        source = self.exposed.entry(request.op, request.p)
+        if source is not None:
+            source.failed += 1
+        if request.o is True:
             return None
         return Envelope(Reply(request.id, e=handler_error(exc)), None, envelope.sender)
+
+    def _note_unsent(self, envelope: Envelope, exc: Exception) -> None:
+        """A result that can't be sent is a failure of the handler that gave it."""
+        request = envelope.record
+        assert isinstance(request, Request)
+        source = self.exposed.entry(request.op, request.p)
+        if source is not None:
+            source.served -= 1
+            self._note_failure(source, request, envelope.sender, exc)
+
+    def _note_failure(
+        self, source: Method | Property, request: Request, sender: str | None, exc: BaseException
+    ) -> None:
+        source.failed += 1
+        self._failures.note(source.name, request.id, sender, exc)
 
     async def answer(self, envelope: Envelope, member: _Member) -> Envelope | None:
         """Run a request; return the reply, or ``None`` if there must be none or it wants none."""
@@ -184,6 +188,9 @@ class Server:
             return None
         try:
             handling, context = self._enter(envelope, request, member)
+        except Expired:
+            await self._show_expired(envelope, request, member)
+            return None
         except NoReply:
             return None
         finished = False
@@ -192,6 +199,11 @@ class Server:
             finished = True
         except NoReply:
             return None
+        except BaseException:
+            source = self.exposed.entry(request.op, request.p)
+            if source is not None:
+                source.cancelled += 1
+            raise
         finally:
             if not finished and handling.open:
                 self._peer.drop(handling)
@@ -199,17 +211,20 @@ class Server:
                 # Never opened, because the request was refused, or its caller has given up.
                 if consumer.handle is None or not finished:
                     self._abandon(consumer)
-        self.served += 1
         if request.o is True:
             return None
         return Envelope(reply, None, envelope.sender, deadline=member.deadline)
 
     def _enter(
-        self, envelope: Envelope, request: Request, member: _Member
+        self, envelope: Envelope, request: Request, member: _Member, *, late: bool = False
     ) -> tuple[Handling, Context]:
-        """Make what a request needs while it runs."""
+        """Make what a request needs while it runs.
+
+        :param late: whether it is known to be out of time
+        """
         sender = envelope.sender
         if self._peer.was_cancelled(request, sender):
+            self._count(request, "cancelled")
             raise NoReply
         deadline: float | None = None
         if request.d is not UNSET:
@@ -217,20 +232,23 @@ class Server:
             if sent is None or sent > now:  # clocks are known with an error
                 sent = now
             deadline = sent + request.d / 1000
-            if deadline <= now:
-                self.expired += 1
-                raise NoReply
+            if deadline <= now and not late:
+                if not self._count(request, "expired"):
+                    if not self._answers_all(envelope):
+                        raise NoReply
+                    self.unknown += 1
+                raise NoReply if self._interceptor is None else Expired
         try:
             handling = self._peer.handle(request, sender)
         except ProtocolError as exc:
             self._core.refuse(exc)
             raise NoReply from None
-        member.deadline = deadline
+        member.deadline = None if late else deadline
         member.serves = handling
         handling.handle = member
         info = CallInfo(
             request.id,
-            ".".join(request.p[:_MAX_SEGMENTS]),
+            ".".join(request.p[:MAX_SEGMENTS]),
             sender,
             envelope.attempt,
             deadline,
@@ -245,196 +263,149 @@ class Server:
     ) -> Reply:
         error: dict[str, Any] | None = None
         value: Any = None
+        kind: Any = Any
         source: Method | Property | None = None
         try:
             if request.op == "call":
                 source = method = self.exposed.methods.get(tuple(request.p))
                 if method is None:
-                    raise self._not_found(request, "is not a function")
+                    raise not_found(self.exposed, request, "is not a function")
+                kind = method.result
                 value = await self._invoke(method, request, handling, context)
-            elif request.op == "get":
-                source = self._property(request)
-                value = await self._get(source, request, handling, context)
             else:
-                value = await _OPERATIONS[request.op](self, request, handling, context)
+                source = self._find(request)
+                kind = source.result if request.op == "get" else Any
+                value = await OPERATIONS[request.op](
+                    self._invoker, source, request, handling, context
+                )
             # With middleware it has been checked already, where the middleware could see that.
-            if source is not None and source.result is not Any and not self._middleware:
-                value = check_own(value, source.result, source.name)
-        except UnfitResultError as exc:
-            error = library_error(exc)
+            if kind is not Any and self._interceptor is None:
+                assert source is not None
+                value = check_own(value, kind, source.name)
         except Refused as exc:
-            if self._broadcast and envelope.recipient is None and _is_not_found(exc.error):
-                raise NoReply from None
-            error = library_error(exc.error)
-            if isinstance(exc, Unknown):
-                error["at"] = exc.at
+            error, value = await self._refuse(exc, source, envelope, request, handling, context)
+            source = None  # it has been counted
         except BaseException as exc:
-            await raise_unless_failure(exc)
-            error = handler_error(exc, traceback=self._core.send_tracebacks)
+            error = await self._fail(exc, source, request, handling.sender)
         if not handling.open:
+            if error is None and source is not None:
+                source.cancelled += 1
             raise NoReply
         if error is not None:
             return self._peer.reply_error(handling, error)
         reply = self._peer.reply(handling, value)
         if handling.producer is not None:
-            assert source is not None
-            pump = Pump(self._core, handling.producer, context, source.item, source.name)
-            pump.expect_reader()
+            item, name = (Any, name_of(request)) if source is None else (source.item, source.name)
+            Pump(self._core, handling.producer, context, item, name).expect_reader()
+        if source is not None:
+            source.served += 1
         return reply
 
-    # Operations
-
-    async def _construct(self, request: Request, handling: Handling, context: Context) -> Any:
-        cls = self.exposed.classes.get(tuple(request.p))
-        if cls is None:
-            raise self._not_found(request, "is not a constructor")
-        return own_fields(await self._invoke(cls, request, handling, context))
-
-    async def _get(
-        self, entry: Property, request: Request, handling: Handling, context: Context
-    ) -> Any:
-        get = self._wrapped(entry.get, request, entry)
-        return await self._result(context.run(get), handling, context)
-
-    async def _set(self, request: Request, handling: Handling, context: Context) -> Any:
-        entry = self._property(request)
-        if not entry.writable:
-            raise Refused(MethodNotFoundError(f"{entry.name} is not writable"))
-        try:
-            value = entry.convert(self._peer.unpack_value(request, handling))
-        except (ProtocolError, RPCValidationError) as exc:
-            raise Refused(exc) from None
-        result = context.run(self._wrapped(entry.set, request, entry), value)
-        await self._result(result, handling, context)
-        return True
-
-    async def _reference(self, request: Request, handling: Handling, context: Context) -> Any:
-        raise Refused(ProtocolError(_REMOTE_REFERENCES))
-
-    def _property(self, request: Request) -> Property:
-        entry = self.exposed.properties.get(tuple(request.p))
-        if entry is None:
-            raise self._not_found(request, "is not a property")
-        return entry
-
-    async def _invoke(
-        self, method: Method, request: Request, handling: Handling, context: Context
-    ) -> Any:
-        try:
-            args, kwargs = self._peer.unpack(request, handling)
-            if handling.consumers:
-                args = [self._open_stream(value) for value in args]
-                kwargs = {name: self._open_stream(value) for name, value in kwargs.items()}
-            checked, kwargs = method.arguments.convert(args, kwargs)
-        except (ProtocolError, RPCValidationError) as exc:
-            raise Refused(exc) from None
-        function = method.function
-        if self._middleware:
-            function = _in_thread(method) if method.in_thread else function
-            function = self._wrapped(function, request, method)
-        elif method.in_thread:
-            handling.handle.waits()
-            # A copy, because the context can't be entered twice and the thread may outlive a step.
-            return await run_in_thread(context.copy().run, method.function, *checked, **kwargs)
-        started = perf_counter()
-        if started > self._slow.stale_at:
-            self._slow.begin()
-        coroutine, value = context.run(begin, function, checked, kwargs)
-        if perf_counter() - started > SLOW_HANDLER:
-            self._slow.judge(method.name, started)
-        if coroutine is not None:
-            handling.handle.waits()
-            return await go_on(context, coroutine, value)
-        if value.__class__ in PLAIN:
-            return value
-        return await self._result(value, handling, context)
-
-    async def _result(self, value: Any, handling: Handling, context: Context) -> Any:
-        """Return a value, awaited if it is awaitable."""
-        if not inspect.isawaitable(value):
-            return value
-        handling.handle.waits()
-        return await run_in_context(context, value)
-
-    def _wrapped(
-        self, function: Callable[..., Any], request: Request, source: Method | Property
-    ) -> Callable[..., Any]:
-        """Return what calls a function through the middleware, in the request's context.
-
-        The middleware sees the name of what is called, whatever alias the caller has used.
+    async def _fail(
+        self,
+        exc: BaseException,
+        source: Method | Property | None,
+        request: Request,
+        sender: str | None,
+    ) -> dict[str, Any]:
+        """Count and log what was raised for a request; return what travels. Raises it if it is the
+        request that was cancelled.
         """
-        middleware, operation = self._middleware, request.op
-        if not middleware:
-            return function
+        await raise_unless_failure(exc)
+        if source is not None:
+            self._note_failure(source, request, sender, exc)
+        if isinstance(exc, UnfitResultError):
+            return library_error(exc)
+        return handler_error(exc, traceback=self._core.send_tracebacks)
 
-        kind = Any if operation == "set" else source.result
+    async def _refuse(
+        self,
+        refused: Refused,
+        source: Method | Property | None,
+        envelope: Envelope,
+        request: Request,
+        handling: Handling,
+        context: Context,
+    ) -> tuple[dict[str, Any] | None, Any]:
+        """Count a request that isn't run; return its error, or what a middleware makes of it."""
+        if isinstance(refused.error, MethodNotFoundError) and not self._answers_all(envelope):
+            raise NoReply
+        if source is not None:
+            source.refused += 1
+        elif request.op != "ref":
+            self.unknown += 1
+        error = library_error(refused.error)
+        if self._interceptor is not None:
+            try:
+                return None, await self._show(refused.error, source, request, handling, context)
+            except BaseException as exc:
+                other = exc is not refused.error
+                if other:
+                    error = await self._fail(exc, None, request, handling.sender)
+            if other:
+                return error, None
+        if isinstance(refused, Unknown):
+            error["at"] = refused.at
+        return error, None
 
-        async def wrapped(*args: Any, **kwargs: Any) -> Any:
-            checked: Any = UNSET
+    async def _show(
+        self,
+        error: RPCError,
+        source: Method | Property | None,
+        request: Request,
+        handling: Handling,
+        context: Context,
+    ) -> Any:
+        """Let the middleware see that a request isn't run."""
+        assert self._interceptor is not None
+        handling.handle.waits()
+        name = name_of(request) if source is None else source.name
+        known = source is not None
+        seen = self._interceptor.refuse(error, request.op, name, known=known)
+        return await run_in_context(context, seen)
 
-            async def last(call: Invocation) -> Any:
-                nonlocal checked
-                result = function(*call.args, **call.kwargs)
-                if inspect.isawaitable(result):
-                    result = await result
-                checked = check_own(result, kind, source.name)
-                return checked
+    async def _show_expired(self, envelope: Envelope, request: Request, member: _Member) -> None:
+        """Let the middleware see a request that came out of time."""
+        try:
+            handling, context = self._enter(envelope, request, member, late=True)
+        except NoReply:
+            return
+        error = RPCTimeoutError(f"{name_of(request)} was out of time before it was started")
+        source = self.exposed.entry(request.op, request.p)
+        try:
+            await self._show(error, source, request, handling, context)
+        except BaseException as exc:
+            await raise_unless_failure(exc)
+            if exc is not error and source is not None:
+                self._failures.note(source.name, request.id, envelope.sender, exc)
+        finally:
+            if handling.open:
+                self._peer.drop(handling)
 
-            info = current_call()
-            call = Invocation(
-                side="server",
-                operation=operation,
-                method=source.name,
-                args=list(args),
-                kwargs=kwargs,
-                metadata=info.metadata,
-                peer=info.sender,
-                deadline=info.deadline,
-                attempt=info.attempt,
-            )
-            result = await pass_through(middleware, call, last)
-            # What a middleware has made of it goes out, too.
-            return result if result is checked else check_own(result, kind, source.name)
+    def _answers_all(self, envelope: Envelope) -> bool:
+        """Whether names that aren't there are for this peer to refuse: others may have them."""
+        return not self._broadcast or envelope.recipient is not None
 
-        return wrapped
+    def _count(self, request: Request, what: str) -> bool:
+        """Count a request that isn't run; return whether its name is there."""
+        source = self.exposed.entry(request.op, request.p)
+        if source is not None:
+            setattr(source, what, getattr(source, what) + 1)
+        return source is not None
 
-    def _not_found(self, request: Request, what: str) -> Unknown:
-        name = ".".join(request.p[:_MAX_SEGMENTS])
-        more = " ..." if len(request.p) > _MAX_SEGMENTS or len(name) > _MAX_NAME else ""
-        error = MethodNotFoundError(f"{name[:_MAX_NAME]}{more} {what}")
-        return Unknown(error, self.exposed.depth_of(request.p))
-
-    def _open_stream(self, value: Any) -> Any:
-        if isinstance(value, Consumer):
-            return RemoteStream(Inflow(self._core, value, self._core.timeout))
-        return value
-
-
-_OPERATIONS: dict[str, _Operation] = {
-    "set": Server._set,
-    "new": Server._construct,
-    "ref": Server._reference,
-}
+    def _find(self, request: Request) -> Method | Property:
+        """Return what a request that is no call is about."""
+        if request.op == "ref":
+            raise Refused(ProtocolError(_REMOTE_REFERENCES))
+        entry = self.exposed.entry(request.op, request.p)
+        if entry is None:
+            what = "is not a constructor" if request.op == "new" else "is not a property"
+            raise not_found(self.exposed, request, what)
+        return entry
 
 
 def _label(envelope: Envelope) -> str:
     request = envelope.record
     if not isinstance(request, Request):
         return f"a {type(request).__name__}"
-    return f"{quoted('.'.join(request.p[:_MAX_SEGMENTS]), _MAX_NAME)}()"
-
-
-def _in_thread(method: Method) -> Callable[..., Any]:
-    return partial(run_in_thread, method.function)
-
-
-def _is_not_found(error: RPCError) -> bool:
-    return isinstance(error, MethodNotFoundError)
-
-
-def own_fields(instance: object) -> Any:
-    """Return what a constructed instance is by value: its own public fields."""
-    fields = getattr(instance, "__dict__", None)
-    if fields is None:
-        return instance
-    return {name: value for name, value in fields.items() if not name.startswith("_")}
+    return f"{quoted(name_of(request))}()"

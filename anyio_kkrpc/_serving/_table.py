@@ -16,6 +16,7 @@ import types
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from copy import copy
 from functools import partial
 from typing import Any, ClassVar, Final, Literal, TypeVar, final
 
@@ -33,9 +34,11 @@ from .._values._conversion import (
     unwrap,
 )
 from ._lifespan import Lifespan, find_lifespan, gives_api
+from ._outcomes import Counted
 
 __all__ = ("Exposed", "expose", "in_thread")
 
+E = TypeVar("E", bound=Counted)
 F = TypeVar("F", bound=Callable[..., Any])
 
 _IN_THREAD = "__anyio_kkrpc_in_thread__"
@@ -61,17 +64,17 @@ def in_thread(function: F) -> F:
     return function
 
 
-class Method:
+class Method(Counted):
     """A function or class that peers may call or construct."""
 
-    __slots__ = ("arguments", "function", "in_thread", "item", "name", "result")
+    __slots__ = ("arguments", "function", "in_thread", "item", "result")
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        self.name = name
-        self.function = function
-        self.in_thread = bool(getattr(function, _IN_THREAD, False))
+        super().__init__(name)
+        self.function: Callable[..., Any] = function
+        self.in_thread: bool = bool(getattr(function, _IN_THREAD, False))
         hints = hints_of(function)
-        self.arguments = ArgumentConverter(name, function, hints)
+        self.arguments: ArgumentConverter = ArgumentConverter(name, function, hints)
         # What results are checked against, and the items of a result that is a stream.
         self.result: Any = Any
         self.item: Any = Any
@@ -79,14 +82,15 @@ class Method:
             self.result, self.item = result_of(hints)
 
 
-class Property:
+class Property(Counted):
     """An attribute or item that peers may read, and write if that was allowed."""
 
-    __slots__ = ("_accepts", "_is_item", "_key", "_owner", "item", "name", "result", "writable")
+    __slots__ = ("_accepts", "_is_item", "_key", "_owner", "item", "result", "writable")
 
     def __init__(self, name: str, owner: Any, key: str, static: object, annotation: Any) -> None:
-        self.name = name
-        self.writable = False
+        super().__init__(name)
+        self.writable: bool = False
+        self.result: Any = Any
         self.item: Any = Any
         if isinstance(static, property):
             self.result, self.item = result_of(hints_of(static.fget))
@@ -142,11 +146,35 @@ class Exposed:
         self.classes: dict[Path, Method] = {}
         self.properties: dict[Path, Property] = {}
 
-    def without_lifespan(self) -> Exposed:
-        """Return the table of what is entered already."""
-        ready = Exposed()
-        ready.methods, ready.classes, ready.properties = self.methods, self.classes, self.properties
-        return ready
+    def copy(self) -> Exposed:
+        """Return the table for one channel, without a lifespan, with counts of its own."""
+        copied: dict[int, Any] = {}
+
+        def of(table: dict[Path, E]) -> dict[Path, E]:
+            return {path: copied.get(id(one)) or one_of(one) for path, one in table.items()}
+
+        def one_of(one: E) -> E:
+            new = copied[id(one)] = copy(one)  # aliases stay the same
+            new.begin_to_count()
+            return new
+
+        made = Exposed()
+        made.methods, made.classes = of(self.methods), of(self.classes)
+        made.properties = of(self.properties)
+        return made
+
+    def counted(self) -> Iterator[Counted]:
+        """Iterate over what is reached, each once, whatever its aliases."""
+        tables: tuple[dict[Path, Any], ...] = (self.methods, self.classes, self.properties)
+        return iter({id(one): one for table in tables for one in table.values()}.values())
+
+    def entry(self, op: str, path: list[str]) -> Method | Property | None:
+        """Return what an operation is about, if there is that."""
+        if op == "call":
+            return self.methods.get(tuple(path))
+        if op == "new":
+            return self.classes.get(tuple(path))
+        return self.properties.get(tuple(path))
 
     def depth_of(self, path: list[str]) -> int:
         """Return how many leading segments of a path lead somewhere, less than all of them."""
@@ -170,9 +198,9 @@ class Exposed:
 
 @asynccontextmanager
 async def entered(exposed: Exposed) -> AsyncGenerator[Exposed, None]:
-    """Enter what a table says; give the table of what is there then, which isn't entered again."""
+    """Enter what a table says; give the table of what is there then, for one channel."""
     if exposed.lifespan is None:
-        yield exposed
+        yield exposed.copy()
         return
     async with exposed.lifespan() as found:
         yield exposed.of(found)
@@ -229,7 +257,7 @@ def expose(
 def _of(exposed: Exposed, same: tuple[object, ...], build: Any, found: object) -> Exposed:
     """Return the table of what entering gave; what is added to an object itself isn't in it."""
     if any(found is one for one in same):
-        return exposed.without_lifespan()
+        return exposed.copy()
     made: Exposed = build(found)
     return made
 

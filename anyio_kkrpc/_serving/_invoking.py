@@ -1,0 +1,126 @@
+"""What is exposed is called, read, written and constructed, in the context of a request."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+from .._driver._context import begin, go_on, run_in_context, run_in_thread
+from .._driver._core import Core
+from .._driver._inflow import Inflow, RemoteStream
+from .._exceptions import MethodNotFoundError, ProtocolError, RPCValidationError
+from .._protocol._calls import Handling
+from .._protocol._records import Request
+from .._protocol._streams import Consumer
+from .._protocol._values import PLAIN
+from ._intercepting import Interceptor
+from ._refusals import Refused
+from ._slow import SLOW_HANDLER, SlowHandlers
+from ._table import Method, Property
+
+
+class Invoker:
+    """Does what requests ask for, once it is known what that is about.
+
+    :param interceptor: through which it is done, if there is middleware
+    """
+
+    def __init__(self, core: Core, interceptor: Interceptor | None) -> None:
+        self._core = core
+        self._peer = core.peer
+        self._interceptor = interceptor
+        self._slow = SlowHandlers()
+
+    async def invoke(
+        self, method: Method, request: Request, handling: Handling, context: Context
+    ) -> Any:
+        try:
+            args, kwargs = self._peer.unpack(request, handling)
+            if handling.consumers:
+                args = [self._open_stream(value) for value in args]
+                kwargs = {name: self._open_stream(value) for name, value in kwargs.items()}
+            checked, kwargs = method.arguments.convert(args, kwargs)
+        except (ProtocolError, RPCValidationError) as exc:
+            raise Refused(exc) from None
+        function = method.function
+        if self._interceptor is not None:
+            function = partial(run_in_thread, method.function) if method.in_thread else function
+            function = self._wrapped(function, request, method)
+        elif method.in_thread:
+            handling.handle.waits()
+            # A copy, because the context can't be entered twice and the thread may outlive a step.
+            return await run_in_thread(context.copy().run, method.function, *checked, **kwargs)
+        started = perf_counter()
+        if started > self._slow.stale_at:
+            self._slow.begin()
+        coroutine, value = context.run(begin, function, checked, kwargs)
+        if perf_counter() - started > SLOW_HANDLER:
+            self._slow.judge(method.name, started)
+        if coroutine is not None:
+            handling.handle.waits()
+            return await go_on(context, coroutine, value)
+        if value.__class__ in PLAIN:
+            return value
+        return await self._result(value, handling, context)
+
+    async def _result(self, value: Any, handling: Handling, context: Context) -> Any:
+        """Return a value, awaited if it is awaitable."""
+        if not inspect.isawaitable(value):
+            return value
+        handling.handle.waits()
+        return await run_in_context(context, value)
+
+    def _wrapped(
+        self, function: Callable[..., Any], request: Request, source: Method | Property
+    ) -> Callable[..., Any]:
+        interceptor = self._interceptor
+        return function if interceptor is None else interceptor.wrap(function, request.op, source)
+
+    async def construct(
+        self, cls: Method, request: Request, handling: Handling, context: Context
+    ) -> Any:
+        return own_fields(await self.invoke(cls, request, handling, context))
+
+    async def get(
+        self, entry: Property, request: Request, handling: Handling, context: Context
+    ) -> Any:
+        get = self._wrapped(entry.get, request, entry)
+        return await self._result(context.run(get), handling, context)
+
+    async def set(
+        self, entry: Property, request: Request, handling: Handling, context: Context
+    ) -> Any:
+        if not entry.writable:
+            raise Refused(MethodNotFoundError(f"{entry.name} is not writable"))
+        try:
+            value = entry.convert(self._peer.unpack_value(request, handling))
+        except (ProtocolError, RPCValidationError) as exc:
+            raise Refused(exc) from None
+        result = context.run(self._wrapped(entry.set, request, entry), value)
+        await self._result(result, handling, context)
+        return True
+
+    def _open_stream(self, value: Any) -> Any:
+        if isinstance(value, Consumer):
+            return RemoteStream(Inflow(self._core, value, self._core.timeout))
+        return value
+
+
+Operation = Callable[[Invoker, Any, Request, Handling, Context], Awaitable[Any]]
+OPERATIONS: dict[str, Operation] = {
+    "get": Invoker.get,
+    "set": Invoker.set,
+    "new": Invoker.construct,
+}
+
+
+def own_fields(instance: object) -> Any:
+    """Return what a constructed instance is by value: its own public fields."""
+    fields = getattr(instance, "__dict__", None)
+    if fields is None:
+        return instance
+    return {name: value for name, value in fields.items() if not name.startswith("_")}

@@ -1,0 +1,99 @@
+"""What became of the requests for each name that is exposed: counted, and failures logged."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from time import monotonic
+
+from msgspec import Struct
+
+logger = logging.getLogger("anyio_kkrpc")
+
+# Of each name so many failures are logged in so many seconds; of the others the number is told.
+MOST_LOGGED = 10
+LOGGED_WITHIN = 10.0
+
+
+class MethodStatistics(Struct, frozen=True):
+    """What became of the requests for one name; each is counted once, when it is over.
+
+    :ivar served: ran, and were answered with a result; a stream when it has ended, or was left
+    :ivar failed: whose handler, source or middleware raised, or gave what can't be sent
+    :ivar cancelled: given up by their callers, or out of time, before they were answered
+    :ivar expired: out of time when they came, and not started
+    :ivar refused: whose arguments don't fit, and which were not started
+    """
+
+    served: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    refused: int = 0
+
+
+class Counted:
+    """A name that is exposed, and what became of the requests for it; see `MethodStatistics`."""
+
+    __slots__ = ("cancelled", "expired", "failed", "name", "refused", "served")
+
+    def __init__(self, name: str) -> None:
+        self.name: str = name
+        self.begin_to_count()
+
+    def begin_to_count(self) -> None:
+        """Count from 0."""
+        self.served: int = 0
+        self.failed: int = 0
+        self.cancelled: int = 0
+        self.expired: int = 0
+        self.refused: int = 0
+
+
+def tell(names: Iterable[Counted]) -> dict[str, MethodStatistics]:
+    """Return the numbers of those that were asked for, by their names."""
+    nothing, found = MethodStatistics(), {}
+    for one in names:
+        numbers = MethodStatistics(one.served, one.failed, one.cancelled, one.expired, one.refused)
+        if numbers != nothing:
+            found[one.name] = numbers
+    return found
+
+
+class _Window(Struct):
+    begun: float
+    logged: int = 0
+    left_out: int = 0
+
+
+class FailureLog:
+    """Logs what handlers raise, no more than `MOST_LOGGED` of a name within `LOGGED_WITHIN` s.
+
+    :param now: seconds
+    """
+
+    def __init__(self, now: Callable[[], float] = monotonic) -> None:
+        self._now = now
+        self._windows: dict[str, _Window] = {}
+
+    def note(self, name: str, request_id: str, caller: str | None, exc: BaseException) -> None:
+        """Log a failure, or count it.
+
+        :param name: one of those that are exposed, which bounds how many are kept
+        """
+        now, window = self._now(), self._windows.get(name)
+        left_out = 0
+        if window is None or now - window.begun >= LOGGED_WITHIN:
+            left_out = 0 if window is None else window.left_out
+            window = self._windows[name] = _Window(now)
+        if window.logged == MOST_LOGGED:
+            window.left_out += 1
+            return
+        window.logged += 1
+        more = f"; {left_out} more before were not logged" if left_out else ""
+        if window.logged == MOST_LOGGED:
+            more = f"; further ones are counted only, for up to {LOGGED_WITHIN:.0f} s"
+        caller = "its peer" if caller is None else caller
+        logger.warning(
+            "%s failed: request %s of %s%s", name, request_id, caller, more, exc_info=exc
+        )
