@@ -52,6 +52,8 @@ ASYNC_EXCEPTIONS = {
         "_calling/_proxy",
         "_driver/_pump",
         "_serving/_operations",
+        "kit/_messages",
+        "kit/_outgoing",
         "redis/_transport",
         "transports/links",
     ),
@@ -66,7 +68,7 @@ ASYNC_EXCEPTIONS = {
         "_serving/_operations",
         "_runtime/_timer",
         "redis/_connection/_resp",
-        "transports/bytestream",
+        "kit/_outgoing",
     ),
     "ASYNC104": (
         "_driver/_context",

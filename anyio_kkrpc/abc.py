@@ -10,7 +10,7 @@ from anyio.abc import UnreliableObjectStream
 from msgspec import Struct
 
 from ._protocol._dependencies import Role
-from ._protocol._records import Record
+from .records import Record
 
 __all__ = ("Capabilities", "Codec", "Envelope", "Listener", "Transport")
 
@@ -155,13 +155,13 @@ class Transport(UnreliableObjectStream[Envelope]):
 
         :param listener: the listener, or ``None`` to take it away
         :param serve: how many requests may be received and not settled at a time; with 0, requests
-            are not wanted, and a transport needs not fetch them
+            are not wanted, and a transport need not fetch them
         """
 
     def serve_more(self, change: int) -> None:
         """Change the number given to `listen` as ``serve``, for instance while a handler waits.
 
-        A transport that doesn't hold requests back needs not do anything.
+        A transport that doesn't hold requests back need not do anything.
         """
 
     def watch(self, peer: str | None, role: Role, wanted: bool) -> None:

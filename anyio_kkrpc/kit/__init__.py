@@ -1,5 +1,15 @@
-"""What a transport is made of."""
+"""What a transport is made of.
 
-from ._queue import BoundedQueue, QueueStatistics
+`Messages` is all of one but for reading and writing: over anything that carries messages of bytes,
+whole and in order. `Inbound`, `Outgoing` and `BoundedQueue` are its parts, for transports of
+another kind.
+"""
 
-__all__ = ("BoundedQueue", "QueueStatistics")
+from __future__ import annotations
+
+from ._inbound import Inbound as Inbound
+from ._messages import Messages as Messages
+from ._messages import MessageStatistics as MessageStatistics
+from ._outgoing import Outgoing as Outgoing
+from ._queue import BoundedQueue as BoundedQueue
+from ._queue import QueueStatistics as QueueStatistics

@@ -9,11 +9,15 @@ from typing import final
 from anyio import EndOfStream, WouldBlock, current_time
 from msgspec import UNSET
 
+from .._exceptions import OverloadedError
 from .._protocol._dependencies import Role
-from .._protocol._records import Request
 from .._runtime._fresh import fresh_copy
+from .._wire_errors import library_error
 from ..abc import Envelope, Listener
+from ..records import Reply, Request
 from ._queue import BoundedQueue
+
+__all__ = ("Inbound",)
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -166,3 +170,12 @@ class Inbound:
 def _is_request(envelope: Envelope) -> bool:
     """Whether somebody asks this side, and it isn't a request of ours that came back."""
     return envelope.record.__class__ is Request and envelope.error is None
+
+
+def refusal(envelope: Envelope) -> Reply | None:
+    """Return the reply to a request that found no room, if its caller wants one."""
+    record = envelope.record
+    if not isinstance(record, Request) or record.o is True:
+        return None
+    error = OverloadedError("the queue of requests is full; the request did not run")
+    return Reply(record.id, e=library_error(error))

@@ -10,12 +10,10 @@ from typing import final
 from anyio import AsyncContextManagerMixin, EndOfStream
 from anyio.lowlevel import checkpoint
 
-from .._exceptions import OverloadedError, TransportClosedError
-from .._protocol._records import Reply, Request
-from .._wire_errors import library_error
+from .._exceptions import TransportClosedError
 from ..abc import Capabilities, Codec, Envelope, Listener, Transport
 from ..codecs import get_codec
-from ..kit._inbound import Inbound
+from ..kit._inbound import Inbound, refusal
 from ..kit._queue import BoundedQueue, Overflow, QueueStatistics
 
 if sys.version_info >= (3, 11):
@@ -44,7 +42,7 @@ class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
             max_queue_size, max_queue_bytes, overflow, on_drop=self._refuse
         )
         self._inbound = Inbound(self._queue)
-        self._peer: MemoryTransport | None = None
+        self._other: MemoryTransport | None = None
 
     @classmethod
     def pair(
@@ -62,7 +60,7 @@ class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
         """
         a = cls(codec, max_queue_size, max_queue_bytes, overflow)
         b = cls(codec, max_queue_size, max_queue_bytes, overflow)
-        a._peer, b._peer = b, a
+        a._other, b._other = b, a
         return a, b
 
     @property
@@ -82,8 +80,8 @@ class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
 
     def _close(self) -> None:
         self._inbound.end(TransportClosedError("the transport has been closed"))
-        if self._peer is not None:
-            self._peer._inbound.end(EndOfStream())
+        if self._other is not None:
+            self._other._inbound.end(EndOfStream())
 
     def listen(self, listener: Listener | None, *, serve: int = 0) -> None:
         self._inbound.listen(listener, serve=serve)
@@ -94,20 +92,19 @@ class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
     async def send(self, item: Envelope) -> None:
         if self._inbound.ended_reason is not None:
             raise TransportClosedError("the transport has been closed")
-        peer, record, size = self._peer, item.record, 0
-        assert peer is not None
+        other, record, size = self._other, item.record, 0
+        assert other is not None
         if self._codec is not None:
             data = self._codec.encode(record)
             record, size = self._codec.decode(data), len(data)
-        while not peer._inbound.deliver(Envelope(record), size):
-            await peer._queue.wait_room()
+        while not other._inbound.deliver(Envelope(record), size):
+            await other._queue.wait_room()
         await checkpoint()  # behind it: who is cancelled here has sent it
 
     def _refuse(self, envelope: Envelope) -> None:
-        record = envelope.record
-        if isinstance(record, Request) and record.o is not True and self._peer is not None:
-            error = OverloadedError("the queue of requests is full; the request did not run")
-            self._peer._inbound.deliver(Envelope(Reply(record.id, e=library_error(error))))
+        reply = refusal(envelope)
+        if reply is not None and self._other is not None:
+            self._other._inbound.deliver(Envelope(reply))
 
     def statistics(self) -> QueueStatistics:
         """Return what the queue of requests holds and has seen."""

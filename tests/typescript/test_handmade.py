@@ -501,7 +501,6 @@ async def test_callbacks_over_a_byte_stream_are_released_in_time(
 ) -> None:
     """To kkrpc 2 not at once, but after the last use."""
     monkeypatch.setattr("anyio_kkrpc.typescript._releases.DELAY", 0.01)
-    monkeypatch.setattr("anyio_kkrpc.transports.bytestream.DELAY", 0.01)
     async with AsyncExitStack() as stack:
         raw, transport = await stack.enter_async_context(raw_pair(dialect="kkrpc-2"))
         await serve(stack, transport)

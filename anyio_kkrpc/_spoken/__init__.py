@@ -1,0 +1,1 @@
+"""How peers are spoken to, message by message: in this library's way, or in kkrpc's own two."""
