@@ -1,7 +1,7 @@
 """What travels between peers, for authors of transports, codecs and whatever looks at traffic.
 
-A record is a `msgspec.Struct` whose members are named as on the wire; a member that is absent is
-`msgspec.UNSET`. `Record` is any of them. Tell them apart by `isinstance`, or by ``__class__``.
+A record is a Struct of msgspec whose members are named as on the wire; a member that is absent is
+``msgspec.UNSET``. `Record` is any of them. Tell them apart by ``isinstance``.
 """
 
 from __future__ import annotations

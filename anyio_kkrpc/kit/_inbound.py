@@ -41,8 +41,8 @@ class Inbound:
         self._serving = True
         self._reason: Exception | None = None
         self._taken = 0
-        self.unserved = 0
-        self.listener_errors = 0
+        self.unserved: int = 0
+        self.listener_errors: int = 0
 
     @property
     def serving(self) -> bool:
