@@ -229,7 +229,9 @@ class Messages:
         size = weight = len(message)
         if size > self._max_size:
             self._oversized += 1
-            logger.warning("skipped a message of %d bytes: max_message_size is less", size)
+            logger.warning(
+                "skipped a message larger than max_message_size (%d bytes)", self._max_size
+            )
             return
         try:
             if size > LARGE:
