@@ -343,7 +343,7 @@ class RPCChannel(AsyncContextManagerMixin):
         return self._core.reason
 
     def _end(self, reason: Exception) -> None:
-        """Settle everything that waits, without awaiting."""
+        """End everything that waits, without awaiting."""
         if self._reason is not None:
             return
         self._core.end(reason)

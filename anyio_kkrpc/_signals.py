@@ -1,4 +1,4 @@
-"""A worker's body that ends in good order on SIGTERM and SIGINT."""
+"""A worker's body that ends cleanly on SIGTERM and SIGINT."""
 
 from __future__ import annotations
 

@@ -9,10 +9,10 @@ from typing import Any
 from anyio.abc import UnreliableObjectStream
 from msgspec import Struct
 
-from ._protocol._dependencies import Role
+from ._protocol._dependencies import Role as Role
 from .records import Record
 
-__all__ = ("Capabilities", "Codec", "Envelope", "Listener", "Transport")
+__all__ = ("Capabilities", "Codec", "Envelope", "Listener", "Role", "Transport")
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):

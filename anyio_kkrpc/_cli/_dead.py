@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from .._exceptions import ProtocolError
-from .._protocol._records import Request
 from .._runtime._log import quoted
 from ..codecs import get_codec
+from ..records import Request
 from ..redis import DeadLetter, RedisStreamsTransport
 from ..redis._stream._keys import Keys
 from ._asking import asking

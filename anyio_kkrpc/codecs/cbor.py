@@ -14,10 +14,10 @@ import cbor2
 import msgspec
 
 from .._exceptions import ProtocolError
-from .._protocol._records import Record
 from .._runtime._log import quoted
 from .._values._pydantic import plain
 from ..abc import Codec
+from ..records import Record
 from ._cbor_keys import check_keys
 
 __all__ = ("CBORCodec",)

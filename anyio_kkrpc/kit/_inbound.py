@@ -10,10 +10,9 @@ from anyio import EndOfStream, WouldBlock, current_time
 from msgspec import UNSET
 
 from .._exceptions import OverloadedError
-from .._protocol._dependencies import Role
 from .._runtime._fresh import fresh_copy
 from .._wire_errors import library_error
-from ..abc import Envelope, Listener
+from ..abc import Envelope, Listener, Role
 from ..records import Reply, Request
 from ._queue import BoundedQueue
 

@@ -34,6 +34,7 @@ from ..codecs import get_codec
 from ..codecs._weight import LARGE, Scales
 from ..records import Record, Reply, Request
 from ._inbound import Inbound, refusal
+from ._options import flag, one_of
 from ._outgoing import Outgoing
 from ._queue import BoundedQueue, Overflow, QueueStatistics
 
@@ -106,6 +107,8 @@ class Messages:
         name: str = "transport",
     ) -> None:
         _check_bounds(max_message_size, overflow, write_timeout)
+        one_of(DialectName)("dialect", dialect)
+        flag("superjson", superjson)
         self._entrance = Entrance(name)
         self._name = name
         self._close = close

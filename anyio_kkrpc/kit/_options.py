@@ -15,7 +15,6 @@ from typing import (
     Annotated,
     Any,
     Concatenate,
-    Literal,
     ParamSpec,
     TypeAlias,
     TypeVar,
@@ -23,6 +22,7 @@ from typing import (
     get_type_hints,
 )
 
+from .._spoken._base import DialectName
 from ..abc import Codec
 from ..codecs import get_codec
 from ._queue import Overflow
@@ -32,7 +32,6 @@ G = TypeVar("G")
 S = TypeVar("S")
 T = TypeVar("T")
 Rule: TypeAlias = Callable[[str, Any], Any]
-DialectName: TypeAlias = Literal["native", "kkrpc-2", "kkrpc-0"]
 
 
 def takes(

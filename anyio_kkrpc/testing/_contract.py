@@ -10,8 +10,8 @@ import anyio.lowlevel
 from anyio import CancelScope, EndOfStream, create_task_group, fail_after, wait_all_tasks_blocked
 
 from .._exceptions import OverloadedError, TransportClosedError
-from .._protocol._records import Cancel, Record, Reply, Request, StreamReply
 from ..abc import Envelope, Listener, Transport
+from ..records import Cancel, Record, Reply, Request, StreamReply
 
 __all__ = ("check_transport",)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from .._protocol._records import Request
 from .._protocol._values import ARGUMENT
+from ..records import Request
 
 # Seconds for which a callback must not have been passed again.
 DELAY = 10.0

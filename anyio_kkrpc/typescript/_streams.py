@@ -13,7 +13,8 @@ from typing import Any
 
 from msgspec import UNSET, Struct, field
 
-from .._protocol._records import (
+from .._protocol._values import STREAM
+from ..records import (
     Bye,
     CallbackProgress,
     CallbackRelease,
@@ -24,7 +25,6 @@ from .._protocol._records import (
     StreamReply,
     StreamRequest,
 )
-from .._protocol._values import STREAM
 
 # Calls whose answers are remembered to be ours; the oldest are forgotten first.
 _MAX_ASKED = 10_000

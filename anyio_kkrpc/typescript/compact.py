@@ -12,7 +12,11 @@ import msgspec
 from msgspec import UNSET
 
 from .._exceptions import ProtocolError
-from .._protocol._records import (
+from .._protocol._values import ARGUMENT
+from .._runtime._log import quoted
+from .._values._pydantic import plain
+from ..abc import Codec
+from ..records import (
     Bye,
     CallbackCall,
     CallbackProgress,
@@ -24,10 +28,6 @@ from .._protocol._records import (
     StreamReply,
     StreamRequest,
 )
-from .._protocol._values import ARGUMENT
-from .._runtime._log import quoted
-from .._values._pydantic import plain
-from ..abc import Codec
 from ._plain import NO_CONSTRUCTOR, NOT_FOUND, OURS, check_numbers, mark_kind, unknown_segment
 
 __all__ = ("CompactCodec",)

@@ -16,6 +16,8 @@ from .source import circles, imports, modules
 
 GROUND = {"_protocol", "_runtime", "_exceptions"}
 WORDS = GROUND | {"abc", "records", "_wire_errors"}
+# What transports speak of: the protocol is hidden from them but for its records.
+SEAM = {"_runtime", "_exceptions", "abc", "records", "_wire_errors"}
 SPOKEN = WORDS | {"codecs", "typescript", "_spoken"}
 
 ROOMS: dict[str, set[str]] = {
@@ -29,9 +31,9 @@ ROOMS: dict[str, set[str]] = {
     "_values": {"_exceptions", "_protocol"},
     "codecs": WORDS | {"_values"},
     "typescript": WORDS | {"_values", "codecs"},
-    "_spoken": WORDS | {"codecs", "typescript"},
-    "kit": WORDS | {"codecs", "_spoken"},
-    "transports": SPOKEN | {"kit"},
+    "_spoken": SEAM | {"codecs", "typescript"},
+    "kit": SEAM | {"codecs", "_spoken"},
+    "transports": SEAM | {"codecs", "_spoken", "kit"},
     "redis": SPOKEN | {"kit"},
     "redis._connection": {"_exceptions", "_runtime"},
     "redis._stream": {"redis._connection"},

@@ -147,6 +147,30 @@ async def test_what_waits_is_written_before_the_end() -> None:
         end.close()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("codec", "xml", ValueError),
+        ("dialect", "kkrpc-9", ValueError),
+        ("superjson", 1, TypeError),
+        ("max_message_size", 0, ValueError),
+        ("max_message_size", 1 << 32, ValueError),
+        ("max_message_size", 1.5, TypeError),
+        ("overflow", "block", ValueError),
+        ("write_timeout", 0, ValueError),
+        ("write_timeout", "1", TypeError),
+    ],
+)
+def test_wrong_options(option: str, value: object, error: type[Exception]) -> None:
+    """The text names the option."""
+
+    async def nothing(*_: object) -> None:
+        raise AssertionError
+
+    with pytest.raises(error, match=f"^{option}:"):
+        Messages(nothing, nothing, **{option: value})  # type: ignore[arg-type]
+
+
 async def test_used_wrongly() -> None:
     """Before it runs it sends nothing, and it runs once."""
     one = Side(name="thing")

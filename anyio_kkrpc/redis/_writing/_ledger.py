@@ -146,7 +146,7 @@ class Ledger:
             self._enter(Phase.FEEDING)
 
     def flow(self) -> None:
-        """Note that the connection has room. If nothing waits, what is new needs not wait."""
+        """Note that the connection has room. If nothing waits, what is new need not wait."""
         probing = self._phase is Phase.PROBING and self._probe is None
         if (probing or self._phase is Phase.FEEDING) and not self._waiting:
             self._enter(Phase.FLOWING)

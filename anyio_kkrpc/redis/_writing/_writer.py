@@ -110,7 +110,7 @@ class Writer:
             await self.wait_flushed(post, envelope.deadline)
 
     def send_nowait(self, envelope: Envelope) -> Post | None:
-        """Write a record; return what `wait_flushed` is to be given, ``None`` if it needs not be.
+        """Write a record; return what `wait_flushed` is to be given, ``None`` if it need not be.
 
         :raises OverloadedError: for a request while Redis is known to take none
         """

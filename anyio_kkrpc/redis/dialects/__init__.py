@@ -13,9 +13,9 @@ import msgspec
 from msgspec import Struct
 
 from ..._exceptions import ProtocolError
-from ..._protocol._records import Record
 from ...abc import Codec
 from ...codecs._weight import LARGE, weight_of_json
+from ...records import Record
 from ._base import Dialect as Dialect
 from ._base import Entry as Entry
 from ._base import LargeEntry as LargeEntry

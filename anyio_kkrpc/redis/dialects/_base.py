@@ -7,7 +7,7 @@ from typing import final
 
 from msgspec import UNSET, Struct
 
-from ..._protocol._records import Record, Reply, Request
+from ...records import Record, Reply, Request
 
 
 class Entry(Struct):

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import final
 
 from ..._exceptions import ProtocolError
-from ..._protocol._records import Bye, Record, Reply, Request
+from ..._spoken._kkrpc0 import ClassicSpoken
+from ...records import Bye, Record, Reply, Request
 from ...typescript._streams import ClassicStreams
-from ...typescript.classic import DESTROY, SUPERJSON, ClassicCodec, answer_unknown
+from ...typescript.classic import DESTROY
 from ._base import Dialect, Entry, SharedPeer
 from .native import peer_id
 
@@ -30,13 +31,11 @@ class ClassicDialect(Dialect):
 
     shared = True
 
-    def __init__(
-        self, session_id: str, streams: ClassicStreams, codec: ClassicCodec, *, skips_own: bool
-    ) -> None:
+    def __init__(self, session_id: str, spoken: ClassicSpoken, *, skips_own: bool) -> None:
         self._session_id = session_id.encode()
         self._skips_own = skips_own
-        self._codec = codec
-        self.streams = streams
+        self._spoken = spoken
+        self.streams: ClassicStreams = spoken.streams
         self._other: ClassicDialect = self
 
     @classmethod
@@ -56,26 +55,18 @@ class ClassicDialect(Dialect):
         :param max_bytes: their size together
         :param skips_own: whether this peer has no interest in what it wrote itself
         """
-        streams = ClassicStreams(
+        both = ClassicSpoken.pair(
             deliver, items_per_tick=_ITEMS_PER_TICK, max_items=max_items, max_bytes=max_bytes
         )
-        plain = cls(session_id, streams, ClassicCodec(superjson=False), skips_own=skips_own)
-        rich = cls(session_id, streams, ClassicCodec(superjson=True), skips_own=skips_own)
+        plain, rich = (cls(session_id, spoken, skips_own=skips_own) for spoken in both)
         plain._other, rich._other = rich, plain
         return plain, rich
 
     def encode(self, record: Record, recipient: str | None) -> tuple[bytes, ...] | None:
         if isinstance(record, Bye):
             return (b"data", DESTROY, b"sessionId", self._session_id)
-        if isinstance(record, Request):
-            data = self._codec.encode(record)  # first: a call that can't be sent isn't waited for
-            self.streams.outgoing(record, recipient)
-        else:
-            outgoing = self.streams.outgoing(record, recipient)
-            if outgoing is None:
-                return None
-            data = self._codec.encode(outgoing)
-        return (b"data", data + b"\n", b"sessionId", self._session_id) if data else None
+        data = self._spoken.encode(record, recipient)
+        return None if data is None else (b"data", data + b"\n", b"sessionId", self._session_id)
 
     def decode(self, fields: list[bytes]) -> Entry | None:
         members = dict(zip(fields[::2], fields[1::2], strict=True))
@@ -89,13 +80,12 @@ class ClassicDialect(Dialect):
         line = data.strip()
         if b"\n" in line:
             raise ProtocolError("an entry of more than one line")
-        record = self._codec.decode(line)
-        writes_superjson = line.startswith(SUPERJSON)
-        dialect = self if self._codec.superjson is writes_superjson else self._other
+        record = self._spoken.decode(line)
+        dialect = self if self._spoken.as_in(line) is self._spoken else self._other
         return Entry(record, SharedPeer.of(sender, dialect), len(data))
 
     def take(self, record: Record, sender: str, size: int) -> Record | None:
-        return self.streams.incoming(record, sender, size)
+        return self._spoken.take(record, sender, size)
 
     def answer(self, request: Request, reply: Reply) -> Reply:
-        return answer_unknown(request, reply)
+        return self._spoken.answer(request, reply)

@@ -16,10 +16,11 @@ from anyio import current_time
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 from ..._exceptions import ProtocolError
-from ..._protocol._records import CallbackRelease, Id, Number, Record, Reply, Request
+from ..._protocol._records import Id, Number
 from ..._runtime._log import quoted
+from ..._spoken._kkrpc2 import CompactSpoken
+from ...records import CallbackRelease, Record, Reply, Request
 from ...typescript._releases import Releases
-from ...typescript.compact import answer_unknown, encode_json, plain_record, received
 from ._base import Dialect, Entry, SharedPeer
 from .native import peer_id
 
@@ -43,7 +44,6 @@ class BusEnvelope(Struct):
 
 
 _envelope_decoder = msgspec.json.Decoder(BusEnvelope)
-_message_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 
 
 @final
@@ -65,16 +65,14 @@ class CompactDialect(Dialect):
         self._session_id = session_id
         self._skips_own = skips_own
         self._remote_peer_id = remote_peer_id
-        self.releases: Releases = Releases()
+        self._spoken = CompactSpoken(current_time)
+        self.releases: Releases = self._spoken.releases
 
     def begin(self, request: Request, sender: str) -> None:
-        self.releases.received(request, sender)
+        self._spoken.begin(request, sender)
 
     def encode(self, record: Record, recipient: str | None) -> tuple[bytes, ...] | None:
-        if isinstance(record, CallbackRelease) and record.all is not True:
-            self.releases.released(record.ids, recipient, current_time())
-            return None
-        message = plain_record(record)
+        message = self._spoken.encode(record, recipient)
         if message is None:
             return None
         if recipient is None:
@@ -86,22 +84,21 @@ class CompactDialect(Dialect):
         }
         if recipient:
             envelope["to"] = str(recipient)
-        if not isinstance(message, CallbackRelease):
-            envelope["correlationId"] = message.id  # type: ignore[union-attr]
+        if not isinstance(record, CallbackRelease):
+            envelope["correlationId"] = record.id  # type: ignore[union-attr]
         envelope["sentAt"] = int(time() * 1000)
-        envelope["message"] = message
-        return (b"data", encode_json(envelope) + b"\n")
+        envelope["message"] = Raw(message)
+        return (b"data", msgspec.json.encode(envelope) + b"\n")
 
     def decode(self, fields: list[bytes]) -> Entry | None:
         data = dict(zip(fields[::2], fields[1::2], strict=True))[b"data"]
         try:
             envelope = _envelope_decoder.decode(data)
-            if self._skips_own and envelope.sender == self._session_id:
-                return None
-            message = _message_decoder.decode(envelope.message)
         except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are
             raise ProtocolError(f"not a valid message: {quoted(exc, 200)}") from exc
-        record = received(message)
+        if self._skips_own and envelope.sender == self._session_id:
+            return None
+        record = self._spoken.decode(bytes(envelope.message))
         if isinstance(record, Reply) and self._is_of_nobody(record):
             return None
         sender = SharedPeer.of(peer_id(envelope.sender.encode()), self)
@@ -116,4 +113,4 @@ class CompactDialect(Dialect):
         return bool(reply.e.get("m") == _NOTHING_EXPOSED)
 
     def answer(self, request: Request, reply: Reply) -> Reply:
-        return answer_unknown(request, reply)
+        return self._spoken.answer(request, reply)

@@ -15,11 +15,11 @@ from typing import final
 from msgspec import Struct
 
 from ..._exceptions import ProtocolError
-from ..._protocol._records import Record, Request
 from ...abc import Codec
 from ...codecs import JSONCodec, get_codec
 from ...codecs._weight import LARGE, Scales, weight_of_json
 from ...codecs.json import decode_head
+from ...records import Record, Request
 from ._base import Dialect, Entry, leave_out
 
 __all__ = ("MARK", "UNMARKED", "VERSION", "NativeDialect", "NewerWireError", "numbered")
