@@ -51,6 +51,7 @@ T = TypeVar("T")
 
 # How long, in seconds, closing may take to tell the other side.
 CLOSE_TIMEOUT = 2.0
+CLOSED = "the RPC channel has been closed"
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_CONCURRENCY = 100
 # Transports that a channel listens to.
@@ -180,7 +181,7 @@ class RPCChannel(AsyncContextManagerMixin):
                 async with self._open():
                     yield self
         finally:
-            self._end(TransportClosedError("the RPC channel has been closed"))
+            self._end(TransportClosedError(CLOSED))
             _USED.discard(self._transport)
 
     @asynccontextmanager
@@ -204,7 +205,7 @@ class RPCChannel(AsyncContextManagerMixin):
                     try:
                         await self._leave()
                     finally:
-                        self._end(TransportClosedError("the RPC channel has been closed"))
+                        self._end(TransportClosedError(CLOSED))
                         self._transport.listen(None)
                         core.close()
 
@@ -385,6 +386,8 @@ class RPCChannel(AsyncContextManagerMixin):
             record = peer.leave(consumer)
             if record is not None:
                 core.post(record, consumer.producer)
+            if consumer.handle is not None:  # what answers that isn't for its reader
+                consumer.handle.finish(TransportClosedError(CLOSED))
         for call in list(peer.calls.values()):
             self._calls.cancel(call)
         for export in peer.callbacks.values():

@@ -150,7 +150,7 @@ class Reactions(Listener):
         if producer.open:
             pump: Pump = producer.handle
             answer = self._core.peer.end_production(producer, library_error(error))
-            pump.stop(answer)
+            pump.stop(answer, error)
 
     def _end_callbacks(self, owner: str | None, error: Exception) -> None:
         """Let nobody wait for a peer that has functions which are called here."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from time import perf_counter
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import anyio
-from msgspec import Struct
+from msgspec import Struct, field
 
 from ._exceptions import (
     OverloadedError,
@@ -25,9 +25,36 @@ from ._exceptions import (
 )
 from ._runtime._log import quoted
 
-__all__ = ("CallNext", "Invocation", "Middleware", "access_log", "limit_concurrency", "retry")
+__all__ = (
+    "CallNext",
+    "Invocation",
+    "Middleware",
+    "StreamEnd",
+    "access_log",
+    "is_stream",
+    "limit_concurrency",
+    "retry",
+)
 
 _REFUSED_UNRUN: tuple[type[Exception], ...] = (OverloadedError,)
+
+
+class StreamEnd(Struct, frozen=True):
+    """How a stream has ended that was the result of a call.
+
+    :ivar outcome: ``"ok"`` if it came to its end, ``"left"`` if its reader left before,
+        ``"failed"`` if its source raised, ``"lost"`` if the other side is gone, or nothing came
+        in time
+    :ivar items: how many were sent, or came
+    :ivar error: why it failed or was lost, if that is known
+    """
+
+    outcome: Literal["ok", "left", "failed", "lost"]
+    items: int
+    error: BaseException | None = None
+
+
+StreamWatcher: TypeAlias = Callable[[StreamEnd], object]
 
 
 class Invocation(Struct, kw_only=True):
@@ -53,6 +80,8 @@ class Invocation(Struct, kw_only=True):
         no such name, or it came out of time. `CallNext` raises it, and its arguments aren't shown.
     :ivar known: whether there is such a name, at the serving side; if not, a peer made it up, and
         it shouldn't be kept
+    :ivar stream_ended: functions to be called when the stream that `CallNext` has returned has
+        ended; a middleware that finds one by `is_stream` appends its own
     """
 
     side: Literal["client", "server"]
@@ -67,6 +96,7 @@ class Invocation(Struct, kw_only=True):
     idempotent: bool = False
     refused: RPCError | None = None
     known: bool = True
+    stream_ended: list[StreamWatcher] = field(default_factory=list)
 
 
 class CallNext(Protocol):
@@ -108,6 +138,11 @@ async def pass_through(middleware: tuple[Middleware, ...], call: Invocation, las
         return await pass_through(rest, call, last)
 
     return await first(call, call_next)
+
+
+def is_stream(result: object) -> bool:
+    """Whether the result of a call is a stream, which ends later: see `Invocation`."""
+    return hasattr(type(result), "__aiter__")
 
 
 def retry(
@@ -184,33 +219,47 @@ def limit_concurrency(limit: int, methods: Collection[str] | None = None) -> Mid
 def access_log(logger: logging.Logger | None = None, level: int = logging.INFO) -> Middleware:
     """Return a middleware that logs each call when it ends: side, method, peer, outcome, time.
 
-    Arguments and results are not logged.
+    One whose result is a stream ends with that, and has the number of its items. Arguments and
+    results are not logged.
 
     :param logger: ``anyio_kkrpc.access`` if not given
     """
     log = logging.getLogger("anyio_kkrpc.access") if logger is None else logger
 
+    def note(call: Invocation, started: float, outcome: str, items: int | None = None) -> None:
+        log.log(
+            level,
+            "%s %s %s peer=%s attempt=%d %s %.1f ms%s",
+            call.side,
+            call.operation,
+            quoted(call.method),
+            quoted(call.peer),
+            call.attempt,
+            quoted(outcome),
+            (perf_counter() - started) * 1000,
+            "" if items is None else f" items={items}",
+        )
+
     async def middleware(call: Invocation, call_next: CallNext) -> Any:
         started, outcome = perf_counter(), "cancelled"
+
+        def ended(end: StreamEnd) -> None:
+            what = end.outcome if end.error is None else type(end.error).__name__
+            note(call, started, what, end.items)
+
         try:
             result = await call_next(call)
             outcome = "ok"
-            return result
         except Exception as exc:
             outcome = type(exc).__name__
             raise
         finally:
-            took = (perf_counter() - started) * 1000
-            log.log(
-                level,
-                "%s %s %s peer=%s attempt=%d %s %.1f ms",
-                call.side,
-                call.operation,
-                quoted(call.method),
-                quoted(call.peer),
-                call.attempt,
-                quoted(outcome),
-                took,
-            )
+            if outcome != "ok":
+                note(call, started, outcome)
+        if is_stream(result):
+            call.stream_ended.append(ended)
+        else:
+            note(call, started, outcome)
+        return result
 
     return middleware

@@ -15,19 +15,17 @@ try:
     from opentelemetry import metrics, propagate, trace
     from opentelemetry.metrics import (
         CallbackOptions,
-        Histogram,
         Meter,
         MeterProvider,
         Observation,
-        UpDownCounter,
     )
     from opentelemetry.propagators.textmap import TextMapPropagator
     from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
 except ImportError as _error:
     raise ImportError(f"{_error.name} is missing: pip install 'anyio_kkrpc[otel]'") from _error
 
-from ._exceptions import RemoteError
-from .middleware import CallNext, Invocation, Middleware
+from ._exceptions import DeliveryError, RemoteError
+from .middleware import CallNext, Invocation, Middleware, StreamEnd, is_stream
 
 if TYPE_CHECKING:
     from .redis import RedisStatistics, RedisStreamsTransport
@@ -40,6 +38,8 @@ _observed: weakref.WeakKeyDictionary[MeterProvider, weakref.WeakSet[RedisStreams
     weakref.WeakKeyDictionary()
 )
 _SYSTEM = "kkrpc"
+# What the conventions call a method that isn't there.
+_OTHER = "_OTHER"
 # Bounds in seconds that the conventions advise.
 _BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
 
@@ -56,9 +56,11 @@ def tracing(
 
     The context travels in the call's metadata (``traceparent``, ``tracestate``, ``baggage``), so
     that a call and what its handler calls are one trace, across Python and TypeScript peers. A
-    call whose result is a stream ends, for its span, when the stream is there. Beside the spans
-    there are ``rpc.client.call.duration`` and ``rpc.server.call.duration`` in seconds, and
-    ``kkrpc.client.active_calls`` and ``kkrpc.server.active_calls``.
+    call whose result is a stream ends with that; its span has ``kkrpc.stream.items`` and
+    ``kkrpc.stream.outcome``. Beside the spans there are ``rpc.client.call.duration`` and
+    ``rpc.server.call.duration`` in seconds, ``kkrpc.client.active_calls``,
+    ``kkrpc.client.stream.items``, and the same for ``server``. Names that aren't there are
+    ``_OTHER``.
 
     :param tracer_provider: the global one if not given
     :param meter_provider: the global one if not given
@@ -102,55 +104,39 @@ class _Tracing:
         link: bool,
     ) -> None:
         self._tracer, self._propagator, self._about, self._link = tracer, propagator, about, link
-        self._durations: dict[str, Histogram] = {}
-        self._active: dict[str, UpDownCounter] = {}
-        for side in ("client", "server"):
-            self._durations[side] = meter.create_histogram(
-                f"rpc.{side}.call.duration",
-                unit="s",
-                description="How long calls took.",
-                explicit_bucket_boundaries_advisory=_BUCKETS,
-            )
-            self._active[side] = meter.create_up_down_counter(
-                f"kkrpc.{side}.active_calls", unit="{call}", description="Calls that run now."
-            )
+        self._sides = {side: _Side(side, meter) for side in ("client", "server")}
 
     async def run(self, call: Invocation, call_next: CallNext) -> Any:
         """Run a call within its span; this is the middleware."""
-        side = call.side
-        attributes: dict[str, str | int] = {
-            "rpc.system.name": _SYSTEM,
-            "rpc.method": call.method,
-            "kkrpc.operation": call.operation,
-        }
+        side, attributes = call.side, _attributes(call)
         propagator = self._propagator
         if propagator is None:
             propagator = propagate.get_global_textmap()
         parent, links = self._caller(call, propagator) if side == "server" else (None, None)
         span = self._tracer.start_span(
-            call.method,
+            str(attributes["rpc.method"]),
             context=parent,
             kind=SpanKind.CLIENT if side == "client" else SpanKind.SERVER,
             attributes={**attributes, **self._about, **_details(call)},
             links=links,
         )
         token = otel_context.attach(trace.set_span_in_context(span, parent))
-        self._active[side].add(1, attributes)
-        outcome: dict[str, str | int] = {}
-        started = perf_counter()
+        running = _Running(self._sides[side], span, attributes)
         try:
             if side == "client":
                 propagator.inject(call.metadata)
-            return await call_next(call)
+            result = await call_next(call)
         except BaseException as exc:
-            outcome["error.type"] = _fail(span, exc)
+            running.end(exc)
             raise
         finally:
-            self._durations[side].record(perf_counter() - started, {**attributes, **outcome})
-            self._active[side].add(-1, attributes)
             if side == "client":  # a handler's context is its own, and its stream goes on in it
                 otel_context.detach(token)
-            span.end()
+        if is_stream(result):
+            call.stream_ended.append(running.end_stream)
+        else:
+            running.end()
+        return result
 
     def _caller(
         self, call: Invocation, propagator: TextMapPropagator
@@ -165,9 +151,67 @@ class _Tracing:
         return parent, [trace.Link(caller)] if caller.is_valid else None
 
 
+class _Side:
+    """The instruments of one side."""
+
+    def __init__(self, side: str, meter: Meter) -> None:
+        self.duration = meter.create_histogram(
+            f"rpc.{side}.call.duration",
+            unit="s",
+            description="How long calls took.",
+            explicit_bucket_boundaries_advisory=_BUCKETS,
+        )
+        self.active = meter.create_up_down_counter(
+            f"kkrpc.{side}.active_calls", unit="{call}", description="Calls that run now."
+        )
+        self.items = meter.create_histogram(
+            f"kkrpc.{side}.stream.items", unit="{item}", description="Items of each stream."
+        )
+
+
+class _Running:
+    """A call that runs, or whose stream does."""
+
+    def __init__(self, side: _Side, span: Span, attributes: dict[str, str | int]) -> None:
+        self._side = side
+        self._span = span
+        self._attributes = attributes
+        self._started = perf_counter()
+        side.active.add(1, attributes)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Note that it is over."""
+        outcome: dict[str, str | int] = {}
+        if error is not None:
+            outcome["error.type"] = _fail(self._span, error)
+        took = perf_counter() - self._started
+        self._side.duration.record(took, {**self._attributes, **outcome})
+        self._side.active.add(-1, self._attributes)
+        self._span.end()
+
+    def end_stream(self, end: StreamEnd) -> None:
+        """Note that its stream is over."""
+        self._side.items.record(end.items, self._attributes)
+        self._span.set_attribute("kkrpc.stream.items", end.items)
+        self._span.set_attribute("kkrpc.stream.outcome", end.outcome)
+        lost = end.outcome == "lost" and end.error is None
+        self.end(DeliveryError("the other side is gone") if lost else end.error)
+
+
+def _attributes(call: Invocation) -> dict[str, str | int]:
+    """Return what tells calls apart in measurements; names that peers make up are all one."""
+    return {
+        "rpc.system.name": _SYSTEM,
+        "rpc.method": call.method if call.known else _OTHER,
+        "kkrpc.operation": call.operation,
+    }
+
+
 def _details(call: Invocation) -> dict[str, str | int]:
     """Return what only the span of a call tells, and not its measurements."""
     details: dict[str, str | int] = {}
+    if not call.known:
+        details["rpc.method_original"] = call.method
     if call.peer is not None:
         details["kkrpc.peer"] = call.peer
     if call.attempt > 1:

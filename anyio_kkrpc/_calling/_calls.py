@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from .._driver._context import CallInfo, running
 from .._driver._core import Core
-from .._driver._inflow import Inflow, RemoteStream
+from .._driver._endings import tell
+from .._driver._inflow import Inflow, RemoteStream, watch
 from .._driver._pump import Pump, close_streams
 from .._exceptions import OverloadedError, RPCError, RPCTimeoutError
 from .._protocol._calls import Call
@@ -21,7 +22,7 @@ from .._protocol._records import Cancel
 from .._protocol._state import CallInput, CallState
 from .._wire_errors import error_from_wire
 from ..abc import Envelope
-from ..middleware import Invocation, Middleware, pass_through
+from ..middleware import Invocation, Middleware, StreamEnd, StreamWatcher, pass_through
 from ._options import CallOptions
 
 _OPTIONS = CallOptions()
@@ -73,6 +74,8 @@ class Calls:
         )
 
         async def last(call: Invocation) -> Any:
+            watchers: list[StreamWatcher] = []
+            call.stream_ended = watchers
             changed = replace(options, metadata=call.metadata or None)
             if op == "set":
                 return await self.request(op, path, changed, value=call.args[0])
@@ -80,6 +83,8 @@ class Calls:
                 result = await self.request(op, path, changed)
             else:
                 result = await self.request(op, path, changed, args=call.args, kwargs=call.kwargs)
+            if isinstance(result, RemoteStream):
+                watch(result, lambda *end: tell(watchers, StreamEnd(*end)))
             return result if convert is None else convert(result)
 
         return await pass_through(self.middleware, call, last)

@@ -10,12 +10,13 @@ from typing import Any, Generic, TypeVar, final
 from anyio import BusyResourceError, Event, current_time
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from .._exceptions import ProtocolError, RPCTimeoutError
+from .._exceptions import ProtocolError, RemoteError, RPCTimeoutError
 from .._protocol._streams import Consumer
 from .._runtime._timer import TimerEntry
 from .._values._conversion import convert_items, convert_value
 from .._wire_errors import error_from_wire
 from ._core import Core
+from ._endings import StreamOver
 
 __all__ = ("RemoteStream",)
 
@@ -73,6 +74,11 @@ class RemoteStream(AsyncIterator[T], Generic[T]):
         self._inflow.leave()
 
 
+def watch(stream: RemoteStream[Any], over: StreamOver) -> None:
+    """Have a function called once a stream has ended, or was left."""
+    stream._inflow.watch(over)
+
+
 def leave(stream: RemoteStream[Any]) -> None:
     """End a stream from this side, without awaiting; see `RemoteStream.aclose`."""
     stream._inflow.leave()
@@ -92,7 +98,9 @@ class Inflow:
         "_end",
         "_items",
         "_kind",
+        "_left",
         "_name",
+        "_over",
         "_phase",
         "_reading",
         "_timeout",
@@ -108,7 +116,8 @@ class Inflow:
         self._items: deque[Any] = deque()
         self._wake: Event | None = None
         self._end: Exception | None = None
-        self._reading = False
+        self._reading = self._left = False
+        self._over: StreamOver | None = None
         consumer.handle = self
 
     async def next(self, stream: object) -> Any:
@@ -166,12 +175,14 @@ class Inflow:
         """Note how it ended; what came before is read first."""
         if self._end is None:
             self._end = end
+        self._tell()
         self._notify()
 
     def leave(self) -> None:
         """End it from this side. May be called from any thread, by the garbage collector."""
         if self._end is None:
             self._end = StopAsyncIteration()
+            self._left = True
             self._items.clear()
             self._core.abandon(self._consumer)
             self._notify()
@@ -180,8 +191,30 @@ class Inflow:
         if self._items or self._end is not None:
             return  # an item or the end came in the same turn
         self.leave()
+        self._left = False
         self._end = RPCTimeoutError(f"no item of the stream came within {self._timeout} s")
+        self._tell()
         self._notify()
+
+    def watch(self, over: StreamOver) -> None:
+        """Have it called once the stream has ended, or was left; in the event loop."""
+        self._over = over
+        if self._end is not None and not self._left:
+            self._tell()
+
+    def left(self) -> None:
+        """Note that the other side is told that the stream was left. Called in the event loop."""
+        self._tell()
+
+    def _tell(self) -> None:
+        over, self._over = self._over, None
+        if over is None:
+            return
+        end = self._end
+        if self._left or isinstance(end, StopAsyncIteration):
+            over("left" if self._left else "ok", self._consumer.received, None)
+            return
+        over("failed" if isinstance(end, RemoteError) else "lost", self._consumer.received, end)
 
     def _notify(self) -> None:
         if self._wake is not None:

@@ -95,6 +95,8 @@ class Outbox:
         while self._abandoned:
             consumer = self._abandoned.popleft()
             record = self._peer.leave(consumer)
+            if consumer.handle is not None:
+                consumer.handle.left()
             if record is not None:
                 self._waiting.append(Envelope(record, None, consumer.producer))
         by_owner: dict[str | None, tuple[list[str], list[str]]] = {}

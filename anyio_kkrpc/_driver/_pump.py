@@ -27,6 +27,7 @@ from .._wire_errors import handler_error, library_error, send_shortened
 from ..abc import Envelope
 from ._context import begin_awaiting, go_on, run_in_context
 from ._core import Core
+from ._endings import Outcome, StreamOver
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -54,10 +55,12 @@ class Pump:
         "_bounded",
         "_context",
         "_core",
+        "_end",
         "_gone",
         "_kind",
         "_life",
         "_name",
+        "_over",
         "_paused",
         "_producer",
         "_raising",
@@ -75,9 +78,12 @@ class Pump:
         context: Context,
         kind: Any = Any,
         name: str = "an argument",
+        over: StreamOver | None = None,
     ) -> None:
         self._kind = kind
         self._name = name
+        self._over = over
+        self._end: tuple[Outcome, BaseException | None] | None = None
         self._core = core
         self._producer = producer
         self._context = context
@@ -103,7 +109,7 @@ class Pump:
         error = RPCTimeoutError(f"nobody began to read the stream within {FIRST_PULL:.0f} s")
         logger.warning("the stream of %s was closed: %s", self._name, error)
         answer = self._core.peer.end_production(self._producer, library_error(error))
-        self.stop(answer)
+        self.stop(answer, error)
 
     def wake(self) -> None:
         """Note that credit came."""
@@ -111,8 +117,14 @@ class Pump:
             self._wake.set()
         self._start()
 
-    def stop(self, answer: StreamReply | None) -> None:
-        """Close the source, then send ``answer`` if there is one."""
+    def stop(self, answer: StreamReply | None, error: Exception | None = None) -> None:
+        """Close the source, then send ``answer`` if there is one.
+
+        :param error: why, if it isn't that the reader has left
+        """
+        if self._end is None:
+            left = error is None and answer is not None
+            self._end = ("left" if left else "lost", error)
         self._answer = answer
         self._stopped = True
         if self._raising:
@@ -155,6 +167,9 @@ class Pump:
             core.peer.forget(producer)
             if self._gone is not None:
                 self._gone.set()
+            if self._over is not None:
+                outcome, reason = self._end or ("lost", None)
+                self._over(outcome, producer.sent, reason)
 
     async def _send_end(self, error: dict[str, Any] | None) -> None:
         core, consumer = self._core, self._producer.consumer
@@ -190,11 +205,13 @@ class Pump:
             with CancelScope() as scope:
                 await self._close_source(iterator, scope)
         if failure is None:
+            self._end = self._end or ("ok", None)
             return error
         if isinstance(failure, KeyboardInterrupt):
             raise failure
         await checkpoint_if_cancelled()
         # Nobody has cancelled this task: whatever it is, the source raised it.
+        self._end = self._end or ("failed", failure)
         return handler_error(failure, traceback=self._core.send_tracebacks)
 
     async def _send_items(self, iterator: Any) -> dict[str, Any] | None:
@@ -228,6 +245,7 @@ class Pump:
         except StopAsyncIteration:
             return None
         except UnfitResultError as exc:
+            self._end = ("failed", exc)
             return library_error(exc)
         return None
 

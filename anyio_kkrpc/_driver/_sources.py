@@ -28,7 +28,8 @@ class Sources:
 
     def cut(self) -> None:
         """Close those that are still open, and tell their readers."""
-        core, error = self._core, library_error(DeliveryError(ENDED))
+        core, lost = self._core, DeliveryError(ENDED)
+        error = library_error(lost)
         addressing = core.transport.capabilities.addressing
         for producer in list(core.peer.producers.values()):
             if not producer.open:
@@ -37,4 +38,4 @@ class Sources:
             if producer.consumer is not None or not addressing:
                 core.post(end, producer.consumer)
             pump: Pump = producer.handle
-            pump.stop(None)
+            pump.stop(None, lost)

@@ -92,6 +92,11 @@ class Consumer:
         return self.state in _READABLE
 
     @property
+    def received(self) -> int:
+        """How many items came."""
+        return self._received
+
+    @property
     def finished(self) -> bool:
         """Whether nothing will come any more, not even the answer to having left."""
         return self.state in _FINISHED

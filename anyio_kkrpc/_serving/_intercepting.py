@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
+from contextvars import Context, ContextVar
 from typing import Any
 
 from anyio.lowlevel import checkpoint_if_cancelled
 from msgspec import UNSET
 
 from .._driver._context import current_call
+from .._driver._endings import tell
 from .._exceptions import RPCError
 from .._values._conversion import check_own
-from ..middleware import Invocation, Middleware, pass_through
+from ..middleware import Invocation, Middleware, StreamEnd, StreamWatcher, is_stream, pass_through
 from ._table import Method, Property
+
+# Of a stream that reached nobody.
+NOT_SENT = StreamEnd("lost", 0)
+
+_watchers: ContextVar[list[StreamWatcher] | None] = ContextVar("anyio_kkrpc_watchers", default=None)
+
+
+def watchers_in(context: Context) -> list[StreamWatcher]:
+    """Return those whom the request of this context has for the end of its stream."""
+    return context.get(_watchers) or []
 
 
 class Interceptor:
@@ -35,9 +47,11 @@ class Interceptor:
 
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
             checked: Any = UNSET
+            watchers: list[StreamWatcher] = []
 
             async def last(call: Invocation) -> Any:
-                nonlocal checked
+                nonlocal checked, watchers
+                watchers = call.stream_ended = []
                 result = function(*call.args, **call.kwargs)
                 if inspect.isawaitable(result):
                     result = await result
@@ -45,9 +59,17 @@ class Interceptor:
                 return checked
 
             call = _invocation(operation, source.name, list(args), kwargs)
-            result = await pass_through(self._middleware, call, last)
-            # What a middleware has made of it goes out, too.
-            return result if result is checked else check_own(result, kind, source.name)
+            streams = False
+            try:
+                result = await pass_through(self._middleware, call, last)
+                if result is not checked:  # what a middleware has made of it goes out, too
+                    result = check_own(result, kind, source.name)
+                streams = is_stream(result)
+            finally:
+                if watchers and not streams:
+                    tell(watchers, NOT_SENT)
+            _watchers.set(watchers)
+            return result
 
         return wrapped
 

@@ -17,6 +17,7 @@ from .._driver._context import (
     running,
 )
 from .._driver._core import Core
+from .._driver._endings import Outcome, tell
 from .._driver._pump import Pump, close_unopened
 from .._exceptions import (
     MethodNotFoundError,
@@ -28,14 +29,15 @@ from .._exceptions import (
 )
 from .._protocol._calls import Handling
 from .._protocol._records import Reply, Request
+from .._protocol._streams import Producer
 from .._runtime._clock import clock
 from .._runtime._log import quoted
 from .._values._conversion import UnfitResultError, check_own
 from .._wire_errors import handler_error, library_error, send_shortened
 from ..abc import Envelope
-from ..middleware import Middleware
+from ..middleware import Middleware, StreamEnd
 from ._crew import Crew, Member
-from ._intercepting import Interceptor
+from ._intercepting import NOT_SENT, Interceptor, watchers_in
 from ._invoking import OPERATIONS, Invoker
 from ._outcomes import FailureLog
 from ._refusals import (
@@ -290,16 +292,40 @@ class Server:
         if not handling.open:
             if error is None and source is not None:
                 source.cancelled += 1
+            tell(watchers_in(context), NOT_SENT)
             raise NoReply
         if error is not None:
             return self._peer.reply_error(handling, error)
         reply = self._peer.reply(handling, value)
         if handling.producer is not None:
-            item, name = (Any, name_of(request)) if source is None else (source.item, source.name)
-            Pump(self._core, handling.producer, context, item, name).expect_reader()
-        if source is not None:
+            self._begin_stream(handling.producer, source, request, handling.sender, context)
+        elif source is not None:
             source.served += 1
         return reply
+
+    def _begin_stream(
+        self,
+        producer: Producer,
+        source: Method | Property | None,
+        request: Request,
+        sender: str | None,
+        context: Context,
+    ) -> None:
+        """Send a result that is a stream; it is counted when it has ended."""
+        item, name = (Any, name_of(request)) if source is None else (source.item, source.name)
+        watchers = watchers_in(context)
+
+        def over(outcome: Outcome, items: int, error: BaseException | None) -> None:
+            if source is not None:
+                if outcome == "failed" and error is not None:
+                    self._note_failure(source, request, sender, error)
+                elif outcome == "lost":
+                    source.cancelled += 1
+                else:
+                    source.served += 1
+            tell(watchers, StreamEnd(outcome, items, error))
+
+        Pump(self._core, producer, context, item, name, over).expect_reader()
 
     async def _fail(
         self,

@@ -20,10 +20,12 @@ from opentelemetry.trace import SpanKind
 
 from anyio_kkrpc import (
     MemoryTransport,
+    MethodNotFoundError,
     RedisStreamsTransport,
     RemoteError,
     RPCChannel,
     RPCTimeoutError,
+    RPCValidationError,
     current_call,
     with_call_options,
 )
@@ -60,6 +62,11 @@ class Api:
         """Call the caller back for each item."""
         for number in range(count):
             yield await self.channel.get_api(to=current_call().sender).add(number, number)
+
+    async def broken_after(self, count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            yield number
+        raise ValueError("no")
 
     async def sleep(self) -> None:
         self.started.set()
@@ -149,13 +156,66 @@ async def test_one_trace_across_peers(redis_server: RedisServer, stream_name: st
 
 
 async def test_what_a_stream_calls_belongs_to_its_trace() -> None:
-    """Though the span of the call that made it has ended."""
+    """Each item's calls are children of the span of the call that made it."""
     watched = Watched()
     async with watched.in_memory() as api:
         assert [item async for item in api.sums(2)] == [0, 2]
     spans = watched.spans()
     assert [span.name for span in spans] == ["sums", "sums", "add", "add", "add", "add"]
     assert len({trace_of(span) for span in spans}) == 1
+
+
+async def test_spans_of_streams_last_until_their_ends() -> None:
+    """And tell how many items there were, and what went wrong."""
+    watched = Watched()
+    async with watched.in_memory() as api:
+        numbers = await api.broken_after(2)
+        assert watched.spans() == []
+        assert [p.value for p in watched.points("kkrpc.server.active_calls")] == [1]
+        with pytest.raises(RemoteError, match="no"):
+            assert [item async for item in numbers] == []
+        async with api.broken_after(1000) as numbers:
+            assert await anext(numbers) == 0
+        with anyio.fail_after(BOUND):
+            while len(watched.spans()) < 4:
+                await anyio.sleep(0.01)
+        points = {
+            (side, p.attributes.get("error.type")): p.count
+            for side in ("client", "server")
+            for p in watched.points(f"rpc.{side}.call.duration")
+        }
+        items = watched.points("kkrpc.client.stream.items")
+    found = [dict(span.attributes or {}) for span in watched.spans()]
+    failed = [one for one in found if one.get("error.type") == "ValueError"]
+    left = [one for one in found if "error.type" not in one]
+    assert [one["kkrpc.stream.items"] for one in failed] == [2, 2]
+    assert {one["kkrpc.stream.outcome"] for one in failed} == {"failed"}
+    assert [one["kkrpc.stream.outcome"] for one in left] == ["left", "left"]
+    assert points == {
+        (side, error): 1 for side in ("client", "server") for error in ("ValueError", None)
+    }
+    assert sum(p.count for p in items) == 2
+    assert all(p.value == 0 for p in watched.points("kkrpc.server.active_calls"))
+
+
+async def test_names_that_are_not_there() -> None:
+    """They don't make metrics grow; a refused call has a span at the serving side, too."""
+    watched = Watched()
+    async with watched.in_memory() as api:
+        for name in ("made_up", "another"):
+            with pytest.raises(MethodNotFoundError):
+                await api[name]()
+        with pytest.raises(RPCValidationError):
+            await api.add("x", 1)
+    server = [span for span in watched.spans() if span.kind is SpanKind.SERVER]
+    assert [span.name for span in server] == ["_OTHER", "_OTHER", "add"]
+    assert (server[0].attributes or {})["rpc.method_original"] == "made_up"
+    assert [(span.attributes or {})["error.type"] for span in server] == [
+        *["MethodNotFoundError"] * 2,
+        "RPCValidationError",
+    ]
+    points = watched.points("rpc.server.call.duration")
+    assert {p.attributes["rpc.method"]: p.count for p in points} == {"_OTHER": 2, "add": 1}
 
 
 async def test_broadcast_is_part_of_the_trace() -> None:
