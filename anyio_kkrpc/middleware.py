@@ -71,8 +71,8 @@ class Invocation(Struct, kw_only=True):
     :ivar metadata: travels with the request; what a client's middleware puts in is sent
     :ivar peer: id of the peer that calls, or of the one that is addressed; ``None`` if there is one
         only, or any may answer
-    :ivar deadline: when the caller gives up, on AnyIO's clock; ``None`` at the client, where it
-        starts anew with each `CallNext`
+    :ivar deadline: when the caller gives up, on AnyIO's clock, or ``None``. At the client it is for
+        all that the middleware does, and may be brought forward for what `CallNext` does.
     :ivar attempt: how often the request has been delivered, this time included; 1 at the client
     :ivar idempotent: whether the caller said (by `anyio_kkrpc.with_call_options`) that it does no
         harm to make the call again; at the client only
@@ -150,25 +150,26 @@ def retry(
     *,
     initial: float = 0.1,
     maximum: float = 5.0,
+    attempt_timeout: float | None = None,
     on: tuple[type[Exception], ...] = (RPCTimeoutError, TransportConnectionError),
 ) -> Middleware:
     """Return a client's middleware that makes calls again, after growing pauses with jitter.
 
     Calls that were refused before they ran (`OverloadedError`) are made again in any case, others
-    only if they are marked: ``with_call_options(api, idempotent=True)``. A call with an iterator
-    among its arguments is made once: what has been read of it is gone.
+    only if they are marked: ``with_call_options(api, idempotent=True)``. All attempts and pauses
+    together take no longer than the call's timeout: where there is no time for another one, the
+    error of the last one is raised. A call with an iterator among its arguments is made once: what
+    has been read of it is gone.
 
     :param attempts: how often a call is made at most, at least 1
     :param initial: longest pause after the first failure, in seconds; doubled after each
     :param maximum: longest pause of all, in seconds
+    :param attempt_timeout: seconds after which an attempt is given up with `RPCTimeoutError`; as
+        long as there is time, if not given, and then no other one follows
     :param on: errors after which an idempotent call is made again
     :raises ValueError: if a number is out of range
     """
-    if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
-        raise ValueError(f"attempts: must be an int of at least 1, not {attempts!r}")
-    for name, seconds in (("initial", initial), ("maximum", maximum)):
-        if not 0 <= seconds < 1e7:
-            raise ValueError(f"{name}: must be a number of seconds, not {seconds!r}")
+    _check_retry(attempts, initial, maximum, attempt_timeout)
 
     async def middleware(call: Invocation, call_next: CallNext) -> Any:
         again: tuple[type[Exception], ...] = _REFUSED_UNRUN
@@ -176,16 +177,44 @@ def retry(
             again += on
         if any(hasattr(type(value), "__anext__") for value in (*call.args, *call.kwargs.values())):
             return await call_next(call)
-        for made in range(1, attempts):
-            try:
-                return await call_next(call)
-            except again:
-                longest = min(initial * 2 ** (made - 1), maximum)
-            # Outside of the except block, which would keep the error while this waits.
-            await anyio.sleep(random.uniform(0, longest))
-        return await call_next(call)
+        end = call.deadline
+        try:
+            for made in range(1, attempts):
+                _bound(call, end, attempt_timeout)
+                try:
+                    return await call_next(call)
+                except again:
+                    pause = random.uniform(0, min(initial * 2 ** (made - 1), maximum))
+                    if end is not None and anyio.current_time() + pause >= end:
+                        raise
+                # Outside of the except block, which would keep the error while this waits.
+                await anyio.sleep(pause)
+            _bound(call, end, attempt_timeout)
+            return await call_next(call)
+        finally:
+            call.deadline = end
 
     return middleware
+
+
+def _check_retry(
+    attempts: int, initial: float, maximum: float, attempt_timeout: float | None
+) -> None:
+    if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
+        raise ValueError(f"attempts: must be an int of at least 1, not {attempts!r}")
+    for name, seconds in (("initial", initial), ("maximum", maximum)):
+        if not 0 <= seconds < 1e7:
+            raise ValueError(f"{name}: must be a number of seconds, not {seconds!r}")
+    if attempt_timeout is not None and not 0 < attempt_timeout < 1e7:
+        raise ValueError(f"attempt_timeout: must be above 0 seconds, not {attempt_timeout!r}")
+
+
+def _bound(call: Invocation, end: float | None, attempt_timeout: float | None) -> None:
+    """Bound an attempt, within what all of them have."""
+    call.deadline = end
+    if attempt_timeout is not None:
+        attempt_end = anyio.current_time() + attempt_timeout
+        call.deadline = attempt_end if end is None else min(attempt_end, end)
 
 
 def limit_concurrency(limit: int, methods: Collection[str] | None = None) -> Middleware:

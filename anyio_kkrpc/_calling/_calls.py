@@ -71,12 +71,13 @@ class Calls:
             metadata=dict(options.metadata or {}),
             peer=options.to,
             idempotent=options.idempotent,
+            deadline=self._deadline(options),
         )
 
         async def last(call: Invocation) -> Any:
             watchers: list[StreamWatcher] = []
             call.stream_ended = watchers
-            changed = replace(options, metadata=call.metadata or None)
+            changed = self._bounded(options, call)
             if op == "set":
                 return await self.request(op, path, changed, value=call.args[0])
             if op == "get":
@@ -152,7 +153,7 @@ class Calls:
         """
         core = self._core
         now = core.now()
-        deadline = None if timeout is None else now + timeout
+        deadline = options.deadline or (None if timeout is None else now + timeout)
         if serving is not None and serving.deadline is not None:
             deadline = serving.deadline if deadline is None else min(deadline, serving.deadline)
         budget: int | None = None
@@ -184,6 +185,24 @@ class Calls:
             await self._core.send_envelope(envelope)
         if scope.cancelled_caught:
             raise _timed_out(path, timeout)
+
+    def _bounded(self, options: CallOptions, call: Invocation) -> CallOptions:
+        """Return the options with what the middleware leaves of the call's time."""
+        deadline, timeout = call.deadline, options.timeout
+        if deadline is None:
+            timeout = None
+        elif (left := round(deadline - self._core.now(), 3)) > 0:
+            timeout = int(left) if left.is_integer() else left
+        return replace(options, metadata=call.metadata or None, timeout=timeout, deadline=deadline)
+
+    def _deadline(self, options: CallOptions) -> float | None:
+        """Return when a call is out of time, all that its middleware does included."""
+        timeout = self._core.timeout if options.timeout is UNSET else options.timeout
+        deadline: float | None = None if timeout is None else self._core.now() + timeout
+        serving = running.get()
+        if serving is None or serving.deadline is None:
+            return deadline
+        return serving.deadline if deadline is None else min(deadline, serving.deadline)
 
     def _error(self, call: Call, path: list[str], timeout: float | None) -> Exception:
         if call.state is CallState.FAILED:

@@ -21,6 +21,7 @@ class CallOptions(Struct, frozen=True):
     :ivar timeout: seconds, ``None`` for none; the default is the channel's
     :ivar reply: whether a reply is wanted
     :ivar metadata: travels with the request
+    :ivar deadline: on AnyIO's clock, if it doesn't follow from the timeout
     """
 
     to: str | None = None
@@ -28,6 +29,7 @@ class CallOptions(Struct, frozen=True):
     reply: bool = True
     metadata: dict[str, Any] | None = None
     idempotent: bool = False
+    deadline: float | None = None
 
 
 def check_timeout(timeout: Any) -> None:

@@ -219,6 +219,8 @@ async def test_retry() -> None:
         (lambda: retry(True), "attempts"),
         (lambda: retry(initial=-1), "initial"),
         (lambda: retry(maximum=float("inf")), "maximum"),
+        (lambda: retry(attempt_timeout=0), "attempt_timeout"),
+        (lambda: retry(attempt_timeout=float("nan")), "attempt_timeout"),
         (lambda: limit_concurrency(0), "limit"),
         (lambda: limit_concurrency(True), "limit"),
     ],

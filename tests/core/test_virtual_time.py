@@ -10,7 +10,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from anyio_kkrpc import RPCChannel, RPCTimeoutError, current_call, with_call_options
+from anyio_kkrpc import (
+    OverloadedError,
+    RPCChannel,
+    RPCTimeoutError,
+    current_call,
+    with_call_options,
+)
+from anyio_kkrpc.middleware import CallNext, Invocation, retry
 from tests.pairs import pair
 
 pytestmark = pytest.mark.anyio
@@ -45,7 +52,8 @@ class Api:
 
     async def relay(self, seconds: float) -> None:
         assert self.channel is not None
-        await with_call_options(self.channel.get_api(), timeout=None).sleep(seconds)
+        api = with_call_options(self.channel.get_api(), timeout=None, idempotent=True)
+        await api.sleep(seconds)
 
 
 async def test_an_hour() -> None:
@@ -155,3 +163,55 @@ async def test_request_that_waited_too_long_is_not_started() -> None:
         assert len(api.ended) == 1
         statistics = link.server.statistics()
         assert statistics.served == 1
+
+
+@pytest.mark.parametrize(("attempt_timeout", "ends"), [(4, [4, 8, 10]), (None, [10]), (20, [10])])
+async def test_retry_stays_within_the_deadline(
+    attempt_timeout: float | None, ends: list[float]
+) -> None:
+    """All attempts together; without a bound of its own, the first one may use all of it."""
+    api = Api()
+    again = retry(9, initial=0, attempt_timeout=attempt_timeout)
+    async with pair(api, timeout=10, middleware=[again]) as link:
+        started = trio.current_time()
+        with pytest.raises(RPCTimeoutError, match="no answer within (10|2|4) s"):
+            await with_call_options(link.api, idempotent=True).sleep(100)
+        assert trio.current_time() - started == pytest.approx(10, abs=0.01)
+        await anyio.wait_all_tasks_blocked()
+        assert api.ended == [pytest.approx(started + end, abs=0.01) for end in ends]
+        assert await with_call_options(link.api, timeout=None, idempotent=True).sleep(3) == 3
+
+
+async def test_retry_does_not_pause_for_longer() -> None:
+    """Where there is no time for another attempt, the error is that of the last one, at once."""
+    made = 0
+
+    async def busy(call: Invocation, call_next: CallNext) -> Any:
+        nonlocal made
+        made += 1
+        raise OverloadedError("busy")
+
+    options = {"middleware": [retry(1000, initial=8, maximum=8), busy]}
+    async with pair(Api(), timeout=10, **options) as link:
+        for _ in range(20):
+            started = trio.current_time()
+            with pytest.raises(OverloadedError):
+                await link.api.sleep(0)
+            assert trio.current_time() - started < 10
+    assert 20 < made < 20_000
+
+
+async def test_retry_in_a_handler() -> None:
+    """The deadline of who has called it counts, though its own calls have none."""
+    front, back = Api(), Api()
+    again = retry(9, initial=0, attempt_timeout=40)
+    async with pair(back, timeout=None, middleware=[again]) as behind:
+        front.channel = behind.client
+        async with pair(front, timeout=100) as link:
+            started = trio.current_time()
+            with pytest.raises(RPCTimeoutError):
+                await link.api.relay(5000)
+            assert trio.current_time() - started == pytest.approx(100, abs=0.01)
+            await anyio.wait_all_tasks_blocked()
+    ends = [pytest.approx(started + end, abs=0.1) for end in (40, 80, 100)]
+    assert back.ended == ends
