@@ -19,27 +19,35 @@ from ._options import (
     DEFAULT_STREAM,
     DEFAULT_URL,
     AccessLog,
+    Arguments,
     Backend,
     ClaimIdle,
     Codec,
+    CodecOfCall,
     Concurrency,
+    Dialect,
+    Get,
     Grace,
     Group,
     Http,
+    Kwargs,
     LogLevel,
     LoopOfWorker,
     MaxCalls,
     MaxDeliveries,
     MaxLen,
     MaxMemory,
+    Method,
     Middlewares,
     Reload,
+    Reply,
     SendTracebacks,
     SigningKey,
     Stream,
     Target,
     TimeoutOfCall,
     TimeoutOfWorker,
+    To,
     Tracing,
     Url,
     Workers,
@@ -197,25 +205,17 @@ def check(
 
 @app.command()
 def call(
-    method: Annotated[str, typer.Argument(help="Dotted name, such as math.add.")],
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(help="JSON each; what isn't JSON is text. 1 is a number, '\"1\"' text."),
-    ] = None,
-    kwargs: Annotated[
-        list[str] | None,
-        typer.Option("--kwarg", "-k", metavar="NAME=JSON", help="An argument by name."),
-    ] = None,
+    method: Method,
+    arguments: Arguments = None,
+    kwargs: Kwargs = None,
     url: Url = DEFAULT_URL,
     stream: Stream = DEFAULT_STREAM,
     timeout: TimeoutOfCall = 30.0,
-    to: Annotated[str | None, typer.Option(help="Id of the peer that is to answer.")] = None,
-    reply: Annotated[
-        bool, typer.Option("--reply/--no-reply", help="Whether to wait for the answer.")
-    ] = True,
-    get: Annotated[bool, typer.Option("--get", help="Read a property.")] = False,
-    codec: Annotated[str, typer.Option(help="json or cbor.")] = "json",
-    dialect: Annotated[str, typer.Option(help="native, kkrpc-2 or kkrpc-0.")] = "native",
+    to: To = None,
+    reply: Reply = True,
+    get: Get = False,
+    codec: CodecOfCall = "json",
+    dialect: Dialect = "native",
     signing_key: SigningKey = None,
 ) -> None:
     """Call a function and print its result as a line of JSON; a stream as a line for each item.
@@ -241,20 +241,8 @@ def call(
         reply=reply,
         get=get,
     )
-    try:
-        anyio.run(
-            partial(
-                _call.make,
-                request,
-                url,
-                stream=stream,
-                codec=codec,
-                dialect=dialect,
-                signing_key=_encoded(signing_key),
-            )
-        )
-    except BrokenPipeError:  # who reads, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    options = {"stream": stream, "codec": codec, "dialect": dialect}
+    _call.run(request, url, **options, signing_key=_encoded(signing_key))
 
 
 def _encoded(key: str | None) -> bytes | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from functools import partial
 from typing import Any
 
+import anyio
 import msgspec
 from msgspec import Struct
 
@@ -37,6 +40,17 @@ def parse_argument(text: str) -> Any:
         if text.lstrip()[:1] in ("{", "[", '"'):
             raise ValueError(f"{text!r:.80} looks like JSON and isn't: {exc}") from exc
         return text
+
+
+def run(request: Request, url: str, **options: Any) -> None:
+    """Make the call and print what comes, as long as somebody reads it.
+
+    :param options: see `make`
+    """
+    try:
+        anyio.run(partial(make, request, url, **options))
+    except BrokenPipeError:  # who reads, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 async def make(

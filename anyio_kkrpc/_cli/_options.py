@@ -202,3 +202,17 @@ TimeoutOfCall = Annotated[
         help="Seconds for the answer, and for each item of a stream.",
     ),
 ]
+Method = Annotated[str, typer.Argument(help="Dotted name, such as math.add.")]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(help="JSON each; what isn't JSON is text. 1 is a number, '\"1\"' text."),
+]
+Kwargs = Annotated[
+    list[str] | None,
+    typer.Option("--kwarg", "-k", metavar="NAME=JSON", help="An argument by name."),
+]
+To = Annotated[str | None, typer.Option(help="Id of the peer that is to answer.")]
+Reply = Annotated[bool, typer.Option("--reply/--no-reply", help="Whether to wait for the answer.")]
+Get = Annotated[bool, typer.Option("--get", help="Read a property.")]
+CodecOfCall = Annotated[str, typer.Option(help="json or cbor.")]
+Dialect = Annotated[str, typer.Option(help="native, kkrpc-2 or kkrpc-0.")]

@@ -27,7 +27,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from anyio import CancelScope, move_on_after
+from anyio import CancelScope, current_time, move_on_after
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 from redis.exceptions import RedisError
@@ -36,15 +36,16 @@ from .._exceptions import RPCError
 from .._protocol._records import Bye
 from ..abc import Envelope
 from ._admin import Admin
+from ._connection._command import Execute
 from ._connection._entering import Entering
 from ._connection._errors import leads_elsewhere
 from ._connection._errors import reason as describe
 from ._connection._link import Link
 from ._connection._patience import Outages, Patience
-from ._connection._resp import Connection, Execute
+from ._connection._resp import Connection
 from ._group._held import Held
 from ._group._worker import Worker
-from ._making import make_commands, make_dials, make_groups, make_trim
+from ._making import make_commands, make_dials, make_groups, make_signer, make_trim
 from ._options import Options
 from ._reading._addressed import Addressed
 from ._reading._arrivals import Arrivals
@@ -104,9 +105,9 @@ class Lane:
         self._tasks: TaskGroup | None = None
         self._writing: CancelScope | None = None
         self._upkeep = Patience("housekeeping", outages, spare=True)
-        keys, key = Keys.of(options.stream), options.signing_key
-        self.clock = ServerClock()
-        signer = None if key is None else Signer(key, self.clock.now)
+        keys = Keys.of(options.stream)
+        self.clock = ServerClock(current_time)
+        signer = make_signer(options, self.clock)
         self.trim = make_trim(options, keys, outages)
         self.dials = make_dials(options, outages)
         self.loop = ReadLoop(self.dials.dialer, options.max_message_size, failed)

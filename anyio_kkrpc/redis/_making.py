@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from secrets import token_hex
+from time import time
+
+from anyio import current_time
 
 from .._protocol._records import Record
 from ..abc import Capabilities, Envelope
@@ -14,6 +18,7 @@ from ._group._claims import Groups
 from ._group._trim import Trim
 from ._options import Options
 from ._reading._reception import Reception
+from ._stream._clock import ServerClock
 from ._stream._holders import introduction
 from ._stream._keys import Keys
 from ._writing._commands import Commands
@@ -50,6 +55,8 @@ def make_dialects(options: Options, deliver: Callable[[Envelope], object]) -> Di
         max_queue_size=options.max_queue_size,
         max_queue_bytes=options.max_queue_bytes,
         deliver=lambda record, sender: deliver(Envelope(record, sender)),
+        now=current_time,
+        time_of_day=time,
     )
 
 
@@ -79,14 +86,21 @@ def make_capabilities(options: Options) -> Capabilities:
     )
 
 
+def make_signer(options: Options, clock: ServerClock) -> Signer | None:
+    """Return what signs entries, if they are to be signed."""
+    key = options.signing_key
+    return None if key is None else Signer(key, clock.now, lambda: token_hex(8).encode())
+
+
 def make_commands(
     options: Options, keys: Keys, dialects: Dialects, signer: Signer | None, trim: Trim | None
 ) -> Commands:
     """Return what makes commands of envelopes."""
     added = None if trim is None else trim.count
     group = options.consumer_group.encode() if options.use_consumer_group else None
+    consumer, epoch = options.consumer_name.encode(), token_hex(4).encode()
     sizes = options.max_message_size, options.max_backlog
-    return Commands(keys, dialects, group, options.consumer_name.encode(), *sizes, signer, added)
+    return Commands(keys, dialects, group, consumer, *sizes, signer, epoch, added)
 
 
 def make_trim(options: Options, keys: Keys, outages: Outages) -> Trim | None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date, datetime
-from secrets import token_hex
+from itertools import count
 from typing import Any, final
 
 import msgspec
@@ -61,6 +61,8 @@ _STREAM_RESULT = {"__stream": True}
 _INTEGER = "\x00"
 _BYTES_KEYS = {"type", "data"}
 _UNDEFINED = UNSET
+# A message that invokes a callback has an id, too, which nothing answers.
+_callbacks = count(1)
 _RESERVED = frozenset({"name", "message", "stack", "n", "m", "s"}) | OURS
 
 
@@ -200,7 +202,7 @@ def _callback(record: CallbackCall, rich: bool) -> dict[str, Any]:
     if record.k is not UNSET and record.k:
         raise TypeError("a callback of a kkrpc peer takes no keyword arguments")
     message: dict[str, Any] = {
-        "id": token_hex(8),
+        "id": f"callback-{next(_callbacks)}",
         "method": record.id,
         "args": [_argument(item, []) for item in record.a],
         "type": "callback",

@@ -48,6 +48,8 @@ def make_dialects(session_id: str, deliver: Any = None) -> Dialects:
         max_queue_size=10,
         max_queue_bytes=10_000,
         deliver=deliver,
+        now=lambda: 0.0,
+        time_of_day=lambda: 0.0,
     )
 
 
@@ -140,7 +142,11 @@ class Parts:
             dropped=self.dropped.append,
             finished=self.dropped.append,
         )
-        inbound, clock, outages = self.reception.inbound, ServerClock(), make_outages()
+        inbound, clock, outages = (
+            self.reception.inbound,
+            ServerClock(anyio.current_time),
+            make_outages(),
+        )
         self.signals = DestroySignals(True, inbound, self.ended.append)
         shared = Shared(
             self.dialects,

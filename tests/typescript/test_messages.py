@@ -64,6 +64,8 @@ def make_dialects(own: str = "native", session_id: str = "server") -> Dialects:
         max_queue_size=10,
         max_queue_bytes=1000,
         deliver=lambda record, peer: None,
+        now=lambda: 0.0,
+        time_of_day=lambda: 0.0,
     )
 
 
@@ -670,6 +672,7 @@ def test_own_entries_are_skipped() -> None:
     """Where a peer has no interest in what it wrote, it isn't even decoded."""
     options: dict[str, Any] = {"superjson": True, "max_queue_size": 1, "max_queue_bytes": 1}
     options.update(remote_peer_id=None, skips_own=True, deliver=lambda record, peer: None)
+    options.update(now=lambda: 0.0, time_of_day=lambda: 0.0)
     dialects = Dialects("native", "me", get_codec("json"), **options)
     for dialect in (dialects.compact, dialects.classic):
         fields = dialect.encode(Request("1", "call", ["f"], []), None)

@@ -118,7 +118,7 @@ def test_version() -> None:
 def test_fields() -> None:
     """As the writer puts them."""
     writer = native.NativeDialect("peer", get_codec("json"))
-    signer = _signing.Signer(b"key", lambda: 1.0)
+    signer = _signing.Signer(b"key", lambda: 1.0, lambda: b"nonce")
     signed = signer.sign(b"S", writer.encode(Cancel("1"), "other", b"e.1"))
     listed = [name for name in names(rows_under("## Entries")) if name != "cbor"]
     assert tuple(name.encode() for name in listed) == signed[::2]

@@ -61,6 +61,8 @@ def dialects() -> Dialects:
         max_queue_size=10,
         max_queue_bytes=1000,
         deliver=lambda record, sender: None,
+        now=lambda: 0.0,
+        time_of_day=lambda: 0.0,
     )
 
 
@@ -107,7 +109,7 @@ def test_signatures(case: str) -> None:
     """They are right, for the key where they were written only."""
     for line, fields in lines_of(case):
         if fields[-2] == b"sig" and line["key"] != "dead":
-            signer = Signer(KEY, lambda: 0.0)
+            signer = Signer(KEY, lambda: 0.0, lambda: b"nonce")
             entry_id = fields[-1].partition(b".")[0] + b"-0"
             signer.check(key_of(line), entry_id, fields)
             with pytest.raises(Exception, match="signature is wrong"):

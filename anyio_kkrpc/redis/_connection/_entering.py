@@ -12,11 +12,11 @@ from redis.exceptions import RedisError
 
 from ..._exceptions import TransportConnectionError
 from ._address import Address, describe
+from ._command import Argument, Command
 from ._errors import command_name, reason
-from ._link import Command, Link
+from ._link import Link
 from ._patience import Outages, Patience, persist
 from ._portion import Portion
-from ._resp import Argument
 
 
 class Entering:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from math import inf
-from typing import Any, TypeAlias
+from typing import Any
 
 import anyio.lowlevel
 from anyio import Event, aclose_forcefully, current_time, sleep
@@ -14,15 +14,15 @@ from redis.exceptions import RedisError
 
 from ..._exceptions import RPCError, TransportClosedError, TransportConnectionError
 from ..._runtime._fresh import fresh_copy
+from ._command import Argument, Command
 from ._errors import Meaning, leads_elsewhere, meaning_of
 from ._patience import FIRST_PAUSE, LONGEST_PAUSE, Patience
 from ._portion import Portion
-from ._resp import Argument, Connection
+from ._resp import Connection
 
 logger = logging.getLogger("anyio_kkrpc")
 
 Dial = Callable[[], Awaitable[Connection]]
-Command: TypeAlias = tuple[Argument, ...]
 
 # How often one entry is asked for that can't be had.
 _ATTEMPTS = 5

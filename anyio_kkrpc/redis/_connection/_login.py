@@ -9,8 +9,9 @@ from redis.exceptions import ResponseError
 
 from ..._exceptions import TransportConnectionError
 from ._address import Address
+from ._command import Argument
 from ._errors import Meaning, meaning_of, named
-from ._resp import Argument, Connection
+from ._resp import Connection
 
 logger = logging.getLogger("anyio_kkrpc")
 

@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeAlias, cast
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
 from anyio import (
     TASK_STATUS_IGNORED,
@@ -37,23 +37,21 @@ from anyio import (
 )
 from anyio.abc import AsyncResource, ByteStream, TaskStatus
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
-from hiredis import ProtocolError, Reader, pack_command
+from hiredis import ProtocolError, Reader
 from redis.exceptions import RedisError
 
 from ..._exceptions import TransportClosedError, TransportConnectionError
 from ..._runtime._fresh import fresh_copy
 from ._address import Address, describe
 from ._chunks import CHUNK, take_chunk
+from ._command import Argument, pack
 from ._errors import named, parse_error
 from ._socket import SocketTraffic, Traffic
 
-__all__ = ("Argument", "Connection", "Execute")
+__all__ = ("Connection",)
 
 logger = logging.getLogger("anyio_kkrpc")
 
-Argument: TypeAlias = bytes | str | int | float
-# Sends a command and returns its reply.
-Execute: TypeAlias = Callable[..., Awaitable[Any]]
 OnReply: TypeAlias = Callable[[Any], None]
 
 # Bytes that wait for a write under way before those who add more wait too.
@@ -64,7 +62,6 @@ _YIELD_EVERY = 32
 
 _MORE: Any = object()
 _LOST = (BrokenResourceError, EndOfStream)
-pack = cast(Callable[[tuple[Argument, ...]], bytes], pack_command)
 
 
 class _Pending:

@@ -18,10 +18,11 @@ from msgspec import Struct
 from redis.exceptions import ResponseError
 
 from ..._exceptions import TransportClosedError, TransportConnectionError
+from .._connection._command import Command, Execute
 from .._connection._errors import Meaning, meaning_of, reason
-from .._connection._link import Command, Link
+from .._connection._link import Link
 from .._connection._portion import Portion
-from .._connection._resp import Connection, Execute
+from .._connection._resp import Connection
 from .._reading._reader import Decoder, GroupReader, create_group
 from .._stream._keys import DELAYED, HANDED_BACK, Keys
 from .._stream._rights import check_rights
@@ -159,7 +160,7 @@ class Groups:
 
     async def check_rights(self, connection: Connection) -> None:
         """Raise if the user lacks rights that a worker needs; see there."""
-        await check_rights(connection, self._keys, self._group, self._consumer)
+        await check_rights(connection.execute_many, self._keys, self._group, self._consumer)
 
     def reader(self, decoder: Decoder, block_timeout: float) -> GroupReader:
         """Return what takes entries that nobody has had yet."""

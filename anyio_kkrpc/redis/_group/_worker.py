@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 
 from anyio.abc import TaskGroup
 
+from .._connection._command import Execute
 from .._connection._patience import Patience
 from .._connection._portion import ReadPortion
-from .._connection._resp import Connection, Execute
+from .._connection._resp import Connection
 from .._reading._common import Common
 from .._reading._hints import Hints
 from .._reading._intake import let_others_run

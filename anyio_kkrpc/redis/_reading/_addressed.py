@@ -14,10 +14,11 @@ from redis.exceptions import ResponseError
 from ..._protocol._records import Bye, Cancel, Request
 from ...abc import Envelope
 from ...kit._inbound import Inbound
+from .._connection._command import Execute
 from .._connection._errors import Meaning, code_of, meaning_of
 from .._connection._patience import Patience
 from .._connection._portion import ReadPortion
-from .._connection._resp import Connection, Execute
+from .._connection._resp import Connection
 from .._stream._entries import order
 from .._stream._keys import CONTROL_TTL_MS, Keys
 from ..dialects import Entry

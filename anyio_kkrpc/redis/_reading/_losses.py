@@ -19,9 +19,9 @@ from redis.exceptions import RedisError
 from ..._exceptions import DeliveryError
 from ...abc import Envelope
 from ...kit._inbound import Inbound
+from .._connection._command import Execute
 from .._connection._errors import meaning_of, reason
 from .._connection._link import Link
-from .._connection._resp import Execute
 from .._stream._entries import order
 from .._stream._scripts import BEFORE, BY_NAME
 from ._reader import Reader, last_id

@@ -18,11 +18,11 @@ from redis.exceptions import RedisError
 
 from ..._exceptions import DeliveryError, RPCError, TransportClosedError, TransportConnectionError
 from ..._protocol._dependencies import Role
+from .._connection._command import Argument, Execute
+from .._connection._command import pack as pack_command
 from .._connection._errors import leads_elsewhere
 from .._connection._link import Link
 from .._connection._patience import Outages
-from .._connection._resp import Argument, Execute
-from .._connection._resp import pack as pack_command
 from .._stream._clock import ServerClock
 from .._stream._entries import order
 from .._stream._keys import Keys

@@ -14,10 +14,10 @@ from ..._protocol._records import Reply
 from ..._runtime._log import quoted
 from ..._wire_errors import library_error
 from ...abc import Envelope
+from .._connection._command import Command, Execute
 from .._connection._errors import Meaning, code_of, meaning_of
-from .._connection._link import Command
 from .._connection._portion import MANY_BYTES, Portion, ReadPortion
-from .._connection._resp import Connection, Execute
+from .._connection._resp import Connection
 from .._stream._entries import order, pairs
 from ..dialects import Dialects, Entry
 from ..dialects._signing import Signer

@@ -14,10 +14,10 @@ from ..._protocol._records import Bye, Reply, Request
 from ..._wire_errors import library_error
 from ...abc import Envelope
 from ...kit._inbound import Inbound
-from ...typescript._pacing import Pacing
 from .._stream._entries import order
 from ..dialects import Dialects, Entry, SharedPeer
 from ._destroying import DestroySignals
+from ._pacing import Pacing
 
 __all__ = ("Shared",)
 

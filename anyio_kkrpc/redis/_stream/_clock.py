@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 
-from anyio import current_time
-
-from .._connection._resp import Execute
+from .._connection._command import Execute
 
 # Seconds per second that two clocks may drift apart; NTP corrects by no more.
 _DRIFT = 0.0005
@@ -15,10 +14,12 @@ _DRIFT = 0.0005
 class ServerClock:
     """Tells Redis' time, as the sample of the shortest round trip tells it.
 
+    :param local: AnyIO's clock
     :ivar offset: AnyIO's clock less Redis', in seconds
     """
 
-    def __init__(self) -> None:
+    def __init__(self, local: Callable[[], float]) -> None:
+        self._local = local
         self.offset = 0.0
         # By how much that may be wrong, as of when it was read.
         self._error = inf
@@ -29,9 +30,9 @@ class ServerClock:
 
         :param execute: sends a command
         """
-        before = current_time()
+        before = self._local()
         seconds, micros = await execute(b"TIME")
-        now = current_time()
+        now = self._local()
         offset = (before + now) / 2 - (int(seconds) + int(micros) / 1e6)
         error = (now - before) / 2
         known = self._error + (now - self._read_at) * _DRIFT
@@ -40,4 +41,4 @@ class ServerClock:
 
     def now(self) -> float:
         """Return Redis' time in seconds since the epoch."""
-        return current_time() - self.offset
+        return self._local() - self.offset

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .._connection._link import Command
+from .._connection._command import Command
 
 # Entries fetched by one XRANGE.
 PAGE = 500

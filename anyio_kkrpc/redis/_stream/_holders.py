@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .._connection._resp import Argument
+from .._connection._command import Argument
 from ._keys import DELAYED, HANDED_BACK, Keys
 from ._scripts import BEFORE, BY_NAME, add_briefly
 

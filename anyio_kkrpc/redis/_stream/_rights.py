@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from redis.exceptions import NoPermissionError
 
+from .._connection._command import Argument, ExecuteMany
 from .._connection._errors import Meaning, meaning_of, named
-from .._connection._resp import Argument, Connection
 from ._keys import Keys
 
 # An id that no entry has: nothing is acknowledged, claimed or added under it.
 _NOTHING = b"0-0"
 
 
-async def check_rights(connection: Connection, keys: Keys, group: bytes, consumer: bytes) -> None:
+async def check_rights(
+    execute_many: ExecuteMany, keys: Keys, group: bytes, consumer: bytes
+) -> None:
     """Raise if the user lacks rights that a worker needs; the error names each, and its key.
 
     :raises redis.exceptions.NoPermissionError: if so
@@ -33,7 +35,7 @@ async def check_rights(connection: Connection, keys: Keys, group: bytes, consume
         (b"XADD", keys.control, *entry),
         (b"XADD", keys.dead, *entry),
     ]
-    replies = await connection.execute_many(commands)
+    replies = await execute_many(commands)
     refused = [
         named(reply, command)
         for command, reply in zip(commands, replies, strict=True)

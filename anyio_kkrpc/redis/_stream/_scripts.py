@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._connection._resp import Argument
+from .._connection._command import Argument
 
 # Whether an id is less than another one. Their numbers have 64 bits, which Lua's don't.
 BEFORE = b"""

@@ -8,7 +8,7 @@ import re
 from redis.exceptions import ResponseError
 
 from .._connection._address import Address
-from .._connection._resp import Execute
+from .._connection._command import Execute
 
 logger = logging.getLogger("anyio_kkrpc")
 

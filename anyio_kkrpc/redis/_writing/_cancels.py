@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from ..._protocol._records import Cancel, Request
 from ...abc import Envelope
-from .._connection._resp import pack
+from .._connection._command import pack
 from .._stream._holders import MOST, find_holders
 from ._commands import Commands
 from ._ledger import Post

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +13,7 @@ from ..._exceptions import OverloadedError, RPCTimeoutError
 from ..._protocol._records import Bye, Cancel, Record, Reply, Request
 from ..._wire_errors import library_error
 from ...abc import Codec, Envelope
-from .._connection._resp import pack as pack_command
+from .._connection._command import pack as pack_command
 from .._stream._keys import CONTROL_LENGTH, CONTROL_TTL_MS, Keys
 from .._stream._scripts import BY_NAME
 from ..dialects import Dialects
@@ -92,6 +91,7 @@ class Commands:
 
     :param group: the group whose entries are acknowledged, if any
     :param consumer: this peer's name in it
+    :param epoch: what no run of this peer, or of another one, had before
     :param added: told how many entries are added to the stream or acknowledged, if not ``None``
     :ivar keys: of the stream
     :ivar sent: records that were put into posts
@@ -107,6 +107,7 @@ class Commands:
         max_message_size: int,
         max_backlog: int | None,
         signer: Signer | None,
+        epoch: bytes,
         added: Callable[[int], object] | None,
     ) -> None:
         self.keys = keys
@@ -123,7 +124,7 @@ class Commands:
         self._request_head = _beginning(
             (b"XADD", keys.stream, b"*", b"from", self._native.sender), self._native.codec, 2
         )
-        self._epoch = secrets.token_hex(4).encode()
+        self._epoch = epoch
         self._epochs = count(1)
         self._inboxes: OrderedDict[str, _Inbox] = OrderedDict()
         self._control = self._open(keys.control)

@@ -41,6 +41,8 @@ class Dialects:
 
     :param skips_own: whether this peer has no interest in what it wrote itself to the stream
     :param deliver: hands a record to the core as if a peer had sent it, see `ClassicDialect.pair`
+    :param now: tells the time in seconds, on the clock of `CompactDialect.releases`
+    :param time_of_day: tells the time in seconds since the epoch
     :ivar own: the dialect of what this peer begins
     :ivar classic: kkrpc 0.x's
     :ivar compact: kkrpc 2's
@@ -59,11 +61,15 @@ class Dialects:
         max_queue_size: int,
         max_queue_bytes: int,
         deliver: Callable[[Record, str | None], object],
+        now: Callable[[], float],
+        time_of_day: Callable[[], float],
     ) -> None:
         self._session_id = session_id
         self.native: NativeDialect = NativeDialect(session_id, codec)
         self.compact: CompactDialect
-        self.compact = CompactDialect(session_id, remote_peer_id, skips_own=skips_own)
+        self.compact = CompactDialect(
+            session_id, remote_peer_id, skips_own=skips_own, now=now, time_of_day=time_of_day
+        )
         plain, rich = ClassicDialect.pair(
             session_id,
             deliver,

@@ -10,7 +10,6 @@ it has seen itself: within the window, a request of a group may be repeated to a
 from __future__ import annotations
 
 import hmac
-import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -31,17 +30,19 @@ class Signer:
 
     :param key: the secret that all peers share
     :param now: tells Redis' time in seconds
+    :param nonce: makes what no entry had before
     :ivar now: the same
     """
 
-    def __init__(self, key: bytes, now: Callable[[], float]) -> None:
+    def __init__(self, key: bytes, now: Callable[[], float], nonce: Callable[[], bytes]) -> None:
         self._key = key
+        self._nonce = nonce
         self.now = now
         self._seen: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()
 
     def sign(self, stream: bytes, fields: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """Return the fields with their signature."""
-        head = b"%d.%s" % (round(self.now() * 1000), secrets.token_hex(8).encode())
+        head = b"%d.%s" % (round(self.now() * 1000), self._nonce())
         return (*fields, b"sig", b"%s.%s" % (head, self._digest(stream, head, fields)))
 
     def check(self, stream: bytes, entry_id: bytes, fields: list[bytes]) -> None:

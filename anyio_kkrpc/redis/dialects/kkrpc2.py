@@ -8,11 +8,10 @@ destroy the next message at a kkrpc 0.x peer on the same stream.
 
 from __future__ import annotations
 
-from time import time
+from collections.abc import Callable
 from typing import Any, Literal, final
 
 import msgspec
-from anyio import current_time
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 from ..._exceptions import ProtocolError
@@ -54,6 +53,8 @@ class CompactDialect(Dialect):
     :param remote_peer_id: the peer that requests are for, unless they are addressed; any if not
         given
     :param skips_own: whether this peer has no interest in what it wrote itself
+    :param now: tells the time in seconds, on the clock of ``releases``
+    :param time_of_day: tells the time in seconds since the epoch, for ``sentAt``
     :ivar releases: callbacks that were dropped here; what is due goes out marked as ``all``
     """
 
@@ -61,11 +62,20 @@ class CompactDialect(Dialect):
     answers_unknown: bool = True
     stale_after: float = 60.0  # twice kkrpc 2's default timeout
 
-    def __init__(self, session_id: str, remote_peer_id: str | None, *, skips_own: bool) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        remote_peer_id: str | None,
+        *,
+        skips_own: bool,
+        now: Callable[[], float],
+        time_of_day: Callable[[], float],
+    ) -> None:
         self._session_id = session_id
         self._skips_own = skips_own
         self._remote_peer_id = remote_peer_id
-        self._spoken = CompactSpoken(current_time)
+        self._time_of_day = time_of_day
+        self._spoken = CompactSpoken(now)
         self.releases: Releases = self._spoken.releases
 
     def begin(self, request: Request, sender: str) -> None:
@@ -86,7 +96,7 @@ class CompactDialect(Dialect):
             envelope["to"] = str(recipient)
         if not isinstance(record, CallbackRelease):
             envelope["correlationId"] = record.id  # type: ignore[union-attr]
-        envelope["sentAt"] = int(time() * 1000)
+        envelope["sentAt"] = int(self._time_of_day() * 1000)
         envelope["message"] = Raw(message)
         return (b"data", msgspec.json.encode(envelope) + b"\n")
 

@@ -80,7 +80,7 @@ def _memory(value: Any) -> int:
 def dialects(name: str, codec: str = "json") -> Dialects:
     return Dialects(
         name, "me" * 13, get_codec(codec), superjson=True, remote_peer_id=None, skips_own=False,
-        max_queue_size=1, max_queue_bytes=1, deliver=lambda record, sender: None,
+        max_queue_size=1, max_queue_bytes=1, deliver=lambda record, sender: None, now=lambda: 0.0, time_of_day=lambda: 0.0,
     )  # fmt: skip
 
 

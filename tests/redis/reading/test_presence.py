@@ -144,7 +144,7 @@ class Looking:
         link: Any = store
         times = CLAIM_IDLE, INBOX_TTL
         self.presence = Presence(
-            KEYS, "me", times, link, ServerClock(), Outages(NOWHERE), self._lose
+            KEYS, "me", times, link, ServerClock(anyio.current_time), Outages(NOWHERE), self._lose
         )
 
     def _lose(self, peer: str, role: Role, error: Exception) -> None:

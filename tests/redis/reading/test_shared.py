@@ -35,6 +35,8 @@ class Stream:
             max_queue_size=10,
             max_queue_bytes=1000,
             deliver=lambda record, sender: inbound.deliver(Envelope(record, sender)),
+            now=lambda: 0.0,
+            time_of_day=lambda: 0.0,
         )
         self.ended: list[Exception] = []
         self.answers: list[Envelope] = []

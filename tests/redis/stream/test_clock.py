@@ -41,7 +41,7 @@ def test_shortest_round_trip(ways: list[tuple[float, float]], pause: float) -> N
     """The sample of the shortest round trip counts, so that a slow one does no harm."""
 
     async def check() -> None:
-        server, clock = Server(), ServerClock()
+        server, clock = Server(), ServerClock(anyio.current_time)
         shortest = 10.0
         for server.way_there, server.way_back in ways:
             await clock.read(server.execute)
@@ -57,7 +57,7 @@ def test_clock_that_is_set(step: float) -> None:
     """A server's clock that was set is followed at the next look, however good the last one was."""
 
     async def check() -> None:
-        server, clock = Server(), ServerClock()
+        server, clock = Server(), ServerClock(anyio.current_time)
         await clock.read(server.execute)
         assert error(server, clock) < 0.001
         server.ahead += step
@@ -72,7 +72,7 @@ def test_clocks_that_drift_apart() -> None:
     """An old sample is worth less with time, so that a new one replaces it."""
 
     async def check() -> None:
-        server, clock = Server(), ServerClock()
+        server, clock = Server(), ServerClock(anyio.current_time)
         await clock.read(server.execute)
         server.way_there = 0.2
         for _ in range(1000):

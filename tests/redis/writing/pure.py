@@ -30,6 +30,8 @@ def dialects(own: str = "native", codec: str = "json", session_id: str = "me") -
         max_queue_size=10,
         max_queue_bytes=1000,
         deliver=lambda record, sender: None,
+        now=lambda: 0.0,
+        time_of_day=lambda: 1.5,
     )
 
 
@@ -44,7 +46,7 @@ def commands(
 ) -> Commands:
     speaks = dialects() if speaks is None else speaks
     sizes = max_message_size, max_backlog
-    return Commands(KEYS, speaks, group, b"consumer", *sizes, signer, added)
+    return Commands(KEYS, speaks, group, b"consumer", *sizes, signer, b"e", added)
 
 
 def parsed(packed: bytes) -> list[list[bytes]]:

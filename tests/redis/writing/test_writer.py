@@ -221,6 +221,8 @@ class Rig:
             max_queue_size=10,
             max_queue_bytes=10,
             deliver=lambda record, sender: None,
+            now=lambda: 0.0,
+            time_of_day=lambda: 0.0,
         )
         if version:
             # What the caller has written tells which version it is of.
@@ -233,6 +235,7 @@ class Rig:
             "max_message_size": 1 << 26,
             "max_backlog": None,
             "signer": None,
+            "epoch": b"e",
             "added": None,
         }
         self.writer = Writer(

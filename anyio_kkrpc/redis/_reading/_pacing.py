@@ -7,7 +7,7 @@ from typing import Protocol
 from anyio import sleep
 from anyio.abc import TaskGroup
 
-from ._streams import TICK, ClassicStreams
+from ...typescript._streams import TICK, ClassicStreams
 
 
 class _Receives(Protocol):
