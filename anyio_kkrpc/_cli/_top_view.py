@@ -19,7 +19,7 @@ from ._top_look import GroupLook, StreamLook, Worker
 from ._top_table import age, choose, number, plural, rate, table
 
 # Seconds from which an unfinished request is called old, and a worker silent. One that lives
-# speaks to Redis each five seconds (block_timeout), also while it is busy (claim_idle / 3).
+# says so each 15 seconds at the latest.
 OLD = SILENT = 60.0
 _GROUP_HEADS = (
     "stream", "group", "waiting", "running", "oldest", "written", "taken", "workers", "dead",

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from .._connection._patience import Patience
 from ._claims import Groups, Look
-from ._held import Held
+from ._held import LIVES, Held
 from ._takeover import Takeover
 
 # As parts of claim_idle: how often the lease is asked for or kept, which has to be more often than
@@ -57,6 +57,7 @@ class Claimer:
         self._take = takeover.take
         self._keep = held.keep
         self._idle = claim_idle
+        self._poll = min(claim_idle * _POLL, LIVES)
         self._wait_room = held.wait_room
         self._tell = tell
         self._patience = patience
@@ -87,7 +88,7 @@ class Claimer:
             except RedisError as exc:
                 # Those who hold entries shall be able to say so before others claim them; and the
                 # reader makes the group again.
-                pause = max(self._idle * _POLL, self._patience.pause(exc))
+                pause = max(self._poll, self._patience.pause(exc))
             else:
                 if not self._patience.calm:
                     self._patience.worked()
@@ -102,13 +103,12 @@ class Claimer:
 
     async def _lead(self) -> float:
         """Search if it is this worker's turn; return when to come back, in seconds."""
-        poll = self._idle * _POLL
         if not await self._keep_lease():
-            return poll
+            return self._poll
         if current_time() >= self._search_at:
             await self._search()
             await self._sweep()
-        return min(poll, max(self._search_at - current_time(), 0.001))
+        return min(self._poll, max(self._search_at - current_time(), 0.001))
 
     async def _keep_lease(self) -> bool:
         led, self._leads = self._leads, await self._groups.lead()
@@ -156,7 +156,7 @@ class Claimer:
         if look.due and await self._take():
             await self._tell()
         await sleep(min(took * _BREATH, _LONGEST_BREATH))
-        if current_time() - self._kept_at > self._idle * _POLL:
+        if current_time() - self._kept_at > self._poll:
             await self._keep_lease()
         return look
 

@@ -32,6 +32,8 @@ logger = logging.getLogger("anyio_kkrpc")
 # take; and how long an entry is surely held, since those who look for lost ones round their times.
 KEEP = 1 / 3
 _SURE = 0.9
+# Seconds in which a worker does something, at the latest, by which others see that it lives.
+LIVES = 15.0
 # How often an entry is confirmed before it begins all the same, since each answer comes too late.
 _CONFIRMATIONS = 3
 # In place of the time until which an entry is surely held.
@@ -99,7 +101,7 @@ class Held:
         self._groups = groups
         self._writer = writer
         self._outages = outages
-        self._interval = claim_idle * KEEP
+        self._interval = min(claim_idle * KEEP, LIVES)
         self.sure_for = claim_idle * _SURE
         self._queue_room = queue_room
         self._tell = tell

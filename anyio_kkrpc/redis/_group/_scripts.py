@@ -88,12 +88,20 @@ end
 """
 )
 
+# Tells that this worker lives, as XINFO CONSUMERS shows it: before Redis 7.2 a read for which there
+# is nothing doesn't. What it reads is what this consumer owns at the end of all ids, nothing.
+_LIVE = b"""
+redis.pcall('XREADGROUP', 'GROUP', group, me, 'COUNT', 1, 'STREAMS', stream,
+  '18446744073709551615-18446744073709551614')
+"""
+
 # Takes entries that are there for anybody. ARGV: ..., bytes, wanted, limit, now, handed back,
 # delayed.
 TAKE = (
     _PREAMBLE
     + _TIDY
     + _GIVE
+    + _LIVE
     + b"""
 local wanted, limit, now = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local pending = redis.call('XPENDING', stream, group, '-', '+', wanted, ARGV[7])

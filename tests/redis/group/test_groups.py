@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from anyio_kkrpc import DeliveryError, RedisStreamsTransport, RPCChannel, current_call
 from anyio_kkrpc.redis._connection._errors import meaning_of
+from anyio_kkrpc.redis._group import _claiming, _held
 from anyio_kkrpc.redis._group import _claims as _group
 from anyio_kkrpc.redis._group._claims import Groups, Look
 from anyio_kkrpc.redis._stream._keys import DELAYED, Keys
@@ -97,6 +98,48 @@ async def test_one_worker_looks(
             await leaders[-1].destroy()
         group.cancel_scope.cancel()
     assert len(leaders) == 2
+
+
+async def test_seen_to_live(
+    redis_server: RedisServer,
+    stream_name: str,
+    witness: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker's idle time begins anew though nothing comes, and though it has no room."""
+    for module in (_claiming, _held):
+        monkeypatch.setattr(module, "LIVES", 0.1)
+    busy = anyio.Event()
+
+    class Waiting:
+        async def wait(self) -> None:
+            busy.set()
+            await anyio.sleep_forever()
+
+    async def starts_anew() -> None:
+        before, times = 0, 0
+        while times < 3:
+            for consumer in witness.xinfo_consumers(stream_name, GROUP):
+                times += consumer["idle"] < before
+                before = consumer["idle"]
+            await anyio.sleep(0.01)
+
+    # What makes it last long to take over others' requests makes none of it less frequent.
+    slow = {"claim_idle": 1e6, "block_timeout": 1e6}
+    with anyio.fail_after(BOUND):
+        async with (
+            worker(redis_server, stream_name, **slow) as served,
+            RPCChannel(served, expose=Waiting(), max_concurrency=1, timeout=None),
+            worker(redis_server, stream_name) as used,
+            RPCChannel(used, timeout=None) as channel,
+            anyio.create_task_group() as group,
+        ):
+            await until(lambda: witness.exists(stream_name))
+            await starts_anew()
+            group.start_soon(channel.get_api().wait)
+            await busy.wait()
+            await starts_anew()
+            group.cancel_scope.cancel()
 
 
 async def test_pauses_grow(
