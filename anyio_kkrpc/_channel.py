@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from ._calling._calls import Calls
 from ._calling._gathering import Replies
-from ._calling._options import CallOptions, check_takeover, check_timeout
+from ._calling._options import CallOptions, check_flag, check_takeover, check_timeout
 from ._calling._proxy import RemoteAPI, question_of
 from ._calling._typed import NO_TYPES, TypesOf
 from ._driver._callbacks import RemoteCallback
@@ -114,6 +114,9 @@ class RPCChannel(AsyncContextManagerMixin):
         request is taken, and left after the last handler has ended; see `expose`.
     :param timeout: seconds that a call waits for its result and a stream for its next item, unless
         `with_call_options` says otherwise; ``None`` for ever
+    :param fail_fast: whether calls fail with `DeliveryError` at once if they are for a consumer
+        group that no worker serves, unless `with_call_options` says otherwise; else they wait for
+        one
     :param max_concurrency: how many requests of other peers run at once; more of them wait in the
         transport's queue
     :param send_tracebacks: whether errors carry the handler's traceback to the caller
@@ -130,6 +133,7 @@ class RPCChannel(AsyncContextManagerMixin):
         *,
         expose: object = None,
         timeout: float | None = DEFAULT_TIMEOUT,
+        fail_fast: bool = False,
         max_concurrency: int = DEFAULT_CONCURRENCY,
         send_tracebacks: bool = False,
         grace_period: float = 0.0,
@@ -138,6 +142,7 @@ class RPCChannel(AsyncContextManagerMixin):
         if not isinstance(transport, Transport):
             raise TypeError(f"transport: needs a Transport, not {transport!r:.80}")
         check_timeout(timeout)
+        check_flag("fail_fast", fail_fast)
         if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int):
             raise TypeError(f"max_concurrency: needs an int, not {max_concurrency!r}")
         if max_concurrency < 1:
@@ -159,7 +164,7 @@ class RPCChannel(AsyncContextManagerMixin):
             self._server = self._make_server(expose, max_concurrency)
         if self._server is not None:
             core.lender = self._server
-        self._calls = Calls(core, self._middleware)
+        self._calls = Calls(core, self._middleware, fail_fast=fail_fast)
         self._sources = Sources(core)
         self._reactions = Reactions(core, self._calls, self._end)
         self._ended = Event()

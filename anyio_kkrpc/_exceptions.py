@@ -49,7 +49,13 @@ class RemoteError(RPCError):
 
 
 class RPCTimeoutError(RPCError, TimeoutError):
-    """No answer came within the call's timeout. Whether the handler ran is not known."""
+    """No answer came within the call's timeout. Whether the handler ran is not known.
+
+    :ivar reason: what was found out about it shortly before, such as ``"no worker has taken it: the
+        group 'jobs' has no workers"``; ``None`` if nothing
+    """
+
+    reason: str | None = None
 
 
 class RPCValidationError(RPCError):

@@ -12,7 +12,15 @@ from msgspec import Struct
 from ._protocol._dependencies import Role as Role
 from .records import Record
 
-__all__ = ("Capabilities", "Codec", "Envelope", "Listener", "Role", "Transport")
+__all__ = (
+    "Capabilities",
+    "Codec",
+    "Envelope",
+    "Explanation",
+    "Listener",
+    "Role",
+    "Transport",
+)
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
@@ -60,6 +68,17 @@ class Envelope(Struct):
     error: Exception | None = None
     token: Any = None
     deadline: float | None = None
+
+
+class Explanation(Struct, frozen=True):
+    """Why a request of this side has no answer yet.
+
+    :ivar text: for people
+    :ivar unserved: whether nobody is there who could take it
+    """
+
+    text: str
+    unserved: bool = False
 
 
 class Listener(ABC):
@@ -175,6 +194,18 @@ class Transport(UnreliableObjectStream[Envelope]):
         :param role: ``"source"`` if a stream of it is read here, ``"reader"`` if it reads one of
             here, or has a function that is called here
         """
+
+    async def explain(self, requests: Sequence[Envelope]) -> Sequence[Explanation | None]:
+        """Find out why requests of this side have no answer yet.
+
+        Asked for all those together whose calls are about to time out, or are to fail at once where
+        nobody serves them: ten times a second at most. It has a tenth of a second. If it takes
+        longer, it is cancelled, and whatever it raises, nothing is known.
+
+        :param requests: as they were sent
+        :return: what is known of each, ``None`` for nothing
+        """
+        return [None] * len(requests)
 
     @abstractmethod
     async def receive(self) -> Envelope:

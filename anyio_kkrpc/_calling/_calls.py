@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from anyio import current_time, move_on_after
@@ -23,6 +24,7 @@ from .._protocol._state import CallInput, CallState
 from .._wire_errors import error_from_wire
 from ..abc import Envelope
 from ..middleware import Invocation, Middleware, StreamEnd, StreamWatcher, pass_through
+from ._explaining import LOOK, Explainer
 from ._options import CallOptions
 
 _OPTIONS = CallOptions()
@@ -31,13 +33,18 @@ _OPTIONS = CallOptions()
 class Calls:
     """Makes the calls of one channel.
 
+    :param fail_fast: whether calls that nobody serves fail at once, unless they say otherwise
     :ivar middleware: what each call goes through; see `intercept`
     """
 
-    __slots__ = ("_cancels", "_core", "middleware")
+    __slots__ = ("_cancels", "_core", "_explainer", "_fail_fast", "middleware")
 
-    def __init__(self, core: Core, middleware: tuple[Middleware, ...]) -> None:
+    def __init__(
+        self, core: Core, middleware: tuple[Middleware, ...], *, fail_fast: bool = False
+    ) -> None:
         self._core = core
+        self._explainer = Explainer(core, self._expire, self._lose_unserved)
+        self._fail_fast = fail_fast
         self._cancels = core.transport.capabilities.cancellation
         self.middleware: tuple[Middleware, ...] = middleware
 
@@ -106,18 +113,22 @@ class Calls:
             raise core.closed_error()
         timeout = core.timeout if options.timeout is UNSET else options.timeout
         serving = running.get()
-        call, envelope = self._make(op, path, options, args, kwargs, value, timeout, serving)
+        call, envelope, look_at = self._make(
+            op, path, options, args, kwargs, value, timeout, serving
+        )
         if not options.reply:
             return await self._send_only(envelope, path, timeout)
         answered = call.handle = core.one_shot()
         deadline, timer = envelope.deadline, None
         if deadline is not None:
-            timer = core.timer.at(deadline, lambda: self._expire(call))
+            timer = core.timer.at(look_at, partial(self._explainer.suspect, call, deadline))
         lender = None if serving is None else core.lender
         if lender is not None:
             lender.lend()
         try:
             await core.send_envelope(envelope)
+            if options.fail_fast or (self._fail_fast and options.fail_fast is UNSET):
+                self._explainer.check(call)
             await answered.wait()
         except BaseException as exc:
             self._give_up(call, not isinstance(exc, (TypeError, RPCError)))
@@ -131,8 +142,7 @@ class Calls:
             raise self._error(call, path, timeout)
         if call.callbacks:
             await self._wait_for_callbacks(call, deadline)
-        result = call.value
-        return RemoteStream(result) if isinstance(result, Inflow) else result
+        return RemoteStream(call.value) if isinstance(call.value, Inflow) else call.value
 
     def _make(
         self,
@@ -144,8 +154,8 @@ class Calls:
         value: Any,
         timeout: float | None,
         serving: CallInfo | None,
-    ) -> tuple[Call, Envelope]:
-        """Enter a call, and return it with what is to be sent.
+    ) -> tuple[Call, Envelope, float]:
+        """Enter a call; return it, what is to be sent, and when to ask why it has no answer.
 
         :param serving: the call whose handler makes this one, which has no more time than its
             caller
@@ -156,12 +166,13 @@ class Calls:
         deadline = options.deadline or (None if timeout is None else now + timeout)
         if serving is not None and serving.deadline is not None:
             deadline = serving.deadline if deadline is None else min(deadline, serving.deadline)
-        budget: int | None = None
+        budget, look_at = None, now
         if deadline is not None:
             left = deadline - now
             if left <= 0:
                 raise _timed_out(path, timeout)
             budget = max(int(left * 1000), 1)
+            look_at = deadline - LOOK if left > 2 * LOOK else now + left / 2
         call, request = core.peer.call(
             op,
             path,
@@ -176,7 +187,7 @@ class Calls:
         for producer in call.producers or ():
             Pump(core, producer, copy_context())
         envelope = call.sent = Envelope(request, None, options.to, deadline=deadline)
-        return call, envelope
+        return call, envelope, look_at
 
     async def _send_only(self, envelope: Envelope, path: list[str], timeout: float | None) -> None:
         """Send a request that nobody answers, within its time."""
@@ -209,14 +220,19 @@ class Calls:
             assert call.error is not None
             return error_from_wire(call.error)
         if call.state is CallState.EXPIRED:
-            return _timed_out(path, timeout)
+            return _timed_out(path, timeout, call.value)
         return self._core.closed_error(call.value)
 
-    def _expire(self, call: Call) -> None:
-        if call.state is CallState.WAITING:  # its reply may have come in the same turn
-            self.finish(call, CallInput.TIMEOUT)
-            self.cancel(call)
-            call.handle.set()
+    def _expire(self, call: Call, reason: str | None) -> None:
+        self.finish(call, CallInput.TIMEOUT)
+        call.value = reason
+        self.cancel(call)
+        call.handle.set()
+
+    def _lose_unserved(self, call: Call, error: Exception) -> None:
+        """End a call that would wait for somebody to serve it."""
+        self.lose(call, error)
+        self.cancel(call)
 
     def _give_up(self, call: Call, was_sent: bool) -> None:
         """The caller stopped waiting, or sending failed."""
@@ -265,6 +281,11 @@ def dropped_callbacks(call: Call) -> OverloadedError:
     )
 
 
-def _timed_out(path: list[str], timeout: float | None) -> RPCTimeoutError:
+def _timed_out(
+    path: list[str], timeout: float | None, reason: str | None = None
+) -> RPCTimeoutError:
     within = "its caller's deadline" if timeout is None else f"{timeout} s"
-    return RPCTimeoutError(f"{'.'.join(path)}: no answer within {within}")
+    because = "" if reason is None else f": {reason}"
+    error = RPCTimeoutError(f"{'.'.join(path)}: no answer within {within}{because}")
+    error.reason = reason
+    return error

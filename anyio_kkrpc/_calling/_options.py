@@ -22,6 +22,7 @@ class CallOptions(Struct, frozen=True):
     :ivar reply: whether a reply is wanted
     :ivar metadata: travels with the request
     :ivar deadline: on AnyIO's clock, if it doesn't follow from the timeout
+    :ivar fail_fast: whether it fails at once if nobody serves it; the default is the channel's
     """
 
     to: str | None = None
@@ -30,6 +31,7 @@ class CallOptions(Struct, frozen=True):
     metadata: dict[str, Any] | None = None
     idempotent: bool = False
     deadline: float | None = None
+    fail_fast: Any = UNSET
 
 
 def check_timeout(timeout: Any) -> None:
@@ -42,6 +44,12 @@ def check_timeout(timeout: Any) -> None:
         raise ValueError(f"timeout: must be positive, not {timeout!r}")
     if timeout > MAX_TIMEOUT:
         raise ValueError(f"timeout: at most {MAX_TIMEOUT:,} s; None waits for ever")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither true nor false."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: needs a bool, not {value!r:.80}")
 
 
 @lru_cache(maxsize=100)

@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from .._driver._inflow import RemoteStream
 from ._calls import Calls
-from ._options import CallOptions, check_timeout
+from ._options import CallOptions, check_flag, check_timeout
 from ._question import Question
 from ._typed import NO_TYPES, TypesOf
 
@@ -238,6 +238,7 @@ def with_call_options(
     reply: bool = True,
     metadata: dict[str, Any] | None = None,
     idempotent: bool | None = None,
+    fail_fast: bool | None = None,
 ) -> P:
     """Return a proxy like ``api`` whose calls are made with these options.
 
@@ -247,6 +248,9 @@ def with_call_options(
     :param metadata: travels with each request, see `current_call`
     :param idempotent: whether it does no harm to make a call again, see
         `anyio_kkrpc.middleware.retry`; as ``api`` says if not given
+    :param fail_fast: whether a call fails with `DeliveryError` at once if it is for a consumer
+        group that no worker serves, in place of waiting for one; as ``api`` says if not given, else
+        as the channel does
     :raises TypeError: if ``api`` is not a proxy from `RPCChannel.get_api`
     :raises ValueError: if ``timeout`` is not positive
     """
@@ -255,6 +259,8 @@ def with_call_options(
     check_timeout(timeout)
     if metadata is not None and not isinstance(metadata, dict):
         raise TypeError(f"metadata: needs a dict, not {metadata!r:.80}")
+    if fail_fast is not None:
+        check_flag("fail_fast", fail_fast)
     old = api._rpc_options
     options = CallOptions(
         to=old.to,
@@ -262,5 +268,6 @@ def with_call_options(
         reply=reply,
         metadata=old.metadata if metadata is None else metadata,
         idempotent=old.idempotent if idempotent is None else idempotent,
+        fail_fast=old.fail_fast if fail_fast is None else fail_fast,
     )
     return api._with(options)  # type: ignore[return-value]

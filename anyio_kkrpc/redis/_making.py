@@ -15,6 +15,7 @@ from ._connection._link import Link
 from ._connection._patience import Outages
 from ._connection._resolver import Fixed
 from ._group._claims import Groups
+from ._group._reasons import Reasons
 from ._group._trim import Trim
 from ._options import Options
 from ._reading._reception import Reception
@@ -121,3 +122,9 @@ def make_groups(options: Options, keys: Keys, link: Link) -> Groups:
         max_deliveries=options.max_deliveries,
         introduction=introduction(keys, *names, options.session_id, options.inbox_ttl),
     )
+
+
+def make_reasons(options: Options, link: Link) -> Reasons:
+    """Return what tells why requests have no answer."""
+    group = options.consumer_group.encode() if options.use_consumer_group else None
+    return Reasons(link, Keys.of(options.stream), group, options.address)

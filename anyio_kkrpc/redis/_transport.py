@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import final
 
@@ -36,7 +36,7 @@ from .._exceptions import TransportClosedError, TransportConnectionError
 from .._protocol._dependencies import Role
 from .._protocol._records import Request
 from .._runtime._lone import lone_error
-from ..abc import Capabilities, Envelope, Listener, Transport
+from ..abc import Capabilities, Envelope, Explanation, Listener, Transport
 from ..kit._options import takes
 from ._admin import Admin, StreamEntry, StreamInfo
 from ._connection._entering import Entering
@@ -44,7 +44,7 @@ from ._connection._patience import Outages
 from ._group._dead_letters import DeadLetter
 from ._lane import Lane
 from ._life import Life, Phase
-from ._making import make_capabilities, make_dialects, make_reception
+from ._making import make_capabilities, make_dialects, make_reasons, make_reception
 from ._options import GivenOptions, Options, check_options
 from ._reading._destroying import DESTROYED
 from ._reading._requests import Reading
@@ -135,6 +135,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         )
         end = {"failed": self._broken, "destroyed": self._end}
         lane = self._lane = Lane(options, self._dialects, reception, self._outages, **end)
+        self._reasons = make_reasons(options, lane.link)
         # Asked for each message, and so without a detour.
         self._inbound, self._aside = reception.inbound, reception.aside
         self._writer, self._held = lane.writer, lane.worker.held
@@ -200,7 +201,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 return
         except RedisError as exc:
             raise address.refuses(exc, self.stream) from exc
-        self._close()  # a goodbye would not be answered either
+        self._life.turn(Phase.CLOSED)
+        self._lane.close(TransportClosedError(DESTROYED))  # a goodbye would not be answered either
         raise entering.error()
 
     async def destroy(self) -> None:
@@ -216,7 +218,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             with move_on_after(CLOSE_TIMEOUT, shield=True):
                 await self._lane.farewell()
         finally:
-            self._close()
+            self._life.turn(Phase.CLOSED)
+            self._lane.close(TransportClosedError(DESTROYED))
 
     async def aclose(self) -> None:
         """The same as `destroy`."""
@@ -238,10 +241,6 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._life.end(reason)
         self._reception.end(reason)
         self._lane.stop(reason)
-
-    def _close(self) -> None:
-        self._life.turn(Phase.CLOSED)
-        self._lane.close(TransportClosedError(DESTROYED))
 
     def _broken(self, exc: Exception) -> None:
         """End it because of an error, which is logged once."""
@@ -269,6 +268,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def watch(self, peer: str | None, role: Role, wanted: bool) -> None:
         """Look after a peer that streams need, or no longer; see `Transport.watch`."""
         self._lane.presence.watch(peer, role, wanted)
+
+    async def explain(self, requests: Sequence[Envelope]) -> Sequence[Explanation | None]:
+        """Find out why requests have no answer yet; see `Transport.explain`."""
+        return await self._reasons.find(requests)
 
     def serve_more(self, change: int) -> None:
         """Take more requests, or fewer; see `Transport.serve_more`."""
