@@ -124,7 +124,8 @@ class Groups:
         self._half_idle = b"%d" % (claim_idle * 500)
         self._lease_ms = b"%d" % max(round(claim_idle * _LEASE * 1000), 1)
         self._limit = b"%d" % max_deliveries
-        self._leaseless = self._unknown = False
+        self._leaseless = self._unknown = self._introduced = False
+        self._namesake = b""
         self._reply = Portion(_REPLY_BYTES, _LEAST_BYTES)
 
     async def introduce(self, execute: Execute) -> None:
@@ -134,6 +135,8 @@ class Groups:
         """
         if self._introduction is None:
             return
+        if self._introduced:
+            await self._look_for_namesake(execute, self._introduction)
         try:
             await execute(*self._introduction)
         except ResponseError as exc:
@@ -148,6 +151,28 @@ class Groups:
                 )
         else:
             self._unknown = False
+            self._introduced = True
+
+    async def _look_for_namesake(self, execute: Execute, introduction: Command) -> None:
+        """Warn if another worker has the name of this one: it has introduced itself since.
+
+        One that had it before does so no more.
+        """
+        try:
+            found = await execute(b"XREVRANGE", introduction[3], b"+", b"-", b"COUNT", b"1")
+        except ResponseError:
+            return  # whoever may write it and not read it isn't told
+        for _, (_, session) in found:
+            if session != introduction[-1] and session != self._namesake:
+                self._namesake = session
+                logger.warning(
+                    "the worker %r of the group %r lives twice: peer %r has this consumer_name, "
+                    "too. Each takes what the other one holds for its own, and runs it a second "
+                    "time; give each worker a name of its own",
+                    self._consumer.decode(errors="backslashreplace"),
+                    self._group.decode(errors="backslashreplace"),
+                    session.decode(errors="backslashreplace"),
+                )
 
     # The group
 

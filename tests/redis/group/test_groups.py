@@ -160,6 +160,44 @@ async def test_pauses_grow(
     assert api.attempts == expected
 
 
+async def test_two_of_one_name(
+    redis_server: RedisServer,
+    stream_name: str,
+    witness: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Both say so, once; one that takes the place of another one doesn't."""
+    key = Keys.of(stream_name).worker(GROUP.encode(), b"me")
+
+    def told() -> list[str]:
+        texts = [record.getMessage() for record in caplog.records]
+        return [text for text in texts if "lives twice" in text]
+
+    def me(name: str) -> RedisStreamsTransport:
+        options: dict[str, Any] = {"session_id": name, "health_check_interval": 0.05}
+        return worker(redis_server, stream_name, consumer_name="me", **options)
+
+    async def introduced(times: int) -> None:
+        seen: set[Any] = set()
+        with anyio.fail_after(BOUND):
+            while len(seen) < times:
+                seen.update(entry_id for entry_id, _ in witness.xrange(key))
+                await anyio.sleep(0.01)
+
+    async with me("before") as before, RPCChannel(before, expose=Api()):
+        await introduced(1)
+    async with me("one") as one, RPCChannel(one, expose=Api()):
+        await introduced(4)
+        assert told() == []
+        async with me("two") as two, RPCChannel(two, expose=Api()):
+            await until(lambda: len(told()) == 2)
+            await introduced(6)
+    assert [sum(f"peer '{name}' has" in text for text in told()) for name in ("one", "two")] == [
+        1,
+        1,
+    ]
+
+
 async def test_restarted_under_its_name(
     redis_server: RedisServer, stream_name: str, witness: redis.Redis
 ) -> None:
