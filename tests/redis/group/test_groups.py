@@ -174,7 +174,7 @@ async def test_two_of_one_name(
         return [text for text in texts if "lives twice" in text]
 
     def me(name: str) -> RedisStreamsTransport:
-        options: dict[str, Any] = {"session_id": name, "health_check_interval": 0.05}
+        options: dict[str, Any] = {"session_id": name, "health_check_interval": 0.25}
         return worker(redis_server, stream_name, consumer_name="me", **options)
 
     async def introduced(times: int) -> None:
