@@ -46,7 +46,7 @@ class Outgoing:
         self._writing = False
         self._handed_over = Event()
         self._room: Event | None = None
-        self._scope = CancelScope(shield=True)
+        self._scope: CancelScope | None = None
         self.sent: int = 0
 
     def start(self, group: TaskGroup, name: str) -> None:
@@ -55,7 +55,8 @@ class Outgoing:
 
         :param name: of the task
         """
-        group.start_soon(self._go_on, name=name)
+        self._scope = CancelScope(shield=True)
+        group.start_soon(self._go_on, self._scope, name=name)
 
     async def send(self, message: bytes) -> None:
         """Write a message, or leave it to the write under way; wait while there is too much."""
@@ -95,7 +96,8 @@ class Outgoing:
 
     def stop(self) -> None:
         """End the task."""
-        self._scope.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
 
     async def _write_some(self, messages: list[bytes], size: int) -> None:
         try:
@@ -122,8 +124,8 @@ class Outgoing:
         del self._waiting[:count]
         return messages, size
 
-    async def _go_on(self) -> None:
-        with self._scope:
+    async def _go_on(self, scope: CancelScope) -> None:
+        with scope:
             while True:
                 await self._handed_over.wait()
                 self._handed_over = Event()

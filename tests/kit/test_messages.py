@@ -167,6 +167,7 @@ def test_wrong_options(option: str, value: object, error: type[Exception]) -> No
     async def nothing(*_: object) -> None:
         raise AssertionError
 
+    Messages(nothing, nothing)  # needs no event loop yet
     with pytest.raises(error, match=f"^{option}:"):
         Messages(nothing, nothing, **{option: value})  # type: ignore[arg-type]
 
