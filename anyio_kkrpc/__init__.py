@@ -13,6 +13,7 @@ from ._calling._proxy import RemoteCall as RemoteCall
 from ._calling._proxy import with_call_options as with_call_options
 from ._channel import ChannelStatistics as ChannelStatistics
 from ._channel import RPCChannel as RPCChannel
+from ._driver._callbacks import Callback as Callback
 from ._driver._callbacks import RemoteCallback as RemoteCallback
 from ._driver._context import CallInfo as CallInfo
 from ._driver._context import current_call as current_call

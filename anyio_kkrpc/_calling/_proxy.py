@@ -207,6 +207,9 @@ class RemoteAPI:
         raise AttributeError("use: await channel.set_property(name, value)")
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> RemoteCall:
+        callbacks = self._rpc_types.callbacks
+        if callbacks is not None:
+            args, kwargs = callbacks.bound(args, kwargs, ".".join(self._rpc_path))
         return RemoteCall(self, args, kwargs)
 
     def __await__(self) -> Generator[Any, Any, Any]:

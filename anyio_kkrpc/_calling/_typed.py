@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from .._driver._inflow import RemoteStream, leave
 from .._exceptions import RPCValidationError
+from .._values._callbacks import PassedCallbacks
 from .._values._conversion import (
     AWAITABLES,
     annotations_of,
@@ -18,9 +20,12 @@ from .._values._conversion import (
 
 
 class TypesOf:
-    """What a Protocol class says about the names below one path, or nothing."""
+    """What a Protocol class says about the names below one path, or nothing.
 
-    __slots__ = ("_children", "_hints", "_protocol", "_result", "_value")
+    :ivar callbacks: parameters that take functions, if what is there is a method with such
+    """
+
+    __slots__ = ("_children", "_hints", "_protocol", "_result", "_value", "callbacks")
 
     def __init__(self, protocol: type | None = None, annotation: Any = None) -> None:
         self._protocol = protocol
@@ -28,13 +33,15 @@ class TypesOf:
         self._children: dict[str, TypesOf] = {}
         self._result: Any = Any
         self._value: Any = Any
+        self.callbacks: PassedCallbacks | None = None
         if annotation is not None:
             self._value = checkable(unwrap(annotation, AWAITABLES))
 
     @classmethod
-    def _method(cls, function: Any) -> TypesOf:
-        types = cls()
-        result, _ = result_of(hints_of(function))
+    def _method(cls, function: Any, *, bound: bool) -> TypesOf:
+        types, hints = cls(), hints_of(function)
+        types.callbacks = PassedCallbacks(function, hints, bound=bound) or None
+        result, _ = result_of(hints)
         if result is not type(None):
             types._result = result
         return types
@@ -54,7 +61,8 @@ class TypesOf:
         if isinstance(member, property):
             annotation = annotations_of(member.fget).get("return", Any)
         elif callable(member) and not isinstance(member, type):
-            return self._method(member)
+            static = inspect.getattr_static(protocol, name)
+            return self._method(member, bound=isinstance(static, (staticmethod, classmethod)))
         else:
             if self._hints is None:
                 self._hints = annotations_of(protocol)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import deque
-from typing import Any, final
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeAlias, final
 
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -15,10 +16,18 @@ from .._protocol._budget import BUDGET, weight_of
 from .._protocol._events import CallbackInvoked
 from .._protocol._exports import CallbackExport
 from .._runtime._fresh import fresh_copy
+from .._values._callbacks import CallbackArguments, arguments_of, check_calls
 from ._context import running
 from ._core import Core
 
 logger = logging.getLogger("anyio_kkrpc")
+
+_P = ParamSpec("_P")
+Callback: TypeAlias = Callable[_P, object]
+"""What a Protocol takes as a function, synchronous or asynchronous: ``Callback[[Progress]]``.
+
+Whatever it returns is accepted, so that ``list.append``, lambdas and ``async def`` all fit.
+"""
 
 # What may wait because a callback is slower than its callers: invocations, and what they weigh.
 # Beyond this the oldest go, so it is only for peers that don't wait for a callback: those that do
@@ -30,11 +39,22 @@ MAX_WEIGHT = 16 * BUDGET
 class CallbackRunner:
     """Runs the invocations of one callback one after the other, in the order in which they came."""
 
-    __slots__ = ("_core", "_export", "_idle", "_running", "_waiting", "_weight")
+    __slots__ = (
+        "_arguments",
+        "_core",
+        "_export",
+        "_idle",
+        "_name",
+        "_running",
+        "_waiting",
+        "_weight",
+    )
 
     def __init__(self, core: Core, export: CallbackExport) -> None:
         self._core = core
         self._export = export
+        self._arguments = arguments_of(export.function)
+        self._name: str = getattr(export.function, "__qualname__", "a callback")
         self._waiting: deque[tuple[CallbackInvoked, int]] = deque()
         self._weight = 0
         self._running: CallbackInvoked | None = None
@@ -81,14 +101,17 @@ class CallbackRunner:
 
     async def run(self) -> None:
         """Run what is queued. An exception of the callback is logged and ends nothing."""
-        function = self._export.function
+        function, arguments = self._export.function, self._arguments
         try:
             while self._waiting:
                 event, weight = self._waiting.popleft()
                 self._weight -= weight
                 self._running = event
                 try:
-                    result = function(*event.args, **event.kwargs)
+                    args, kwargs = event.args, event.kwargs
+                    if arguments is not None:
+                        args, kwargs = arguments.converted(args, kwargs, self._name)
+                    result = function(*args, **kwargs)
                     if inspect.isawaitable(result):
                         await result
                 except KeyboardInterrupt:
@@ -178,7 +201,16 @@ class RemoteCallback:
     side is told that the function won't be called again.
     """
 
-    __slots__ = ("__weakref__", "_ahead", "_core", "_id", "_owner", "_request_id")
+    __slots__ = (
+        "__weakref__",
+        "_ahead",
+        "_arguments",
+        "_core",
+        "_id",
+        "_name",
+        "_owner",
+        "_request_id",
+    )
 
     def __init__(
         self,
@@ -193,6 +225,8 @@ class RemoteCallback:
         self._owner = owner
         self._request_id = request_id
         self._ahead = ahead
+        self._arguments: CallbackArguments | None = None
+        self._name = ""
         if ahead is not None:
             Turns(core, ahead)
 
@@ -202,14 +236,19 @@ class RemoteCallback:
         :raises DeliveryError: if the other side is gone, or has the function no more
         :raises TransportClosedError: if the channel is closed
         :raises TypeError: if an argument can't be sent
+        :raises RPCValidationError: if an argument doesn't fit the annotation of the handler that
+            has got the function
         """
         core, ahead = self._core, self._ahead
+        sent: Sequence[Any] = args
+        if self._arguments is not None:
+            sent, kwargs = self._arguments.checked(args, kwargs, self._name)
         said = self._request_id if core.broadcast else None
-        record = core.peer.callback_call(self._id, args, kwargs, said)
+        record = core.peer.callback_call(self._id, sent, kwargs, said)
         if ahead is None:
             await core.send(record, self._owner)
             return
-        weight, turns = weight_of((args, kwargs)), ahead.handle
+        weight, turns = weight_of((sent, kwargs)), ahead.handle
         if not turns.free:
             await turns.wait()
         number = core.peer.send_callback(ahead, record, weight)
@@ -234,3 +273,8 @@ class RemoteCallback:
 
     def __del__(self) -> None:
         self._core.release(self._id, self._owner, self._request_id, self._ahead)
+
+
+@check_calls.register(RemoteCallback)
+def _(callback: RemoteCallback, arguments: CallbackArguments, name: str) -> None:
+    callback._arguments, callback._name = arguments, name

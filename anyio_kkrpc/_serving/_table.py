@@ -23,8 +23,8 @@ from typing import Any, ClassVar, Final, Literal, TypeVar, final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from .._values._arguments import ArgumentConverter
 from .._values._conversion import (
-    ArgumentConverter,
     annotations_of,
     checkable,
     convert_value,
@@ -232,9 +232,9 @@ def expose(
     :param writable: dotted names of the properties that peers may set; others are read-only
     :param naming: with ``"camel"``, each name can also be reached as TypeScript would have it:
         ``with_progress`` as ``withProgress``. A name of ``api`` itself comes first.
-    :param validate_results: whether what handlers return, items of their streams and properties are
-        checked against their annotations before they are sent. It costs time that grows with the
-        size of a result that isn't plain text, a number or bytes.
+    :param validate_results: whether what handlers return, items of their streams, properties and
+        what they call functions with are checked against their annotations before they are sent. It
+        costs time that grows with the size of a value that isn't plain text, a number or bytes.
     :param lifespan: an `asynccontextmanager` function that takes ``api``, entered and left in place
         of ``api`` itself; what it yields is ignored. With ``None`` nothing is entered.
     :raises TypeError: if ``api`` is a class, a function or a plain value
@@ -280,6 +280,8 @@ def _build(api: object, *, writable: tuple[str, ...], camel: bool, checked: bool
         sources: list[Method | Property] = [*exposed.methods.values(), *exposed.properties.values()]
         for source in sources:
             source.result = source.item = Any
+            if isinstance(source, Method):
+                source.arguments.trust_callbacks()
     return exposed
 
 

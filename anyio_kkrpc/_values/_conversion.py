@@ -21,12 +21,11 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import astuple
 
 from .._exceptions import RPCValidationError
 from .._protocol._values import PLAIN, is_stream
 from ._alike import KeyGuard
-from ._pydantic import MOST_ISSUES, ModelKind, Unfit, decode, mentions_model, plain
+from ._pydantic import ModelKind, Unfit, decode, mentions_model, plain
 
 AWAITABLES = (Awaitable, Coroutine)
 _NATIVE = (
@@ -35,11 +34,8 @@ _NATIVE = (
 )  # fmt: skip
 # The end of a message of msgspec's, and whether it is about a key of a dict.
 _PATH = re.compile(r"(.*) - at (`key` in )?`\$(.*)`", re.DOTALL)
-_INDEX = re.compile(r"\[(\d+)\](.*)", re.DOTALL)
 logger = logging.getLogger("anyio_kkrpc")
-_UNIONS = (typing.Union, types.UnionType)
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+UNIONS = (typing.Union, types.UnionType)
 
 
 class UnfitResultError(RPCValidationError):
@@ -104,15 +100,15 @@ class GuardedKind:
         :raises Unfit: if it doesn't fit
         """
         self._guard.check(value)
-        return _convert(value, self.kind, name, phase)
+        return convert(value, self.kind, name, phase)
 
 
-def _stream_kind(annotation: Any) -> StreamKind | None:
+def stream_kind(annotation: Any) -> StreamKind | None:
     """Return what a stream is checked by, ``None`` for an annotation of something else."""
     origin = typing.get_origin(annotation)
-    if origin in _UNIONS:
+    if origin in UNIONS:
         members = [one for one in typing.get_args(annotation) if one is not type(None)]
-        if len(members) == 1 and _stream_kind(members[0]) is not None:
+        if len(members) == 1 and stream_kind(members[0]) is not None:
             return StreamKind(members[0], optional=True)
         return None
     kind = origin or annotation
@@ -154,19 +150,21 @@ def _kind_of(annotation: Any) -> Any:
     return annotation
 
 
-def annotations_of(thing: Any) -> dict[str, Any]:
+def annotations_of(thing: Any, *, quiet: bool = False) -> dict[str, Any]:
     """Return the resolved annotations of a function or class.
 
     One that doesn't resolve, as of a name that is there for type checkers only, is left out, with
     a warning: what isn't known can't be checked.
+
+    :param quiet: whether nothing is said, as of functions that are made anew for each call
     """
     try:
         return typing.get_type_hints(thing, include_extras=True)
     except Exception:  # whatever evaluating them raises
-        return _resolve_each(thing)
+        return _resolve_each(thing, quiet=quiet)
 
 
-def _resolve_each(thing: Any) -> dict[str, Any]:
+def _resolve_each(thing: Any, *, quiet: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for owner in reversed(thing.__mro__) if isinstance(thing, type) else (inspect.unwrap(thing),):
         module = sys.modules.get(getattr(owner, "__module__", ""))
@@ -180,8 +178,9 @@ def _resolve_each(thing: Any) -> dict[str, Any]:
             try:
                 found |= typing.get_type_hints(one, names, include_extras=True)
             except Exception as exc:
-                where = getattr(owner, "__qualname__", owner)
-                logger.warning("%s: %s isn't checked: %s", where, name, exc)
+                if not quiet:
+                    where = getattr(owner, "__qualname__", owner)
+                    logger.warning("%s: %s isn't checked: %s", where, name, exc)
     return found
 
 
@@ -204,9 +203,9 @@ def unwrap(annotation: Any, origins: tuple[Any, ...]) -> Any:
     return annotation
 
 
-def hints_of(function: Any) -> dict[str, Any]:
+def hints_of(function: Any, *, quiet: bool = False) -> dict[str, Any]:
     """Return the resolved annotations of something that can be called, see `annotations_of`."""
-    return annotations_of(_annotated(function))
+    return annotations_of(_annotated(function), quiet=quiet)
 
 
 def result_of(hints: dict[str, Any]) -> tuple[Any, Any]:
@@ -214,7 +213,7 @@ def result_of(hints: dict[str, Any]) -> tuple[Any, Any]:
     result = unwrap(hints.get("return", Any), AWAITABLES)
     if typing.get_origin(result) is AbstractAsyncContextManager:
         result = typing.get_args(result)[0]  # a Protocol's way to say that a stream is closed
-    stream = _stream_kind(result)
+    stream = stream_kind(result)
     return (checkable(result), Any) if stream is None else (stream, stream.item)
 
 
@@ -226,124 +225,6 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
-class ArgumentConverter:
-    """Checks and converts the arguments of one function; made once, when it is exposed."""
-
-    __slots__ = (
-        "_by_count",
-        "_keywords",
-        "_maximum",
-        "_minimum",
-        "_name",
-        "_names",
-        "_others",
-        "_rest",
-        "_signature",
-        "_types",
-    )
-
-    def __init__(self, name: str, function: Callable[..., Any], hints: dict[str, Any]) -> None:
-        self._name = name
-        signature = self._signature = signature_of(function)
-        parameters = [] if signature is None else list(signature.parameters.values())
-        annotations = {p.name: hints.get(p.name, Any) for p in parameters}
-        checked = {
-            name: _stream_kind(annotation) or checkable(annotation)
-            for name, annotation in annotations.items()
-        }
-        positional = [p for p in parameters if p.kind in _POSITIONAL]
-        self._names = [p.name for p in positional]
-        self._types = [checked[p.name] for p in positional]
-        self._rest: Any = Any
-        self._others: Any = Any
-        for p in parameters:
-            if p.kind is inspect.Parameter.VAR_POSITIONAL:
-                self._rest = checked[p.name]
-            elif p.kind is inspect.Parameter.VAR_KEYWORD:
-                self._others = checked[p.name]
-        self._keywords = {p.name: checked[p.name] for p in parameters if p.kind in _BY_NAME}
-        required = [p for p in positional if p.default is inspect.Parameter.empty]
-        self._minimum = len(required)
-        self._maximum = len(positional)
-        if signature is None or any(
-            p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty
-            for p in parameters
-        ):
-            self._maximum = -1  # never the short way
-        if any(isinstance(kind, (ModelKind, StreamKind, GuardedKind)) for kind in self._types):
-            self._maximum = -1
-        # What a number of arguments is converted to; None where nothing is to be checked.
-        self._by_count: dict[int, type[Struct] | None] = {
-            n: _struct_of(self._types[:n]) for n in range(self._minimum, self._maximum + 1)
-        }
-
-    def convert(
-        self, args: list[Any], kwargs: dict[str, Any]
-    ) -> tuple[typing.Sequence[Any], dict[str, Any]]:
-        """Return the arguments as annotated.
-
-        :raises RPCValidationError: if they don't fit the signature or its annotations
-        """
-        count = len(args)
-        if not kwargs and self._minimum <= count <= self._maximum:
-            kind = self._by_count[count]
-            if kind is None:
-                return args, kwargs
-            try:
-                return astuple(_by_msgspec(args, kind)), kwargs
-            except msgspec.ValidationError as exc:
-                raise self._error(self._locate(*_split(exc))) from None
-        return self._convert_each(args, kwargs)
-
-    def _convert_each(
-        self, args: list[Any], kwargs: dict[str, Any]
-    ) -> tuple[list[Any], dict[str, Any]]:
-        if self._signature is None:
-            return args, kwargs
-        try:
-            self._signature.bind(*args, **kwargs)
-        except TypeError as exc:
-            raise self._error(str(exc)) from None
-        types_ = self._types + [self._rest] * (len(args) - len(self._types))
-        names = self._names + [f"[{n}]" for n in range(len(self._names), len(args))]
-        issues: list[str] = []
-
-        def one(name: str, value: Any, kind: Any) -> Any:
-            try:
-                return value if kind is Any else _convert(value, kind, self._name, "input")
-            except Unfit as exc:
-                issues.extend(_at(name + path, message) for path, message in exc.args[0])
-                if len(issues) > MOST_ISSUES:
-                    raise self._error(*issues[:MOST_ISSUES], "...") from None
-
-        args = [
-            one(name, value, kind) for name, value, kind in zip(names, args, types_, strict=False)
-        ]
-        kwargs = {
-            name: one(name, value, self._keywords.get(name, self._others))
-            for name, value in kwargs.items()
-        }
-        if issues:
-            raise self._error(*issues)
-        return args, kwargs
-
-    def _locate(self, message: str, path: str) -> str:
-        """Return the message with the argument that a path such as ``[0].x`` begins with."""
-        found = _INDEX.fullmatch(path)
-        return message if found is None else _at(self._names[int(found[1])] + found[2], message)
-
-    def _error(self, *issues: str) -> RPCValidationError:
-        return RPCValidationError("input", self._name, list(issues))
-
-
-def _struct_of(types_: list[Any]) -> type[Struct] | None:
-    # A class and not a tuple type: msgspec keeps what it learns of classes only.
-    if all(kind is Any for kind in types_):
-        return None
-    fields = [(f"argument{n}", kind) for n, kind in enumerate(types_)]
-    return msgspec.defstruct("Arguments", fields, array_like=True)
-
-
 def convert_value(value: Any, kind: Any, name: str, phase: str) -> Any:
     """Return one value as annotated.
 
@@ -352,7 +233,7 @@ def convert_value(value: Any, kind: Any, name: str, phase: str) -> Any:
     if kind is Any:
         return value
     try:
-        return _convert(value, kind, name, phase)
+        return convert(value, kind, name, phase)
     except Unfit as exc:
         raise RPCValidationError(phase, name, _issues(exc)) from None
     except Exception as exc:  # a validator of the user's that fails in a way of its own
@@ -379,13 +260,13 @@ def check_own(value: Any, kind: Any, name: str) -> Any:
             seen = msgspec.to_builtins(value, builtin_types=_NATIVE, enc_hook=plain)
         except (TypeError, ValueError, RecursionError):
             seen = value  # whether it can be sent is for the codec to say
-        _convert(seen, kind, name, "output")
+        convert(seen, kind, name, "output")
     except Unfit as exc:
         raise UnfitResultError("output", name, _issues(exc)) from None
     return value
 
 
-def _convert(value: Any, kind: Any, name: str, phase: str) -> Any:
+def convert(value: Any, kind: Any, name: str, phase: str) -> Any:
     if isinstance(kind, ModelKind):
         return kind.convert(value)
     if isinstance(kind, (StreamKind, GuardedKind)):
@@ -393,13 +274,13 @@ def _convert(value: Any, kind: Any, name: str, phase: str) -> Any:
     if is_stream(value) and kind is not object:
         raise Unfit([("", "Expected a value, got a stream")])
     try:
-        return _by_msgspec(value, kind)
+        return by_msgspec(value, kind)
     except msgspec.ValidationError as exc:
-        message, path = _split(exc)
+        message, path = split(exc)
         raise Unfit([(path, message)]) from None
 
 
-def _by_msgspec(value: Any, kind: Any) -> Any:
+def by_msgspec(value: Any, kind: Any) -> Any:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError:
@@ -407,7 +288,7 @@ def _by_msgspec(value: Any, kind: Any) -> Any:
         return msgspec.convert(value, kind, dec_hook=decode, str_keys=True)
 
 
-def _split(exc: msgspec.ValidationError) -> tuple[str, str]:
+def split(exc: msgspec.ValidationError) -> tuple[str, str]:
     """Return the message without its path, and the path, such as ``[0].x``.
 
     A message may hold the wrong value, which may look like a path: the real one is the last.
@@ -419,10 +300,10 @@ def _split(exc: msgspec.ValidationError) -> tuple[str, str]:
 
 
 def _issues(exc: Unfit) -> list[str]:
-    return [_at(f"${path}", message) for path, message in exc.args[0]]
+    return [located(f"${path}", message) for path, message in exc.args[0]]
 
 
-def _at(path: str, message: str) -> str:
+def located(path: str, message: str) -> str:
     return message if path == "$" else f"{message} - at `{path}`"
 
 

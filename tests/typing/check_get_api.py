@@ -10,6 +10,7 @@ from msgspec import Struct
 from typing_extensions import assert_type
 
 from anyio_kkrpc import (
+    Callback,
     CallInfo,
     ChannelStatistics,
     MemoryTransport,
@@ -52,6 +53,10 @@ class Api(Protocol):
 
     async def with_progress(self, steps: int, on_step: Callable[[int], object]) -> list[int]: ...
 
+    async def with_points(
+        self, on_point: Callback[[Point]], done: Callback[[]] | None = None
+    ) -> None: ...
+
     def count_to(self, end: int) -> AsyncIterator[int]: ...
 
 
@@ -70,6 +75,26 @@ async def check_typed(channel: RPCChannel) -> None:
         assert_type(item, int)
     assert_type(with_call_options(api, timeout=1.5), Api)
     assert_type(with_call_options(api, timeout=None, metadata={"a": 1}), Api)
+
+
+def take(point: Point) -> None: ...
+
+
+async def take_later(point: Point) -> None: ...
+
+
+async def check_callbacks(channel: RPCChannel) -> None:
+    """Synchronous or asynchronous, with or without a result."""
+    api, points = channel.get_api(Api), list[Point]()
+    await api.with_points(points.append)
+    await api.with_points(lambda point: print(point.x))
+    await api.with_points(lambda point: points.append(point), lambda: None)
+    await api.with_points(take)
+    await api.with_points(take_later, done=points.clear)
+    await api.with_points(print)
+    await api.with_points(len)  # type: ignore[arg-type]
+    await api.with_points(lambda point: print(point.z))  # type: ignore[attr-defined]
+    await api.with_points(lambda: None)  # type: ignore[misc,arg-type]
 
 
 async def check_mistakes(channel: RPCChannel) -> None:

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from anyio_kkrpc import RPCValidationError
 from anyio_kkrpc._protocol._hashes import MOST_ALIKE, AlikeError, check_hashes
-from anyio_kkrpc._values._conversion import ArgumentConverter, GuardedKind, checkable, convert_value
+from anyio_kkrpc._values._arguments import ArgumentConverter
+from anyio_kkrpc._values._conversion import GuardedKind, checkable, convert_value
 from tests.alike import MODULUS, pairs
 
 ALIKE = [n * MODULUS for n in range(1, 2001)]

@@ -1,0 +1,318 @@
+"""Functions that one side passes to the other, and what the arguments of their calls have to be.
+
+Both sides check them: who calls, against the annotation of the handler that has got the function,
+and who has passed it, against that of the Protocol or else against the function's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .._exceptions import RPCValidationError
+from .._protocol._values import is_callback
+from ._conversion import (
+    UNIONS,
+    UnfitResultError,
+    check_own,
+    checkable,
+    convert,
+    hints_of,
+    located,
+    signature_of,
+)
+from ._pydantic import Unfit
+
+_PLACE = " - at `$"
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+class CallbackArguments:
+    """What the arguments of a function are checked against.
+
+    :param kinds: of those that are given by their place, with what they are called in errors
+    :param named: of those that are given by name
+    :param rest: of all further ones
+    :param others: of all further ones that are given by name
+    :param exact: whether there may be no more and no fewer
+    """
+
+    __slots__ = ("_exact", "_kinds", "_named", "_others", "_rest")
+
+    def __init__(
+        self,
+        kinds: Sequence[tuple[str, Any]],
+        named: Mapping[str, Any],
+        rest: Any = Any,
+        others: Any = Any,
+        *,
+        exact: bool = False,
+    ) -> None:
+        self._kinds = kinds
+        self._named = named
+        self._rest = rest
+        self._others = others
+        self._exact = exact
+
+    @property
+    def of_use(self) -> bool:
+        """Whether anything is checked."""
+        kinds = (*(kind for _, kind in self._kinds), *self._named.values())
+        return self._exact or any(kind is not Any for kind in (*kinds, self._rest, self._others))
+
+    def converted(
+        self, args: Sequence[Any], kwargs: dict[str, Any], name: str
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Return arguments that came as annotated.
+
+        :raises RPCValidationError: if they don't fit
+        """
+        issues = self._miscounted(args, kwargs)
+
+        def one(label: str, value: Any, kind: Any) -> Any:
+            try:
+                return value if kind is Any else convert(value, kind, name, "input")
+            except Unfit as exc:
+                issues.extend(located(label + path, message) for path, message in exc.args[0])
+
+        made = self._each(args, kwargs, one)
+        if issues:
+            raise RPCValidationError("input", name, issues)
+        return made
+
+    def checked(
+        self, args: Sequence[Any], kwargs: dict[str, Any], name: str
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Return arguments that go out.
+
+        :raises UnfitResultError: if they don't fit
+        """
+        issues = self._miscounted(args, kwargs)
+
+        def one(label: str, value: Any, kind: Any) -> Any:
+            try:
+                return check_own(value, kind, name)
+            except UnfitResultError as exc:
+                issues.extend(_placed(label, issue) for issue in exc.issues)
+
+        made = self._each(args, kwargs, one)
+        if issues:
+            raise UnfitResultError("output", name, issues)
+        return made
+
+    def _miscounted(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[str]:
+        expected, found = len(self._kinds), len(args)
+        if not self._exact or (found == expected and not kwargs):
+            return []
+        more = f" and {len(kwargs)} by name" if kwargs else ""
+        return [f"Expected {expected} arguments, got {found}{more}"]
+
+    def _each(
+        self, args: Sequence[Any], kwargs: dict[str, Any], one: Callable[[str, Any, Any], Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        kinds, named = self._kinds, self._named
+        made = [
+            one(*_labelled(index, value, *kinds[index]))
+            if index < len(kinds)
+            else one(f"[{index}]", value, self._rest)
+            for index, value in enumerate(args)
+        ]
+        return made, {
+            key: one(key, value, named.get(key, self._others)) for key, value in kwargs.items()
+        }
+
+
+def _labelled(index: int, value: Any, label: str, kind: Any) -> tuple[str, Any, Any]:
+    return label or f"[{index}]", value, kind
+
+
+def _placed(label: str, issue: str) -> str:
+    head, found, path = issue.rpartition(_PLACE)
+    return f"{head}{_PLACE[:-1]}{label}{path}" if found else located(label, issue)
+
+
+class CallbackKind:
+    """Takes functions only, and has what they are called with checked.
+
+    :ivar arguments: against which, if at all
+    :param parameter: which takes them, for errors
+    """
+
+    __slots__ = ("_optional", "_parameter", "arguments")
+
+    def __init__(self, arguments: CallbackArguments, parameter: str, *, optional: bool) -> None:
+        self.arguments: CallbackArguments | None = arguments
+        self._parameter = parameter
+        self._optional = optional
+
+    def convert(self, value: Any, name: str) -> Any:
+        """Return a function that came, or None.
+
+        :param name: of what is called with it
+        :raises Unfit: if it is something else
+        """
+        if value is None and self._optional:
+            return None
+        if not is_callback(value):
+            raise Unfit([("", f"Expected a function, got `{type(value).__name__}`")])
+        if self.arguments is not None:
+            check_calls(value, self.arguments, f"{name}.{self._parameter}")
+        return value
+
+    def bound(self, value: Any, name: str) -> Any:
+        """Return a function that goes out, which converts what it is called with."""
+        if self.arguments is None or not is_callback(value):
+            return value
+        return CheckedCallback(value, self.arguments, f"{name}.{self._parameter}")
+
+
+@functools.singledispatch
+def check_calls(callback: Any, arguments: CallbackArguments, name: str) -> None:
+    """Have the arguments checked with which a function that came is called.
+
+    Who makes functions of what comes registers here how that is done; others are left as they are.
+
+    :param name: for errors
+    """
+
+
+class CheckedCallback:
+    """A function whose arguments are converted as they come."""
+
+    __slots__ = ("_arguments", "_function", "_name")
+
+    def __init__(
+        self, function: Callable[..., Any], arguments: CallbackArguments, name: str
+    ) -> None:
+        self._function = function
+        self._arguments = arguments
+        self._name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it.
+
+        :raises RPCValidationError: if an argument doesn't fit
+        """
+        args_, kwargs = self._arguments.converted(args, kwargs, self._name)
+        return self._function(*args_, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CheckedCallback):
+            return NotImplemented
+        return self._function == other._function and self._arguments is other._arguments
+
+    def __hash__(self) -> int:
+        return hash((self._function, id(self._arguments)))
+
+    def __repr__(self) -> str:
+        return repr(self._function)
+
+
+def callback_kind(annotation: Any, parameter: str) -> CallbackKind | None:
+    """Return what functions of an annotation are checked by, ``None`` if it tells nothing of what
+    they are called with.
+    """
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    members = [annotation]
+    if typing.get_origin(annotation) in UNIONS:
+        members = [*typing.get_args(annotation)]
+    functions = [one for one in members if one is not type(None)]
+    told = [told_by(one) for one in functions]
+    if not told or told[0] is None or None in told:
+        return None
+    if len(functions) > 1 and len({str(_parameters(one)) for one in functions}) > 1:
+        return None  # which one it is can't be seen
+    arguments = told[0]
+    if not arguments.of_use:
+        return None
+    return CallbackKind(arguments, parameter, optional=len(functions) < len(members))
+
+
+def _parameters(annotation: Any) -> Any:
+    arguments = typing.get_args(annotation)
+    return arguments[0] if arguments else annotation
+
+
+def told_by(annotation: Any) -> CallbackArguments | None:
+    """Return what a ``Callable[[...], ...]`` or a Protocol with ``__call__`` tells."""
+    if typing.get_origin(annotation) is Callable:
+        parameters = typing.get_args(annotation)[0]
+        if not isinstance(parameters, list):
+            return None  # any, or not known
+        return CallbackArguments([("", checkable(one)) for one in parameters], {}, exact=True)
+    if getattr(annotation, "_is_protocol", False) and inspect.isfunction(
+        getattr(annotation, "__call__", None)  # noqa: B004  # what is looked for is the function
+    ):
+        return _by_signature(annotation.__call__, skipped=1)
+    return None
+
+
+def arguments_of(function: Callable[..., Any]) -> CallbackArguments | None:
+    """Return what a function says itself of its arguments, if anything."""
+    if isinstance(function, CheckedCallback):
+        return None
+    own = function
+    while isinstance(own, functools.partial):
+        own = own.func
+    if not inspect.isroutine(own):
+        own = type(own).__call__
+    if not getattr(own, "__annotations__", None):
+        return None  # the usual thing: a lambda, or a method of something built in
+    told = _by_signature(function)
+    return told if told is not None and told.of_use else None
+
+
+def _by_signature(function: Callable[..., Any], *, skipped: int = 0) -> CallbackArguments | None:
+    signature = signature_of(function)
+    if signature is None:
+        return None
+    hints = hints_of(function, quiet=True)
+    parameters = [*signature.parameters.values()][skipped:]
+    kinds = {one.name: checkable(hints.get(one.name, Any)) for one in parameters}
+    by_kind = {one.kind: kinds[one.name] for one in parameters}
+    return CallbackArguments(
+        [(one.name, kinds[one.name]) for one in parameters if one.kind in _BY_PLACE],
+        {one.name: kinds[one.name] for one in parameters if one.kind in _BY_NAME},
+        by_kind.get(inspect.Parameter.VAR_POSITIONAL, Any),
+        by_kind.get(inspect.Parameter.VAR_KEYWORD, Any),
+    )
+
+
+class PassedCallbacks:
+    """The parameters of a method of a Protocol that take functions."""
+
+    __slots__ = ("_by_name", "_by_place")
+
+    def __init__(self, function: Callable[..., Any], hints: dict[str, Any], *, bound: bool) -> None:
+        signature = signature_of(function)
+        parameters = [] if signature is None else [*signature.parameters.values()]
+        self._by_place: dict[int, CallbackKind] = {}
+        self._by_name: dict[str, CallbackKind] = {}
+        for index, one in enumerate(parameters if bound else parameters[1:]):
+            kind = callback_kind(hints.get(one.name, Any), one.name)
+            if kind is not None and one.kind in _BY_PLACE:
+                self._by_place[index] = kind
+            if kind is not None and one.kind in _BY_NAME:
+                self._by_name[one.name] = kind
+
+    def __bool__(self) -> bool:
+        return bool(self._by_place or self._by_name)
+
+    def bound(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return arguments whose functions convert what they are called with."""
+        places, names = self._by_place, self._by_name
+        changed = tuple(
+            places[index].bound(value, name) if index in places else value
+            for index, value in enumerate(args)
+        )
+        return changed, {
+            key: names[key].bound(value, name) if key in names else value
+            for key, value in kwargs.items()
+        }
