@@ -17,7 +17,7 @@ from anyio import CapacityLimiter, Lock, create_task_group, current_time, move_o
 from msgspec import Struct
 from redis.exceptions import RedisError
 
-from .._channel import ChannelStatistics
+from .._channel import ChannelStatistics, MethodStatistics
 from ..kit._queue import QueueStatistics
 from ..redis import RedisStatistics
 from ._asking import make_client
@@ -168,6 +168,11 @@ def _write_worker(page: Page, state: WorkerState, labels: dict[str, str]) -> Non
         for kind, name, value in _flat(prefix, told):
             counter, about = name not in _GAUGES, _ABOUT.get((kind, name), "")
             page.add(f"{kind}_{name}", value, labels, counter=counter, about=about)
+    for method, numbers in report.channel.get("methods", {}).items():
+        of_it = {**labels, "method": method}
+        for name, value in numbers.items():
+            about = _ABOUT.get(("method", name), "")
+            page.add(f"method_{name}", value, of_it, counter=True, about=about)
 
 
 def _flat(kind: str, told: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
@@ -207,6 +212,7 @@ _ABOUT = dict(
     item
     for kind, struct in (
         ("channel", ChannelStatistics),
+        ("method", MethodStatistics),
         ("transport", RedisStatistics),
         ("queue", QueueStatistics),
     )

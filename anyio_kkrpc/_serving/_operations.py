@@ -173,7 +173,6 @@ class Server:
         assert isinstance(request, Request)
         source = self.exposed.entry(request.op, request.p)
         if source is not None:
-            source.served -= 1
             self._note_failure(source, request, envelope.sender, exc)
 
     def _note_failure(

@@ -18,6 +18,8 @@ LOGGED_WITHIN = 10.0
 class MethodStatistics(Struct, frozen=True):
     """What became of the requests for one name; each is counted once, when it is over.
 
+    One whose result can't be sent has been served, and then fails. The numbers never decrease.
+
     :ivar served: ran, and were answered with a result; a stream when it has ended, or was left
     :ivar failed: whose handler, source or middleware raised, or gave what can't be sent
     :ivar cancelled: given up by their callers, or out of time, before they were answered

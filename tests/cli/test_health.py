@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel
-from anyio_kkrpc._channel import ChannelStatistics
+from anyio_kkrpc._channel import ChannelStatistics, MethodStatistics
 from anyio_kkrpc._cli import _check, _health, _http
 from anyio_kkrpc._cli._health import Health, Page, WorkerState
 from anyio_kkrpc._cli._http import Answer, parse_address
@@ -26,6 +26,7 @@ from tests.bounds import BOUND
 from tests.cli.test_cli import SHOP, Shell, wait_until
 
 NOWHERE = "redis://:secret@127.0.0.1:1"
+CHANNEL = {"served": 7, "methods": {"pay": {"failed": 1}}}
 
 
 # The responder
@@ -208,7 +209,11 @@ def test_format() -> None:
 
 def test_each_figure_is_explained() -> None:
     """By the documentation of what tells it."""
-    for kind, struct in (("channel", ChannelStatistics), ("transport", RedisStatistics)):
+    for kind, struct in (
+        ("channel", ChannelStatistics),
+        ("method", MethodStatistics),
+        ("transport", RedisStatistics),
+    ):
         for name in struct.__struct_fields__:
             if name != "queue":
                 assert _health._ABOUT[kind, name].endswith("."), name
@@ -222,7 +227,7 @@ async def test_without_redis() -> None:
         debug=False, codec="json", max_len=None, claim_idle=1, max_deliveries=1, signing_key=None,
     )  # fmt: skip
     states = [
-        WorkerState(1, 3, Report(False, 5.0, {"served": 7}, {"queue": {"dropped": 2}})),
+        WorkerState(1, 3, Report(False, 5.0, CHANNEL, {"queue": {"dropped": 2}})),
         WorkerState(2, 1, None),
     ]
 
@@ -237,6 +242,7 @@ async def test_without_redis() -> None:
         "anyio_kkrpc_worker_starts_total": {one: 3, two: 1},
         "anyio_kkrpc_worker_memory_bytes": {one: 5},
         "anyio_kkrpc_channel_served_total": {one: 7},
+        "anyio_kkrpc_method_failed_total": {f'{one},method="pay"': 1},
         "anyio_kkrpc_queue_dropped_total": {one: 2},
         "anyio_kkrpc_redis_up": {'stream="s"': 0},
     }

@@ -187,7 +187,8 @@ async def test_what_can_not_be_sent() -> None:
     async with pair(Api()) as link:
         with pytest.raises(RemoteError, match="TypeError"):
             await link.api.unsendable()
-        assert link.server.statistics().methods == {"unsendable": MethodStatistics(failed=1)}
+        methods = link.server.statistics().methods
+        assert methods == {"unsendable": MethodStatistics(served=1, failed=1)}
 
 
 @pytest.mark.parametrize("reply", [True, False])
