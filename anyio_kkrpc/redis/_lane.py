@@ -242,7 +242,8 @@ class Lane:
         self.writer.commands.no_mkstream = addressed.inbox.modern = modern
         shared = self._dialects.own.shared
         start = await addressed.find_start(execute, entering.ask, shared=shared)
-        self.shared.connected_id = self.broadcast.position = start
+        self.shared.begin_after(start)
+        self.broadcast.begin_after(start)
         reading = await self.dials.dialer("inbox").first()
         self._tasks = self.shared.pacing.group = tasks
         tasks.start_soon(addressed.run, reading, name="anyio_kkrpc redis inbox")

@@ -23,7 +23,7 @@ from .source import ROOT
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.one_server]
 
 # Functions entered or resumed per call, client and group worker together.
-MOST = {"asyncio": 182, "trio": 177}
+MOST = {"asyncio": 174, "trio": 172}
 # Small shares of what is done once in many calls: trimming the inbox, a look at the clock.
 _SELDOM = 1
 CALLS = 50

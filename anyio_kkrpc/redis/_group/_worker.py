@@ -92,6 +92,7 @@ class Worker:
             logger.warning("the consumer group was gone from Redis, and was made again")
             self.held.own_all()
         self.made = True
+        self._writer.will_acknowledge()
         await self.groups.introduce(execute)
 
     def wake(self) -> None:

@@ -44,6 +44,10 @@ class Broadcast:
         self.position = b"0-0"
         self.received = 0
 
+    def begin_after(self, entry_id: bytes) -> None:
+        """Note which entry was the last when this peer came."""
+        self.position = entry_id
+
     def begin(self, tasks: TaskGroup) -> Callable[[], Awaitable[None]]:
         """Return what reads them.
 

@@ -65,6 +65,10 @@ class Shared:
         self.connected_id = b"0-0"
         self.received = 0
 
+    def begin_after(self, entry_id: bytes) -> None:
+        """Note which entry of the stream was the last when this peer came."""
+        self.connected_id = entry_id
+
     # What is of no interest here
 
     def is_own(self, entry: Entry) -> bool:

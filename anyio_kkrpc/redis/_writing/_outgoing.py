@@ -66,10 +66,8 @@ class Outgoing:
         chance: float,
     ) -> None:
         self._commands = commands
-        self._finished = finished
-        self._too_late = too_late
-        self._given_up = given_up
-        self._failed = failed
+        self._finished, self._too_late = finished, too_late
+        self._given_up, self._failed = given_up, failed
         self.ledger = Ledger()
         self._numbers = Numbers(commands, self.ledger)
         self.acks = Acknowledgements()
@@ -81,7 +79,7 @@ class Outgoing:
         self._on_answer = self._take
         self._connection: Connection | None = None
         self._again = Again(patience)
-        self._acks_refused = False
+        self._acknowledges = self._acks_refused = False
         self._stirred = Event()
         parts = (commands, self.ledger, self.acks, self._numbers)
         self.undelivered = Undelivered(*parts, finished, too_late, self.stir, chance)
@@ -139,6 +137,12 @@ class Outgoing:
         """Note that several posts will come presently, such as answers to what was read."""
         if self._connection is not None:
             self._connection.expect_more()
+
+    def will_acknowledge(self) -> None:
+        """Note that entries of the group will be taken here: writes take acknowledgements along."""
+        self._acknowledges = True
+        if self._connection is not None:
+            self._connection.before_write = self.acknowledge
 
     def acknowledge(self) -> None:
         """Queue the acknowledgement of what was settled, behind the replies."""
@@ -418,7 +422,8 @@ class Outgoing:
         self.undelivered.connected(self.now())
         self._connection = connection
         self.ledger.open()
-        connection.before_write = self.acknowledge
+        if self._acknowledges:
+            connection.before_write = self.acknowledge
         self._bring_back(connection)
         self._feed(connection)  # `run` goes on
         self._stirred.set()

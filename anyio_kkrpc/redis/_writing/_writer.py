@@ -85,6 +85,7 @@ class Writer:
         self._make, self._post = commands.make, outgoing.post
         self.flush_nowait, self.expect_more = outgoing.flush_nowait, outgoing.expect_more
         self.run, self.detach = outgoing.run, outgoing.detach
+        self.will_acknowledge = outgoing.will_acknowledge
         self._reason: Exception | None = None
         # Whether Redis doesn't tell who has a request.
         self._blind = False

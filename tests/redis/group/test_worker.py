@@ -36,6 +36,10 @@ class Writes:
         self.acknowledged: list[bytes] = []
         self.forwarded: list[tuple[bytes, int, str]] = []
         self.flushed = 0
+        self.acknowledges = False
+
+    def will_acknowledge(self) -> None:
+        self.acknowledges = True
 
     def settle(self, entry_id: bytes, reply: None) -> None:
         self.acknowledged.append(entry_id)
@@ -153,6 +157,7 @@ async def test_reads() -> None:
     bench = Bench([(STREAM, read)], LOST)
     await bench.run()
     assert bench.worker.made
+    assert bench.writes.acknowledges
     assert bench.parts.queued() == ["a"]
     assert list(bench.held.entries) == [b"1-0"]
     assert sorted(bench.writes.acknowledged) == [b"2-0", b"3-0"]

@@ -34,7 +34,7 @@ async def test_reads() -> None:
     )
     parts, counted = Parts(server), list[int]()
     broadcast = Broadcast(STREAM, parts.common, counted.append)
-    broadcast.position = b"4-0"
+    broadcast.begin_after(b"4-0")
     async with anyio.create_task_group() as tasks:
         await broadcast.begin(tasks)()
     assert [str(one) for one in parts.failures] == ["there is no server any more"]

@@ -53,7 +53,7 @@ class Stream:
             now=lambda: 1000.0,
             listen=self.listened.append,
         )
-        self.shared.connected_id = b"100-0"
+        self.shared.begin_after(b"100-0")
 
     def peer(self, name: str, dialect: str = "compact") -> SharedPeer:
         return SharedPeer.of(name, getattr(self.dialects, dialect))

@@ -206,7 +206,9 @@ def _pack(value: Any) -> bytes:
 class Rig:
     """A writer whose connection to a model is made again when it is lost."""
 
-    def __init__(self, model: Model, version: int = VERSION, **options: Any) -> None:
+    def __init__(
+        self, model: Model, version: int = VERSION, *, serves: bool = True, **options: Any
+    ) -> None:
         self.model = model
         self.returned: list[Envelope] = []
         self.given_up: list[tuple[bytes, int]] = []
@@ -246,6 +248,8 @@ class Rig:
             given_up=lambda entry_id, attempt: self.given_up.append((entry_id, attempt)),
             failed=self.failures.append,
         )
+        if serves:
+            self.writer.will_acknowledge()
         self.stream = FakeStream()
         self.connections = 0
         self.reachable = anyio.Event()
@@ -744,6 +748,26 @@ def test_end_with_replies_that_wait() -> None:
             rig.writer.end(RuntimeError())
             assert set(rig.writer.unanswered) == {b"1-0", b"2-0"}
             assert model.pending == {b"1-0", b"2-0"}
+
+    in_virtual_time(check)
+
+
+def test_who_takes_nothing_acknowledges_nothing() -> None:
+    """Before each write it isn't even asked, until it serves."""
+
+    async def check() -> None:
+        rig = Rig(Model([]), serves=False)
+        for serves in (False, True):
+            for _ in range(2):
+                connection = Connection(FakeStream(), NOWHERE)
+                await rig.writer.attach(connection, 0.0)
+                assert (connection.before_write is not None) is serves
+                if not serves:
+                    rig.writer.detach()
+            if not serves:
+                await rig.writer.attach(connection, 0.0)
+                rig.writer.will_acknowledge()
+                assert connection.before_write is not None
 
     in_virtual_time(check)
 

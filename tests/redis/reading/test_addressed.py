@@ -1,0 +1,159 @@
+"""What is for this peer: from where it is read on, and who gets what."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import anyio
+import pytest
+from redis.exceptions import NoPermissionError, ResponseError
+
+from anyio_kkrpc import TransportConnectionError
+from anyio_kkrpc._protocol._records import Bye, Cancel, Record, Reply, Request
+from anyio_kkrpc.abc import Envelope, Listener
+from anyio_kkrpc.redis._connection._portion import Portion
+from anyio_kkrpc.redis._reading._addressed import Addressed
+from anyio_kkrpc.redis._reading._in_order import InOrder
+from anyio_kkrpc.redis._reading._inbox import Inbox
+from anyio_kkrpc.redis._reading._losses import Losses
+from anyio_kkrpc.redis._reading._reader import Reader
+from anyio_kkrpc.redis._reading._repeats import Repeats
+from tests.redis.parts import KEYS, ME, Parts, Server, request, written
+
+pytestmark = pytest.mark.anyio
+
+INBOX, CONTROL, STREAM = KEYS.inbox(ME), KEYS.control, KEYS.stream
+LOST = TransportConnectionError("lost")
+WRONG = ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value")
+
+
+class Ear(Listener):
+    def __init__(self) -> None:
+        self.heard: list[Record] = []
+
+    def received(self, envelope: Envelope) -> None:
+        self.heard.append(envelope.record)
+
+    def ended(self, reason: Exception) -> None:
+        raise AssertionError
+
+
+class Desk:
+    """The reader of one peer's inbox, whose server answers as it is told."""
+
+    def __init__(self, *replies: Any, serving: bool = False, **others: Any) -> None:
+        others = {"PEXPIRE": 1, "DEL": 1} | others
+        self.server, self.ear = Server(*replies, **others), Ear()
+        self.parts = Parts(self.server)
+        inbound = self.parts.reception.inbound
+        inbound.listen(self.ear, serve=1)
+        common, repeats = self.parts.common, Repeats(INBOX)
+        self.reader = Reader({}, common.decoder, 5.0)
+        self.inbox = Inbox(INBOX, 60.0, self.server.execute, lambda made: None)
+        self.addressed = Addressed(
+            KEYS,
+            ME,
+            self.inbox,
+            self.reader,
+            common,
+            inbound=inbound,
+            repeats=repeats,
+            in_order=InOrder(repeats, common.arrivals.deliver_addressed),
+            losses=cast(Losses, None),
+            signals=self.parts.signals,
+            serving=lambda: serving,
+        )
+
+    async def ask(self, what: str, portion: Portion, command: Any) -> Any:
+        return await self.server.execute(*command(1))
+
+    async def run(self) -> None:
+        """Read from a known start until nothing more can be read."""
+        self.reader.begin({CONTROL: b"1-0", INBOX: b"1-0"})
+        self.server.connects = 0
+        await self.addressed.run(self.server.connection)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_start(shared: bool) -> None:
+    desk = Desk(EVAL=b"7-0")
+    found = await desk.addressed.find_start(desk.server.execute, desk.ask, shared=shared)
+    assert found == b"7-0"
+    assert desk.reader.positions == dict.fromkeys(
+        (CONTROL, INBOX, STREAM) if shared else (CONTROL, INBOX), b"7-0"
+    )
+
+
+async def test_start_without_a_right() -> None:
+    """A key that holds something else is left out by who reads it; nothing else is."""
+    desk = Desk(EVAL=NoPermissionError("NOPERM no"))
+    with pytest.raises(NoPermissionError):
+        await desk.addressed.find_start(desk.server.execute, desk.ask, shared=False)
+
+
+async def test_who_gets_what() -> None:
+    """Replies at once, requests aside; what all are told is no reply, and none of one's own."""
+    reply, cancel = Reply("r", v=1), Cancel("c")
+    inbox = [(b"5-0", written(reply)), (b"6-0", request("a"))]
+    control = [
+        (b"5-0", written(cancel)),
+        (b"6-0", written(Cancel("own"), ME)),
+        (b"7-0", request("b")),
+        (b"8-0", [b"hint", b"claim"]),
+    ]
+    desk = Desk([(INBOX, inbox), (CONTROL, control)], LOST)
+    await desk.run()
+    assert desk.ear.heard == [reply, cancel]
+    assert desk.parts.reception.aside.waiting
+    record = (await desk.parts.reception.aside.receive()).record
+    assert isinstance(record, Request)
+    assert record.id == "a"
+    assert desk.addressed.misplaced == 1
+    assert desk.addressed.received == 5
+    assert desk.parts.words == [b"claim"]
+    assert desk.inbox.consumed == [b"5-0", b"6-0"]
+    assert desk.reader.positions == {CONTROL: b"8-0", INBOX: b"6-0"}
+    assert (desk.parts.expected, desk.parts.handled) == (1, 1)
+
+
+async def test_destroyed() -> None:
+    desk = Desk([(CONTROL, [(b"5-0", written(Bye()))])], LOST)
+    await desk.run()
+    assert len(desk.parts.ended) == 1
+
+
+async def test_wrong_keys(caplog: pytest.LogCaptureFixture) -> None:
+    """The inbox is made again; the control stream is read no more."""
+    desk = Desk(WRONG, LOST, XINFO=WRONG, EVAL=b"9-0")
+    await desk.run()
+    assert desk.reader.positions == {INBOX: b"9-0"}
+    assert (b"DEL", INBOX) in desk.server.asked
+    assert desk.addressed.misplaced == 2
+    assert caplog.text.count("holds something else than a stream") == 2
+    assert [str(one) for one in desk.parts.failures] == ["there is no server any more"]
+
+
+async def test_listens_to_the_stream() -> None:
+    """From what came first on, but not from before this peer came; and its read is ended once."""
+    desk = Desk(EVAL=b"7-0")
+    desk.addressed.listen_to_stream(b"3-0")
+    assert STREAM not in desk.reader.positions  # it doesn't read yet
+    await desk.addressed.find_start(desk.server.execute, desk.ask, shared=False)
+    for after in (b"3-0", b"30-0"):
+        desk.addressed.listen_to_stream(after)
+        assert desk.reader.positions[STREAM] == b"7-0"
+    assert desk.inbox.wake_wanted
+
+
+@pytest.mark.parametrize("early", [False, True])
+async def test_stopped(early: bool) -> None:
+    """Also before it has begun; its connection is closed."""
+    desk = Desk()
+    if early:
+        desk.addressed.stop()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(desk.run)
+        await anyio.wait_all_tasks_blocked()
+        desk.addressed.stop()
+    assert desk.server.closed
+    assert desk.parts.failures == []
