@@ -74,8 +74,7 @@ class Outgoing:
         self.cancels = Cancels(commands, self.withdraw, self.stir)
         self.last_added = b""
         self.now: Callable[[], float] = current_time
-        self._written = self.ledger.written
-        self._unanswered = self.acks.unanswered
+        self._written, self._unanswered = self.ledger.written, self.acks.unanswered
         self._on_answer = self._take
         self._connection: Connection | None = None
         self._again = Again(patience)
@@ -422,8 +421,7 @@ class Outgoing:
         self.undelivered.connected(self.now())
         self._connection = connection
         self.ledger.open()
-        if self._acknowledges:
-            connection.before_write = self.acknowledge
+        connection.before_write = self.acknowledge if self._acknowledges else None
         self._bring_back(connection)
         self._feed(connection)  # `run` goes on
         self._stirred.set()
