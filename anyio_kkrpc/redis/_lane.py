@@ -61,7 +61,7 @@ from ._reading._presence import Presence
 from ._reading._reader import Decoder, Reader
 from ._reading._reception import Reception
 from ._reading._repeats import Repeats
-from ._reading._requests import Reading, Requests
+from ._reading._requests import Requests
 from ._reading._shared import Shared
 from ._statistics import RedisStatistics
 from ._stream._clock import ServerClock
@@ -198,7 +198,7 @@ class Lane:
             in_order=in_order,
             losses=losses,
             signals=self._signals,
-            serving=lambda: self.requests.reading is Reading.ON,
+            serving=lambda: self.requests.wanted,
         )
 
     def _make_servers(self, keys: Keys, common: Common) -> None:

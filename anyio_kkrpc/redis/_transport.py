@@ -47,7 +47,6 @@ from ._life import Life, Phase
 from ._making import make_capabilities, make_dialects, make_reasons, make_reception
 from ._options import GivenOptions, Options, check_options
 from ._reading._destroying import DESTROYED
-from ._reading._requests import Reading
 from ._reading._shared import answer_shared
 from ._statistics import RedisStatistics
 from ._writing._commands import deadline_of
@@ -280,7 +279,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     async def receive(self) -> Envelope:
         """Return the next request; without a listener, the next record of any kind."""
-        if self._requests.reading is not Reading.ON and self._inbound.serving:
+        if not self._requests.wanted and self._inbound.serving:
             await checkpoint_if_cancelled()  # who is leaving reads nothing
             self._lane.want_requests()
         aside, held = self._aside, self._held

@@ -38,6 +38,7 @@ class Requests:
 
     :param begin: returns what reads them, each time anew
     :ivar reading: what the task is doing
+    :ivar wanted: whether it reads
     """
 
     def __init__(self, begin: Begin) -> None:
@@ -45,20 +46,22 @@ class Requests:
         self._scope: CancelScope | None = None
         self._ended = Event()
         self.reading = Reading.NOT
+        self.wanted = False
 
     def start(self, tasks: TaskGroup) -> None:
         """Have them read. A task that was told to stop and hasn't yet goes on after it.
 
         :param tasks: where the task runs
         """
-        before, self.reading = self.reading, _STARTED[self.reading]
+        before = self.reading
+        self._turn(_STARTED[before])
         if before is Reading.NOT:
             self._ended = Event()
             tasks.start_soon(self._run, name="anyio_kkrpc redis requests")
 
     def stop(self) -> None:
         """Have them read no more."""
-        self.reading = _STOPPED[self.reading]
+        self._turn(_STOPPED[self.reading])
         if self._scope is not None:
             self._scope.cancel()
 
@@ -73,9 +76,13 @@ class Requests:
                 with CancelScope() as self._scope:
                     async with create_task_group() as tasks:
                         await self._begin(tasks)()
-                        self.reading = Reading.STOPPING  # by itself: it is of no use any more
+                        self._turn(Reading.STOPPING)  # by itself: it is of no use any more
                         tasks.cancel_scope.cancel()
         finally:
             self._scope = None
-            self.reading = Reading.NOT
+            self._turn(Reading.NOT)
             self._ended.set()
+
+    def _turn(self, reading: Reading) -> None:
+        self.reading = reading
+        self.wanted = reading is Reading.ON
