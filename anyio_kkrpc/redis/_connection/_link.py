@@ -189,7 +189,7 @@ class Link:
         while True:
             await self._up.wait()
             connection = self.connection
-            if connection is not None:
+            if connection is not None and connection.error is None:
                 try:
                     return await connection.request(*args)
                 except RedisError as exc:

@@ -41,9 +41,9 @@ class Line:
         self._broken.set()
 
     async def request(self, *command: Any) -> Any:
-        await checkpoint()
         if self.error is not None:
             raise self.error
+        await checkpoint()
         self.asked.append(command)
         answer = self.answers.pop(0)
         if answer is None:
