@@ -8,6 +8,7 @@ another kind.
 from __future__ import annotations
 
 from ._inbound import Inbound as Inbound
+from ._inbound import refusal as refusal
 from ._messages import Messages as Messages
 from ._messages import MessageStatistics as MessageStatistics
 from ._outgoing import Outgoing as Outgoing

@@ -16,7 +16,7 @@ from ..abc import Envelope, Listener, Role
 from ..records import Reply, Request
 from ._queue import BoundedQueue
 
-__all__ = ("Inbound",)
+__all__ = ("Inbound", "refusal")
 
 logger = logging.getLogger("anyio_kkrpc")
 

@@ -33,8 +33,8 @@ from anyio.lowlevel import checkpoint
 from redis.exceptions import RedisError
 
 from .._exceptions import RPCError
-from .._protocol._records import Bye
 from ..abc import Envelope
+from ..records import Bye
 from ._admin import Admin
 from ._connection._command import Execute
 from ._connection._entering import Entering

@@ -8,8 +8,8 @@ from time import time
 
 from anyio import current_time
 
-from .._protocol._records import Record
 from ..abc import Capabilities, Envelope
+from ..records import Record
 from ._connection._dials import Dials
 from ._connection._link import Link
 from ._connection._patience import Outages

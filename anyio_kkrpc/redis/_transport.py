@@ -33,11 +33,10 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from redis.exceptions import RedisError
 
 from .._exceptions import TransportClosedError, TransportConnectionError
-from .._protocol._dependencies import Role
-from .._protocol._records import Request
 from .._runtime._lone import lone_error
-from ..abc import Capabilities, Envelope, Explanation, Listener, Transport
+from ..abc import Capabilities, Envelope, Explanation, Listener, Role, Transport
 from ..kit._options import takes
+from ..records import Request
 from ._admin import Admin, StreamEntry, StreamInfo
 from ._connection._entering import Entering
 from ._connection._patience import Outages

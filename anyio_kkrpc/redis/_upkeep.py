@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from anyio import current_time, sleep
 from redis.exceptions import RedisError
 
-from .._protocol._records import CallbackRelease
 from ..abc import Envelope
+from ..records import CallbackRelease
 from ..typescript._releases import Releases
 from ._connection._errors import meaning_of
 from ._connection._patience import Patience

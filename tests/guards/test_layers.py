@@ -18,7 +18,7 @@ GROUND = {"_protocol", "_runtime", "_exceptions"}
 WORDS = GROUND | {"abc", "records", "_wire_errors"}
 # What transports speak of: the protocol is hidden from them but for its records.
 SEAM = {"_runtime", "_exceptions", "abc", "records", "_wire_errors"}
-SPOKEN = WORDS | {"codecs", "typescript", "_spoken"}
+SPOKEN = SEAM | {"codecs", "typescript", "_spoken"}
 
 ROOMS: dict[str, set[str]] = {
     "_protocol": set(),
@@ -37,10 +37,10 @@ ROOMS: dict[str, set[str]] = {
     "redis": SPOKEN | {"kit"},
     "redis._connection": {"_exceptions", "_runtime"},
     "redis._stream": {"redis._connection"},
-    "redis.dialects": SPOKEN | {"redis._stream"},
-    "redis._writing": WORDS | {"redis.dialects", "redis._stream", "redis._connection"},
+    "redis.dialects": SPOKEN | {"redis._stream", "_protocol"},
+    "redis._writing": SEAM | {"redis.dialects", "redis._stream", "redis._connection"},
     "redis._reading": SPOKEN | {"kit", "redis.dialects", "redis._stream", "redis._connection"},
-    "redis._group": WORDS
+    "redis._group": SEAM
     | {"redis._reading", "redis._writing", "redis.dialects", "redis._stream", "redis._connection"},
     "_driver": WORDS | {"_values"},
     "_calling": WORDS | {"_values", "_driver", "middleware"},

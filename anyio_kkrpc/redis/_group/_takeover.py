@@ -9,9 +9,9 @@ from anyio import Lock
 from redis.exceptions import RedisError
 
 from ..._exceptions import DeliveryError
-from ..._protocol._records import Reply, Request
 from ..._wire_errors import library_error
 from ...abc import Envelope
+from ...records import Reply, Request
 from .._connection._errors import Meaning, meaning_of
 from .._connection._patience import Outages
 from .._reading._reader import Decoder

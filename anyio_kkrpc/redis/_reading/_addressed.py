@@ -11,9 +11,9 @@ from typing import Any
 from anyio import CancelScope
 from redis.exceptions import ResponseError
 
-from ..._protocol._records import Bye, Cancel, Request
 from ...abc import Envelope
 from ...kit._inbound import Inbound
+from ...records import Bye, Cancel, Request
 from .._connection._command import Execute
 from .._connection._errors import Meaning, code_of, meaning_of
 from .._connection._patience import Patience

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from ..._protocol._records import Request
 from ...abc import Envelope
+from ...records import Request
 from .._stream._clock import ServerClock
 from ..dialects import Entry, SharedPeer
 from ._intake import Intake

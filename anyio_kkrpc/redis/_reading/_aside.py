@@ -8,13 +8,11 @@ from dataclasses import replace
 
 from anyio.lowlevel import checkpoint
 
-from ..._exceptions import OverloadedError
-from ..._protocol._records import Record, Reply, Request
-from ..._wire_errors import library_error
 from ...abc import Envelope
 from ...codecs._weight import LARGE
-from ...kit._inbound import Inbound
+from ...kit._inbound import Inbound, refusal
 from ...kit._queue import BoundedQueue, QueueStatistics
+from ...records import Record, Request
 from ..dialects import SharedPeer
 from ._large import LargeRequest, LargeRequests
 
@@ -78,10 +76,8 @@ class Aside:
 
     def refuse(self, envelope: Envelope) -> None:
         """Tell a caller that there is no room."""
-        record = envelope.record
-        if isinstance(record, Request) and record.o is not True:
-            error = OverloadedError("the queue of requests is full; the request did not run")
-            reply = Reply(record.id, e=library_error(error))
+        reply = refusal(envelope)
+        if reply is not None:
             self._answer(Envelope(reply, None, envelope.sender))
 
     async def receive(self) -> Envelope:

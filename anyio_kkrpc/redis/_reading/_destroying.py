@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..._exceptions import TransportClosedError
-from ..._protocol._records import Bye
 from ..._runtime._log import quoted
 from ...abc import Envelope
 from ...kit._inbound import Inbound
+from ...records import Bye
 
 __all__ = ("DESTROYED", "DestroySignals")
 

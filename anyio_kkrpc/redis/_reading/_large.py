@@ -13,8 +13,8 @@ from collections.abc import Callable
 from anyio import Event
 from msgspec import UNSET
 
-from ..._protocol._records import Record, Request
 from ...abc import Envelope
+from ...records import Record, Request
 from ..dialects import Entry, LargeEntry
 
 

@@ -17,7 +17,7 @@ from msgspec import Struct
 from redis.exceptions import RedisError
 
 from ..._exceptions import DeliveryError, RPCError, TransportClosedError, TransportConnectionError
-from ..._protocol._dependencies import Role
+from ...abc import Role
 from .._connection._command import Argument, Execute
 from .._connection._command import pack as pack_command
 from .._connection._errors import leads_elsewhere

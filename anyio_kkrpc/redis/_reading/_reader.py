@@ -10,10 +10,10 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from ..._exceptions import DeliveryError, ProtocolError
-from ..._protocol._records import Reply
 from ..._runtime._log import quoted
 from ..._wire_errors import library_error
 from ...abc import Envelope
+from ...records import Reply
 from .._connection._command import Command, Execute
 from .._connection._errors import Meaning, code_of, meaning_of
 from .._connection._portion import MANY_BYTES, Portion, ReadPortion

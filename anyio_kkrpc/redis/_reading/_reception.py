@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from ..._protocol._records import Record
 from ...abc import Envelope
 from ...kit._inbound import Inbound
 from ...kit._queue import BoundedQueue, Overflow
+from ...records import Record
 from .._connection._portion import MOST_ENTRIES
 from ._aside import Aside
 

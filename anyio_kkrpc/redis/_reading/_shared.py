@@ -10,10 +10,10 @@ import logging
 from collections.abc import Callable
 
 from ..._exceptions import DeliveryError
-from ..._protocol._records import Bye, Reply, Request
 from ..._wire_errors import library_error
 from ...abc import Envelope
 from ...kit._inbound import Inbound
+from ...records import Bye, Reply, Request
 from .._stream._entries import order
 from ..dialects import Dialects, Entry, SharedPeer
 from ._destroying import DestroySignals

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..._protocol._records import Cancel, Request
 from ...abc import Envelope
+from ...records import Cancel, Request
 from .._connection._command import pack
 from .._stream._holders import MOST, find_holders
 from ._commands import Commands

@@ -10,9 +10,9 @@ from itertools import count
 from msgspec import UNSET, Struct
 
 from ..._exceptions import OverloadedError, RPCTimeoutError
-from ..._protocol._records import Bye, Cancel, Record, Reply, Request
 from ..._wire_errors import library_error
 from ...abc import Codec, Envelope
+from ...records import Bye, Cancel, Record, Reply, Request
 from .._connection._command import pack as pack_command
 from .._stream._keys import CONTROL_LENGTH, CONTROL_TTL_MS, Keys
 from .._stream._scripts import BY_NAME

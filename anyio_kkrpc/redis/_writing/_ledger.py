@@ -24,8 +24,8 @@ from typing import Any
 from anyio import Event
 from msgspec import Struct
 
-from ..._protocol._records import Cancel
 from ...abc import Envelope
+from ...records import Cancel
 
 __all__ = ("Ledger", "Phase", "Post")
 

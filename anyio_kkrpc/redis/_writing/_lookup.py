@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any
 
 from ..._exceptions import ProtocolError, TransportClosedError, TransportConnectionError
-from ..._protocol._records import Request
+from ...records import Request
 from .._connection._portion import Portion
 from .._connection._resp import Connection
 from ..dialects.native import NativeDialect

@@ -13,8 +13,8 @@ from anyio import Event, current_time, move_on_after, sleep
 from redis.exceptions import RedisError
 
 from ..._exceptions import TransportClosedError, TransportConnectionError
-from ..._protocol._records import Request
 from ..._runtime._clock import clock
+from ...records import Request
 from .._connection._errors import Meaning, meaning_of, named, no_memory
 from .._connection._patience import Patience
 from .._connection._resp import Connection

@@ -19,7 +19,7 @@ from anyio import Event, current_time, sleep
 from msgspec import Struct
 from redis.exceptions import RedisError
 
-from ..._protocol._records import Cancel, Request
+from ...records import Cancel, Request
 from .._connection._errors import meaning_of
 from ._acks import Acknowledgements
 from ._commands import Commands

@@ -18,11 +18,11 @@ from msgspec import UNSET
 from redis.exceptions import RedisError
 
 from ..._exceptions import DeliveryError, OverloadedError, RPCTimeoutError
-from ..._protocol._records import Cancel, Reply, Request
 from ..._runtime._fresh import fresh_copy
 from ..._runtime._log import quoted
 from ..._wire_errors import library_error
 from ...abc import Envelope
+from ...records import Cancel, Reply, Request
 from .._connection._errors import Meaning, meaning_of, named, no_memory, reason
 from .._connection._patience import Patience
 from .._connection._resp import Connection
