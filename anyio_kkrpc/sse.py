@@ -7,8 +7,12 @@ from contextlib import aclosing
 from typing import Any, final
 
 import msgspec
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+
+try:
+    from starlette.responses import StreamingResponse
+    from starlette.types import Receive, Scope, Send
+except ImportError as _error:
+    raise ImportError(f"{_error.name} is missing: pip install 'anyio_kkrpc[sse]'") from _error
 
 from ._driver._inflow import RemoteStream
 from ._exceptions import RPCError

@@ -291,6 +291,27 @@ def test_cbor_without_its_extra() -> None:
     assert "anyio_kkrpc[cbor]" in text
 
 
+@pytest.mark.parametrize(
+    ("module", "blocked", "advice"),
+    [
+        ("anyio_kkrpc.otel", "opentelemetry", "anyio_kkrpc[otel]"),
+        ("anyio_kkrpc.sse", "starlette", "anyio_kkrpc[sse]"),
+        ("anyio_kkrpc.testing.pytest_plugin", "pytest", "pip install pytest"),
+    ],
+)
+def test_modules_without_their_extras(module: str, blocked: str, advice: str) -> None:
+    """Importing them tells what to install."""
+    text = _run(
+        "import sys\n"
+        f"sys.modules[{blocked!r}] = None\n"
+        "try:\n"
+        f"    import {module}\n"
+        "except ImportError as exc:\n"
+        "    print(exc)\n"
+    )
+    assert advice in text
+
+
 def test_memory_without_extras() -> None:
     """With no extra at all, a call over memory works."""
     text = _run(

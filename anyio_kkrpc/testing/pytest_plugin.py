@@ -5,7 +5,10 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 
-import pytest
+try:
+    import pytest
+except ImportError as _error:
+    raise ImportError("the fixtures of anyio_kkrpc need pytest: pip install pytest") from _error
 
 from ._server import RedisServer, find_server
 

@@ -115,7 +115,7 @@ def test_deployments() -> None:
         for parameter in get_command(app).commands[name].params:  # type: ignore[attr-defined]
             options.update(parameter.opts)
             variables.add(str(getattr(parameter, "envvar", None)))
-    used = set(re.findall(r"(?<= )--[\w-]+(?= )", "".join(re.findall(r"ExecStart=.*", text))))
+    used = set(re.findall(r"(?<= )--[\w-]+(?= )", "".join(re.findall(r"ExecStart=.*\\\n.*", text))))
     assert len(used) >= 4
     assert used - options == set()
     used = set(re.findall(r"ANYIO_KKRPC_\w+", text))
