@@ -131,14 +131,17 @@ def count(name: str, value: Any) -> int:
     return value
 
 
-def seconds(least: float = 0.001) -> Rule:
-    """Return the rule for seconds from ``least`` on."""
+def seconds(least: float = 0.001, most: float = 1e7) -> Rule:
+    """Return the rule for seconds from ``least`` to ``most``."""
 
     def rule(name: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name}: needs seconds, not {value!r:.80}")
-        if not least <= value < 1e7:
-            raise ValueError(f"{name}: needs between {least} and 10,000,000 seconds, not {value}")
+        if not least <= value <= most:
+            hint = "; it is in seconds, not milliseconds" if value > most else ""
+            raise ValueError(
+                f"{name}: needs between {least} and {most:,.0f} seconds, not {value}{hint}"
+            )
         return float(value)
 
     return rule

@@ -26,12 +26,15 @@ class StreamInfo(Struct, frozen=True):
 
     :ivar length: number of entries
     :ivar groups: number of consumer groups
-    :ivar last_entry: the newest entry, ``None`` if there is none
+    :ivar last_entry: the newest entry, ``None`` if there is none, after all were trimmed, say
+    :ivar last_generated_id: the greatest id that an entry had, also if that is gone; ``"0-0"`` if
+        there was none
     """
 
     length: int
     groups: int
     last_entry: StreamEntry | None
+    last_generated_id: str
 
 
 class StreamEntry(Struct, frozen=True):
@@ -137,10 +140,15 @@ async def stream_info(link: Link, stream: bytes) -> StreamInfo:
     except ResponseError as exc:
         if meaning_of(exc) is not Meaning.GONE:
             raise
-        return StreamInfo(0, 0, None)
+        return StreamInfo(0, 0, None, "0-0")
     info = pairs(reply)
     last = info[b"last-entry"]
-    return StreamInfo(info[b"length"], info[b"groups"], None if last is None else to_entry(last))
+    return StreamInfo(
+        info[b"length"],
+        info[b"groups"],
+        None if last is None else to_entry(last),
+        info[b"last-generated-id"].decode(),
+    )
 
 
 async def all_entries(link: Link, stream: bytes) -> list[StreamEntry]:

@@ -33,6 +33,10 @@ _ALPHABET = string.ascii_lowercase + string.digits
 _SESSION_ID_LENGTH = 26
 # Seconds that a blocking read may last longer than it should, at least.
 _MARGIN = 2.0
+# Seconds that a connection may be silent: what stands between here and a server forgets one that is
+# silent for longer, without a word to either. Nobody waits so long for a server; whoever gives more
+# has milliseconds in mind.
+_LONGEST = 300.0
 
 
 def _key(name: str, value: Any) -> bytes:
@@ -49,7 +53,7 @@ class PlainOptions:
 
     stream: Text = "kkrpc-stream"
     consumer_group: Text = "kkrpc-group"
-    block_timeout: Seconds = 5.0
+    block_timeout: Annotated[float, seconds(most=_LONGEST)] = 5.0
     max_len: Count | None = None
     max_queue_size: Count = 1000
     max_queue_bytes: Count = 64 * 1024 * 1024
@@ -60,13 +64,13 @@ class PlainOptions:
     superjson: Flag = True
     max_message_size: Count = 16 * 1024 * 1024
     honor_destroy_signal: Flag = True
-    connect_timeout: Seconds = 5.0
+    connect_timeout: Annotated[float, seconds(most=_LONGEST)] = 5.0
     inbox_ttl: Annotated[float, seconds(1.0)] = 60.0
     claim_idle: Annotated[float, seconds(0.05)] = 15.0
     max_deliveries: Count = 5
     max_backlog: Count | None = None
     reconnect_timeout: Seconds | None = None
-    health_check_interval: Annotated[float, seconds(0.05)] = 5.0
+    health_check_interval: Annotated[float, seconds(0.05, _LONGEST)] = 5.0
     signing_key: Annotated[bytes, _key] | None = None
 
     def __repr__(self) -> str:

@@ -76,8 +76,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :param stream: name of the stream (key) for requests
     :param consumer_group: name of the group, with ``use_consumer_group``
     :param consumer_name: this peer's name in the group; ``consumer-{session_id}`` if not given
-    :param block_timeout: seconds that one blocking read lasts; where it takes requests of a group,
-        no longer than a third of ``claim_idle``
+    :param block_timeout: seconds, at most 300, that one blocking read lasts; where it takes
+        requests of a group, no longer than a third of ``claim_idle``
     :param max_len: keep about this many requests in the stream; ``None`` keeps all. It is enough
         that the workers have it. What a consumer group has not acknowledged is never trimmed.
     :param session_id: this peer's id, 26 random characters if not given; unique among all peers
@@ -97,8 +97,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         dialect; answers are encoded as what they answer
     :param max_message_size: bytes of one encoded record, sent or received
     :param honor_destroy_signal: whether another peer's `signal_destroy` ends this one
-    :param connect_timeout: seconds to connect within; on entering also for each of the server's
-        answers, where one that refuses for now is none
+    :param connect_timeout: seconds, at most 300, to connect within; on entering also for each of
+        the server's answers, where one that refuses for now is none
     :param inbox_ttl: seconds after which the inbox of a peer that vanished is gone
     :param claim_idle: seconds after which a worker that isn't heard of is taken for gone by who
         reads its streams, and what it has taken is taken over by another one: after twice that if
@@ -108,9 +108,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         `OverloadedError`; ``None`` for any number
     :param reconnect_timeout: seconds to go on connecting again after a connection was lost;
         ``None`` for ever
-    :param health_check_interval: seconds between two looks whether the server answers. A connection
-        on which nothing moves for as long, though an answer is due, is given up for a new one; one
-        that is slow is not.
+    :param health_check_interval: seconds, at most 300, between two looks whether the server
+        answers. A connection on which nothing moves for as long, though an answer is due, is given
+        up for a new one; one that is slow is not.
     :param signing_key: secret of at least 16 bytes that all peers share: entries are signed, and
         those that are not, or were written before, are refused
     :param credential_provider: redis-py's, in place of a password in the URL
@@ -341,7 +341,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     # Admin
 
     async def get_stream_info(self) -> StreamInfo:
-        """Return length, number of groups and newest entry of the stream.
+        """Return length, number of groups, newest entry and last id of the stream.
 
         :raises RPCError: if Redis refuses it
         :raises TransportClosedError: after `destroy`

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import anyio
 import pytest
 
 from anyio_kkrpc import RedisStreamsTransport
@@ -62,6 +64,9 @@ def test_accessors() -> None:
         ("block_timeout", -1, ValueError),
         ("block_timeout", float("nan"), ValueError),
         ("block_timeout", "5", TypeError),
+        ("block_timeout", 300.1, ValueError),
+        ("health_check_interval", 301, ValueError),
+        ("claim_idle", float("inf"), ValueError),
         ("max_len", 0, ValueError),
         ("max_len", 1.5, TypeError),
         ("max_len", True, TypeError),
@@ -89,6 +94,34 @@ def test_wrong_options(option: str, value: Any, error: type[Exception]) -> None:
     """A wrong option fails in the constructor, and the error names it."""
     with pytest.raises(error, match=option):
         RedisStreamsTransport(**{option: value})
+
+
+@pytest.mark.parametrize("option", ["block_timeout", "connect_timeout", "health_check_interval"])
+def test_milliseconds(option: str) -> None:
+    """What can't be meant in seconds is refused, in words that say so; the longest is taken."""
+    with pytest.raises(ValueError, match=f"{option}: .* it is in seconds, not milliseconds"):
+        RedisStreamsTransport(**{option: 5000})  # type: ignore[arg-type]
+    RedisStreamsTransport(**{option: 300})  # type: ignore[arg-type]
+
+
+async def call_all(transport: RedisStreamsTransport) -> None:
+    for call in (
+        transport.get_stream_info,
+        transport.get_all_entries,
+        transport.delete_stream,
+        transport.dead_letters,
+        transport.purge_dead_letters,
+        transport.signal_destroy,
+        partial(transport.trim_stream, 1),
+        partial(transport.retry_dead_letter, "1-1"),
+    ):
+        with pytest.raises(RuntimeError, match="async with"):
+            await call()
+
+
+def test_before_it_is_entered() -> None:
+    """Each method says so, and not that it has been destroyed."""
+    anyio.run(call_all, RedisStreamsTransport())
 
 
 @pytest.mark.parametrize(

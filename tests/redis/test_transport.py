@@ -595,6 +595,7 @@ async def test_admin_calls(
         assert await transport.get_all_entries() == []
         info = await transport.get_stream_info()
         assert (info.length, info.groups, info.last_entry) == (0, 0, None)
+        assert info.last_generated_id == "0-0"
         ids = [
             witness.xadd(stream_name, {"n": str(n), "raw": b"\xff"}).decode() for n in range(1234)
         ]
@@ -609,6 +610,8 @@ async def test_admin_calls(
         assert [entry.id for entry in await transport.get_all_entries()] == ids[-100:]
         assert await transport.trim_stream(100) == 0
         assert await transport.trim_stream(0) == 100
+        info = await transport.get_stream_info()
+        assert (info.length, info.last_entry, info.last_generated_id) == (0, None, ids[-1])
         with pytest.raises(ValueError, match="max_len"):
             await transport.trim_stream(-1)
         with pytest.raises(TypeError, match="max_len"):
