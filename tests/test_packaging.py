@@ -102,6 +102,22 @@ def test_plain_install_needs_no_redis(wheel: Path) -> None:
     }
 
 
+def test_readme_as_registries_show_it(wheel: Path) -> None:
+    """They don't have the files beside it: no link or picture leads there."""
+    metadata = _metadata(wheel)
+    text = metadata.get_payload()
+    assert isinstance(text, str)
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert text.lstrip().startswith("# anyio_kkrpc")
+    assert "Quickstart" in text
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert links
+    assert [link for link in links if not link.startswith("https://")] == []
+    for url in metadata.get_all("Project-URL") or []:
+        assert re.search(r", https://\S+$", url)
+    assert metadata.get_all("Project-URL")
+
+
 @pytest.mark.parametrize(
     ("extra", "names"),
     [
@@ -126,7 +142,7 @@ def test_sdist_holds_what_tests_need(dist: Path) -> None:
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for wanted in ("anyio_kkrpc/py.typed", "tests/conftest.py", "noxfile.py", "pyproject.toml"):
+    for wanted in ("anyio_kkrpc/py.typed", "tests/conftest.py", "hatch_build.py", "pyproject.toml"):
         assert wanted in names
     assert {"README.md", "LICENSE"} <= names
     assert [name for name in names if "__pycache__" in name or name.startswith(".venv")] == []
