@@ -101,7 +101,7 @@ def _public_things() -> dict[str, Any]:
     things: dict[str, Any] = {}
     for module_name in PUBLIC_MODULES:
         module = importlib.import_module(module_name)
-        for name in sorted(_exports(module)):
+        for name in sorted(_exports(module) - ALIASES):
             thing = getattr(module, name)
             if inspect.isclass(thing) or inspect.isfunction(thing):
                 things[f"{thing.__module__}.{thing.__qualname__}"] = thing
