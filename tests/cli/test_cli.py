@@ -333,7 +333,7 @@ def test_lifespan(shell: Shell) -> None:
     (shell.directory / "broken").touch()
     with shell.serving(2, "-g", "w", target="shop:pooled", ready=False) as process:
         lines = wait_for_lines(process, 1, "see above")
-        assert sum("no pool" in line for line in lines) == 2
+        assert sum("no pool" in line for line in lines) >= 2
         assert process.wait(BOUND) == 1
 
 
