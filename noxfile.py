@@ -126,6 +126,7 @@ os.environ.setdefault("PIP_NO_COMPILE", "1")
 QUICK = (
     *(*WITHOUT_SERVERS, "tests/guards"),
     *("tests/redis/test_transport.py", "tests/redis/test_options.py"),
+    *("tests/redis/test_option_table.py", "tests/test_public_api.py", "tests/wire/test_page.py"),
     *("-k", "not uvloop and not against_the_model and not instructions"),
     *("--hypothesis-profile", "quick"),
 )

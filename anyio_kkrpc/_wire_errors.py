@@ -37,10 +37,15 @@ _CODES: dict[str, type[RPCError]] = {
     "delivery": DeliveryError,
     "timeout": RPCTimeoutError,
 }
+_CODE_OF = {cls: code for code, cls in _CODES.items()}
 
 
 def handler_error(exc: BaseException, *, traceback: bool = False) -> dict[str, Any]:
-    """Return what travels for an exception that a handler raised."""
+    """Return what travels for an exception that a handler raised.
+
+    It arrives as a `RemoteError`, even if it is one of the library's own: those tell what became of
+    the call, as "it did not run", which is not for a handler to say. See `library_error`.
+    """
     error = _one(exc)
     if traceback:
         error["s"] = _encodable("".join(traceback_module.format_exception(exc)))
@@ -134,9 +139,9 @@ def library_error(exc: RPCError) -> dict[str, Any]:
             "method": exc.method,
             "issues": exc.issues,
         }
-    for code, cls in _CODES.items():
-        if isinstance(exc, cls):
-            return {"n": cls.__name__, "m": str(exc), "rpc_error": code}
+    for cls in type(exc).__mro__:
+        if cls in _CODE_OF:
+            return {"n": cls.__name__, "m": str(exc), "rpc_error": _CODE_OF[cls]}
     return {"n": type(exc).__name__, "m": str(exc)}
 
 

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import msgspec
 import pytest
 
 import anyio_kkrpc
+from anyio_kkrpc import _exceptions
 from tests.bounds import BOUND
 
 TOP_LEVEL = {
@@ -127,6 +129,17 @@ def _members(cls: type) -> Iterator[tuple[str, Any]]:
 def test_top_level_names() -> None:
     """The package exports exactly the names that are listed here."""
     assert _exports(anyio_kkrpc) == TOP_LEVEL
+
+
+def test_each_exception_is_public_and_documented() -> None:
+    assert set(_exceptions.__all__) <= TOP_LEVEL
+    docs = Path(anyio_kkrpc.__file__).parents[1] / "docs"
+    if not docs.is_dir():
+        pytest.skip("the package was not imported from its checkout")
+    listed = re.findall(r"autoexception:: (\w+)", (docs / "reference" / "errors.rst").read_text())
+    assert sorted(listed) == sorted(_exceptions.__all__)
+    table = re.findall(r"(?m)^\| `(\w+Error)` \|", (docs / "calls.md").read_text())
+    assert {*table, "RPCError"} == set(_exceptions.__all__)
 
 
 @pytest.mark.parametrize("name", sorted(TOP_LEVEL))

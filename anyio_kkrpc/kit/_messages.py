@@ -68,8 +68,9 @@ class Messages:
 
     It knows how the peer is spoken to, lets requests wait, refuses those that find no room, and
     paces streams to kkrpc 0.x. Its owner is a `Transport`, which reads messages and hands each to
-    `take`, and hands over its other methods: ``send``, ``settle`` and ``aclose`` to those of the
-    same name, ``listen`` and ``receive`` to those of ``inbound``.
+    `take`, and hands over its other methods: ``capabilities``, ``send``, ``settle`` and ``aclose``
+    to those of the same name, ``listen`` and ``receive`` to those of ``inbound``. The rest of a
+    `Transport` may be left as it is.
 
     :param write: writes messages, in their order; never called twice at a time. Whoever is
         cancelled lets it finish first.

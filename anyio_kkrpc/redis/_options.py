@@ -1,7 +1,8 @@
 """The options of the Redis Streams transport, checked before any I/O.
 
 A new one is a line here, with its type, its default and its rule, and a line that says what it is
-for in the docstring of `RedisStreamsTransport`, where editors look for it.
+for in the docstring of `RedisStreamsTransport`, where editors look for it. CONTRIBUTING.md tells
+the rest.
 """
 
 from __future__ import annotations

@@ -8,11 +8,14 @@ only shrink.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-from .source import circles, imports, modules
+import pytest
+
+from .source import ROOT, circles, imports, modules
 
 GROUND = {"_protocol", "_runtime", "_exceptions"}
 WORDS = GROUND | {"abc", "records", "_wire_errors"}
@@ -48,7 +51,6 @@ ROOMS: dict[str, set[str]] = {
     "_reactions": WORDS | {"_driver", "_calling", "_serving"},
     "_channel": WORDS | {"_driver", "_calling", "_serving", "_reactions", "middleware"},
     "_signals": {"_channel"},
-    "relay": {"abc", "records", "_exceptions"},
     "otel": {"_exceptions", "middleware", "redis"},
     "sse": {"_exceptions", "_driver"},
     # The public names; transports are loaded on first use.
@@ -117,6 +119,16 @@ ARROWS = {(module, target) for module, target, _, _ in imports()}
 
 def test_each_module_has_a_room() -> None:
     assert [name for name in modules() if room_of(name) is None] == []
+    assert [room for room in ROOMS if room not in modules()] == [], "there is no such module"
+
+
+def test_each_room_is_on_the_map() -> None:
+    page = ROOT.parent / "docs" / "architecture.md"
+    if not page.exists():
+        pytest.skip("the package was not imported from its checkout")
+    named = set(re.findall(r"`([\w.]+)`", page.read_text().partition("## Layers")[2]))
+    rooms = {room for room in ROOMS if room}
+    assert rooms - named == set()
 
 
 def test_imports_follow_the_rules() -> None:

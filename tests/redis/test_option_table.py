@@ -11,6 +11,7 @@ import typer
 from anyio_kkrpc import RedisStreamsTransport
 from anyio_kkrpc._cli._app import app
 from anyio_kkrpc.redis._options import GivenOptions, check_options
+from tests.typing.check_options import Connects
 
 OPTIONS = inspect.signature(RedisStreamsTransport).parameters
 
@@ -19,6 +20,12 @@ def test_each_option_has_its_line() -> None:
     """The docstring has one for each option, and for nothing else."""
     described = re.findall(r":param (\w+):", RedisStreamsTransport.__doc__ or "")
     assert sorted(described) == sorted(OPTIONS)
+
+
+def test_type_checkers_are_shown_each_option() -> None:
+    """A Protocol without one of them would be met all the same."""
+    shown = inspect.signature(Connects.__call__).parameters
+    assert sorted(shown.keys() - {"self"}) == sorted(OPTIONS)
 
 
 def test_defaults_pass_their_own_rules() -> None:
