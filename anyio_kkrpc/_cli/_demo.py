@@ -5,6 +5,7 @@ The workers are processes of their own, and get URL, stream, name and backend on
 
 from __future__ import annotations
 
+import logging
 import random
 import subprocess
 import sys
@@ -64,6 +65,8 @@ class Worker:
 
 async def serve(url: str, stream: str, name: str) -> None:
     """Be a worker until the destroy signal comes."""
+    # What its handler raises is shown by who called it.
+    logging.getLogger("anyio_kkrpc").setLevel(logging.ERROR)
     async with (
         RedisStreamsTransport(url, stream=stream, use_consumer_group=True) as transport,
         RPCChannel(transport, expose=Worker(name)) as channel,

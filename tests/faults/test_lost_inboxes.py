@@ -502,7 +502,7 @@ async def test_told_before_housekeeping(
     redis_server: RedisServer, stream_name: str, witness: redis.Redis
 ) -> None:
     """Where somebody waits, the inbox is looked for, however seldom the house is kept."""
-    seldom: dict[str, Any] = {"health_check_interval": 1000.0, "inbox_ttl": 3000.0}
+    seldom: dict[str, Any] = {"health_check_interval": 300.0, "inbox_ttl": 3000.0}
     async with link(redis_server, stream_name, witness, False, **seldom) as peers:
         errors: list[Exception] = []
 
