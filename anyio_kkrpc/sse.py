@@ -16,6 +16,7 @@ except ImportError as _error:
 
 from ._driver._inflow import RemoteStream
 from ._exceptions import RPCError
+from ._values._pydantic import plain
 
 __all__ = ("Events",)
 
@@ -65,10 +66,21 @@ async def _encode(stream: RemoteStream[Any]) -> AsyncGenerator[bytes, None]:
         async for item in stream:
             yield b"data: %b\n\n" % _json(item)
         yield b"event: done\ndata:\n\n"
-    except RPCError as exc:
+    except (RPCError, TypeError) as exc:  # the latter of what can't be JSON
         yield b"event: failed\ndata: %b\n\n" % _json(str(exc))
 
 
 def _json(value: Any) -> bytes:
     """Return it in one line: JSON has no newlines but those that are escaped."""
-    return msgspec.json.encode(value, enc_hook=str)
+    return msgspec.json.encode(value, enc_hook=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """Return a model as it travels, and what JSON lacks as its text, such as an address."""
+    try:
+        return plain(value)
+    except TypeError:
+        own: Any = type(value).__str__
+        if own is object.__str__:
+            raise  # that would tell nothing
+        return str(value)

@@ -7,11 +7,15 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from decimal import Decimal
+from ipaddress import IPv4Address
+from typing import Any, Protocol
 
 import anyio
 import pytest
+from pydantic import BaseModel, Field
 
+from anyio_kkrpc import RemoteStream
 from anyio_kkrpc.sse import Events
 from anyio_kkrpc.testing import connected
 from tests.bounds import BOUND
@@ -69,6 +73,45 @@ async def test_events() -> None:
         assert len(events) == 3
         _, body = await sent_by(Events(await api.numbers()))
         assert body == b"data: 1\n\nevent: done\ndata:\n\n"
+
+
+class Tick(BaseModel):
+    price: Decimal = Field(alias="p")
+
+
+class Feed(Protocol):
+    async def ticks(self) -> RemoteStream[Tick]: ...
+    async def pages(self) -> RemoteStream[dict[str, list[Tick]]]: ...
+    async def things(self) -> RemoteStream[Any]: ...
+
+
+async def prices() -> AsyncIterator[Any]:
+    yield Tick(p=Decimal("1.50"))
+
+
+async def test_what_a_protocol_makes_of_items() -> None:
+    """A model is an event as it travels, not as Python shows it; what JSON lacks is its text."""
+
+    async def pages() -> AsyncIterator[Any]:
+        yield {"first": [Tick(p=Decimal("2"))]}
+
+    async def things() -> AsyncIterator[Any]:
+        yield IPv4Address("127.0.0.1")
+        yield object()
+
+    made = {"ticks": prices, "pages": pages, "things": things}
+    async with connected(made, Feed, codec=None) as api:
+        end = b"event: done\ndata:\n\n"
+        _, body = await sent_by(Events(await api.ticks()))
+        assert body == b'data: {"p":"1.50"}\n\n' + end
+        _, body = await sent_by(Events(await api.pages()))
+        assert body == b'data: {"first":[{"p":"2"}]}\n\n' + end
+        _, body = await sent_by(Events(await api.things()))
+        address, failed, rest = body.split(b"\n\n")
+        assert address == b'data: "127.0.0.1"'
+        assert failed.startswith(b"event: failed\ndata: ")
+        assert b"object is unsupported" in failed
+        assert rest == b""
 
 
 async def test_what_is_no_stream() -> None:

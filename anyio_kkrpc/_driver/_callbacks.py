@@ -16,6 +16,7 @@ from .._protocol._budget import BUDGET, weight_of
 from .._protocol._events import CallbackInvoked
 from .._protocol._exports import CallbackExport
 from .._runtime._fresh import fresh_copy
+from .._runtime._sparing import Sparing
 from .._values._callbacks import CallbackArguments, arguments_of, check_calls
 from ._context import running
 from ._core import Core
@@ -43,6 +44,7 @@ class CallbackRunner:
         "_arguments",
         "_core",
         "_export",
+        "_failures",
         "_idle",
         "_name",
         "_running",
@@ -55,6 +57,7 @@ class CallbackRunner:
         self._export = export
         self._arguments = arguments_of(export.function)
         self._name: str = getattr(export.function, "__qualname__", "a callback")
+        self._failures = Sparing()
         self._waiting: deque[tuple[CallbackInvoked, int]] = deque()
         self._weight = 0
         self._running: CallbackInvoked | None = None
@@ -119,7 +122,9 @@ class CallbackRunner:
                 except BaseException:
                     await checkpoint_if_cancelled()
                     # Nobody has cancelled this task: whatever it is, the callback raised it.
-                    logger.exception("callback %r failed", function)
+                    more = self._failures.admit(self._core.now(), "not logged")
+                    if more is not None:
+                        logger.exception("callback %r failed%s", function, more)
                 self._tell(event)
         finally:
             self._running = None

@@ -8,11 +8,9 @@ from time import monotonic
 
 from msgspec import Struct
 
-logger = logging.getLogger("anyio_kkrpc")
+from .._runtime._sparing import Sparing
 
-# Of each name so many failures are logged in so many seconds; of the others the number is told.
-MOST_LOGGED = 10
-LOGGED_WITHIN = 10.0
+logger = logging.getLogger("anyio_kkrpc")
 
 
 class MethodStatistics(Struct, frozen=True):
@@ -62,39 +60,27 @@ def tell(names: Iterable[Counted]) -> dict[str, MethodStatistics]:
     return found
 
 
-class _Window(Struct):
-    begun: float
-    logged: int = 0
-    left_out: int = 0
-
-
 class FailureLog:
-    """Logs what handlers raise, no more than `MOST_LOGGED` of a name within `LOGGED_WITHIN` s.
+    """Logs what handlers raise, of each name as often as `Sparing` lets it.
 
     :param now: seconds
     """
 
     def __init__(self, now: Callable[[], float] = monotonic) -> None:
         self._now = now
-        self._windows: dict[str, _Window] = {}
+        self._names: dict[str, Sparing] = {}
 
     def note(self, name: str, request_id: str, caller: str | None, exc: BaseException) -> None:
         """Log a failure, or count it.
 
         :param name: one of those that are exposed, which bounds how many are kept
         """
-        now, window = self._now(), self._windows.get(name)
-        left_out = 0
-        if window is None or now - window.begun >= LOGGED_WITHIN:
-            left_out = 0 if window is None else window.left_out
-            window = self._windows[name] = _Window(now)
-        if window.logged == MOST_LOGGED:
-            window.left_out += 1
+        sparing = self._names.get(name)
+        if sparing is None:
+            sparing = self._names[name] = Sparing()
+        more = sparing.admit(self._now(), "counted only")
+        if more is None:
             return
-        window.logged += 1
-        more = f"; {left_out} more before were not logged" if left_out else ""
-        if window.logged == MOST_LOGGED:
-            more = f"; further ones are counted only, for up to {LOGGED_WITHIN:.0f} s"
         caller = "its peer" if caller is None else caller
         logger.warning(
             "%s failed: request %s of %s%s", name, request_id, caller, more, exc_info=exc

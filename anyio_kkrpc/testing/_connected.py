@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar, overload
 
 from .._channel import RPCChannel
-from .._serving._table import Exposed
+from .._serving._table import Exposed, entered
 from .._serving._table import expose as build_table
 from .._values._conversion import annotations_of, signature_of
 from ..middleware import Middleware
@@ -53,7 +53,7 @@ async def connected(
     Values are encoded and decoded and arguments converted as over a wire, so a test sees the same
     errors. A dict of functions makes a fake: ``connected({"add": lambda a, b: 5}, MathApi)``.
 
-    :param api: what `anyio_kkrpc.expose` takes, or the table it made
+    :param api: what `anyio_kkrpc.expose` takes, or the table it made; a lifespan is entered
     :param protocol: a `typing.Protocol` class for `RPCChannel.get_api`. What is exposed must have
         all that it describes, methods with their arguments, properties and nested objects, so that
         a fake doesn't stay behind.
@@ -62,21 +62,21 @@ async def connected(
     :param middleware: of the serving side
     :raises TypeError: if something of ``protocol`` isn't there
     """
-    table = api if isinstance(api, Exposed) else build_table(api)
-    if protocol is not None:
-        if not isinstance(protocol, type):
-            raise TypeError(f"protocol: needs a Protocol class, not {protocol!r:.80}")
-        problems = list(_problems(protocol, table, ()))
-        if problems:
-            raise TypeError(f"api: doesn't fit {protocol.__name__}: {'; '.join(problems)}")
+    if protocol is not None and not isinstance(protocol, type):
+        raise TypeError(f"protocol: needs a Protocol class, not {protocol!r:.80}")
     ours, theirs = MemoryTransport.pair(codec=codec)
-    async with (
-        ours,
-        theirs,
-        RPCChannel(theirs, expose=table, timeout=timeout, middleware=middleware),
-        RPCChannel(ours, timeout=timeout) as channel,
-    ):
-        yield channel.get_api(protocol)
+    async with entered(api if isinstance(api, Exposed) else build_table(api)) as table:
+        if protocol is not None:
+            problems = list(_problems(protocol, table, ()))
+            if problems:
+                raise TypeError(f"api: doesn't fit {protocol.__name__}: {'; '.join(problems)}")
+        async with (
+            ours,
+            theirs,
+            RPCChannel(theirs, expose=table, timeout=timeout, middleware=middleware),
+            RPCChannel(ours, timeout=timeout) as channel,
+        ):
+            yield channel.get_api(protocol)
 
 
 def _problems(protocol: type, table: Exposed, path: tuple[str, ...]) -> Iterator[str]:

@@ -26,6 +26,7 @@ from anyio_kkrpc import (
 )
 from anyio_kkrpc._protocol._records import Request
 from anyio_kkrpc._runtime._clock import scheduler
+from anyio_kkrpc._runtime._sparing import MOST_LOGGED
 from anyio_kkrpc.abc import Envelope
 from tests.bounds import BOUND
 from tests.pairs import Pair, pair
@@ -342,6 +343,30 @@ async def test_handlers_that_exit(caplog: pytest.LogCaptureFixture) -> None:
         assert got == [1]
         assert await link.api.call_back(sys.exit) == "done"
     assert "callback <built-in function exit> failed" in caplog.text
+
+
+async def test_callback_that_keeps_failing(caplog: pytest.LogCaptureFixture) -> None:
+    """So many failures are logged; each call of it is made all the same."""
+
+    class Calls:
+        async def call(self, function: Any) -> None:
+            for number in range(MOST_LOGGED + 15):
+                await function(number)
+
+    heard = []
+
+    def fail(number: int) -> None:
+        heard.append(number)
+        raise ValueError(number)
+
+    async with pair(Calls()) as link:
+        await link.api.call(fail)
+        with anyio.fail_after(BOUND):
+            while len(heard) < MOST_LOGGED + 15:
+                await anyio.sleep(0.01)
+    lines = [record.getMessage() for record in caplog.records if "fail" in record.getMessage()]
+    assert len(lines) == MOST_LOGGED
+    assert "further ones are not logged" in lines[-1]
 
 
 async def test_a_transport_is_for_one_channel() -> None:

@@ -52,7 +52,7 @@ ROOMS: dict[str, set[str]] = {
     "_channel": WORDS | {"_driver", "_calling", "_serving", "_reactions", "middleware"},
     "_signals": {"_channel"},
     "otel": {"_exceptions", "middleware", "redis"},
-    "sse": {"_exceptions", "_driver"},
+    "sse": {"_exceptions", "_driver", "_values"},
     # The public names; transports are loaded on first use.
     "": WORDS
     | {"_channel", "_calling", "_serving", "_driver", "_signals", "kit", "transports", "redis"},

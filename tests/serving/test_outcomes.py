@@ -22,7 +22,8 @@ from anyio_kkrpc import (
     with_call_options,
 )
 from anyio_kkrpc._protocol._records import Request
-from anyio_kkrpc._serving._outcomes import LOGGED_WITHIN, MOST_LOGGED, FailureLog
+from anyio_kkrpc._runtime._sparing import LOGGED_WITHIN, MOST_LOGGED
+from anyio_kkrpc._serving._outcomes import FailureLog
 from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.middleware import CallNext, Invocation, access_log, limit_concurrency
 from tests.bounds import BOUND

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import pytest
@@ -75,6 +76,36 @@ async def test_fakes_of_all_that_is_described() -> None:
     )
     with pytest.raises(TypeError, match="protocol: needs a Protocol class"):
         async with connected(fake, 3):  # type: ignore[call-overload]
+            pass
+
+
+@pytest.mark.anyio
+async def test_lifespan_and_protocol() -> None:
+    """What is entered is what has to fit."""
+    events: list[str] = []
+
+    class Shop:
+        def price(self, name: str) -> int:
+            return len(name)
+
+    class ShopApi(Protocol):
+        async def price(self, name: str) -> int: ...
+
+    class Other(Protocol):
+        async def cost(self, name: str) -> int: ...
+
+    @asynccontextmanager
+    async def shop() -> AsyncIterator[Shop]:
+        events.append("entered")
+        yield Shop()
+        events.append("left")
+
+    async with connected(shop, ShopApi) as api:
+        assert await api.price("tea") == 3
+        assert events == ["entered"]
+    assert events == ["entered", "left"]
+    with pytest.raises(TypeError, match=r"doesn't fit Other: it lacks cost\(\)"):
+        async with connected(shop, Other):
             pass
 
 

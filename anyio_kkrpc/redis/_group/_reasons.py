@@ -114,10 +114,15 @@ class _Group(Struct):
         group = f"the group {quoted(_text(self.name), 200)!r}"
         if not self.workers:
             return Explanation(f"no worker has taken it: {group} has no workers", unserved=True)
-        return Explanation(
-            f"no worker has taken it: of {group}, {self.busy} of {self.workers} workers are busy, "
-            f"with {self.held} requests"
-        )
+        text = f"no worker has taken it: {group} has {_number(self.workers, 'worker')}, of which "
+        if not self.busy:
+            return Explanation(text + "none is busy: stopped, or gone less than a minute ago")
+        verb, held = "is" if self.busy == 1 else "are", _number(self.held, "request")
+        return Explanation(text + f"{self.busy} {verb} busy with {held}")
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 class Reasons:

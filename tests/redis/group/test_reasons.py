@@ -127,7 +127,8 @@ async def test_who_has_it(redis_server: RedisServer, stream_name: str) -> None:
             while not served.running:
                 await anyio.sleep(0.01)
             await times_out(
-                api.ping, "no worker has taken it: .* 1 of 1 workers are busy, with 1 requests"
+                api.ping,
+                "no worker has taken it: .* has 1 worker, of which 1 is busy with 1 request",
             )
             group.cancel_scope.cancel()
 
