@@ -61,6 +61,7 @@ ASYNC_EXCEPTIONS = {
     "ASYNC103": (
         "_driver/_callbacks",
         "_driver/_context",
+        "_driver/_endings",
         "_serving/_crew",
         "kit/_inbound",
         "_driver/_pump",

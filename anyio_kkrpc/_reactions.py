@@ -186,7 +186,7 @@ class Reactions(Listener):
             export.handle = CallbackRunner(self._core, export)
         runner: CallbackRunner = export.handle
         if runner.invoke(event):
-            self._core.start(runner.run, "callback")
+            self._core.start_kept(runner.run, "callback")
 
     def _on_callback_ran(self, event: CallbackRan) -> None:
         turns: Turns = event.ahead.handle

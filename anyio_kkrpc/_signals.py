@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from anyio import create_task_group, open_signal_receiver
 
 from ._channel import RPCChannel
+from ._runtime._lone import lone_error
 
 __all__ = ("serve_until_signalled",)
 
@@ -36,16 +37,17 @@ async def serve_until_caught(
     :param caught: gives them
     """
     received: signal.Signals | None = None
-    async with create_task_group() as group:
+    with lone_error():
+        async with create_task_group() as group:
 
-        async def watch() -> None:
-            nonlocal received
-            async for number in caught:
-                received = number
-                group.cancel_scope.cancel()
-                return
+            async def watch() -> None:
+                nonlocal received
+                async for number in caught:
+                    received = number
+                    group.cancel_scope.cancel()
+                    return
 
-        group.start_soon(watch, name="anyio_kkrpc signals")
-        await channel.serve_forever()
-        group.cancel_scope.cancel()
+            group.start_soon(watch, name="anyio_kkrpc signals")
+            await channel.serve_forever()
+            group.cancel_scope.cancel()
     return received

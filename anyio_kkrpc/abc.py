@@ -75,10 +75,12 @@ class Explanation(Struct, frozen=True):
 
     :ivar text: for people
     :ivar unserved: whether nobody is there who could take it
+    :ivar unknown: whether that couldn't be found out now, but may be later
     """
 
     text: str
     unserved: bool = False
+    unknown: bool = False
 
 
 class Listener(ABC):

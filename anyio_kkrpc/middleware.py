@@ -9,6 +9,7 @@ the outermost.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from time import perf_counter
@@ -239,8 +240,17 @@ def limit_concurrency(limit: int, methods: Collection[str] | None = None) -> Mid
         limiter = limiters.get(method)
         if limiter is None:
             limiter = limiters[method] = anyio.Semaphore(limit)
-        async with limiter:
+        has_turn = False
+        end = math.inf if call.deadline is None else call.deadline
+        with anyio.CancelScope(deadline=end):
+            await limiter.acquire()
+            has_turn = True
+        if not has_turn:
+            raise RPCTimeoutError(f"{method}: no answer in time: {limit} calls of it were running")
+        try:
             return await call_next(call)
+        finally:
+            limiter.release()
 
     return middleware
 

@@ -37,13 +37,14 @@ class Calls:
     :ivar middleware: what each call goes through; see `intercept`
     """
 
-    __slots__ = ("_cancels", "_core", "_explainer", "_fail_fast", "middleware")
+    __slots__ = ("_cancels", "_checker", "_core", "_explainer", "_fail_fast", "middleware")
 
     def __init__(
         self, core: Core, middleware: tuple[Middleware, ...], *, fail_fast: bool = False
     ) -> None:
         self._core = core
         self._explainer = Explainer(core, self._expire, self._lose_unserved)
+        self._checker = Explainer(core, self._expire, self._lose_unserved, within=5.0)
         self._fail_fast = fail_fast
         self._cancels = core.transport.capabilities.cancellation
         self.middleware: tuple[Middleware, ...] = middleware
@@ -81,6 +82,8 @@ class Calls:
             deadline=self._deadline(options),
         )
 
+        opened: list[tuple[RemoteStream[Any], list[StreamWatcher]]] = []
+
         async def last(call: Invocation) -> Any:
             watchers: list[StreamWatcher] = []
             call.stream_ended = watchers
@@ -92,10 +95,14 @@ class Calls:
             else:
                 result = await self.request(op, path, changed, args=call.args, kwargs=call.kwargs)
             if isinstance(result, RemoteStream):
-                watch(result, lambda *end: tell(watchers, StreamEnd(*end)))
+                opened.append((result, watchers))
             return result if convert is None else convert(result)
 
-        return await pass_through(self.middleware, call, last)
+        try:
+            return await pass_through(self.middleware, call, last)
+        finally:  # now they have said what they want to be told, also if it has ended already
+            for stream, told in opened:
+                watch(stream, lambda *end, told=told: tell(told, StreamEnd(*end)))
 
     async def request(
         self,
@@ -128,7 +135,7 @@ class Calls:
         try:
             await core.send_envelope(envelope)
             if options.fail_fast or (self._fail_fast and options.fail_fast is UNSET):
-                self._explainer.check(call)
+                self._checker.check(call)
             await answered.wait()
         except BaseException as exc:
             self._give_up(call, not isinstance(exc, (TypeError, RPCError)))

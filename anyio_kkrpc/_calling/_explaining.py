@@ -51,7 +51,10 @@ class Explainer:
         core: Core,
         expire: Callable[[Call, str | None], object],
         lose: Callable[[Call, Exception], object],
+        *,
+        within: float = LOOK,
     ) -> None:
+        self._within = within
         self._core = core
         self._expire = expire
         self._lose = lose
@@ -75,7 +78,7 @@ class Explainer:
         self._new.append(inquiry)
         if not self._running:
             self._running = True
-            self._core.start(self._run, "explanations")
+            self._core.start_kept(self._run, "explanations")
 
     def _due(self, inquiry: _Inquiry) -> None:
         """Let a call time out whose deadline has come; if the look is not over, a little later."""
@@ -104,11 +107,12 @@ class Explainer:
         found: Sequence[Explanation | None] = ()
         requests = [one.call.sent for one in batch]
         try:
-            with move_on_after(LOOK):
+            with move_on_after(self._within) as scope:
                 found = await self._core.transport.explain(requests)
         except Exception as exc:  # whatever it is, calls end as they would without
             logger.debug("why calls have no answer could not be found out: %r", exc)
         now = self._core.now()
+        again = scope.cancelled_caught
         for number, one in enumerate(batch):
             explanation = found[number] if number < len(found) else None
             one.done = True
@@ -117,5 +121,9 @@ class Explainer:
             if one.deadline is not None:
                 if now >= one.deadline:
                     self._end(one)
-            elif one.call.state is CallState.WAITING and explanation and explanation.unserved:
+            elif one.call.state is not CallState.WAITING:
+                pass
+            elif again or (explanation and explanation.unknown):
+                self._new.append(one)
+            elif explanation and explanation.unserved:
                 self._lose(one.call, DeliveryError(explanation.text))

@@ -21,7 +21,7 @@ from typing import Any
 
 import anyio
 import msgspec
-from anyio import CancelScope, create_task_group, move_on_after, open_signal_receiver, sleep
+from anyio import CancelScope, Event, create_task_group, move_on_after, open_signal_receiver, sleep
 from msgspec import Struct
 
 from .._channel import RPCChannel
@@ -222,8 +222,8 @@ class _Worker:
             async with create_task_group() as group:
                 if supervised:
                     group.start_soon(self._heed_parent, name="anyio_kkrpc parent")
-                beginning = CancelScope()
-                group.start_soon(self._end_early, caught, beginning, group.cancel_scope)
+                beginning, begun = CancelScope(), Event()
+                group.start_soon(self._end_early, caught, beginning, begun, group.cancel_scope)
                 async with (
                     make_transport(options) as transport,
                     entered(self._table) as table,
@@ -238,18 +238,26 @@ class _Worker:
                     ) as channel,
                 ):
                     beginning.cancel()
+                    await begun.wait()  # on Trio one task at a time may wait for signals
                     self._entered = channel, transport
                     where = ", ".join(filter(None, (options.stream, options.group)))
                     names = len(list(table))
                     what = f"{names} name" if names == 1 else f"{names} names"
                     say(f"serving {what} on {where} (pid {os.getpid()})")
                     await self._serve_channel(channel, caught)
-                    signals.close()  # a second Ctrl-C ends it at once
+                    if supervised:  # it may be told to end more than once
+                        group.start_soon(self._heed_no_more, caught)
+                    else:
+                        signals.close()  # a second Ctrl-C ends it at once
                 group.cancel_scope.cancel()
         say(f"ended (pid {os.getpid()})")
 
     async def _end_early(
-        self, caught: AsyncIterator[signal.Signals], beginning: CancelScope, all_of_it: CancelScope
+        self,
+        caught: AsyncIterator[signal.Signals],
+        beginning: CancelScope,
+        begun: Event,
+        all_of_it: CancelScope,
     ) -> None:
         """End by the signals that come while it connects and enters what it is to serve."""
         with beginning:
@@ -257,6 +265,12 @@ class _Worker:
                 self.ended_by = number
                 all_of_it.cancel()
                 return
+        begun.set()
+
+    async def _heed_no_more(self, caught: AsyncIterator[signal.Signals]) -> None:
+        """Take further signals: it is ending already, and its supervisor bounds that."""
+        async for _ in caught:
+            pass
 
     async def _serve_channel(
         self, channel: RPCChannel, caught: AsyncIterator[signal.Signals]
@@ -279,7 +293,10 @@ class _Worker:
         tell = self._tell or (lambda report: None)
         while True:
             await anyio.wait_readable(0)
-            if not os.read(0, 4096):
+            data = b""
+            with suppress(OSError):  # it is gone, and hadn't read all
+                data = os.read(0, 4096)
+            if not data:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             tell(await self._report())

@@ -134,6 +134,24 @@ class Core:
 
         self.start(run, what)
 
+    def start_kept(self, function: Callable[[], Awaitable[object]], what: str) -> None:
+        """Start a task that goes on until it ends or `close`, also where the scope around the
+        channel ends.
+        """
+        scope = CancelScope(shield=True)
+        self._standing.append(scope)
+        if not self.is_open:
+            scope.cancel()  # nobody would
+
+        async def run() -> None:
+            try:
+                with scope:
+                    await function()
+            finally:
+                self._standing.remove(scope)
+
+        self.start(run, what)
+
     def close(self) -> None:
         """End all tasks of the channel."""
         for scope in self._standing:

@@ -19,5 +19,7 @@ def tell(watchers: Iterable[Callable[[Any], object]], end: object) -> None:
     for watcher in watchers:
         try:
             watcher(end)
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # nothing is awaited: it is the watcher's own
             logger.exception("what was told of the end of a stream failed")

@@ -199,7 +199,7 @@ class Inflow:
     def watch(self, over: StreamOver) -> None:
         """Have it called once the stream has ended, or was left; in the event loop."""
         self._over = over
-        if self._end is not None and not self._left:
+        if self._end is not None and (not self._left or self._consumer.finished):
             self._tell()
 
     def left(self) -> None:

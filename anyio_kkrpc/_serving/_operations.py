@@ -285,7 +285,9 @@ class Server:
                 value = check_own(value, kind, source.name)
         except Refused as exc:
             error, value = await self._refuse(exc, source, envelope, request, handling, context)
-            source = None  # it has been counted
+            if source is not None:
+                source.refused += 1  # not before: who has given up meanwhile is counted as that
+            source = None
         except BaseException as exc:
             error = await self._fail(exc, source, request, handling.sender)
         if not handling.open:
@@ -355,9 +357,7 @@ class Server:
         """Count a request that isn't run; return its error, or what a middleware makes of it."""
         if isinstance(refused.error, MethodNotFoundError) and not self._answers_all(envelope):
             raise NoReply
-        if source is not None:
-            source.refused += 1
-        elif request.op != "ref":
+        if source is None and request.op != "ref":
             self.unknown += 1
         error = library_error(refused.error)
         if self._interceptor is not None:
@@ -367,6 +367,8 @@ class Server:
                 other = exc is not refused.error
                 if other:
                     error = await self._fail(exc, None, request, handling.sender)
+                    if source is not None:
+                        self._failures.note(source.name, request.id, handling.sender, exc)
             if other:
                 return error, None
         if isinstance(refused, Unknown):

@@ -43,6 +43,8 @@ __all__ = ("MessageStatistics", "Messages")
 logger: logging.Logger = logging.getLogger("anyio_kkrpc")
 
 CLOSE_TIMEOUT = 2.0
+# Bytes that may wait for a peer that is told of refusals and the like, and reads too slowly.
+MOST_UNREAD = 16 * 1024 * 1024
 
 
 class MessageStatistics(Struct, frozen=True):
@@ -261,6 +263,8 @@ class Messages:
                 self._post(said)
         if taken is not None:
             self.inbound.deliver(Envelope(taken), weight)
+        if self._outgoing.posted > MOST_UNREAD:
+            raise OverloadedError("the peer doesn't read what it is told, and goes on asking")
 
     def _refuse(self, envelope: Envelope) -> None:
         reply = refusal(envelope)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import final
 
@@ -29,6 +30,7 @@ class Outgoing:
         it that nothing is added any more
     :param timeout: seconds that one write may take
     :ivar sent: messages that were taken
+    :ivar posted: bytes that wait of those for which nobody waits; its owner bounds them
     """
 
     def __init__(
@@ -42,12 +44,16 @@ class Outgoing:
         self._failed = failed
         self._timeout = timeout
         self._waiting: list[bytes] = []
+        # Places and sizes of those that were posted, and how many have left before them.
+        self._posts: deque[tuple[int, int]] = deque()
+        self._left = 0
         self._size = 0
         self._writing = False
         self._handed_over = Event()
         self._room: Event | None = None
         self._scope: CancelScope | None = None
         self.sent: int = 0
+        self.posted: int = 0
 
     def start(self, group: TaskGroup, name: str) -> None:
         """Start the task that writes what nobody else writes. It runs until `stop`, also where the
@@ -78,6 +84,8 @@ class Outgoing:
         """Have a message written by the task, for a caller that must not wait, such as a reader."""
         self.sent += 1
         self._size += len(message)
+        self._posts.append((self._left + len(self._waiting), len(message)))
+        self.posted += len(message)
         self._waiting.append(message)
         if not self._writing:
             self._writing = True
@@ -91,7 +99,8 @@ class Outgoing:
     def clear(self) -> None:
         """Forget what waits, and let those go on who wait for room: nothing can be written."""
         self._waiting.clear()
-        self._size = 0
+        self._posts.clear()
+        self._size = self.posted = 0
         self._notify()
 
     def stop(self) -> None:
@@ -122,6 +131,9 @@ class Outgoing:
                 break
         messages = self._waiting[:count]
         del self._waiting[:count]
+        self._left += count
+        while self._posts and self._posts[0][0] < self._left:
+            self.posted -= self._posts.popleft()[1]
         return messages, size
 
     async def _go_on(self, scope: CancelScope) -> None:

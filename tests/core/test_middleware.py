@@ -257,6 +257,22 @@ async def test_limit(methods: list[str] | None) -> None:
     assert api.most == 2
 
 
+async def test_limit_and_deadline() -> None:
+    """Who waits for a turn waits no longer than the call may take, and takes nobody's turn."""
+    api = Api()
+    async with (
+        pair(api, middleware=[limit_concurrency(1)], timeout=None) as link,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(link.api.slow)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(RPCTimeoutError, match="slow: .* 1 calls of it were running"):
+            await with_call_options(link.api, timeout=0.05).slow()
+        api.gate.set()
+        await link.api.slow()
+    assert api.most == 1
+
+
 async def test_access_log(caplog: pytest.LogCaptureFixture) -> None:
     """A line for each call, with its outcome; never with its arguments."""
     with caplog.at_level(logging.INFO):

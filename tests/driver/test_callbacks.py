@@ -22,7 +22,7 @@ from anyio_kkrpc._protocol._ahead import WINDOW
 from anyio_kkrpc._protocol._budget import BUDGET
 from anyio_kkrpc._protocol._records import Request
 from anyio_kkrpc.abc import Envelope, Transport
-from tests.bounds import BOUND
+from tests.bounds import BOUND, CALL_BOUND
 from tests.pairs import pair
 
 pytestmark = pytest.mark.anyio
@@ -313,3 +313,48 @@ async def test_callers_that_do_not_wait(
         # Another call isn't concerned.
         gate.let(1)
         assert await client.get_api().send(gate.call, ["x"]) == 1
+
+
+async def test_callback_in_the_grace_of_a_cancelled_channel() -> None:
+    """A handler goes on for so long, and what it has passed is called."""
+    heard: list[int] = []
+    entered, leaving = anyio.Event(), anyio.Event()
+
+    class Back:
+        async def work(self, progress: Any) -> str:
+            entered.set()
+            await leaving.wait()
+            for number in (50, 100):
+                await progress(number)
+            return "worked"
+
+    a, b = MemoryTransport.pair()
+    async with a, b, RPCChannel(b, expose=Back(), timeout=CALL_BOUND) as other:
+
+        class Front:
+            async def go(self) -> Any:
+                async def progress(number: int) -> None:
+                    await anyio.lowlevel.checkpoint()
+                    heard.append(number)
+
+                return await channel.get_api().work(progress)
+
+        results: list[Any] = []
+
+        async def call() -> None:
+            results.append(await other.get_api().go())
+
+        async with anyio.create_task_group() as group:
+            with anyio.CancelScope() as scope:
+                async with RPCChannel(
+                    a, expose=Front(), timeout=CALL_BOUND, grace_period=BOUND
+                ) as channel:
+                    group.start_soon(call)
+                    await entered.wait()
+                    scope.cancel()
+                    try:
+                        await anyio.sleep_forever()
+                    finally:
+                        leaving.set()
+    assert results == ["worked"]
+    assert heard == [50, 100]

@@ -65,6 +65,21 @@ async def side(**options: Any) -> AsyncIterator[Side]:
 REQUEST = b'{"t":"q","id":"1","op":"call","p":["f"]}'
 
 
+async def test_a_peer_that_reads_no_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up before what it is to be told fills the memory."""
+    monkeypatch.setattr("anyio_kkrpc.kit._messages.MOST_UNREAD", 2000)
+    async with side(max_queue_size=1) as one:
+        while one.messages.inbound.ended_reason is None:
+            try:
+                await one.write.send(REQUEST)
+            except anyio.BrokenResourceError:
+                break
+        await anyio.wait_all_tasks_blocked()
+        assert isinstance(one.messages.inbound.ended_reason, TransportConnectionError)
+        assert "goes on asking" in str(one.messages.inbound.ended_reason)
+        assert one.closed
+
+
 async def test_there_and_back() -> None:
     """A request is received, and its reply written; both are counted."""
     async with side() as one:

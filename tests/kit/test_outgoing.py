@@ -68,6 +68,38 @@ async def test_what_is_posted_is_written_by_the_task() -> None:
     assert wire.writes == [[b"0"], [b"1"], [b"2"]]
 
 
+async def test_what_was_posted_and_waits_is_known() -> None:
+    """What senders wait for themselves isn't part of it."""
+    wire = Wire()
+    outgoing = wire.outgoing
+    with anyio.fail_after(BOUND):
+        async with create_task_group() as group:
+            outgoing.start(group, "writer")
+            group.start_soon(outgoing.send, b"0")
+            await wait_all_tasks_blocked()
+            for size in (10, 20):
+                outgoing.post(b"x" * size)
+                group.start_soon(outgoing.send, b"y" * HIGH_WATER)
+                await wait_all_tasks_blocked()
+            assert outgoing.posted == 30
+            wire.gate.set()
+            await outgoing.drain()
+            assert outgoing.posted == 0
+            wire.gate = Event()
+            group.start_soon(outgoing.send, b"0")
+            await wait_all_tasks_blocked()
+            outgoing.post(b"x" * 5)
+            assert outgoing.posted == 5
+            outgoing.clear()
+            assert outgoing.posted == 0
+            outgoing.post(b"x" * 7)
+            assert outgoing.posted == 7
+            wire.gate.set()
+            await outgoing.drain()
+            assert outgoing.posted == 0
+            outgoing.stop()
+
+
 @pytest.mark.parametrize("which", [0, 1])
 async def test_a_sender_that_is_cancelled_tears_nothing(which: int) -> None:
     """Neither the one who writes, nor one whose message waits, nor those behind them."""

@@ -200,12 +200,13 @@ async def test_middleware_that_keeps_the_stream() -> None:
     assert sorted(one[0] for one in client.ends) == ["left", "left", "left", "ok"]
 
 
-async def test_watchers_that_raise(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [LookupError("broken"), SystemExit("broken")], ids=repr)
+async def test_watchers_that_raise(caplog: pytest.LogCaptureFixture, error: BaseException) -> None:
     """That is logged; the others are told, and the channel goes on."""
     ends = Ends()
 
     def broken(end: StreamEnd) -> None:
-        raise LookupError("broken")
+        raise error
 
     async def watch(call: Invocation, call_next: CallNext) -> Any:
         result = await call_next(call)
@@ -218,7 +219,7 @@ async def test_watchers_that_raise(caplog: pytest.LogCaptureFixture) -> None:
         await leave(link.api)
         await until(lambda: len(ends.ends) == 4)
         await read_all(link.api)
-    assert caplog.text.count("LookupError: broken") >= 4
+    assert caplog.text.count(f"{type(error).__name__}: broken") >= 4
 
 
 async def test_access_log(caplog: pytest.LogCaptureFixture) -> None:

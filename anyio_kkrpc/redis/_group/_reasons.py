@@ -141,7 +141,9 @@ class Reasons:
     async def find(self, requests: Sequence[Envelope]) -> list[Explanation | None]:
         """Return what is known of each; what can't be found out is not."""
         if self._link.connection is None:
-            return [Explanation(f"there is no connection to {self._where}")] * len(requests)
+            return [Explanation(f"there is no connection to {self._where}", unknown=True)] * len(
+                requests
+            )
         ids = [None if one.recipient is not None else _id_of(one) for one in requests]
         known = [one for one in ids if one][:MOST]
         places = {entry_id: number for number, entry_id in enumerate(known)}
