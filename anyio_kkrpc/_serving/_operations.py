@@ -8,6 +8,7 @@ from contextvars import Context, copy_context
 from typing import Any, TypeAlias
 
 from anyio import EndOfStream, current_time
+from anyio.lowlevel import checkpoint
 from msgspec import UNSET
 
 from .._driver._context import (
@@ -291,6 +292,9 @@ class Server:
         except BaseException as exc:
             error = await self._fail(exc, source, request, handling.sender)
         if not handling.open:
+            if self.crew.over:
+                # Its caller waits: it was the channel that ended, and whose group gets it back.
+                await checkpoint()  # the crew is cancelled
             if error is None and source is not None:
                 source.cancelled += 1
             tell(watchers_in(context), NOT_SENT)

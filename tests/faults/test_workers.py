@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -431,6 +432,46 @@ async def test_expired_requests_are_not_started(
                 await until(lambda: serving.statistics().expired == 1)
     assert ran == [2]
     assert witness.xpending(stream_name, "kkrpc-group")["pending"] == 0
+
+
+@pytest.mark.parametrize("leaves", ["channel", "transport"])
+async def test_handler_that_ends_in_the_turn_of_its_channel(
+    redis_server: RedisServer, stream_name: str, leaves: str
+) -> None:
+    """What it returns reaches nobody, so its request isn't acknowledged: another worker runs it."""
+    began, gate = anyio.Event(), anyio.Event()
+
+    class Gated:
+        async def work(self, n: int) -> int:
+            began.set()
+            await gate.wait()
+            return n
+
+    class Quick:
+        def work(self, n: int) -> int:
+            return n
+
+    results: list[int] = []
+    async with (
+        client(redis_server, stream_name) as used,
+        client(redis_server, stream_name) as other,
+        RPCChannel(used, timeout=CALL_BOUND) as channel,
+    ):
+
+        async def call(n: int) -> None:
+            results.append(await channel.get_api().work(n))
+
+        async with anyio.create_task_group() as group:
+            async with AsyncExitStack() as stack:
+                kept = await stack.enter_async_context(client(redis_server, stream_name))
+                async with RPCChannel(kept, expose=Gated()):
+                    group.start_soon(call, 1)
+                    await began.wait()
+                    gate.set()
+                if leaves == "transport":
+                    await stack.aclose()
+                async with RPCChannel(other, expose=Quick()):
+                    await until(lambda: len(results) == 1)
 
 
 async def test_channel_that_leaves_its_transport(

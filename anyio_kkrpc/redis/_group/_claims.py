@@ -18,12 +18,14 @@ from msgspec import Struct
 from redis.exceptions import ResponseError
 
 from ..._exceptions import TransportClosedError, TransportConnectionError
+from ..._runtime._log import quoted
 from .._connection._command import Command, Execute
 from .._connection._errors import Meaning, meaning_of, reason
 from .._connection._link import Link
 from .._connection._portion import Portion
 from .._connection._resp import Connection
 from .._reading._reader import Decoder, GroupReader, create_group
+from .._stream._entries import pairs
 from .._stream._keys import DELAYED, HANDED_BACK, Keys
 from .._stream._rights import check_rights
 from ._scripts import HAND_BACK, LEAD, LEAVE, LOOK, RECOVER, REMOVE, RESIGN, TAKE, TOUCH
@@ -162,8 +164,9 @@ class Groups:
             found = await execute(b"XREVRANGE", introduction[3], b"+", b"-", b"COUNT", b"1")
         except ResponseError:
             return  # whoever may write it and not read it isn't told
-        for _, (_, session) in found:
-            if session != introduction[-1] and session != self._namesake:
+        for _, fields in found:
+            session = pairs(fields).get(b"session")  # a newer version may tell more
+            if session not in (None, introduction[-1], self._namesake):
                 self._namesake = session
                 logger.warning(
                     "the worker %r of the group %r lives twice: peer %r has this consumer_name, "
@@ -171,7 +174,7 @@ class Groups:
                     "time; give each worker a name of its own",
                     self._consumer.decode(errors="backslashreplace"),
                     self._group.decode(errors="backslashreplace"),
-                    session.decode(errors="backslashreplace"),
+                    quoted(session.decode(errors="backslashreplace"), 200),
                 )
 
     # The group

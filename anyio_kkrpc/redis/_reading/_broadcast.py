@@ -41,12 +41,15 @@ class Broadcast:
         self._deliver = common.arrivals.deliver
         self._is_own, self._is_for_others = shared.is_own, shared.is_for_others
         self._count = count
+        # One for all times that it reads: it knows since when it hasn't.
+        self._reader = Reader({}, common.decoder, common.block_timeout)
         self.position = b"0-0"
         self.received = 0
 
     def begin_after(self, entry_id: bytes) -> None:
         """Note which entry was the last when this peer came."""
         self.position = entry_id
+        self._reader.begin({self._stream: entry_id})
 
     def begin(self, tasks: TaskGroup) -> Callable[[], Awaitable[None]]:
         """Return what reads them.
@@ -55,14 +58,10 @@ class Broadcast:
         """
         common = self._common
         patience = Patience("reading requests", common.outages, heals=())  # it needs rights at once
-        reader = Reader({self._stream: self.position}, common.decoder, common.block_timeout)
-        read = partial(self._read, patience, reader)
-        return partial(common.loop.run, "requests", read, patience)
+        return partial(common.loop.run, "requests", partial(self._read, patience), patience)
 
-    async def _read(
-        self, patience: Patience, reader: Reader, connection: Connection, portion: ReadPortion
-    ) -> None:
-        stream, common = self._stream, self._common
+    async def _read(self, patience: Patience, connection: Connection, portion: ReadPortion) -> None:
+        stream, common, reader = self._stream, self._common, self._reader
         handled, intake = common.handled, common.arrivals.intake
         # That asks for two entries: not where one may be all that the server can send.
         if portion.size > 1 and await was_trimmed(connection, stream, self.position):

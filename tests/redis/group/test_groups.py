@@ -160,6 +160,21 @@ async def test_pauses_grow(
     assert api.attempts == expected
 
 
+async def test_introduction_of_a_newer_version(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """What it tells beside its session ends no worker that has its name."""
+    key = Keys.of(stream_name).worker(GROUP.encode(), b"me")
+    options: dict[str, Any] = {"consumer_name": "me", "health_check_interval": 0.1}
+    async with worker(redis_server, stream_name, **options) as me, RPCChannel(me, expose=Api()):
+        with anyio.fail_after(BOUND):
+            while not witness.exists(key):
+                await anyio.sleep(0.01)
+            added = witness.xadd(key, {"session": "other", "since": "1"}, maxlen=1)
+            while witness.xrevrange(key, count=1)[0][0] == added:
+                await anyio.sleep(0.01)
+
+
 async def test_two_of_one_name(
     redis_server: RedisServer,
     stream_name: str,
