@@ -78,10 +78,6 @@ class Admin:
 
     async def trim_stream(self, max_len: int) -> int:
         """Trim to so many entries; return how many went."""
-        if isinstance(max_len, bool) or not isinstance(max_len, int):
-            raise TypeError(f"max_len: needs an int, not {max_len!r:.80}")
-        if max_len < 0:
-            raise ValueError(f"max_len: must not be negative, not {max_len}")
         with self._asking() as link:
             return await trim(link, self._keys.stream, max_len)
 
@@ -166,6 +162,14 @@ async def all_entries(link: Link, stream: bytes) -> list[StreamEntry]:
         if not page or page[-1][0] == end:
             return entries
         start = after(page[-1][0])
+
+
+def check_max_len(max_len: int) -> None:
+    """Raise what is wrong with a number of entries to keep."""
+    if isinstance(max_len, bool) or not isinstance(max_len, int):
+        raise TypeError(f"max_len: needs an int, not {max_len!r:.80}")
+    if max_len < 0:
+        raise ValueError(f"max_len: must not be negative, not {max_len}")
 
 
 async def trim(link: Link, stream: bytes, max_len: int) -> int:

@@ -37,7 +37,7 @@ from .._runtime._lone import lone_error
 from ..abc import Capabilities, Envelope, Explanation, Listener, Role, Transport
 from ..kit._options import takes
 from ..records import Request
-from ._admin import Admin, StreamEntry, StreamInfo
+from ._admin import Admin, StreamEntry, StreamInfo, check_max_len
 from ._connection._entering import Entering
 from ._connection._patience import Outages
 from ._group._dead_letters import DeadLetter
@@ -355,6 +355,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         :raises RPCError: if Redis refuses it
         :raises TransportClosedError: after `destroy`
         """
+        check_max_len(max_len)
         return await self._admin.trim_stream(max_len)
 
     async def get_all_entries(self) -> list[StreamEntry]:

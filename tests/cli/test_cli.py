@@ -222,6 +222,17 @@ def test_serve_and_call(shell: Shell, backend: str) -> None:
 
 @pytest.mark.one_server
 @pytest.mark.slow
+def test_beginning_on_trio(shell: Shell) -> None:
+    """Signals are waited for by one task at a time, so that no worker dies as it begins."""
+    for _ in range(3):
+        with shell.serving(1, "--group", "w", "--backend", "trio") as process:
+            assert shell("call", "add", "1", "2").stdout == "3\n"
+            process.terminate()
+            assert process.wait(BOUND) == 0
+
+
+@pytest.mark.one_server
+@pytest.mark.slow
 def test_worker_that_dies_is_started_again(shell: Shell) -> None:
     """A kill costs nothing, and no worker outlives its supervisor."""
     with shell.serving(1, "-g", "w", "--claim-idle", "0.2", "--reload") as process:

@@ -50,7 +50,7 @@ ROOMS: dict[str, set[str]] = {
     "_serving": WORDS | {"_values", "_driver", "middleware"},
     "_reactions": WORDS | {"_driver", "_calling", "_serving"},
     "_channel": WORDS | {"_driver", "_calling", "_serving", "_reactions", "middleware"},
-    "_signals": {"_channel"},
+    "_signals": {"_channel", "_runtime"},
     "otel": {"_exceptions", "middleware", "redis"},
     "sse": {"_exceptions", "_driver", "_values"},
     # The public names; transports are loaded on first use.

@@ -77,7 +77,7 @@ async def test_a_peer_that_reads_no_refusals(monkeypatch: pytest.MonkeyPatch) ->
         await anyio.wait_all_tasks_blocked()
         assert isinstance(one.messages.inbound.ended_reason, TransportConnectionError)
         assert "goes on asking" in str(one.messages.inbound.ended_reason)
-        assert one.closed
+    assert one.closed
 
 
 async def test_there_and_back() -> None:

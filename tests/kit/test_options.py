@@ -55,7 +55,8 @@ def test_signature() -> None:
     assert (found["rooms"].annotation, found["rooms"].default) == (int, 3)
     assert found["patience"].annotation == float | None
     text = pydoc.plain(pydoc.render_doc(Builder))
-    assert "Builder(street: str, *, name: str = 'a house', rooms: int = 3" in text
+    # Python 3.13 gives each parameter a line.
+    assert "Builder(street:str,*,name:str='ahouse',rooms:int=3" in "".join(text.split())
 
 
 def test_values() -> None:
