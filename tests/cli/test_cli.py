@@ -73,13 +73,13 @@ class Api:
 async def pooled():
     if os.path.exists("broken"):
         raise OSError("no pool")
-    print("entering", os.getpid(), file=sys.stderr, flush=True)
+    sys.stderr.write(f"entering {os.getpid()}\\n")  # in one piece
     while os.path.exists("slow"):
         await anyio.sleep(0.05)
     try:
         yield Api()
     finally:
-        print("left", os.getpid(), file=sys.stderr, flush=True)
+        sys.stderr.write(f"left {os.getpid()}\\n")
 
 
 async def more(call, call_next):

@@ -42,7 +42,7 @@ class Broadcast:
         self._is_own, self._is_for_others = shared.is_own, shared.is_for_others
         self._count = count
         # One for all times that it reads: it knows since when it hasn't.
-        self._reader = Reader({}, common.decoder, common.block_timeout)
+        self._reader = Reader({stream: b"0-0"}, common.decoder, common.block_timeout)
         self.position = b"0-0"
         self.received = 0
 
