@@ -44,6 +44,7 @@ class Explainer:
 
     :param expire: ends a call whose time is over, with the reason
     :param lose: ends a call that nobody serves
+    :param within: seconds that a look may take
     """
 
     def __init__(
@@ -106,11 +107,11 @@ class Explainer:
     async def _look(self, batch: list[_Inquiry]) -> None:
         found: Sequence[Explanation | None] = ()
         requests = [one.call.sent for one in batch]
-        try:
-            with move_on_after(self._within) as scope:
+        with move_on_after(self._within) as scope:
+            try:
                 found = await self._core.transport.explain(requests)
-        except Exception as exc:  # whatever it is, calls end as they would without
-            logger.debug("why calls have no answer could not be found out: %r", exc)
+            except Exception as exc:  # whatever it is, calls end as they would without
+                logger.debug("why calls have no answer could not be found out: %r", exc)
         now = self._core.now()
         again = scope.cancelled_caught
         for number, one in enumerate(batch):
