@@ -1,4 +1,21 @@
-"""The channel: drives the protocol core over a transport, and owns every task of it."""
+"""The channel: the page that puts core, calls, server and outbox together, and owns every task.
+
+There is one task group, that of ``async with``. In it run *deadlines*, one heap for all; *outbox*,
+which sends for those who can't wait; the *server* with its crew; and what these start: a pump for
+each stream that leaves, and callbacks. It has no connection: the transport has, and hands what
+comes to `Reactions` by plain calls from its reader. A call runs in the task of who makes it.
+
+Deadlines, outbox and callbacks run in shielded scopes, since handlers and streams may have time to
+finish (``grace_period``) when the scope around the channel is cancelled already. The end, in order:
+
+- `RPCChannel._leave`: no more requests are taken, what runs has its time, then the crew is
+  cancelled and the other side is told what ends, within `CLOSE_TIMEOUT`.
+- `RPCChannel._end`, at once and without awaiting: who waits for a call, a stream or a callback is
+  told. Where the peer, a destroy signal or an error ends the channel, it begins with this.
+- The transport loses its listener, so that nothing comes; the shielded scopes and the task group
+  are cancelled.
+- Last, what is served is left: a lifespan is entered before the first of these tasks begins.
+"""
 
 from __future__ import annotations
 
@@ -158,7 +175,7 @@ class RPCChannel(AsyncContextManagerMixin):
         self._core = core = Core(
             transport, self._make_callback, timeout=timeout, send_tracebacks=send_tracebacks
         )
-        self._peer = core.peer
+        self._conversation = core.conversation
         self._server: Server | None = None
         if expose is not None:
             self._server = self._make_server(expose, max_concurrency)
@@ -305,7 +322,7 @@ class RPCChannel(AsyncContextManagerMixin):
 
     def statistics(self) -> ChannelStatistics:
         """Return what the channel holds now and has seen."""
-        peer, server = self._peer, self._server
+        peer, server = self._conversation, self._server
         methods = {} if server is None else tell(server.exposed.counted())
         return ChannelStatistics(
             calls=len(peer.calls),
@@ -353,7 +370,7 @@ class RPCChannel(AsyncContextManagerMixin):
         if self._reason is not None:
             return
         self._core.end(reason)
-        lost = self._peer.lose()
+        lost = self._conversation.lose()
         for call in lost.calls:
             call.value = None
             call.handle.set()
@@ -385,7 +402,7 @@ class RPCChannel(AsyncContextManagerMixin):
 
     async def _say_goodbye(self) -> None:
         """Tell the other side what is no longer wanted, as far as that is quick."""
-        peer, core, until = self._peer, self._core, current_time() + CLOSE_TIMEOUT
+        peer, core, until = self._conversation, self._core, current_time() + CLOSE_TIMEOUT
         self._sources.cut()
         for consumer in list(peer.consumers.values()):
             record = peer.leave(consumer)

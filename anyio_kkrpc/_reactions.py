@@ -60,7 +60,7 @@ class Reactions(Listener):
         record, sender = envelope.record, envelope.sender
         overheard = sender is not None and envelope.recipient is None
         try:
-            event = self._core.peer.receive(record, sender, overheard=overheard)
+            event = self._core.conversation.receive(record, sender, overheard=overheard)
         except ProtocolError as exc:
             self._core.refuse(exc)
             return
@@ -79,7 +79,7 @@ class Reactions(Listener):
     def peer_gone(self, peer: str, role: Role, error: Exception) -> None:
         """End what a peer that is gone was needed for. Called by the transport."""
         core = self._core
-        gone = core.peer.lose_peer(peer, role)
+        gone = core.conversation.lose_peer(peer, role)
         for consumer in gone.consumers:
             if consumer.handle is not None:
                 consumer.handle.finish(DeliveryError(f"the source of the stream is lost: {error}"))
@@ -93,27 +93,27 @@ class Reactions(Listener):
 
     def expects(self) -> bool:
         """Return whether a call, or a stream at either end, waits for the other side."""
-        peer = self._core.peer
+        peer = self._core.conversation
         return bool(peer.calls or peer.consumers or peer.producers)
 
     def waiting(self) -> list[Envelope]:
         """Return the requests that wait for their reply; not those to all peers, however many."""
-        calls = self._core.peer.calls.values()
+        calls = self._core.conversation.calls.values()
         return [call.sent for call in calls if call.sent is not None and not call.gather]
 
     def lost(self, reason: Exception) -> None:
         """End the streams of which items, pulls or their end may have been lost."""
         core = self._core
-        for consumer in [*core.peer.consumers.values()]:
+        for consumer in [*core.conversation.consumers.values()]:
             if consumer.state is ConsumerState.OPEN and consumer.handle is not None:
-                left = core.peer.leave(consumer)
+                left = core.conversation.leave(consumer)
                 if left is not None:
                     core.post(left, consumer.producer)
                 consumer.handle.finish(DeliveryError(str(reason)))
-        for producer in [*core.peer.producers.values()]:
+        for producer in [*core.conversation.producers.values()]:
             if producer.handle is not None and producer.consumer is not None:
                 self._end_source(producer, DeliveryError(str(reason)))
-        for call in [*core.peer.calls.values()]:
+        for call in [*core.conversation.calls.values()]:
             if any(one.open and one.consumer is None for one in call.producers or ()):
                 # Nobody knows who wanted to read it.
                 self._calls.lose(call, DeliveryError(str(reason)))
@@ -124,7 +124,7 @@ class Reactions(Listener):
         self.undelivered += 1
         record = envelope.record
         if isinstance(record, Request):
-            call = self._core.peer.calls.get(record.id)
+            call = self._core.conversation.calls.get(record.id)
             if call is not None:
                 self._calls.lose(call, error)
                 if envelope.token is not None:  # it was sent, and may run
@@ -140,7 +140,7 @@ class Reactions(Listener):
 
     def _end_stream(self, record: StreamReply, error: Exception) -> None:
         """End a stream of which something could not be delivered."""
-        producer = self._core.peer.producers.get(record.sid)
+        producer = self._core.conversation.producers.get(record.sid)
         if producer is not None:
             lost = DeliveryError(f"an item could not be delivered: {error}")
             self._end_source(producer, lost)
@@ -149,13 +149,13 @@ class Reactions(Listener):
         """Close the source of a stream and tell its reader why, unless it has ended."""
         if producer.open:
             pump: Pump = producer.handle
-            answer = self._core.peer.end_production(producer, library_error(error))
+            answer = self._core.conversation.end_production(producer, library_error(error))
             pump.stop(answer, error)
 
     def _end_callbacks(self, owner: str | None, error: Exception) -> None:
         """Let nobody wait for a peer that has functions which are called here."""
         lost = DeliveryError(f"a callback could not be delivered: {error}")
-        for ahead in self._core.peer.called_of(owner):
+        for ahead in self._core.conversation.called_of(owner):
             turns: Turns = ahead.handle
             turns.fail(lost)
 
@@ -186,7 +186,7 @@ class Reactions(Listener):
             export.handle = CallbackRunner(self._core, export)
         runner: CallbackRunner = export.handle
         if runner.invoke(event):
-            self._core.start_kept(runner.run, "callback")
+            self._core.start_standing(runner.run, "callback")
 
     def _on_callback_ran(self, event: CallbackRan) -> None:
         turns: Turns = event.ahead.handle

@@ -377,7 +377,7 @@ class Chaos:
         return redis.Redis.from_url(self.server.url, socket_timeout=5)
 
     def run(self, seconds: float, restarts: int) -> None:
-        """Let all of it happen for some time, and all end in good order."""
+        """Let all of it happen for some time, and all end cleanly."""
         for _ in range(4):
             self.start_worker()
         callers = [

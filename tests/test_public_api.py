@@ -251,7 +251,7 @@ def test_import_needs_no_extra() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "_peer",
+        "_conversation",
         "_records",
         "_state",
         "_streams",

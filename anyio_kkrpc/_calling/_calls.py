@@ -18,7 +18,7 @@ from .._driver._inflow import Inflow, RemoteStream, watch
 from .._driver._pump import Pump, close_streams
 from .._exceptions import OverloadedError, RPCError, RPCTimeoutError
 from .._protocol._calls import Call
-from .._protocol._peer import Operation
+from .._protocol._conversation import Operation
 from .._protocol._records import Cancel
 from .._protocol._state import CallInput, CallState
 from .._wire_errors import error_from_wire
@@ -180,7 +180,7 @@ class Calls:
                 raise _timed_out(path, timeout)
             budget = max(int(left * 1000), 1)
             look_at = deadline - LOOK if left > 2 * LOOK else now + left / 2
-        call, request = core.peer.call(
+        call, request = core.conversation.call(
             op,
             path,
             options.to,
@@ -252,7 +252,7 @@ class Calls:
 
     def finish(self, call: Call, step: CallInput) -> None:
         """End a call that has no answer."""
-        close_streams(self._core, self._core.peer.finish_call(call, step))
+        close_streams(self._core, self._core.conversation.finish_call(call, step))
 
     def cancel(self, call: Call) -> None:
         """Tell who runs it that nobody waits for it."""

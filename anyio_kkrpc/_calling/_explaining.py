@@ -79,7 +79,7 @@ class Explainer:
         self._new.append(inquiry)
         if not self._running:
             self._running = True
-            self._core.start_kept(self._run, "explanations")
+            self._core.start_standing(self._run, "explanations")
 
     def _due(self, inquiry: _Inquiry) -> None:
         """Let a call time out whose deadline has come; if the look is not over, a little later."""

@@ -189,7 +189,7 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
     ) -> None:
         core, question = self._core, self._question
         options = question.options
-        call, request = core.peer.call(
+        call, request = core.conversation.call(
             "call",
             list(question.path),
             options.to,

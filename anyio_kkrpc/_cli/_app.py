@@ -121,7 +121,7 @@ def serve(
 ) -> None:
     """Serve an object, in one process or several.
 
-    SIGTERM and SIGINT end it in good order: calls that run have --grace seconds to finish, and what
+    SIGTERM and SIGINT end it cleanly: calls that run have --grace seconds to finish, and what
     was not begun goes back to the group. SIGHUP has new processes take the place of the present
     ones, one after the other. A worker process that ends, whatever the reason, is started again.
 

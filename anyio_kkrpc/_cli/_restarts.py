@@ -54,7 +54,7 @@ class Verdict(str, Enum):
     """What to do when a worker has ended."""
 
     again = "again"
-    over = "over"  # the service ends in good order
+    over = "over"  # the service ends cleanly
     failed = "failed"  # the service can't start
 
 

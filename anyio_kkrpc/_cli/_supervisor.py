@@ -223,7 +223,7 @@ async def supervise(
 ) -> None:
     """Keep so many worker processes running until told to end.
 
-    SIGTERM and SIGINT end them in good order, and so does a destroy signal. SIGHUP exchanges them
+    SIGTERM and SIGINT end them cleanly, and so does a destroy signal. SIGHUP exchanges them
     for new ones, one after the other.
 
     :param at: host and port where to answer probes and scrapers; nowhere, if ``None``

@@ -3,7 +3,7 @@
 The supervisor starts its workers as ``python -m anyio_kkrpc._cli._worker``, with a socket as their
 standard input. It writes the options there, so that no password stands in a list of processes, and
 the worker writes what becomes of it, a word for each line, and a report when asked. When that
-socket ends, the supervisor is gone, and the worker ends in good order as it does on SIGTERM.
+socket ends, the supervisor is gone, and the worker ends cleanly as it does on SIGTERM.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ class Turns:
 
     @property
     def free(self) -> bool:
-        """Whether the next one needs not wait."""
+        """Whether the next one need not wait."""
         return not (self._waiting or self._ahead.full or self._error)
 
     async def wait(self) -> None:
@@ -249,14 +249,14 @@ class RemoteCallback:
         if self._arguments is not None:
             sent, kwargs = self._arguments.checked(args, kwargs, self._name)
         said = self._request_id if core.broadcast else None
-        record = core.peer.callback_call(self._id, sent, kwargs, said)
+        record = core.conversation.callback_call(self._id, sent, kwargs, said)
         if ahead is None:
             await core.send(record, self._owner)
             return
         weight, turns = weight_of((sent, kwargs)), ahead.handle
         if not turns.free:
             await turns.wait()
-        number = core.peer.send_callback(ahead, record, weight)
+        number = core.conversation.send_callback(ahead, record, weight)
         turns.go_on()
         try:
             await core.send(record, self._owner)

@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 
 from .._exceptions import ProtocolError, RPCError, TransportClosedError
 from .._protocol._ahead import Ahead
-from .._protocol._peer import Peer
+from .._protocol._conversation import Conversation
 from .._protocol._records import Record
 from .._protocol._streams import Consumer
 from .._runtime._clock import OneShot, clock, one_shots
@@ -37,7 +37,7 @@ class Lender(Protocol):
 class Core:
     """Protocol, transport, clock, deadlines and the end of one channel; it has no task of its own.
 
-    :param remote_callback: see `Peer`
+    :param remote_callback: see `Conversation`
     :ivar timeout: seconds that a call and an item are waited for, unless they say otherwise
     :ivar send_tracebacks: whether errors carry the traceback of what raised them
     :ivar now: AnyIO's clock
@@ -53,17 +53,18 @@ class Core:
     """
 
     __slots__ = (
-        "_group",
+        "_is_closed",
         "_standing",
+        "_tasks",
         "abandon",
         "broadcast",
+        "conversation",
         "dropped_callbacks",
         "is_open",
         "lender",
         "now",
         "one_shot",
         "outbox",
-        "peer",
         "post",
         "reason",
         "refused",
@@ -87,13 +88,13 @@ class Core:
         self.timeout: float | None = timeout
         self.send_tracebacks: bool = send_tracebacks
         self.broadcast: bool = transport.capabilities.broadcast
-        self.peer: Peer = Peer(
+        self.conversation: Conversation = Conversation(
             secrets.token_hex(8) + "-",
             remote_callback,
             broadcast=self.broadcast,
             depend=transport.watch,
         )
-        self.outbox: Outbox = Outbox(self.peer, transport)
+        self.outbox: Outbox = Outbox(self.conversation, transport)
         self.post: Callable[..., None] = self.outbox.post
         self.abandon: Callable[[Consumer], None] = self.outbox.abandon
         self.release: Callable[..., None] = self.outbox.release
@@ -106,8 +107,9 @@ class Core:
         self.dropped_callbacks: int = 0
         self.is_open: bool = False
         self.reason: Exception | None = None
-        self._group: TaskGroup | None = None
+        self._tasks: TaskGroup | None = None
         self._standing: list[CancelScope] = []
+        self._is_closed = False
 
     def enter(self) -> None:
         """Find out what event loop there is."""
@@ -116,32 +118,19 @@ class Core:
 
     def open(self, group: TaskGroup) -> None:
         """Begin, with the task group of the channel."""
-        self._group = group
+        self._tasks = group
         self.is_open = self.reason is None
 
     def start_standing(self, function: Callable[[], Awaitable[object]], what: str) -> None:
-        """Start a task that runs until `close`, also where the scope around the channel ends.
+        """Start a task that runs until it ends, or until `close`, also where the scope around the
+        channel ends.
 
         What it does is needed as long as handlers and streams have time to finish.
         """
-
         scope = CancelScope(shield=True)
         self._standing.append(scope)
-
-        async def run() -> None:
-            with scope:
-                await function()
-
-        self.start(run, what)
-
-    def start_kept(self, function: Callable[[], Awaitable[object]], what: str) -> None:
-        """Start a task that goes on until it ends or `close`, also where the scope around the
-        channel ends.
-        """
-        scope = CancelScope(shield=True)
-        self._standing.append(scope)
-        if not self.is_open:
-            scope.cancel()  # nobody would
+        if self._is_closed:
+            scope.cancel()  # nobody else would
 
         async def run() -> None:
             try:
@@ -154,10 +143,11 @@ class Core:
 
     def close(self) -> None:
         """End all tasks of the channel."""
+        self._is_closed = True
         for scope in self._standing:
             scope.cancel()
-        if self._group is not None:
-            self._group.cancel_scope.cancel()
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
 
     def end(self, reason: Exception) -> None:
         """End: from now on nothing is sent but what `finish` of the outbox has sent."""
@@ -167,8 +157,8 @@ class Core:
 
     def start(self, function: Callable[[], Any], what: str) -> None:
         """Start a task of the channel."""
-        if self._group is not None:
-            self._group.start_soon(function, name=f"anyio_kkrpc {what}")
+        if self._tasks is not None:
+            self._tasks.start_soon(function, name=f"anyio_kkrpc {what}")
 
     def refuse(self, exc: ProtocolError) -> None:
         """Count and log a record that isn't legal."""
@@ -192,7 +182,7 @@ class Core:
         if isinstance(cause, RPCError):
             return cause
         reason = self.reason
-        if self._group is None:
+        if self._tasks is None:
             return RuntimeError("the channel has not been entered: use 'async with'")
         if isinstance(reason, EndOfStream):
             return TransportClosedError("the other side has closed the connection")

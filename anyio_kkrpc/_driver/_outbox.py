@@ -10,7 +10,7 @@ from typing import Any
 from anyio import Event, move_on_after
 
 from .._protocol._ahead import Ahead
-from .._protocol._peer import Peer
+from .._protocol._conversation import Conversation
 from .._protocol._records import CallbackRelease, Record
 from .._protocol._streams import Consumer
 from .._runtime._clock import scheduler
@@ -25,8 +25,8 @@ class Outbox:
     Before it was opened nothing is sent, and after it was closed nothing is taken.
     """
 
-    def __init__(self, peer: Peer, transport: Transport) -> None:
-        self._peer = peer
+    def __init__(self, peer: Conversation, transport: Transport) -> None:
+        self._conversation = peer
         self._transport = transport
         self._waiting: deque[Envelope] = deque()
         self._filled: Event | None = None
@@ -94,7 +94,7 @@ class Outbox:
         self._collecting = False
         while self._abandoned:
             consumer = self._abandoned.popleft()
-            record = self._peer.leave(consumer)
+            record = self._conversation.leave(consumer)
             if consumer.handle is not None:
                 consumer.handle.left()
             if record is not None:
@@ -103,7 +103,7 @@ class Outbox:
         while self._released:
             callback_id, owner, request_id, ahead = self._released.popleft()
             if ahead is not None:
-                self._peer.end_callback(ahead)
+                self._conversation.end_callback(ahead)
             ids, calls = by_owner.setdefault(owner, ([], []))
             ids.append(callback_id)
             calls.append(request_id)

@@ -108,7 +108,7 @@ class Pump:
     def _give_up(self) -> None:
         error = RPCTimeoutError(f"nobody began to read the stream within {FIRST_PULL:.0f} s")
         logger.warning("the stream of %s was closed: %s", self._name, error)
-        answer = self._core.peer.end_production(self._producer, library_error(error))
+        answer = self._core.conversation.end_production(self._producer, library_error(error))
         self.stop(answer, error)
 
     def wake(self) -> None:
@@ -164,7 +164,7 @@ class Pump:
         except RPCError as exc:
             logger.warning("the end of the stream of %s was not sent: %s", self._name, exc)
         finally:
-            core.peer.forget(producer)
+            core.conversation.forget(producer)
             if self._gone is not None:
                 self._gone.set()
             if self._over is not None:
@@ -173,7 +173,7 @@ class Pump:
 
     async def _send_end(self, error: dict[str, Any] | None) -> None:
         core, consumer = self._core, self._producer.consumer
-        end = core.peer.end_production(self._producer, error)
+        end = core.conversation.end_production(self._producer, error)
         try:
             await core.send(end, consumer)
         except Exception as exc:
@@ -323,7 +323,7 @@ def close_unopened(core: Core, reply: Reply) -> None:
     opened: list[str] = []
     unpack_result(reply.v, opened.append)
     for stream_id in opened:
-        producer = core.peer.producers.get(stream_id)
+        producer = core.conversation.producers.get(stream_id)
         if producer is not None:
             pump: Pump = producer.handle
             pump.stop(None)

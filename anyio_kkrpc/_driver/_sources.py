@@ -20,7 +20,7 @@ class Sources:
 
     async def drain(self, seconds: float) -> None:
         """Wait so long at most until all of them have come to their ends and were closed."""
-        producers = self._core.peer.producers
+        producers = self._core.conversation.producers
         with move_on_after(seconds, shield=True):
             while producers:
                 pump: Pump = next(iter(producers.values())).handle
@@ -31,10 +31,10 @@ class Sources:
         core, lost = self._core, DeliveryError(ENDED)
         error = library_error(lost)
         addressing = core.transport.capabilities.addressing
-        for producer in list(core.peer.producers.values()):
+        for producer in list(core.conversation.producers.values()):
             if not producer.open:
                 continue  # its end is on its way, or its reader has left
-            end = core.peer.end_production(producer, error)
+            end = core.conversation.end_production(producer, error)
             if producer.consumer is not None or not addressing:
                 core.post(end, producer.consumer)
             pump: Pump = producer.handle

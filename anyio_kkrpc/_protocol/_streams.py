@@ -323,5 +323,5 @@ class Producer:
 
     @property
     def done(self) -> bool:
-        """Whether its end is on its way to the consumer, or needs not be."""
+        """Whether its end is on its way to the consumer, or need not be."""
         return self.state is ProducerState.DONE

@@ -260,7 +260,7 @@ class Crew(Generic[J, R]):
         self._members: set[Member[J, R]] = set()
         self._followers: deque[Member[J, R]] = deque()
         self._one_shot: Callable[[], OneShot]
-        self._group: TaskGroup | None = None
+        self._tasks: TaskGroup | None = None
         self._context: Context
         self._failure: BaseException | None = None
         self._gone: Event
@@ -277,7 +277,7 @@ class Crew(Generic[J, R]):
         self._one_shot, self._context, self._gone = one_shots(), copy_context(), Event()
         with CancelScope(shield=True):
             try:
-                async with create_task_group() as self._group:
+                async with create_task_group() as self._tasks:
                     self.lead_on()
             except BaseExceptionGroup:
                 if not self._kept:  # the others raise nothing
@@ -297,8 +297,8 @@ class Crew(Generic[J, R]):
         """End it, and cancel all that runs."""
         self.over = True
         self.end()
-        if self._group is not None:
-            self._group.cancel_scope.cancel()
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
 
     def end(self) -> None:
         """Receive no more; what runs goes on."""
@@ -319,7 +319,7 @@ class Crew(Generic[J, R]):
 
     def lead_on(self) -> None:
         """Let somebody lead, if nobody does and one more may run."""
-        group = self._group
+        group = self._tasks
         if self.leader is not None or self._ended or self.over or group is None:
             return
         if group.cancel_scope.cancel_called:
@@ -335,11 +335,11 @@ class Crew(Generic[J, R]):
 
     def start(self, job: J | None = None, reply: R | None = None) -> Member[J, R]:
         """Start a member, which first settles ``job``, if that is given."""
-        assert self._group is not None
+        assert self._tasks is not None
         member = Member(self, job, reply)
         self._members.add(member)
         # Not in the context of a handler, which may be what this comes from.
-        self._context.run(partial(self._group.start_soon, member.run, name="anyio_kkrpc handler"))
+        self._context.run(partial(self._tasks.start_soon, member.run, name="anyio_kkrpc handler"))
         return member
 
     async def lead(self, member: Member[J, R]) -> bool:

@@ -31,7 +31,7 @@ class Invoker:
 
     def __init__(self, core: Core, interceptor: Interceptor | None) -> None:
         self._core = core
-        self._peer = core.peer
+        self._conversation = core.conversation
         self._interceptor = interceptor
         self._slow = SlowHandlers()
 
@@ -39,7 +39,7 @@ class Invoker:
         self, method: Method, request: Request, handling: Handling, context: Context
     ) -> Any:
         try:
-            args, kwargs = self._peer.unpack(request, handling)
+            args, kwargs = self._conversation.unpack(request, handling)
             if handling.consumers:
                 args = [self._open_stream(value) for value in args]
                 kwargs = {name: self._open_stream(value) for name, value in kwargs.items()}
@@ -97,7 +97,7 @@ class Invoker:
         if not entry.writable:
             raise Refused(MethodNotFoundError(f"{entry.name} is not writable"))
         try:
-            value = entry.convert(self._peer.unpack_value(request, handling))
+            value = entry.convert(self._conversation.unpack_value(request, handling))
         except (ProtocolError, RPCValidationError) as exc:
             raise Refused(exc) from None
         result = context.run(self._wrapped(entry.set, request, entry), value)

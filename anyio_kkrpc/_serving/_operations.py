@@ -82,7 +82,7 @@ class Server:
         self.exposed: Exposed = exposed
         self._interceptor = Interceptor(middleware) if middleware else None
         transport = core.transport
-        self._peer = core.peer
+        self._conversation = core.conversation
         self._core = core
         self._abandon = core.abandon
         self._received = received
@@ -208,7 +208,7 @@ class Server:
             raise
         finally:
             if not finished and handling.open:
-                self._peer.drop(handling)
+                self._conversation.drop(handling)
             for consumer in handling.consumers or ():
                 # Never opened, because the request was refused, or its caller has given up.
                 if consumer.handle is None or not finished:
@@ -225,7 +225,7 @@ class Server:
         :param late: whether it is known to be out of time
         """
         sender = envelope.sender
-        if self._peer.was_cancelled(request, sender):
+        if self._conversation.was_cancelled(request, sender):
             self._count(request, "cancelled")
             raise NoReply
         deadline: float | None = None
@@ -241,7 +241,7 @@ class Server:
                     self.unknown += 1
                 raise NoReply if self._interceptor is None else Expired
         try:
-            handling = self._peer.handle(request, sender)
+            handling = self._conversation.handle(request, sender)
         except ProtocolError as exc:
             self._core.refuse(exc)
             raise NoReply from None
@@ -300,8 +300,8 @@ class Server:
             tell(watchers_in(context), NOT_SENT)
             raise NoReply
         if error is not None:
-            return self._peer.reply_error(handling, error)
-        reply = self._peer.reply(handling, value)
+            return self._conversation.reply_error(handling, error)
+        reply = self._conversation.reply(handling, value)
         if handling.producer is not None:
             self._begin_stream(handling.producer, source, request, handling.sender, context)
         elif source is not None:
@@ -411,7 +411,7 @@ class Server:
                 self._failures.note(source.name, request.id, envelope.sender, exc)
         finally:
             if handling.open:
-                self._peer.drop(handling)
+                self._conversation.drop(handling)
 
     def _answers_all(self, envelope: Envelope) -> bool:
         """Whether names that aren't there are for this peer to refuse: others may have them."""

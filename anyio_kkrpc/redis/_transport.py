@@ -235,7 +235,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         await self._lane.signal_destroy()
 
     def _end(self, reason: Exception) -> None:
-        """Settle everyone, without awaiting. Only the first reason counts."""
+        """End it for everyone, without awaiting. Only the first reason counts."""
         self._life.end(reason)
         self._reception.end(reason)
         self._lane.stop(reason)

@@ -240,7 +240,7 @@ class RedisServer:
             raise
 
     def stop(self) -> None:
-        """End it in good order, and remove what it kept. Idempotent."""
+        """End it cleanly, and remove what it kept. Idempotent."""
         self._end(signal.SIGTERM)
         if self._remover is not None:
             self._remover()
@@ -252,7 +252,7 @@ class RedisServer:
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Start it again with the same port and directory, ending it in good order if it runs."""
+        """Start it again with the same port and directory, ending it cleanly if it runs."""
         self._end(signal.SIGTERM)
         self.start()
 

@@ -23,8 +23,8 @@ from anyio_kkrpc._calling._calls import Calls
 from anyio_kkrpc._calling._options import CallOptions
 from anyio_kkrpc._driver._context import CallInfo, running
 from anyio_kkrpc._driver._core import Core
+from anyio_kkrpc._protocol._conversation import Operation
 from anyio_kkrpc._protocol._events import CallFinished
-from anyio_kkrpc._protocol._peer import Operation
 from anyio_kkrpc._protocol._records import Cancel, Record, Reply, Request
 from anyio_kkrpc.abc import Capabilities, Envelope
 from tests.bounds import BOUND
@@ -95,7 +95,7 @@ async def calling(timeout: float | None = BOUND) -> AsyncIterator[Any]:
 
 def answer(at: Any, reply: Reply) -> None:
     """Take a reply as the channel does."""
-    event = at.core.peer.receive(reply, None)
+    event = at.core.conversation.receive(reply, None)
     assert isinstance(event, CallFinished)
     event.call.handle.set()
 
@@ -115,7 +115,7 @@ async def test_result_and_error() -> None:
             else:
                 with pytest.raises(RemoteError, match="wrong"):
                     await at.calls.request(CALL, PATH, args=[1, 2])
-        assert not at.core.peer.calls
+        assert not at.core.conversation.calls
 
 
 async def test_deadline() -> None:
@@ -126,7 +126,7 @@ async def test_deadline() -> None:
         (request,) = at.transport.records(Request)
         assert 0 < request.d <= 50
         assert await at.transport.until(Cancel) == Cancel(request.id)
-        assert not at.core.peer.calls
+        assert not at.core.conversation.calls
 
 
 async def test_no_time_left() -> None:
@@ -142,7 +142,7 @@ async def test_no_time_left() -> None:
         finally:
             running.reset(token)
         assert at.transport.sent == []
-        assert not at.core.peer.calls
+        assert not at.core.conversation.calls
 
 
 async def test_the_shorter_time_counts() -> None:
@@ -167,8 +167,8 @@ async def test_cancelled() -> None:
                 request = await at.transport.until(Request)
                 scope.cancel()
         assert await at.transport.until(Cancel) == Cancel(request.id)
-        assert not at.core.peer.calls
-        assert at.core.peer.receive(Reply(request.id, 1), None) is None
+        assert not at.core.conversation.calls
+        assert at.core.conversation.receive(Reply(request.id, 1), None) is None
 
 
 async def test_what_can_not_be_sent() -> None:
@@ -178,7 +178,7 @@ async def test_what_can_not_be_sent() -> None:
         with pytest.raises(OverloadedError, match="too large"):
             await at.calls.request(CALL, PATH)
         at.transport.error = None
-        assert not at.core.peer.calls
+        assert not at.core.conversation.calls
         await at.core.send(Reply("last"), None)
         assert at.transport.records(Cancel) == []
 
@@ -189,7 +189,7 @@ async def test_what_is_lost() -> None:
 
         async def lose() -> None:
             request = await at.transport.until(Request)
-            at.calls.lose(at.core.peer.calls[request.id], DeliveryError("nobody there"))
+            at.calls.lose(at.core.conversation.calls[request.id], DeliveryError("nobody there"))
 
         at.group.start_soon(lose)
         with pytest.raises(DeliveryError, match="nobody there"):
@@ -206,7 +206,7 @@ async def test_without_reply() -> None:
         options = CallOptions(reply=False, timeout=0.05)
         with pytest.raises(RPCTimeoutError, match="no answer within 0.05 s"):
             await at.calls.request(CALL, PATH, options)
-        assert not at.core.peer.calls
+        assert not at.core.conversation.calls
 
 
 @pytest.mark.parametrize("how", ["answered", "cancelled", "not sent"])

@@ -118,7 +118,7 @@ async def test_readers_that_are_lost(caplog: pytest.LogCaptureFixture) -> None:
         for number in (1, 2):
             group.start_soon(call, number)
             await transport.until_asked(number)
-        (first, second) = channel._core.peer.producers.values()
+        (first, second) = channel._core.conversation.producers.values()
         assert transport.watched == {(None, "reader")}
         transport.deliver(StreamRequest("1", first.id, "pull", n=1), "one")
         transport.deliver(StreamRequest("2", second.id, "pull", n=2), "one")
@@ -151,7 +151,7 @@ async def test_item_that_can_not_be_delivered() -> None:
     async with RPCChannel(transport, timeout=None) as channel, anyio.create_task_group() as group:
         group.start_soon(call)
         await transport.until_asked(1)
-        (producer,) = channel._core.peer.producers.values()
+        (producer,) = channel._core.conversation.producers.values()
         transport.deliver(StreamRequest("1", producer.id, "pull", n=5), "one")
         await until(lambda: transport.told("one"))
         (item,) = transport.told("one")
@@ -188,7 +188,7 @@ async def test_stream_that_is_asked_of_all() -> None:
         async with replies, anyio.create_task_group() as group:
             group.start_soon(replies.__anext__)
             await transport.until_asked(1)
-            (producer,) = channel._core.peer.producers.values()
+            (producer,) = channel._core.conversation.producers.values()
             transport.deliver(StreamRequest("1", producer.id, "pull", n=2), "one")
             await until(lambda: len(transport.told("one")) == 2)
             transport.deliver(Reply(transport.requests()[0].id, 2), "one")

@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint
 
 from anyio_kkrpc import MemoryTransport, OverloadedError
 from anyio_kkrpc._driver._outbox import Outbox
-from anyio_kkrpc._protocol._peer import Peer
+from anyio_kkrpc._protocol._conversation import Conversation
 from anyio_kkrpc._protocol._records import CallbackRelease, Cancel, StreamRequest
 from anyio_kkrpc._protocol._streams import Consumer
 from anyio_kkrpc.abc import Envelope
@@ -47,7 +47,7 @@ class Watched:
 @asynccontextmanager
 async def running() -> AsyncIterator[tuple[Outbox, Watched, Any]]:
     transport: Any = Watched()
-    peer = Peer("p-", lambda *ids: lambda: None)
+    peer = Conversation("p-", lambda *ids: lambda: None)
     outbox = Outbox(peer, transport)
     async with create_task_group() as group:
         outbox.open()
@@ -117,7 +117,7 @@ async def test_the_end(caplog: pytest.LogCaptureFixture) -> None:
     """What is left is sent, as far as that is quick; afterwards nothing is taken."""
     caplog.set_level(logging.INFO, "anyio_kkrpc")
     transport: Any = Watched()
-    outbox = Outbox(Peer("p-", lambda *ids: lambda: None), transport)
+    outbox = Outbox(Conversation("p-", lambda *ids: lambda: None), transport)
     outbox.post(Cancel("1"), None)
     outbox.release("f", "them", "r")
     await outbox.finish(BOUND)
@@ -142,7 +142,7 @@ async def test_a_channel_posts_what_nobody_waits_for() -> None:
     """On a real transport: a cancel reaches the peer though its caller is gone."""
     a, b = MemoryTransport.pair(codec="json")
     async with a, b:
-        outbox = Outbox(Peer("p-", lambda *ids: lambda: None), a)
+        outbox = Outbox(Conversation("p-", lambda *ids: lambda: None), a)
         outbox.open()
         async with create_task_group() as group:
             group.start_soon(outbox.run)

@@ -142,7 +142,7 @@ async def test_killed_peer(
         await process.start(anyio_backend_name, serving.session_id, **options)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read)
-            producers = channel._core.peer.producers
+            producers = channel._core.conversation.producers
             for number, name in enumerate(("used", "new"), 1):
                 tasks.start_soon(total, name)
                 await until(lambda number=number: len(producers) == number)

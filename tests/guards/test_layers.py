@@ -161,7 +161,7 @@ def test_absolute_and_late_imports_are_seen(tmp_path: Path) -> None:
 
 def test_the_core_loads_nothing_of_the_transports() -> None:
     program = (
-        "import sys, anyio_kkrpc._protocol._peer\n"
+        "import sys, anyio_kkrpc._protocol._conversation\n"
         "print(*[name for name in ('redis', 'cbor2') if name in sys.modules])"
     )
     done = subprocess.run(

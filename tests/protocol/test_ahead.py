@@ -13,8 +13,8 @@ from msgspec import UNSET
 from anyio_kkrpc import ProtocolError
 from anyio_kkrpc._protocol._ahead import WINDOW, Ahead
 from anyio_kkrpc._protocol._budget import BUDGET
+from anyio_kkrpc._protocol._conversation import Conversation
 from anyio_kkrpc._protocol._events import Answer, CallbackInvoked, CallbackRan
-from anyio_kkrpc._protocol._peer import Peer
 from anyio_kkrpc._protocol._records import CallbackCall, CallbackProgress, CallbackRelease
 
 WEIGHTS = st.sampled_from([0, 1, 5000, BUDGET // 2 - 1, BUDGET // 2, BUDGET])
@@ -105,7 +105,7 @@ def test_few_answers(batches: list[int]) -> None:
     assert answers == sent // (WINDOW // 2)
 
 
-def make_pair() -> tuple[Peer, Peer, CallbackCall, Ahead]:
+def make_pair() -> tuple[Conversation, Conversation, CallbackCall, Ahead]:
     """An owner, who has called with a function, and a worker, who calls that."""
 
     def remote(callback_id: str, owner: str | None, request_id: str, ahead: Ahead | None) -> Any:
@@ -113,7 +113,7 @@ def make_pair() -> tuple[Peer, Peer, CallbackCall, Ahead]:
         assert ahead is not None
         return callback_id, ahead
 
-    owner, worker = Peer("a-", remote), Peer("b-", remote)
+    owner, worker = Conversation("a-", remote), Conversation("b-", remote)
     _, request = owner.call("call", ["f"], args=[print])
     assert request.cw == WINDOW
     (arg,), _ = worker.unpack(request, worker.handle(request, "owner"))
@@ -121,7 +121,7 @@ def make_pair() -> tuple[Peer, Peer, CallbackCall, Ahead]:
     return owner, worker, worker.callback_call(callback_id, [1], None), ahead
 
 
-def flood(worker: Peer, record: CallbackCall, ahead: Ahead) -> list[CallbackCall]:
+def flood(worker: Conversation, record: CallbackCall, ahead: Ahead) -> list[CallbackCall]:
     """Send as much as may be."""
     sent = []
     while not ahead.full:
@@ -177,8 +177,8 @@ def test_function_that_is_gone() -> None:
 def test_owner_of_an_older_version() -> None:
     """It doesn't say that it counts; nothing is asked of it."""
     aheads: list[Ahead | None] = []
-    worker = Peer("b-", lambda *args: aheads.append(args[3]) or print)  # type: ignore[func-returns-value]
-    _, request = Peer("a-", lambda *_: print).call("call", ["f"], args=[print])
+    worker = Conversation("b-", lambda *args: aheads.append(args[3]) or print)  # type: ignore[func-returns-value]
+    _, request = Conversation("a-", lambda *_: print).call("call", ["f"], args=[print])
     request.cw = UNSET
     worker.unpack(request, worker.handle(request, "owner"))
     assert aheads == [None]

@@ -8,6 +8,7 @@ import pytest
 from msgspec import UNSET
 
 from anyio_kkrpc._protocol._calls import Call
+from anyio_kkrpc._protocol._conversation import Conversation
 from anyio_kkrpc._protocol._dependencies import Role
 from anyio_kkrpc._protocol._events import (
     Answer,
@@ -16,7 +17,6 @@ from anyio_kkrpc._protocol._events import (
     StreamPulled,
     StreamsClosed,
 )
-from anyio_kkrpc._protocol._peer import Peer
 from anyio_kkrpc._protocol._records import Reply, StreamReply, StreamRequest
 from anyio_kkrpc._protocol._state import CallInput, CallState
 from anyio_kkrpc._protocol._streams import Consumer, Producer
@@ -34,7 +34,7 @@ class Side:
 
     def __init__(self, *, broadcast: bool = False) -> None:
         self.needs: set[tuple[str | None, Role]] = set()
-        self.peer = Peer("a-", lambda *_: print, broadcast=broadcast, depend=self._depend)
+        self.peer = Conversation("a-", lambda *_: print, broadcast=broadcast, depend=self._depend)
 
     def _depend(self, peer: str | None, role: Role, wanted: bool) -> None:
         assert ((peer, role) in self.needs) is not wanted

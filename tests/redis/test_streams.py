@@ -200,7 +200,7 @@ async def test_stream_argument_that_another_worker_asks_for(
         with anyio.fail_after(BOUND):
             tasks.start_soon(call)
             await first.begun.wait()
-            (producer,) = channel._core.peer.producers.values()
+            (producer,) = channel._core.conversation.producers.values()
             while len(first.got) < taken or producer.consumer is None:
                 await anyio.sleep(0.01)
             (entry,) = witness.xrange(stream_name)

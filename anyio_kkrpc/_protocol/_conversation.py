@@ -1,7 +1,8 @@
 """One side of a conversation without any I/O: records in, events out; wishes in, records out.
 
-A `Peer` holds the tables of calls made, requests served, callbacks given away and the two ends of
-streams. A driver feeds it what it received and sends what it returns. It calls no code of users.
+A `Conversation` holds the tables of calls made, requests served, callbacks given away and the two
+ends of streams. A driver feeds it what it received and sends what it returns. It calls no code of
+users.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ MAX_CANCELLED = 10_000
 Operation: TypeAlias = Literal["call", "get", "set", "new"]
 
 
-class Peer:
+class Conversation:
     """The protocol's state at one side.
 
     :param prefix: text that makes this side's ids unique among all peers

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from anyio_kkrpc import ProtocolError
-from anyio_kkrpc._protocol import _peer as p
+from anyio_kkrpc._protocol import _conversation as p
 from anyio_kkrpc._protocol._events import (
     CallbackInvoked,
     CallbacksReleased,
@@ -42,16 +42,16 @@ class Source:
         raise AssertionError("the core must not run user code")
 
 
-def make_pair() -> tuple[p.Peer, p.Peer]:
+def make_pair() -> tuple[p.Conversation, p.Conversation]:
     """Two peers; remote callbacks are (id, owner) tuples wrapped in a function."""
 
     def remote(callback_id: str, owner: str | None, *more: object) -> Any:
         return ("callback", callback_id, owner)
 
-    return p.Peer("a-", remote), p.Peer("b-", remote)
+    return p.Conversation("a-", remote), p.Conversation("b-", remote)
 
 
-def open_stream() -> tuple[p.Peer, p.Peer, Consumer, Any]:
+def open_stream() -> tuple[p.Conversation, p.Conversation, Consumer, Any]:
     """A call answered with a stream: caller, server, consumer, producer."""
     caller, server = make_pair()
     call, request = caller.call("call", ["count"], args=[])
@@ -415,7 +415,7 @@ def test_streams_of_other_peers_are_out_of_reach() -> None:
 )
 def test_stream_argument_that_several_peers_got(broadcast: bool, recipient: str | None) -> None:
     """Who pulls first reads it; that others fail is no answer, since it may succeed."""
-    caller = p.Peer("a-", lambda *_: print, broadcast=broadcast)
+    caller = p.Conversation("a-", lambda *_: print, broadcast=broadcast)
     call, _ = caller.call("call", ["total"], recipient, args=[Source()])
     (producer,) = call.producers or ()
     pull = StreamRequest(id="1", sid=producer.id, op="pull", n=1)
@@ -488,7 +488,7 @@ def test_release_of_all() -> None:
 
 
 def pass_function(
-    caller: p.Peer, function: Any, *, gather: bool = False, one_way: bool = False
+    caller: p.Conversation, function: Any, *, gather: bool = False, one_way: bool = False
 ) -> tuple[p.Call, Request, str]:
     call, request = caller.call("call", ["f"], args=[function], one_way=one_way)
     call.gather = gather
