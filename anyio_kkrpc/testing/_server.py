@@ -34,6 +34,8 @@ STOP_TIMEOUT = 5.0
 _POLL = 0.01
 _PORT_ATTEMPTS = 5
 _HOST = "127.0.0.1"
+# Not the shared one: processes whose tests seed it would all take the same port.
+_CHANCE = random.SystemRandom()
 
 
 class ServerError(RuntimeError):
@@ -386,7 +388,7 @@ def free_port() -> int:
     """Return a loopback port that was free a moment ago."""
     # First those below what systems give to outgoing connections: while the server is down, a
     # client that tries again and again could otherwise get the very port as its own, and keep it.
-    for port in (*random.sample(range(16384, 32768), 20), 0):
+    for port in (*_CHANCE.sample(range(16384, 32768), 20), 0):
         with socket.socket() as listener:
             try:
                 listener.bind((_HOST, port))
