@@ -55,8 +55,9 @@ def test_signature() -> None:
     assert (found["rooms"].annotation, found["rooms"].default) == (int, 3)
     assert found["patience"].annotation == float | None
     text = pydoc.plain(pydoc.render_doc(Builder))
-    # Python 3.13 gives each parameter a line.
-    assert "Builder(street:str,*,name:str='ahouse',rooms:int=3" in "".join(text.split())
+    # Python 3.13 gives each parameter a line, behind the bar of its class.
+    words = "".join(text.replace("|", " ").split())
+    assert "Builder(street:str,*,name:str='ahouse',rooms:int=3" in words
 
 
 def test_values() -> None:
