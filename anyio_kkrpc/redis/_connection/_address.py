@@ -27,7 +27,8 @@ from ..._runtime._lone import lone_error
 from . import _socket
 from ._errors import Meaning, code_of, meaning_of, reason
 from ._threads import in_thread
-from ._url import CERT_REQS, check_context, check_provider, read_url
+from ._tls import CertificateFileError, Tls
+from ._url import check_context, check_provider, read_url
 
 if TYPE_CHECKING:
     from redis.credentials import CredentialProvider
@@ -35,25 +36,6 @@ if TYPE_CHECKING:
 _DEFAULT_PORT = 6379
 # Seconds that a server may think about a TLS handshake before it is asked whether it speaks TLS.
 _DOUBT_AFTER = 1.0
-# What OpenSSL calls an answer that isn't TLS.
-_NOT_TLS = (
-    "WRONG_VERSION_NUMBER",
-    "UNKNOWN_PROTOCOL",
-    "HTTP_REQUEST",
-    "PACKET_LENGTH_TOO_LONG",
-    "RECORD_LAYER_FAILURE",
-    "RECORD_TOO_LARGE",
-)
-# What a server's alert about the certificate of its client ends with.
-_CERTIFICATE_ALERTS = (
-    "ALERT_ACCESS_DENIED",
-    "ALERT_BAD_CERTIFICATE",
-    "ALERT_CERTIFICATE_EXPIRED",
-    "ALERT_CERTIFICATE_REVOKED",
-    "ALERT_CERTIFICATE_UNKNOWN",
-    "ALERT_UNKNOWN_CA",
-    "ALERT_UNSUPPORTED_CERTIFICATE",
-)
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,6 +47,7 @@ class Address:
     :ivar username: user of Redis' access control list; ``None`` for the default one
     :ivar credential_provider: asked for user and password at each connect, if not ``None``
     :ivar connect_timeout: the URL's ``socket_connect_timeout`` in seconds, ``None`` if it has none
+    :ivar tls: how the connection is encrypted, ``None`` if it isn't
     """
 
     host: str | None = "localhost"
@@ -76,13 +59,7 @@ class Address:
     credential_provider: CredentialProvider | None = None
     client_name: str | None = None
     connect_timeout: float | None = None
-    tls: bool = False
-    ssl_context: ssl.SSLContext | None = None
-    ssl_cert_reqs: str = "required"
-    ssl_check_hostname: bool = True
-    ssl_ca_certs: str | None = None
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
+    tls: Tls | None = None
 
     @property
     def where(self) -> tuple[str, int | None]:
@@ -103,21 +80,21 @@ class Address:
             ``unix:///path?db=0``; parts may be left out. What is in the query: ``client_name``,
             ``db``, ``username``, ``password``, ``socket_connect_timeout`` (seconds), and for TLS
             ``ssl_cert_reqs`` (``required``, ``optional``, ``none``), ``ssl_check_hostname``,
-            ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``.
+            ``ssl_server_hostname``, ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``.
         :param credential_provider: redis-py's, in place of user and password in the URL
         :param ssl_context: for ``rediss://``, in place of the ``ssl_`` options
         :raises ValueError: if something is wrong; the text names the option, and no password
         :raises TypeError: if an option has the wrong type
         """
         found = read_url(url)
-        tls = url.startswith("rediss://")
+        encrypted = url.startswith("rediss://")
         if credential_provider is not None:
             check_provider(credential_provider, found)
         if ssl_context is not None:
-            check_context(ssl_context, found, tls)
-        return cls(
-            **found, credential_provider=credential_provider, ssl_context=ssl_context, tls=tls
-        )
+            check_context(ssl_context, found, encrypted)
+        options = {name: found.pop(name) for name in list(found) if name.startswith("ssl_")}
+        tls = Tls(ssl_context, **options) if encrypted else None
+        return cls(**found, credential_provider=credential_provider, tls=tls)
 
     def __str__(self) -> str:
         user = "" if self.username is None else quote(self.username, safe="")
@@ -151,26 +128,23 @@ class Address:
         if self.path is not None:
             return await _socket.connect_unix(self.path)
         assert self.host is not None
-        if not self.tls:
+        if self.tls is None:
             return await _socket.connect_tcp(self.host, self.port)
-        context = self.ssl_context
-        if context is None:
-            # Reads files, and those may have been renewed since the last connect.
-            context = await in_thread(self._make_context)
+        context, name = await self.tls.context(), self.tls.name_of(self.host)
         stream = await _socket.connect_tcp(self.host, self.port)
         try:
             with lone_error():
-                return await self._encrypt(stream, context)
+                return await self._encrypt(stream, context, name)
         except BaseException:
             await aclose_forcefully(stream)
             raise
 
-    async def _encrypt(self, stream: ByteStream, context: ssl.SSLContext) -> ByteStream:
+    async def _encrypt(self, stream: ByteStream, context: ssl.SSLContext, name: str) -> ByteStream:
         # A server that doesn't speak TLS waits for the rest of what looks like a command to it.
         async with create_task_group() as group:
             group.start_soon(self._doubt)
             stream = await TLSStream.wrap(
-                stream, hostname=self.host, ssl_context=context, standard_compatible=False
+                stream, hostname=name, ssl_context=context, standard_compatible=False
             )
             group.cancel_scope.cancel()
         return stream
@@ -190,40 +164,6 @@ class Address:
             return
         if answer[:1] in (b"+", b"-"):
             raise _PlainPortError("this port speaks plain TCP")
-
-    def _make_context(self) -> ssl.SSLContext:
-        for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
-            path = getattr(self, name)
-            if path is not None:
-                try:
-                    with open(path, "rb"):
-                        pass
-                except OSError as exc:
-                    raise _FileError(f"{name}: {describe(exc)}: {path!r}") from exc
-        try:
-            context = ssl.create_default_context(cafile=self.ssl_ca_certs)
-        except ssl.SSLError as exc:
-            raise _FileError(f"ssl_ca_certs: no certificates in {self.ssl_ca_certs!r}") from exc
-        context.check_hostname = self.ssl_check_hostname and self.ssl_cert_reqs != "none"
-        context.verify_mode = CERT_REQS[self.ssl_cert_reqs]
-        if self.ssl_certfile is not None:
-            self._load_certificate(context, self.ssl_certfile)
-        return context
-
-    def _load_certificate(self, context: ssl.SSLContext, path: str) -> None:
-        def no_password() -> str:
-            # Without it, OpenSSL would ask on the terminal.
-            raise _FileError(
-                "ssl_keyfile: the key is encrypted; give an ssl_context in place of it"
-            )
-
-        try:
-            context.load_cert_chain(path, self.ssl_keyfile, no_password)
-        except ssl.SSLError as exc:
-            key = "" if self.ssl_keyfile is None else f" with the key in {self.ssl_keyfile!r}"
-            raise _FileError(
-                f"ssl_certfile, ssl_keyfile: no certificate in {path!r}{key} ({describe(exc)})"
-            ) from exc
 
     def cannot_connect(self, exc: BaseException) -> TransportConnectionError:
         """Return the error for a connect that failed: why, and what to check."""
@@ -279,10 +219,10 @@ class Address:
             return "maxclients of the server, and what else is connected to it"
         if isinstance(exc, ResponseError):
             return "the number of the database in the url, and what the user may do"
-        if isinstance(exc, _FileError):
+        if isinstance(exc, CertificateFileError):
             return "the files that the ssl_ options in the url name"
-        if isinstance(exc, ssl.SSLError):
-            return self._tls_advice(exc)
+        if self.tls is not None and isinstance(exc, ssl.SSLError):
+            return self.tls.advice(exc)
         if isinstance(exc, _PlainPortError):
             return "the port, and that it speaks TLS (if not, the url begins with redis://)"
         if isinstance(exc, socket.gaierror):
@@ -298,29 +238,6 @@ class Address:
             "that a Redis server is running there, the port, the firewall, and that this port "
             f"speaks {speaks}"
         )
-
-    def _tls_advice(self, exc: ssl.SSLError) -> str:
-        if isinstance(exc, ssl.SSLCertVerificationError):
-            return "that the server's certificate is valid for this host name, and ssl_ca_certs"
-        reason = exc.reason or ""
-        if reason.endswith(_NOT_TLS):
-            return "the port, and that it speaks TLS (if not, the url begins with redis://)"
-        own = (
-            "ssl_certfile and ssl_keyfile in the url" if self.ssl_context is None else "ssl_context"
-        )
-        if reason.endswith("ALERT_CERTIFICATE_REQUIRED"):
-            return f"{own}: the server asks for a certificate of its clients"
-        if reason.endswith(_CERTIFICATE_ALERTS):
-            return f"{own}: the server doesn't accept the certificate"
-        if reason.endswith("ALERT_HANDSHAKE_FAILURE"):
-            return (
-                f"the versions and ciphers of TLS, and {own}: the server may ask for a certificate"
-            )
-        return "the versions and ciphers of TLS that server and client have in common"
-
-
-class _FileError(ValueError):
-    """A file that an option names can't be used."""
 
 
 class _PlainPortError(OSError):

@@ -14,9 +14,11 @@ CERT_REQS = {
     "required": ssl.CERT_REQUIRED,
 }
 _OPTIONS = frozenset(("client_name", "db", "password", "socket_connect_timeout", "username"))
-_SSL_OPTIONS = frozenset(
+# What an `ssl.SSLContext` has, and the name of the server, which it hasn't.
+_CONTEXT_OPTIONS = frozenset(
     ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile")
 )
+_SSL_OPTIONS = _CONTEXT_OPTIONS | {"ssl_server_hostname"}
 
 
 def read_url(url: str) -> dict[str, Any]:
@@ -91,8 +93,19 @@ def _check_values(found: dict[str, Any]) -> None:
         raise ValueError("url: client_name takes visible ASCII characters without spaces")
     if found.get("ssl_cert_reqs", "required") not in CERT_REQS:
         raise ValueError(f"url: ssl_cert_reqs is one of {', '.join(CERT_REQS)}")
+    _check_server_name(found.get("ssl_server_hostname"))
     if "ssl_keyfile" in found and "ssl_certfile" not in found:
         raise ValueError("url: ssl_keyfile needs ssl_certfile")
+
+
+def _check_server_name(name: str | None) -> None:
+    """Refuse what no certificate can be for; an IP address is fine."""
+    try:
+        valid = name is None or (name and name[0] != "." and name.encode("idna"))
+    except UnicodeError:
+        valid = False
+    if not valid:
+        raise ValueError("url: ssl_server_hostname needs the name of a host")
 
 
 def check_provider(provider: Any, found: dict[str, Any]) -> None:
@@ -112,5 +125,5 @@ def check_context(context: Any, found: dict[str, Any], tls: bool) -> None:
         raise TypeError(f"ssl_context: not {type(context).__name__}")
     if not tls:
         raise ValueError("ssl_context: TLS needs a url that begins with rediss://")
-    if not _SSL_OPTIONS.isdisjoint(found):
+    if not _CONTEXT_OPTIONS.isdisjoint(found):
         raise ValueError("ssl_context: the url has ssl_ options already")

@@ -42,13 +42,12 @@ from tests.bounds import BOUND
         ("redis://h?socket_connect_timeout=1.5", {"connect_timeout": 1.5}, "redis://h:6379/0"),
         (
             "rediss://h?ssl_ca_certs=/ca.pem&ssl_certfile=/c.pem&ssl_keyfile=/k.pem",
-            {"tls": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True}
-            | {"ssl_ca_certs": "/ca.pem", "ssl_certfile": "/c.pem", "ssl_keyfile": "/k.pem"},
+            {"host": "h"},
             "rediss://h:6379/0",
         ),
         (
             "rediss://h?ssl_cert_reqs=none&ssl_check_hostname=False",
-            {"ssl_cert_reqs": "none", "ssl_check_hostname": False},
+            {"port": 6379},
             "rediss://h:6379/0",
         ),
         (
@@ -96,6 +95,9 @@ def test_url(url: str, expected: dict[str, Any], text: str) -> None:
         "redis://h?ssl_cert_reqs=none",
         "rediss://h?ssl_cert_reqs=some",
         "rediss://h?ssl_keyfile=/k.pem",
+        "redis://h?ssl_server_hostname=name",
+        "rediss://h?ssl_server_hostname=.name",
+        "rediss://h?ssl_server_hostname=two..dots",
         "unix://",
         "unix:///",
         "unix://run/redis.sock",

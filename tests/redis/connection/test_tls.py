@@ -1,0 +1,264 @@
+"""TLS: whose certificate is expected, and files that are exchanged while peers are connected."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+import redis
+import trustme
+from anyio.abc import SocketAttribute
+from anyio.streams.tls import TLSListener, TLSStream
+
+from anyio_kkrpc import TransportConnectionError
+from anyio_kkrpc.redis._connection._address import Address
+from anyio_kkrpc.redis._connection._login import open_connection
+from anyio_kkrpc.redis._connection._tls import Tls
+from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND
+
+from ..conftest import start_tls
+
+pytestmark = pytest.mark.anyio
+AUTHORITY = trustme.CA()
+
+
+class Files:
+    """Files of one kind of certificates, in a folder."""
+
+    def __init__(self, folder: Path, authority: trustme.CA, *names: str) -> None:
+        folder.mkdir()
+        self.folder = folder
+        issued = authority.issue_cert(*names)
+        self.cert, self.key, self.ca = (folder / name for name in ("cert", "key", "ca"))
+        issued.cert_chain_pems[0].write_to_path(str(self.cert))
+        issued.private_key_pem.write_to_path(str(self.key))
+        authority.cert_pem.write_to_path(str(self.ca))
+
+    @property
+    def all(self) -> tuple[str, str, str]:
+        return str(self.cert), str(self.key), str(self.ca)
+
+    @property
+    def query(self) -> str:
+        return f"ssl_ca_certs={self.ca}&ssl_certfile={self.cert}&ssl_keyfile={self.key}"
+
+    def copy(self, folder: Path) -> Files:
+        shutil.copytree(self.folder, folder)
+        copied = Files.__new__(Files)
+        copied.folder = folder
+        copied.cert, copied.key, copied.ca = (folder / name for name in ("cert", "key", "ca"))
+        return copied
+
+
+async def ping(address: Address) -> object:
+    async with await open_connection(address, timeout=BOUND) as connection:
+        return await connection.execute("PING")
+
+
+async def refused(address: Address) -> TransportConnectionError:
+    with pytest.raises(TransportConnectionError) as caught:
+        await open_connection(address, timeout=BOUND)
+    return caught.value
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+# Whose certificate is expected
+
+
+@asynccontextmanager
+async def listening(names: list[str | None], *certified: str) -> AsyncIterator[int]:
+    """Speak TLS on a port as a host of these names; note the name that each client asks for."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    AUTHORITY.issue_cert(*certified).configure_cert(context)
+
+    def note(_: ssl.SSLObject, name: str | None, __: ssl.SSLContext) -> None:
+        names.append(name)
+
+    context.sni_callback = note
+
+    async def serve(stream: TLSStream) -> None:
+        async with stream:
+            try:
+                while True:
+                    data = await stream.receive()
+                    await stream.send(b"+PONG\r\n" * data.count(b"PING"))
+            except (anyio.EndOfStream, anyio.BrokenResourceError):
+                pass
+
+    plain = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = plain.extra(SocketAttribute.local_port)
+    async with TLSListener(plain, context, standard_compatible=False) as listener:
+        async with anyio.create_task_group() as group:
+            group.start_soon(listener.serve, serve)
+            yield port
+            group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("host", "option", "certified", "asked"),
+    [
+        ("localhost", "", "localhost", "localhost"),
+        ("127.0.0.1", "", "127.0.0.1", None),
+        ("127.0.0.1", "redis.example", "redis.example", "redis.example"),
+        ("127.0.0.1", "one.redis.example", "*.redis.example", "one.redis.example"),
+        ("localhost", "redis.example", "localhost", "redis.example"),
+        ("localhost", "127.0.0.9", "127.0.0.9", None),
+        ("127.0.0.1", "", "localhost", None),
+    ],
+)
+@pytest.mark.parametrize("context", [False, True])
+async def test_name(
+    host: str, option: str, certified: str, asked: str | None, context: bool, tmp_path: Path
+) -> None:
+    """The name that is asked for and expected is the host's, or another one for all servers."""
+    AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca"))
+    own = ssl.create_default_context(cafile=tmp_path / "ca") if context else None
+    query = [f"ssl_server_hostname={option}"] if option else []
+    query += [] if context else [f"ssl_ca_certs={tmp_path}/ca"]
+    names: list[str | None] = []
+    async with listening(names, certified) as port:
+        url = f"rediss://{host}:{port}?{'&'.join(query)}"
+        address = Address.parse(url, ssl_context=own)
+        if certified in (option or host, "*.redis.example"):
+            assert await ping(address) == b"PONG"
+        else:
+            error = await refused(address)
+            assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
+            assert "ssl_server_hostname" in str(error)
+    assert names == [asked]
+
+
+def test_name_with_a_dot() -> None:
+    """A dot at the end of a host name is for its look-up only."""
+    assert Tls().name_of("redis.example.") == "redis.example"
+
+
+# Files that are exchanged
+
+
+@pytest.mark.one_server
+async def test_read_when_changed(tmp_path: Path) -> None:
+    """Files are read once, however many connections are made at once, and again when they change."""
+    files = Files(tmp_path / "one", AUTHORITY, "localhost")
+    tls = Address.parse(f"rediss://localhost?{files.query}").tls
+    assert tls is not None
+    found: list[ssl.SSLContext] = []
+
+    async def look() -> None:
+        found.append(await tls.context())
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(look)
+    assert Address.parse(f"rediss://localhost?{files.query}").tls == tls
+    for path in files.all:
+        await look()
+        os.utime(path, (1, 1))
+    await look()
+    assert [found[0] is one for one in found] == [True, True, True, True, False, False, False]
+    assert len(set(found)) == 4
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def foreign(path: Path) -> None:
+    """Write what doesn't belong to the other file."""
+    issued = AUTHORITY.issue_cert("localhost")
+    pem = issued.private_key_pem if path.name == "key" else issued.cert_chain_pems[0]
+    pem.write_to_path(str(path))
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Files:
+    return Files(tmp_path / "old", trustme.CA(), "127.0.0.1", "localhost")
+
+
+@pytest.fixture
+def strict_server(server_executable: str, old: Files) -> Iterator[RedisServer]:
+    """A server that wants certificates of its clients, and has the old ones itself."""
+    server = start_tls(server_executable, old.all, "--tls-auth-clients", "yes")
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        *((name, spoil) for name in ("cert", "key", "ca") for spoil in (half, empty, Path.unlink)),
+        ("cert", foreign),
+        ("key", foreign),
+    ],
+)
+async def test_half_written(
+    tls_server: RedisServer,
+    certificates: tuple[str, str, str],
+    tmp_path: Path,
+    name: str,
+    spoil: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """While a file can't be used, connections are made with what was read before; it is said once."""
+    paths = {
+        part: Path(shutil.copy(path, tmp_path / part))
+        for part, path in zip(("cert", "key", "ca"), certificates, strict=True)
+    }
+    url = tls_server.tls_url.partition("?")[0]
+    query = "ssl_ca_certs={ca}&ssl_certfile={cert}&ssl_keyfile={key}".format_map(paths)
+    address = Address.parse(f"{url}?{query}")
+    assert await ping(address) == b"PONG"
+    good = paths[name].read_bytes()
+    for _ in range(2):
+        caplog.clear()
+        spoil(paths[name])
+        for _ in range(3):
+            assert await ping(address) == b"PONG"
+        (line,) = warnings(caplog)
+        assert line.startswith("ssl_ca_certs" if name == "ca" else "ssl_")
+        assert line.endswith("TLS goes on with what was read before")
+        assert "cannot connect" in str(await refused(Address.parse(f"{url}?{query}")))
+        paths[name].write_bytes(good)
+        assert await ping(address) == b"PONG"
+        assert len(warnings(caplog)) == 2
+
+
+async def test_renewed(
+    strict_server: RedisServer, old: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Certificates of another CA, on both sides, reach a peer whose URL stays as it is."""
+    new = Files(tmp_path / "new", trustme.CA(), "127.0.0.1", "localhost")
+    own = old.copy(tmp_path / "own")
+    address = Address.parse(f"{strict_server.tls_url.partition('?')[0]}?{own.query}")
+    with redis.Redis.from_url(strict_server.url) as admin:
+        async with await open_connection(address) as connection:
+            cert, key, ca = new.all
+            admin.execute_command(
+                *("CONFIG", "SET", "tls-cert-file", cert),
+                *("tls-key-file", key, "tls-ca-cert-file", ca),
+            )
+            await refused(address)
+            for path in new.all:
+                assert await connection.execute("PING") == b"PONG"
+                await refused(address)
+                shutil.copy(path, own.folder)
+            assert await ping(address) == b"PONG"
+            assert await connection.execute("PING") == b"PONG"
+    (first, second) = warnings(caplog)
+    assert "no certificate in" in first
+    assert "can be read again" in second
