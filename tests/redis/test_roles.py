@@ -1,0 +1,225 @@
+"""Users of Redis with no more rights than docs/security.md gives to each role."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import redis
+from redis.exceptions import NoPermissionError
+
+from anyio_kkrpc import (
+    DeliveryError,
+    RedisStreamsTransport,
+    RPCChannel,
+    RPCTimeoutError,
+    expose,
+    with_call_options,
+)
+from anyio_kkrpc._cli._check import by_redis
+from anyio_kkrpc._cli._dead import purge_older
+from anyio_kkrpc._cli._report import NotReadyError
+from anyio_kkrpc._cli._top_look import Search, look
+from anyio_kkrpc.testing import RedisServer
+from tests.bounds import BOUND, CALL_BOUND
+from tests.wire import peer
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+PAGE = Path(__file__).parents[2] / "docs" / "security.md"
+STREAM = {"stream": "jobs"}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Any one: what may be written doesn't depend on it."""
+    return "asyncio"
+
+
+class Users:
+    """The roles' users on a server."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._port = server.port
+        self.admin = redis.Redis.from_url(server.url)
+        self._names: dict[str, str] = {}
+        for role, rule in re.findall(r"```text acl (\w+)\n(.*?)\n```", PAGE.read_text(), re.DOTALL):
+            self.admin.execute_command(*rule.split())
+            self._names[role] = rule.split()[2]
+
+    def url(self, role: str) -> str:
+        return f"redis://{self._names[role]}:secret@127.0.0.1:{self._port}"
+
+    def client(self, role: str) -> redis.Redis:
+        return redis.Redis.from_url(self.url(role))
+
+    def denied(self) -> list[Any]:
+        """Return what was refused to anybody, but for what redis-py tells of itself."""
+        return [
+            {key: entry[key] for key in ("username", "reason", "object", "context")}
+            for entry in self.admin.acl_log(100)
+            if entry["object"] != "client|setinfo"
+        ]
+
+
+@pytest.fixture
+def users(own_server: RedisServer, caplog: pytest.LogCaptureFixture) -> Iterator[Users]:
+    """All of them; nothing must have been refused in the end but what the test asked for."""
+    users = Users(own_server)
+    yield users
+    users.admin.close()
+    assert not [r for r in caplog.records if "NOPERM" in r.getMessage()], caplog.text
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["broadcast", "group"])
+async def test_client_and_worker(users: Users, grouped: bool) -> None:
+    """All that a client asks of a worker; lost connections, trimming, upkeep, time-outs, the end."""
+    common: dict[str, Any] = {**STREAM, "use_consumer_group": grouped, "inbox_ttl": 1}
+    common |= {"health_check_interval": 0.3, "max_len": 100}
+    own = {"consumer_name": "work-1", "claim_idle": 1} if grouped else {}
+    url = users.url("client")
+    async with (
+        RedisStreamsTransport(users.url("worker"), session_id="work-1", **common, **own) as serving,
+        RPCChannel(serving, expose=expose(peer.Api(), writable=["theme"])) as channel,
+    ):
+        options = {**common, "session_id": "web-1"} | ({"max_backlog": 1000} if grouped else {})
+        del options["use_consumer_group"]
+        found = await peer.exercise(url, "json", worker="work-1", grouped=grouped, **options)
+        expected = {**peer.EXPECTED, "invalid": 0}
+        if not grouped:
+            del expected["not found"]
+        assert found == expected
+        async with (
+            RedisStreamsTransport(url, session_id="web-2", **common) as using,
+            RPCChannel(using, timeout=CALL_BOUND) as asking,
+        ):
+            with pytest.raises(RPCTimeoutError):
+                await with_call_options(asking.get_api(), timeout=0.5).hang()
+            for user in ("web", "work"):
+                users.admin.client_kill_filter(user=user)
+            assert await asking.get_api().who() == "served"
+            with anyio.fail_after(BOUND):
+                while not (using.statistics().reconnects and serving.statistics().reconnects):
+                    await anyio.sleep(0.01)
+            await _kept(users.admin, "web-2", "work-1")
+        async with RedisStreamsTransport(users.url("operator"), **STREAM) as operator:
+            await operator.signal_destroy()
+        with anyio.fail_after(BOUND):
+            await channel.serve_forever()
+    assert users.denied() == []
+
+
+async def _kept(admin: redis.Redis, *sessions: str) -> None:
+    """Wait until each has made its inbox live longer."""
+    for session in sessions:
+        key = f"{{jobs}}:inbox:{session}"
+        before = left = admin.pttl(key)
+        with anyio.fail_after(BOUND):
+            while left <= before:
+                await anyio.sleep(0.05)
+                before, left = left, admin.pttl(key)
+
+
+async def test_lost_requests_and_dead_letters(users: Users) -> None:
+    """What a killed worker held is given up; it is looked at, put back, purged, and all is deleted."""
+    async with (
+        RedisStreamsTransport(
+            users.url("client"), session_id="web-1", use_consumer_group=True, **STREAM
+        ) as using,
+        RPCChannel(using, timeout=CALL_BOUND) as channel,
+    ):
+        users.admin.xgroup_create("jobs", "kkrpc-group", "0", mkstream=True)
+        async with anyio.create_task_group() as group:
+            group.start_soon(_is_given_up, channel)
+            with anyio.fail_after(BOUND):
+                while not users.admin.xreadgroup("kkrpc-group", "gone", {"jobs": ">"}):
+                    await anyio.sleep(0.01)
+            await peer.give_up_dead(users.url("worker"), session_id="work-1", **STREAM)
+    with users.client("viewer") as client:
+        search = Search(client)
+        search.go_on(None)
+        (found,) = look(client, search.names)
+        assert (found.name, found.dead, found.error) == ("jobs", 1, None)
+    async with RedisStreamsTransport(users.url("operator"), **STREAM) as operator:
+        (letter,) = await operator.dead_letters()
+        await operator.retry_dead_letter(letter.id)
+        assert await operator.purge_dead_letters() == 0
+        assert (await operator.get_stream_info()).groups == 1
+        assert len(await operator.get_all_entries()) >= 1
+        await operator.trim_stream(0)
+        await operator.delete_stream()
+    purge_older(users.url("operator"), "jobs", 1.0)
+    assert users.denied() == []
+
+
+async def _is_given_up(channel: RPCChannel) -> None:
+    with pytest.raises(DeliveryError):
+        await channel.get_api().note()
+
+
+async def test_check(users: Users) -> None:
+    """Probes find out whether workers are there as who looks."""
+    options: dict[str, Any] = {**STREAM, "use_consumer_group": True}
+    async with (
+        RedisStreamsTransport(users.url("worker"), session_id="work-1", **options) as one,
+        RedisStreamsTransport(
+            users.url("worker"), session_id="work-2", consumer_name="named", **options
+        ) as two,
+        RPCChannel(one, expose=peer.Api()),
+        RPCChannel(two, expose=peer.Api()),
+    ):
+        with anyio.fail_after(BOUND):
+            while True:
+                try:
+                    by_redis(users.url("viewer"), "jobs", "kkrpc-group", workers=2, timeout=BOUND)
+                    break
+                except NotReadyError:  # they haven't begun to read
+                    await anyio.sleep(0.01)
+    assert users.denied() == []
+
+
+FORBIDDEN = {
+    "client": (
+        "XRANGE {jobs}:inbox:work-1 - +",
+        "XREAD STREAMS {jobs}:inbox:other 0",
+        "XRANGE {jobs}:dead - +",
+        "XRANGE {jobs}:claimer:kkrpc-group - +",
+        "XADD {jobs}:alive:work-1 * a b",
+        "XREADGROUP GROUP kkrpc-group me STREAMS jobs >",
+        "XGROUP DESTROY jobs kkrpc-group",
+        "XADD other * a b",
+        "KEYS *",
+    ),
+    "worker": (
+        "XRANGE {jobs}:inbox:web-1 - +",
+        "XADD {jobs}:alive:web-1 * a b",
+        "XGROUP DESTROY jobs kkrpc-group",
+        "XADD other * a b",
+        "KEYS *",
+    ),
+    "viewer": (
+        "XADD jobs * a b",
+        "XADD {jobs}:inbox:web-1 * a b",
+        "DEL jobs",
+        "XRANGE other - +",
+        "CONFIG GET *",
+    ),
+    "operator": (
+        "XREADGROUP GROUP kkrpc-group me STREAMS jobs >",
+        "XACK jobs kkrpc-group 1-0",
+        "XRANGE other - +",
+        "CONFIG GET *",
+    ),
+}
+
+
+async def test_nothing_else(users: Users) -> None:
+    """What isn't a role's is refused."""
+    for role, commands in FORBIDDEN.items():
+        with users.client(role) as client:
+            for command in commands:
+                with pytest.raises(NoPermissionError):
+                    client.execute_command(*command.split())
