@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -352,12 +353,12 @@ def test_lifespan(shell: Shell) -> None:
 @pytest.mark.slow
 def test_recycled(shell: Shell) -> None:
     """After so many calls, or for want of memory, a new process takes the place."""
-    for option in (("--max-calls", "2"), ("--max-memory", "1")):
-        with shell.serving(1, "-g", "w", *option) as process:
-            pids = {shell("call", "-t", str(CALL_BOUND), "pid").stdout for _ in range(2)}
-            wait_for_lines(process, 1, "a new worker takes the place of this one")
-            wait_for_lines(process, 1, ": serving ")
-            assert shell("call", "-t", str(CALL_BOUND), "pid").stdout not in pids
+    for option, number, calls in (("--max-calls", 2, 2), ("--max-memory", 1, 1)):
+        with shell.serving(1, "-g", "w", option, str(number)) as process:
+            ask = partial(shell, "call", "-t", str(CALL_BOUND), "pid")
+            (pid,) = {ask().stdout.strip() for _ in range(calls)}
+            wait_for_lines(process, 1, f"a new worker takes the place of this one (pid {pid})")
+            assert ask().stdout.strip() not in ("", pid)
 
 
 @pytest.mark.one_server

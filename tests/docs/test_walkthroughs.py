@@ -44,7 +44,7 @@ class Shell:
             env=self._environment,
             stdout=subprocess.PIPE,
             text=True,
-            timeout=BOUND,
+            timeout=BOUND * len(commands.splitlines()),  # each line is a process that starts
         )
         assert done.returncode == 0, done.stdout
         return done.stdout

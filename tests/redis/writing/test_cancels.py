@@ -394,7 +394,7 @@ async def test_taken_over_meanwhile(
         peer(redis_server, stream_name, claim_idle=1000) as second,
         peer(redis_server, stream_name) as using,
         RPCChannel(using, timeout=CALL_BOUND) as channel,
-        RPCChannel(paused, expose=apis[0]),
+        RPCChannel(paused, expose=apis[0], max_concurrency=1),  # no room to take it back
     ):
         async with anyio.create_task_group() as group:
             group.start_soon(channel.get_api().work, 1)
