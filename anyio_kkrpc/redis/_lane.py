@@ -43,6 +43,7 @@ from ._connection._errors import reason as describe
 from ._connection._link import Link
 from ._connection._patience import Outages, Patience
 from ._connection._resp import Connection
+from ._connection._role import Role, read_role
 from ._group._held import Held
 from ._group._worker import Worker
 from ._making import make_commands, make_dials, make_groups, make_signer, make_trim
@@ -127,7 +128,7 @@ class Lane:
         parts = (self.link, self.clock, outages, reception.inbound.lose_peer)
         self.presence = Presence(keys, options.session_id, times, *parts)
         self._make_readers(keys, signer, destroyed)
-        refusal = options.address.refusal
+        refusal = options.target.refusal
         self.admin = Admin(self.link, keys, signer, self.decoder.skip, refusal)
 
     def _make_readers(
@@ -234,11 +235,11 @@ class Lane:
         connection = await self.dials.dialer("writer").first()
         # Not tasks.start(): if that is cancelled, it waits for the task, which is shielded.
         self._spawn(tasks, "writer", partial(self._run_link, self._writing, connection))
-        self._spawn(tasks, "watch", self.dials.run)
+        self._spawn(tasks, "watch", partial(self.dials.run, options.watch_interval, self._probe))
         self._spawn(tasks, "repeats", self.writer.run)
         self._spawn(tasks, "order", addressed.in_order.run)
         grouped, execute = options.use_consumer_group, entering.execute
-        modern = await check_server(execute, options.address, groups=grouped)
+        modern = await check_server(execute, options.target, groups=grouped)
         self.writer.commands.no_mkstream = addressed.inbox.modern = modern
         shared = self._dialects.own.shared
         start = await addressed.find_start(execute, entering.ask, shared=shared)
@@ -266,6 +267,14 @@ class Lane:
         # Not cancelled with the rest: the goodbye still has to be written. `close` bounds it.
         with scope:
             await self._run(partial(self.link.run, connection))
+
+    async def _probe(self) -> Role | None:
+        """Ask the server what it is, on the link's connection."""
+        try:
+            return read_role(await self.link.request(b"ROLE"))
+        except RedisError as exc:
+            self._outages.leave_out("watching whether the server becomes a replica", exc)
+            return None
 
     def _housekeeping(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
         """Return what runs as long as the lane does, with the names of the tasks."""
@@ -404,7 +413,7 @@ class Lane:
             try:
                 await step()
             except (RPCError, RedisError) as exc:
-                logger.info("leaving %s: %s", self._options.address, describe(exc))
+                logger.info("leaving %s: %s", self._options.target, describe(exc))
 
     def close(self, reason: Exception) -> None:
         """Write no more."""

@@ -13,7 +13,7 @@ from ..records import Record
 from ._connection._dials import Dials
 from ._connection._link import Link
 from ._connection._patience import Outages
-from ._connection._resolver import Fixed
+from ._connection._resolver import Fixed, shared_topology
 from ._group._claims import Groups
 from ._group._reasons import Reasons
 from ._group._trim import Trim
@@ -29,15 +29,16 @@ from .dialects._signing import Signer
 
 def make_dials(options: Options, outages: Outages) -> Dials:
     """Return what connects."""
+    target, timeout = options.target, options.connect_timeout
     return Dials(
-        Fixed(options.address),
+        lambda: shared_topology(target, lambda: Fixed(target.node)),
         options.session_id[:32],
         outages,
-        connect_timeout=options.connect_timeout,
+        connect_timeout=timeout if target.connect_timeout is None else target.connect_timeout,
         silence=options.health_check_interval,
         shortest_silence=options.shortest_silence,
         limit=options.reconnect_timeout,
-        patient=options.address.credential_provider is not None,
+        patient=target.node.credential_provider is not None,
     )
 
 
@@ -127,4 +128,4 @@ def make_groups(options: Options, keys: Keys, link: Link) -> Groups:
 def make_reasons(options: Options, link: Link) -> Reasons:
     """Return what tells why requests have no answer."""
     group = options.consumer_group.encode() if options.use_consumer_group else None
-    return Reasons(link, Keys.of(options.stream), group, options.address)
+    return Reasons(link, Keys.of(options.stream), group, options.target)

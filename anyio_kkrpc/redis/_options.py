@@ -28,7 +28,7 @@ from ..kit._options import (
     seconds,
 )
 from ..kit._queue import Overflow
-from ._connection._address import Address
+from ._connection._target import Target
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _SESSION_ID_LENGTH = 26
@@ -72,6 +72,7 @@ class PlainOptions:
     max_backlog: Count | None = None
     reconnect_timeout: Seconds | None = None
     health_check_interval: Annotated[float, seconds(0.05, _LONGEST)] = 5.0
+    watch_interval: Annotated[float, seconds(0.05, _LONGEST)] = 0.25
     signing_key: Annotated[bytes, _key] | None = None
 
     def __repr__(self) -> str:
@@ -95,7 +96,7 @@ class GivenOptions(PlainOptions):
 class Options(PlainOptions):
     """All that the parts of the transport go by: checked, and what was left out filled in."""
 
-    address: Address
+    target: Target
     consumer_name: str
     session_id: str
     overflow: Overflow
@@ -121,14 +122,14 @@ def check_options(given: GivenOptions) -> Options:
     values = checked(given)
     _check_dialect(given)
     where = {name: values.pop(name) for name in ("credential_provider", "ssl_context")}
-    address = Address.parse(values.pop("url"), **where)
+    target = Target.parse(values.pop("url"), **where)
     if given.session_id is None:
         values["session_id"] = new_session_id()
     if given.consumer_name is None:
         values["consumer_name"] = f"consumer-{values['session_id']}"
     if given.overflow is None:
         values["overflow"] = "block" if given.use_consumer_group else "drop_oldest"
-    return Options(address=address, **values)
+    return Options(target=target, **values)
 
 
 def _check_dialect(given: GivenOptions) -> None:

@@ -111,6 +111,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :param health_check_interval: seconds, at most 300, between two looks whether the server
         answers. A connection on which nothing moves for as long, though an answer is due, is given
         up for a new one; one that is slow is not.
+    :param watch_interval: seconds, at most 300, between two looks where the server is while all
+        seems well: whether sentinels name another one, or a server with replicas has become one.
+        One peer of a process does it for all that connect to the same.
     :param signing_key: secret of at least 16 bytes that all peers share: entries are signed, and
         those that are not, or were written before, are refused
     :param credential_provider: redis-py's, in place of a password in the URL
@@ -123,7 +126,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def __init__(self, options: Options) -> None:
         self._options = options
         self._life = Life("RedisStreamsTransport")
-        self._outages = Outages(options.address)
+        self._outages = Outages(options.target)
         self._dialects = make_dialects(options, lambda envelope: self._inbound.deliver(envelope))
         reception = self._reception = make_reception(
             options,
@@ -163,8 +166,13 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     @property
     def server_address(self) -> tuple[str, int | None]:
-        """Where the server is: host and port, or the path of its Unix socket and ``None``."""
-        return self._options.address.where
+        """Where the server is: host and port, or the path of its Unix socket and ``None``.
+
+        With sentinels or a Cluster, it is the one of them that the URL names first until a peer of
+        this process has connected.
+        """
+        address = self._lane.dials.address
+        return (self._options.target if address is None else address).where
 
     @property
     def capabilities(self) -> Capabilities:
@@ -190,15 +198,15 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                     tasks.cancel_scope.cancel()
 
     async def _enter(self, tasks: TaskGroup) -> None:
-        address, timeout = self._options.address, self._options.connect_timeout
-        entering = Entering(address, timeout, self._lane.link, self._outages)
+        target, timeout = self._options.target, self._options.connect_timeout
+        entering = Entering(target, timeout, self._lane.link, self._outages)
         try:
             with entering.scope:
                 await self._lane.start(tasks, entering)
                 self._life.turn(Phase.OPEN)
                 return
         except RedisError as exc:
-            raise address.refuses(exc, self.stream) from exc
+            raise target.refuses(exc, self.stream) from exc
         self._life.turn(Phase.CLOSED)
         self._lane.close(TransportClosedError(DESTROYED))  # a goodbye would not be answered either
         raise entering.error()
@@ -245,7 +253,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if self._life.phase >= Phase.ENDED:
             return
         if not isinstance(exc, TransportConnectionError):
-            exc = self._options.address.refuses(exc, self.stream)
+            exc = self._options.target.refuses(exc, self.stream)
         if self._life.phase is Phase.OPEN:  # else it is raised to who enters
             logger.error("the transport ends: %s", exc)
         self._end(exc)

@@ -12,10 +12,10 @@ from anyio_kkrpc._protocol._records import Record, Reply, Request
 from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.kit._queue import Overflow
-from anyio_kkrpc.redis._connection._address import Address
 from anyio_kkrpc.redis._connection._link import Dialer
 from anyio_kkrpc.redis._connection._patience import Outages
 from anyio_kkrpc.redis._connection._resp import Connection
+from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.redis._reading._arrivals import Arrivals
 from anyio_kkrpc.redis._reading._common import Common
 from anyio_kkrpc.redis._reading._destroying import DestroySignals
@@ -112,6 +112,9 @@ class Server:
         self.connects -= 1
         return self.connection
 
+    def note_lost(self, connection: Connection, exc: Exception) -> None:
+        """Note why a connection is of no use any more, as a dialer does."""
+
     async def aclose(self) -> None:
         self.closed = True
 
@@ -186,7 +189,7 @@ class Parts:
 
 
 def make_outages() -> Outages:
-    return Outages(Address.parse("redis://nowhere"))
+    return Outages(Target.parse("redis://nowhere"))
 
 
 def id_of(envelope: Envelope) -> str:

@@ -31,7 +31,7 @@ class Owner:
     def __init__(self, url: str = "redis://nowhere", **options: Any) -> None:
         self.options = check_options(GivenOptions(url, session_id="me", **options))
         self.failures: list[Exception] = []
-        self.outages = Outages(self.options.address)
+        self.outages = Outages(self.options.target)
         dialects = make_dialects(self.options, lambda envelope: None)
         self.reception = make_reception(
             self.options,
@@ -51,7 +51,7 @@ class Owner:
     @asynccontextmanager
     async def started(self) -> AsyncIterator[Lane]:
         async with anyio.create_task_group() as tasks:
-            entering = Entering(self.options.address, BOUND, self.lane.link, self.outages)
+            entering = Entering(self.options.target, BOUND, self.lane.link, self.outages)
             await self.lane.start(tasks, entering)
             try:
                 yield self.lane

@@ -7,8 +7,8 @@ import logging
 import pytest
 from redis.exceptions import ResponseError
 
-from anyio_kkrpc.redis._connection._address import Address
 from anyio_kkrpc.redis._connection._patience import Outages
+from anyio_kkrpc.redis._connection._target import Target
 
 pytestmark = pytest.mark.anyio
 
@@ -17,7 +17,7 @@ EXC = ResponseError("OOM command not allowed when used memory > 'maxmemory'.")
 
 async def test_what_is_left_out_is_no_outage(caplog: pytest.LogCaptureFixture) -> None:
     """It is counted each time and said once, until it works; the next outage is said all the same."""
-    outages = Outages(Address.parse("redis://localhost"))
+    outages = Outages(Target.parse("redis://localhost"))
     for _ in range(3):
         outages.leave_out("words", EXC)
     outages.begin("claims", EXC)

@@ -22,10 +22,11 @@ from redis.exceptions import (
     ConnectionError as NotReadyError,
 )
 
-from ..._exceptions import RPCError, TransportConnectionError
+from ..._exceptions import TransportConnectionError
 from ..._runtime._lone import lone_error
 from . import _socket
-from ._errors import Meaning, code_of, meaning_of, reason
+from ._errors import reason
+from ._role import WrongRoleError
 from ._threads import in_thread
 from ._tls import CertificateFileError, Tls
 from ._url import check_context, check_provider, read_url
@@ -174,36 +175,6 @@ class Address:
         error.__cause__ = exc
         return error
 
-    def refuses(self, exc: BaseException, stream: str) -> TransportConnectionError:
-        """Return the error for a server that refuses what a peer can't do without."""
-        advice = "what its user may do: the docs about security have the rights that a peer needs"
-        code, meaning = code_of(exc), meaning_of(exc)
-        if code == "WRONGTYPE":
-            advice = f"the name of the stream: {stream!r}, or one of its keys, holds something else"
-        elif meaning is Meaning.MOVED:
-            advice = "that the url leads to the node that has the stream"
-        elif meaning is not Meaning.RIGHTS:
-            advice = "what the server is, and its log"
-        error = TransportConnectionError(
-            f"Redis Streams connection error: {self} refuses to serve the stream {stream!r} "
-            f"({reason(exc)}). Check {advice}."
-        )
-        error.__cause__ = exc
-        return error
-
-    def too_old(self, version: tuple[int, ...]) -> TransportConnectionError:
-        """Return the error for a server without the consumer groups that are needed."""
-        return TransportConnectionError(
-            f"Redis Streams connection error: consumer groups need Redis 6.2 or later, "
-            f"{self} is {'.'.join(map(str, version))}"
-        )
-
-    def refusal(self, exc: BaseException) -> RPCError:
-        """Return the error for one command that the server refuses."""
-        error = RPCError(f"{self} refused a command: {reason(exc)}")
-        error.__cause__ = exc
-        return error
-
     def _advice(self, exc: BaseException) -> str:
         while isinstance(exc, BrokenResourceError) and exc.__cause__ is not None:
             exc = exc.__cause__
@@ -219,6 +190,11 @@ class Address:
             return "maxclients of the server, and what else is connected to it"
         if isinstance(exc, ResponseError):
             return "the number of the database in the url, and what the user may do"
+        if isinstance(exc, WrongRoleError):
+            return (
+                "the url: with sentinels it is redis+sentinel://host1,host2/service; and with "
+                "those, that they agree (SENTINEL CKQUORUM) which server is the master"
+            )
         if isinstance(exc, CertificateFileError):
             return "the files that the ssl_ options in the url name"
         if self.tls is not None and isinstance(exc, ssl.SSLError):

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from random import random
 
-from ._errors import Meaning
+from anyio import CancelScope, aclose_forcefully, create_task_group, current_time, sleep
+
+from ..._exceptions import TransportConnectionError
+from ._address import Address
+from ._errors import Meaning, meaning_of
 from ._link import Dialer
 from ._login import open_connection
 from ._patience import Outages, Patience
-from ._resolver import Resolver
+from ._resolver import Probe, Topology
 from ._resp import Connection
+from ._role import wrong_role
 from ._watch import Watch
+
+# Seconds between two attempts to reach a server that may be somewhere else, at most.
+_PAUSE = 0.2
+# A connection's longest silence, in seconds, where others have a copy of what the server has.
+_SILENCE = 1.0
 
 
 class Dials:
     """Makes the connections of one peer. `run` must run beside it.
 
-    :param resolver: tells where to
+    :param find: returns what tells where to, in the event loop
     :param name: what CLIENT LIST shows of the peer
     :param outages: told of what is refused
     :param connect_timeout: seconds to connect within
@@ -28,7 +40,7 @@ class Dials:
 
     def __init__(
         self,
-        resolver: Resolver,
+        find: Callable[[], Topology],
         name: str,
         outages: Outages,
         *,
@@ -38,15 +50,29 @@ class Dials:
         limit: float | None,
         patient: bool,
     ) -> None:
-        self._resolver = resolver
+        self._find = find
+        self._found: Topology | None = None
         self._name = name
         self._outages = outages
         self._timeout = connect_timeout
         self._silence = silence
         self._limit = limit
         self._heals = (Meaning.LOGIN,) if patient else ()
-        watch = Watch(shortest_silence)
-        self._watch, self.run = watch.add, watch.run
+        self._watch = Watch(shortest_silence)
+        # The connections, and the attempts to make one, with the generation each belongs to.
+        self._made: dict[Connection, int] = {}
+        self._attempts: dict[CancelScope, int] = {}
+
+    @property
+    def _topology(self) -> Topology:
+        if self._found is None:
+            self._found = self._find()
+        return self._found
+
+    @property
+    def address(self) -> Address | None:
+        """Where the server was when it was last asked for, ``None`` before that."""
+        return None if self._found is None else self._found.address
 
     def dialer(self, what: str) -> Dialer:
         """Return what makes one connection after the other.
@@ -54,18 +80,90 @@ class Dials:
         :param what: what they are for
         """
         patience = Patience("the login", self._outages, heals=self._heals)
-        return Dialer(partial(self.dial, what), self._limit, patience)
+        return Dialer(partial(self.dial, what), self._limit, patience, self._lost)
 
     async def dial(self, what: str) -> Connection:
-        """Connect once.
+        """Connect to wherever the server is.
+
+        If it may move, what fails is tried again, and asked where it is, as long as that may take
+        for one connection: it may be moving.
 
         :raises TransportConnectionError: if it fails
         """
-        connection = await open_connection(
-            await self._resolver.resolve(),
-            client_name=f"anyio_kkrpc:{what}:{self._name}",
-            timeout=self._timeout,
-            silence=self._silence,
-        )
-        self._watch(connection)
+        end = current_time() + self._timeout
+        while True:
+            address = await self._topology.resolve()
+            generation = self._topology.generation
+            try:
+                connection = await self._attempt(what, address, generation)
+            except TransportConnectionError as exc:
+                self._topology.note(address, exc)
+                final = not self._topology.moves or meaning_of(exc) is not Meaning.ELSEWHERE
+                if final or current_time() >= end:
+                    raise
+                await sleep(_PAUSE * random())
+            else:
+                if connection is not None:
+                    return connection
+
+    async def _attempt(self, what: str, address: Address, generation: int) -> Connection | None:
+        """Connect to an address; ``None`` if the server has left it meanwhile."""
+        connection = None
+        with CancelScope() as scope:
+            self._attempts[scope] = generation
+            try:
+                connection = await open_connection(
+                    address,
+                    client_name=f"anyio_kkrpc:{what}:{self._name}",
+                    timeout=self._timeout,
+                    silence=self._silence,
+                    ask_role=True,
+                )
+            finally:
+                del self._attempts[scope]
+        if connection is None:
+            return None
+        wrong = wrong_role(connection.role, moves=self._topology.moves)
+        if wrong is not None or generation != self._topology.generation:
+            await aclose_forcefully(connection)
+            if wrong is not None:
+                raise address.cannot_connect(wrong)
+            return None
+        self._keep(connection, generation)
         return connection
+
+    def _keep(self, connection: Connection, generation: int) -> None:
+        role = connection.role
+        if role is not None and role.replicas:
+            # One of them may be promoted soon if this server is frozen.
+            connection.silence = min(connection.silence, _SILENCE)
+        self._made = {made: n for made, n in self._made.items() if not made.closed}
+        self._made[connection] = generation
+        self._watch.add(connection)
+
+    def _lost(self, connection: Connection, exc: Exception) -> None:
+        self._topology.note(connection.address, exc)
+
+    async def run(self, interval: float, probe: Probe) -> None:
+        """Give up connections that are dead, or lead to where the server is no longer.
+
+        :param interval: seconds between two looks where the server is
+        :param probe: asks the server what it is, on a connection of this peer
+        """
+        async with create_task_group() as group:
+            group.start_soon(self._watch.run, name="anyio_kkrpc redis silence")
+            group.start_soon(self._follow, name="anyio_kkrpc redis follow")
+            await self._topology.watch(interval, probe)
+
+    async def _follow(self) -> None:
+        """Leave a server that the topology has left."""
+        generation = self._topology.generation
+        while True:
+            generation = await self._topology.wait_changed(generation)
+            for scope, of in self._attempts.items():
+                if of != generation:
+                    scope.cancel()
+            for connection, of in list(self._made.items()):
+                if of != generation:
+                    del self._made[connection]
+                    await connection.give_up("the server is somewhere else now")

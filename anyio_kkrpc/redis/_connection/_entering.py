@@ -11,12 +11,13 @@ from anyio import CancelScope, current_time
 from redis.exceptions import RedisError
 
 from ..._exceptions import TransportConnectionError
-from ._address import Address, describe
+from ._address import describe
 from ._command import Argument, Command
 from ._errors import command_name, reason
 from ._link import Link
 from ._patience import Outages, Patience, persist
 from ._portion import Portion
+from ._target import Target
 
 
 class Entering:
@@ -24,17 +25,17 @@ class Entering:
 
     A refusal that may pass is no answer. Connecting has its own bound, of the same length.
 
-    :param address: of the server
+    :param target: of the server
     :param timeout: seconds for each answer; ``socket_connect_timeout`` in the URL has priority
     :param link: sends the commands
     :param outages: told of what the server refuses for now
     :ivar scope: to be entered around all of it
     """
 
-    def __init__(self, address: Address, timeout: float, link: Link, outages: Outages) -> None:
+    def __init__(self, target: Target, timeout: float, link: Link, outages: Outages) -> None:
         self.scope = CancelScope()
-        self._address = address
-        self._timeout = timeout if address.connect_timeout is None else address.connect_timeout
+        self._target = target
+        self._timeout = timeout if target.connect_timeout is None else target.connect_timeout
         self._link = link
         self._outages = outages
         self._patience = self._make_patience()
@@ -75,7 +76,7 @@ class Entering:
             why = f" (the connection was lost: {describe(cause)})"
             advice = "what closes connections, there or in between"
         error = TransportConnectionError(
-            f"Redis Streams connection error: {self._address} did not let this peer in: no answer "
+            f"Redis Streams connection error: {self._target} did not let this peer in: no answer "
             f"to {self._what} within {self._timeout:g} seconds{why}. Check {advice}."
         )
         error.__cause__ = cause if cause is not None else TimeoutError(self._what)

@@ -23,6 +23,8 @@ from ._resp import Connection
 logger = logging.getLogger("anyio_kkrpc")
 
 Dial = Callable[[], Awaitable[Connection]]
+# Told of a connection that can't be used any more, and why.
+Lost = Callable[[Connection, Exception], object]
 
 # How often one entry is asked for that can't be had.
 _ATTEMPTS = 5
@@ -34,10 +36,12 @@ class Dialer:
     :param dial: connects once
     :param limit: seconds of failures after which the last one is final, ``None`` for never
     :param patience: with a server that refuses this peer
+    :param lost: told of each connection that was lost
     """
 
-    def __init__(self, dial: Dial, limit: float | None, patience: Patience) -> None:
+    def __init__(self, dial: Dial, limit: float | None, patience: Patience, lost: Lost) -> None:
         self._dial = dial
+        self.note_lost = lost
         self._limit = limit
         self._patience = patience
         self._pauses = FullJitterBackoff(cap=LONGEST_PAUSE, base=FIRST_PAUSE)
@@ -129,6 +133,8 @@ class Link:
                 if self._up.is_set():  # else some wait for it already
                     self._up = Event()
                 logger.warning("%s; connecting again", self.lost_by)
+                if self.lost_by is not None:
+                    self._dialer.note_lost(connection, self.lost_by)
                 connection = await self._dialer.again()
                 self.reconnects += 1
                 logger.warning("connected to %s again", connection.address)

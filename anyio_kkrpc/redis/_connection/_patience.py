@@ -11,8 +11,8 @@ from redis.backoff import FullJitterBackoff
 from redis.exceptions import RedisError
 
 from ..._exceptions import RPCError
-from ._address import Address
 from ._errors import Meaning, code_of, meaning_of, reason
+from ._target import Target
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -31,8 +31,8 @@ class Outages:
     :ivar refused: how many commands it refused
     """
 
-    def __init__(self, address: Address) -> None:
-        self._address = address
+    def __init__(self, target: Target) -> None:
+        self._target = target
         self._parts: set[str] = set()
         self._said: set[str] = set()
         self._left_out: set[str] = set()
@@ -49,7 +49,7 @@ class Outages:
         if code not in self._said:
             self._said.add(code)
             logger.warning(
-                "%s refuses %s for now: %s; it is tried again", self._address, part, reason(exc)
+                "%s refuses %s for now: %s; it is tried again", self._target, part, reason(exc)
             )
 
     def leave_out(self, part: str, exc: Exception) -> None:
@@ -57,7 +57,7 @@ class Outages:
         self.refused += 1
         if part not in self._left_out:
             self._left_out.add(part)
-            logger.warning("%s refuses %s: %s; left out", self._address, part, reason(exc))
+            logger.warning("%s refuses %s: %s; left out", self._target, part, reason(exc))
 
     def end(self, part: str) -> None:
         """Note that a part's command was taken, or is given up."""
@@ -67,7 +67,7 @@ class Outages:
             self._said.clear()
             logger.warning(
                 "%s takes all commands again, after %.1f seconds",
-                self._address,
+                self._target,
                 current_time() - self._since,
             )
 

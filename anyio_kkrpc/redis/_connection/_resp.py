@@ -46,6 +46,7 @@ from ._address import Address, describe
 from ._chunks import CHUNK, take_chunk
 from ._command import Argument, pack
 from ._errors import named, parse_error
+from ._role import Role
 from ._socket import SocketTraffic, Traffic
 
 __all__ = ("Connection",)
@@ -87,6 +88,7 @@ class Connection(AsyncResource):
     :ivar refused: error replies to commands that nobody waits for; they are logged
     :ivar before_write: called before each write and each `request`, to `post` what is to go along
     :ivar silence: seconds for which nothing may move while the server owes an answer, see `Watch`
+    :ivar role: what the server was at the login, ``None`` if it wasn't asked or didn't tell
     """
 
     def __init__(self, stream: ByteStream, address: Address, *, silence: float = 5.0) -> None:
@@ -95,6 +97,7 @@ class Connection(AsyncResource):
         self.received = self.refused = 0
         self.before_write: Callable[[], None] | None = None
         self.silence = silence
+        self.role: Role | None = None
         self._stream = stream
         reader = Reader(replyError=parse_error, notEnoughData=_MORE, errors="replace")
         self._feed, self._gets, self._has_data = reader.feed, reader.gets, reader.has_data

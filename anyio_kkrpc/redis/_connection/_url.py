@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import ssl
-from typing import Any
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from typing import Any, Literal, NamedTuple
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from redis.connection import parse_url
 
@@ -19,6 +20,97 @@ _CONTEXT_OPTIONS = frozenset(
     ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile")
 )
 _SSL_OPTIONS = _CONTEXT_OPTIONS | {"ssl_server_hostname"}
+_BEGINNINGS = (
+    "redis://, rediss:// or unix://, redis+sentinel://, rediss+sentinel://, redis+cluster:// or "
+    "rediss+cluster://"
+)
+# What has several hosts: its scheme, and what else is pasted here as such a one.
+_SEVERAL = re.compile(
+    r"(rediss?)(\+sentinel|\+cluster|-sentinel)://([^/?#]*)([^?#]*)(.*)", re.DOTALL
+)
+# What others write for it: Celery, and clients of other languages.
+_FOREIGN = {
+    "sentinel": "redis+sentinel://host1,host2/service",
+    "redis-cluster": "redis+cluster://host1,host2",
+    "rediss-cluster": "rediss+cluster://host1,host2",
+}
+_PORTS = {"sentinel": 26379, "cluster": 6379}
+
+
+class Parts(NamedTuple):
+    """What a URL consists of.
+
+    :ivar node: the URL as if the first host were the only server, without what is for sentinels
+    :ivar hosts: whom to ask where the server is: host and port of each
+    """
+
+    kind: Literal["server", "sentinel", "cluster"]
+    node: str
+    hosts: tuple[tuple[str, int], ...] = ()
+    service: str | None = None
+    sentinel_username: str | None = None
+    sentinel_password: str | None = None
+
+
+def split_url(url: str) -> Parts:
+    """Take a URL apart that may have several hosts.
+
+    :raises ValueError: if that can't be; no text repeats what may be of a password
+    :raises TypeError: if it is no text
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"url: needs a str, not {type(url).__name__}")
+    found = _SEVERAL.fullmatch(url)
+    if found is None:
+        return Parts("server", url)
+    scheme, what, netloc, path, rest = found.groups()
+    kind: Literal["sentinel", "cluster"] = "cluster" if what == "+cluster" else "sentinel"
+    query, _, fragment = rest.removeprefix("?").partition("#")
+    user, at, hosts = netloc.rpartition("@")
+    options = parse_qsl(query, keep_blank_values=True)
+    own: dict[str, str] = {}
+    service = None
+    if kind == "sentinel":
+        names = {"sentinel_username", "sentinel_password"}
+        if what == "-sentinel":  # as lettuce has it: the path is the database
+            names.add("sentinelMasterId")
+        own = {name: value for name, value in options if name in names}
+        options = [(name, value) for name, value in options if name not in names]
+        if what == "-sentinel":
+            service, fragment = own.pop("sentinelMasterId", unquote(fragment)), ""
+        else:
+            service, path = _split_path(path)
+        if not service or not service.isprintable():
+            raise ValueError(_no_service(what))
+    if fragment:
+        raise ValueError("url: has a '#'; in user and password it is written %23")
+    rest = f"?{urlencode(options)}" if options else ""
+    found_hosts = tuple(_host(host, _PORTS[kind]) for host in hosts.split(","))
+    if len(found_hosts) > 1 and not all(hosts.split(",")):
+        raise ValueError("url: a host between commas is missing")
+    return Parts(kind, f"{scheme}://{user}{at}h{path}{rest}", found_hosts, service, **own)
+
+
+def _split_path(path: str) -> tuple[str, str]:
+    """Return the service, and the path of the database."""
+    service, slash, db = path.removeprefix("/").partition("/")
+    return unquote(service), slash + db
+
+
+def _no_service(what: str) -> str:
+    if what == "-sentinel":
+        return (
+            "url: what the sentinels call the server is missing: "
+            "redis-sentinel://host1,host2/0?sentinelMasterId=service"
+        )
+    return (
+        "url: what the sentinels call the server is missing: redis+sentinel://host1,host2/service"
+    )
+
+
+def _host(text: str, port: int) -> tuple[str, int]:
+    parts = _split(f"redis://{text}")
+    return parts.hostname or "localhost", parts.port or port
 
 
 def read_url(url: str) -> dict[str, Any]:
@@ -48,7 +140,10 @@ def read_url(url: str) -> dict[str, Any]:
 def _split(url: str) -> SplitResult:
     """Split the URL; no error text repeats a part of it, which might be of the password."""
     if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("url: needs to begin with redis://, rediss:// or unix://")
+        meant = _FOREIGN.get(url.partition("://")[0])
+        if meant is not None:
+            raise ValueError(f"url: is written {meant} here")
+        raise ValueError(f"url: needs to begin with {_BEGINNINGS}")
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname

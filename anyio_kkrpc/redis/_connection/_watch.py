@@ -40,7 +40,8 @@ class Watch:
     what waits for an answer was written after them. What counts are looks, not seconds: while this
     process stands still it doesn't look, and what has come meanwhile isn't taken for silence.
 
-    :param shortest: the shortest silence, in seconds, that any of the connections is given up for
+    :param shortest: the shortest silence, in seconds, that any of the connections is given up for,
+        unless one is added whose own is shorter
     :ivar pause: seconds between two looks
     """
 
@@ -51,6 +52,7 @@ class Watch:
     def add(self, connection: Connection) -> None:
         """Watch a connection until it is closed."""
         self._watched[connection] = _Seen()
+        self.pause = min(self.pause, max(connection.silence / 2, _SHORTEST))
 
     async def run(self) -> None:
         """Look again and again."""

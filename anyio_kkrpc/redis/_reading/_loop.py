@@ -67,6 +67,7 @@ class ReadLoop:
                     if isinstance(exc, TransportConnectionError):
                         portion.cut(what)
                     logger.warning("%s; reading %s again", exc, what)
+                    dialer.note_lost(connection, exc)
                 await aclose_forcefully(connection)
                 connection = None
                 self.reconnects += 1

@@ -7,8 +7,8 @@ import re
 
 from redis.exceptions import ResponseError
 
-from .._connection._address import Address
 from .._connection._command import Execute
+from .._connection._target import Target
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -16,7 +16,7 @@ logger = logging.getLogger("anyio_kkrpc")
 _MODERN = (6, 2)
 
 
-async def check_server(execute: Execute, address: Address, *, groups: bool) -> bool:
+async def check_server(execute: Execute, target: Target, *, groups: bool) -> bool:
     """Warn of a server that may lose data; return whether it is 6.2 or later.
 
     :raises TransportConnectionError: if it isn't, and ``groups`` are to be used
@@ -28,7 +28,7 @@ async def check_server(execute: Execute, address: Address, *, groups: bool) -> b
             policy,
         )
     if groups and version < _MODERN:
-        raise address.too_old(version)
+        raise target.too_old(version)
     return version >= _MODERN
 
 

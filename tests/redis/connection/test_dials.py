@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import anyio
 import pytest
+from anyio.abc import SocketStream
 
 from anyio_kkrpc import TransportConnectionError
 from anyio_kkrpc.redis._connection._address import Address
 from anyio_kkrpc.redis._connection._dials import Dials
 from anyio_kkrpc.redis._connection._patience import Outages
-from anyio_kkrpc.redis._connection._resolver import Fixed, Resolver
+from anyio_kkrpc.redis._connection._resolver import Fixed, Probe, Told, Topology
+from anyio_kkrpc.redis._connection._role import Role
+from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
+
+from ..conftest import fake_peer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.one_server]
 
@@ -21,20 +29,28 @@ NOWHERE = Address.parse("redis://127.0.0.1:1")
 class Moved:
     """Knows of a server that is there when it is asked again."""
 
+    moves = True
+
     def __init__(self, *addresses: Address) -> None:
         self.addresses = [*addresses]
 
-    async def resolve(self) -> Address:
+    async def find(self) -> Address:
         await anyio.lowlevel.checkpoint()
         return self.addresses.pop(0)
 
+    def hint(self, address: Address, exc: Exception) -> Address | None:
+        return None
 
-def dials(resolver: Resolver) -> Dials:
+    async def watch(self, interval: float, probe: Probe, told: Told) -> None:
+        await anyio.sleep_forever()
+
+
+def dials(topology: Topology, timeout: float = BOUND) -> Dials:
     return Dials(
-        resolver,
+        lambda: topology,
         "me",
-        Outages(NOWHERE),
-        connect_timeout=BOUND,
+        Outages(Target.parse("redis://127.0.0.1:1")),
+        connect_timeout=timeout,
         silence=7.0,
         shortest_silence=5.0,
         limit=None,
@@ -42,20 +58,80 @@ def dials(resolver: Resolver) -> Dials:
     )
 
 
-async def test_asked_before_each_connection(redis_server: RedisServer) -> None:
+async def no_probe() -> Role | None:
+    await anyio.sleep_forever()
+    return None
+
+
+@asynccontextmanager
+async def running(dials: Dials) -> AsyncIterator[Dials]:
+    async with anyio.create_task_group() as group:
+        group.start_soon(dials.run, 0.1, no_probe)
+        yield dials
+        group.cancel_scope.cancel()
+
+
+async def test_asked_again_until_it_is_there(redis_server: RedisServer) -> None:
+    """Where nothing answers isn't tried again, but asked for."""
     there = Address.parse(redis_server.url)
-    resolver = Moved(NOWHERE, there, there)
-    dialer = dials(resolver).dialer("tests")
-    with pytest.raises(TransportConnectionError):
-        await dialer.first()
+    finder = Moved(NOWHERE, NOWHERE, there)
+    dialer = dials(Topology(finder)).dialer("tests")
     for _ in range(2):
-        async with await dialer.again() as connection:
+        async with await dialer.first() as connection:
             assert connection.silence == 7.0
             name = await connection.execute(b"CLIENT", b"GETNAME")
             assert name == b"anyio_kkrpc:tests:me"
-    assert resolver.addresses == []
+    assert finder.addresses == []
 
 
-async def test_fixed() -> None:
-    resolver = Fixed(NOWHERE)
-    assert await resolver.resolve() is await resolver.resolve() is NOWHERE
+async def test_fixed(redis_server: RedisServer) -> None:
+    """What stays where it is is tried once."""
+    fixed = Fixed(NOWHERE)
+    assert await fixed.find() is await fixed.find() is NOWHERE
+    with pytest.raises(TransportConnectionError, match="127.0.0.1:1"):
+        await dials(Topology(fixed)).dial("tests")
+
+
+async def test_change(redis_server: RedisServer) -> None:
+    """When the server is somewhere else, connections in use are left, blocked ones too."""
+    topology = Topology(Moved(Address.parse(redis_server.url)))
+    async with running(dials(topology)) as one:
+        await anyio.wait_all_tasks_blocked()
+        blocked, idle = await one.dial("reads"), await one.dial("writer")
+        async with anyio.create_task_group() as group:
+
+            async def move() -> None:
+                await anyio.wait_all_tasks_blocked()
+                topology.found(NOWHERE)
+
+            group.start_soon(move)
+            with (
+                anyio.fail_after(BOUND),
+                pytest.raises(TransportConnectionError, match="somewhere else"),
+            ):
+                await blocked.execute(b"BLPOP", b"nothing-is-there", 60)
+        await anyio.wait_all_tasks_blocked()
+        assert idle.closed
+
+
+async def test_change_while_connecting(redis_server: RedisServer) -> None:
+    """An attempt at a server that doesn't answer is left when the server is somewhere else."""
+    there = Address.parse(redis_server.url)
+    accepted = anyio.Event()
+
+    async def stay_silent(stream: SocketStream) -> None:
+        accepted.set()
+        await anyio.sleep_forever()
+
+    async with fake_peer(stay_silent) as frozen:
+        topology = Topology(Moved(frozen))
+        async with running(dials(topology, 1000.0)) as one, anyio.create_task_group() as group:
+
+            async def promote() -> None:
+                await accepted.wait()
+                topology.found(there)
+
+            group.start_soon(promote)
+            with anyio.fail_after(BOUND):
+                async with await one.dial("tests") as connection:
+                    assert connection.address == there

@@ -12,10 +12,10 @@ from redis.exceptions import ReadOnlyError, ResponseError
 from trio.testing import MockClock
 
 from anyio_kkrpc import TransportConnectionError
-from anyio_kkrpc.redis._connection._address import Address
 from anyio_kkrpc.redis._connection._entering import Entering
 from anyio_kkrpc.redis._connection._patience import Outages
 from anyio_kkrpc.redis._connection._portion import Portion
+from anyio_kkrpc.redis._connection._target import Target
 
 pytestmark = pytest.mark.anyio
 
@@ -40,8 +40,8 @@ class Link:
 
 
 def entering(link: Any, url: str = "redis://:s3cret@h") -> Entering:
-    address = Address.parse(url)
-    return Entering(address, 5.0, link, Outages(address))
+    target = Target.parse(url)
+    return Entering(target, 5.0, link, Outages(target))
 
 
 async def test_slow_answers() -> None:

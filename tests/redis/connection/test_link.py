@@ -69,7 +69,11 @@ class Rig:
         self.pauses: list[Exception] = []
         self.worked_ = 0
         anything: Any = self
+        self.noted: list[tuple[Any, Exception]] = []
         self.link = Link(anything, self.prepare, self.count, anything)
+
+    def note_lost(self, connection: Any, exc: Exception) -> None:
+        self.noted.append((connection, exc))
 
     async def again(self) -> Any:
         await checkpoint()

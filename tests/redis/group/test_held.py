@@ -12,8 +12,8 @@ import redis
 from redis.exceptions import ResponseError
 
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel, current_call
-from anyio_kkrpc.redis._connection._address import Address
 from anyio_kkrpc.redis._connection._patience import Outages
+from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.redis._group._claims import Groups
 from anyio_kkrpc.redis._group._held import STARTED, Held, HeldEntry
 from anyio_kkrpc.redis._writing._writer import Writer
@@ -70,7 +70,7 @@ class Fixture:
 
     def __init__(self) -> None:
         group = self.group = Group()
-        outages = Outages(Address.parse("redis://nowhere"))
+        outages = Outages(Target.parse("redis://nowhere"))
         self.held = Held(
             cast(Groups, group),
             cast(Writer, group),

@@ -8,8 +8,8 @@ import pytest
 from redis.exceptions import OutOfMemoryError
 
 from anyio_kkrpc import ProtocolError
-from anyio_kkrpc.redis._connection._address import Address
 from anyio_kkrpc.redis._connection._patience import Outages
+from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.redis._reading._hints import Hints
 
 pytestmark = pytest.mark.anyio
@@ -22,7 +22,7 @@ class Peer:
         self.heard: list[str] = []
         self.written: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
-        self.outages = Outages(Address.parse("redis://nowhere"))
+        self.outages = Outages(Target.parse("redis://nowhere"))
         self.hints = Hints(
             b"{s}:control",
             self.request,

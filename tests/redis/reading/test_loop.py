@@ -10,11 +10,11 @@ import pytest
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 from anyio_kkrpc import TransportConnectionError
-from anyio_kkrpc.redis._connection._address import Address
 from anyio_kkrpc.redis._connection._link import Dialer
 from anyio_kkrpc.redis._connection._patience import Outages, Patience
 from anyio_kkrpc.redis._connection._portion import ReadPortion
 from anyio_kkrpc.redis._connection._resp import Connection
+from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.redis._reading._loop import ReadLoop
 
 pytestmark = pytest.mark.anyio
@@ -37,6 +37,7 @@ class Dialled:
     def __init__(self, limit: int) -> None:
         self.sockets: list[Socket] = []
         self.limit = limit
+        self.noted: list[Exception] = []
 
     async def again(self) -> Connection:
         await anyio.lowlevel.checkpoint()
@@ -45,13 +46,17 @@ class Dialled:
         self.sockets.append(Socket())
         return cast(Connection, self.sockets[-1])
 
+    def note_lost(self, connection: Connection, exc: Exception) -> None:
+        assert connection is cast(Connection, self.sockets[-1])
+        self.noted.append(exc)
+
 
 def looped(dialled: Dialled, failed: Callable[[Exception], object]) -> ReadLoop:
     return ReadLoop(lambda what: cast(Dialer, dialled), 1000, failed)
 
 
 def patience() -> Patience:
-    return Patience("reading", Outages(Address.parse("redis://nowhere")), heals=())
+    return Patience("reading", Outages(Target.parse("redis://nowhere")), heals=())
 
 
 @pytest.mark.parametrize("error", [LOST, ResponseError("NOGROUP no"), OutOfMemoryError("OOM no")])

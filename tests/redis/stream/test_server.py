@@ -9,11 +9,11 @@ import pytest
 from redis.exceptions import NoPermissionError
 
 from anyio_kkrpc import TransportConnectionError
-from anyio_kkrpc.redis._connection._address import Address
+from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.redis._stream._server import check_server, look_at_server
 
 pytestmark = pytest.mark.anyio
-NOWHERE = Address.parse("redis://nowhere")
+NOWHERE = Target.parse("redis://nowhere")
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -1,0 +1,56 @@
+"""What a server says that it is: the reply of ROLE. No I/O."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Role(NamedTuple):
+    """What a server is among those that copy one another.
+
+    :ivar name: ``"master"``, ``"slave"`` of a replica, as Redis calls it, or ``"sentinel"``
+    :ivar replicas: how many copy it
+    :ivar master: of a replica: host and port of what it copies
+    """
+
+    name: str
+    replicas: int = 0
+    master: tuple[str, int] | None = None
+
+    @property
+    def is_replica(self) -> bool:
+        """Whether it copies another one."""
+        return self.master is not None
+
+
+def read_role(reply: Any) -> Role | None:
+    """Return what a reply of ROLE says; ``None`` if the server doesn't tell."""
+    match reply:
+        case [b"master", int(), [*replicas]]:
+            return Role("master", len(replicas))
+        case [b"slave", bytes(host), int(port), *_]:
+            return Role("slave", 0, (host.decode(errors="backslashreplace"), port))
+        case [b"sentinel", *_]:
+            return Role("sentinel")
+    return None
+
+
+class WrongRoleError(OSError):
+    """A server is of no use for what it is."""
+
+
+def wrong_role(role: Role | None, *, moves: bool) -> WrongRoleError | None:
+    """Return the error if a server is of no use.
+
+    :param role: what it says that it is, ``None`` if it doesn't tell
+    :param moves: whether the right one may be somewhere else. If not, a replica is the one that was
+        asked for.
+    """
+    if role is None:
+        return None
+    if role.name == "sentinel":
+        return WrongRoleError("it is a sentinel")
+    if moves and role.master is not None:
+        host, port = role.master
+        return WrongRoleError(f"it is a replica of {host}, port {port}")
+    return None
