@@ -86,6 +86,57 @@ class FakeServer:
         scope.cancel()
 
 
+class FakeNode:
+    """A server, or a sentinel, that knows no data, only what a test lets it answer.
+
+    :ivar answers: by the names of commands, what they are answered with: what `_encoded` takes. An
+        answer may be a function, which is given the command.
+    :ivar asked: how often each command came
+    :ivar connections: how many were made
+    :ivar frozen: whether it answers nothing
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.answers: dict[str, Any] = {"PING": b"PONG", "CLIENT": b"OK"}
+        self.asked: Counter[str] = Counter()
+        self.connections = 0
+        self.frozen = False
+        self._changed = anyio.Event()
+
+    async def wait_asked(self, name: str, count: int) -> None:
+        """Wait until a command has come that often, in all."""
+        while self.asked[name] < count:
+            await self._changed.wait()
+
+    async def handle(self, client: SocketStream) -> None:
+        self.connections += 1
+        commands = _Parser(client)
+        async with client:
+            try:
+                while (command := await commands.next()) is not _END:
+                    name = command[0].upper().decode()
+                    answer = self.answers.get(name, hiredis.ReplyError(f"ERR unknown {name}"))
+                    self.asked[name] += 1
+                    self._changed.set()
+                    self._changed = anyio.Event()
+                    if not self.frozen:
+                        await client.send(_encoded(answer(command) if callable(answer) else answer))
+            except _LOST:
+                pass
+
+
+@asynccontextmanager
+async def fake_node() -> AsyncIterator[FakeNode]:
+    """Run one."""
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+        node = FakeNode(listener.extra(SocketAttribute.local_port))
+        async with anyio.create_task_group() as group:
+            group.start_soon(listener.serve, node.handle)
+            yield node
+            group.cancel_scope.cancel()
+
+
 class _Pair:
     """A connection of a client, and one to the real server for it."""
 

@@ -7,8 +7,10 @@ have one for each.
 Tasks, in the order in which they begin (`Lane.start`), all in the transport's task group:
 
 - *writer* keeps the link up: the connection on which this peer writes, and asks;
-- *watch* gives up connections on which nothing moves; *repeats* writes again what Redis refused;
-  *order* hands on what waits for something that doesn't come;
+- *watch* gives up connections on which nothing moves, or that lead to where the server is no
+  longer; *where* looks where that is, for all peers of this process that connect to the same;
+- *repeats* writes again what Redis refused; *order* hands on what waits for something that doesn't
+  come;
 - *inbox* reads what is addressed to this peer, on a connection of its own;
 - *housekeeping* and others do now and then what each part needs: its inbox kept and trimmed, what
   finds no inbox, peers that are gone, losses, the length of the stream, what a worker holds;
@@ -235,7 +237,9 @@ class Lane:
         connection = await self.dials.dialer("writer").first()
         # Not tasks.start(): if that is cancelled, it waits for the task, which is shielded.
         self._spawn(tasks, "writer", partial(self._run_link, self._writing, connection))
-        self._spawn(tasks, "watch", partial(self.dials.run, options.watch_interval, self._probe))
+        self._spawn(tasks, "watch", self.dials.run)
+        look_around = partial(self.dials.look_around, options.watch_interval, self._probe)
+        self._spawn(tasks, "where", look_around)
         self._spawn(tasks, "repeats", self.writer.run)
         self._spawn(tasks, "order", addressed.in_order.run)
         grouped, execute = options.use_consumer_group, entering.execute

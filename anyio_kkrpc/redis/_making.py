@@ -13,7 +13,8 @@ from ..records import Record
 from ._connection._dials import Dials
 from ._connection._link import Link
 from ._connection._patience import Outages
-from ._connection._resolver import Fixed, shared_topology
+from ._connection._resolver import Finder, Fixed, shared_topology
+from ._connection._sentinel import Sentinel
 from ._group._claims import Groups
 from ._group._reasons import Reasons
 from ._group._trim import Trim
@@ -30,8 +31,14 @@ from .dialects._signing import Signer
 def make_dials(options: Options, outages: Outages) -> Dials:
     """Return what connects."""
     target, timeout = options.target, options.connect_timeout
+
+    def make() -> Finder:
+        if target.kind == "cluster":
+            raise NotImplementedError
+        return Sentinel(target) if target.kind == "sentinel" else Fixed(target.node)
+
     return Dials(
-        lambda: shared_topology(target, lambda: Fixed(target.node)),
+        lambda: shared_topology(target, make),
         options.session_id[:32],
         outages,
         connect_timeout=timeout if target.connect_timeout is None else target.connect_timeout,

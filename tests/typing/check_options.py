@@ -45,6 +45,7 @@ class Connects(Protocol):
         max_backlog: int | None = ...,
         reconnect_timeout: float | None = ...,
         health_check_interval: float = ...,
+        watch_interval: float = ...,
         signing_key: bytes | None = ...,
         credential_provider: CredentialProvider | None = ...,
         ssl_context: ssl.SSLContext | None = ...,

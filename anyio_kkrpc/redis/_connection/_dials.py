@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from random import random
 
-from anyio import CancelScope, aclose_forcefully, create_task_group, current_time, sleep
+from anyio import CancelScope, aclose_forcefully, current_time, move_on_after, sleep
 
 from ..._exceptions import TransportConnectionError
 from ._address import Address
@@ -144,26 +144,30 @@ class Dials:
     def _lost(self, connection: Connection, exc: Exception) -> None:
         self._topology.note(connection.address, exc)
 
-    async def run(self, interval: float, probe: Probe) -> None:
-        """Give up connections that are dead, or lead to where the server is no longer.
-
-        :param interval: seconds between two looks where the server is
-        :param probe: asks the server what it is, on a connection of this peer
-        """
-        async with create_task_group() as group:
-            group.start_soon(self._watch.run, name="anyio_kkrpc redis silence")
-            group.start_soon(self._follow, name="anyio_kkrpc redis follow")
-            await self._topology.watch(interval, probe)
-
-    async def _follow(self) -> None:
-        """Leave a server that the topology has left."""
+    async def run(self) -> None:
+        """Give up connections that are dead, or lead to where the server is no longer."""
         generation = self._topology.generation
         while True:
-            generation = await self._topology.wait_changed(generation)
-            for scope, of in self._attempts.items():
-                if of != generation:
-                    scope.cancel()
-            for connection, of in list(self._made.items()):
-                if of != generation:
-                    del self._made[connection]
-                    await connection.give_up("the server is somewhere else now")
+            with move_on_after(self._watch.pause):
+                generation = await self._topology.wait_changed(generation)
+                await self._leave(generation)
+                continue
+            await self._watch.look()
+
+    async def look_around(self, interval: float, probe: Probe) -> None:
+        """Look where the server is, for all peers of this process that connect to the same.
+
+        :param interval: seconds between two looks
+        :param probe: asks the server what it is, on a connection of this peer
+        """
+        await self._topology.watch(interval, probe)
+
+    async def _leave(self, generation: int) -> None:
+        """Leave what belongs to another generation."""
+        for scope, of in self._attempts.items():
+            if of != generation:
+                scope.cancel()
+        for connection, of in list(self._made.items()):
+            if of != generation:
+                del self._made[connection]
+                await connection.give_up("the server is somewhere else now")

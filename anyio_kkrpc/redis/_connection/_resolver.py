@@ -36,6 +36,10 @@ _ALONE = 5.0
 class Told(Protocol):
     """What a finder tells while it watches."""
 
+    @property
+    def address(self) -> Address | None:
+        """Where the server is as far as is known."""
+
     def found(self, address: Address) -> None:
         """Note where the server is."""
 
@@ -127,6 +131,7 @@ class Topology:
         self._flight: _Flight | None = None
         self._asked_at: float | None = None
         self._turn = Lock()
+        self._watchable = True
         self._changed = Event()
         self.generation = 0
 
@@ -221,7 +226,9 @@ class Topology:
         :param probe: asks the server on a connection of this peer
         """
         async with self._turn:
-            await self._finder.watch(interval, probe, self)
+            if self._watchable:
+                await self._finder.watch(interval, probe, self)
+                self._watchable = False  # it doesn't tell, whoever asks
 
 
 def _is_wrong(exc: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 from urllib.parse import quote
 
@@ -32,7 +32,7 @@ class Target:
     kind: Kind
     node: Address
     seeds: tuple[Address, ...] = ()
-    service: str | None = field(default=None)
+    service: str | None = None
 
     @classmethod
     def parse(

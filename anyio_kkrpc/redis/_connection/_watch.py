@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from anyio import sleep
 from msgspec import Struct
 
 from ._resp import Connection
@@ -53,12 +52,6 @@ class Watch:
         """Watch a connection until it is closed."""
         self._watched[connection] = _Seen()
         self.pause = min(self.pause, max(connection.silence / 2, _SHORTEST))
-
-    async def run(self) -> None:
-        """Look again and again."""
-        while True:
-            await sleep(self.pause)
-            await self.look()
 
     async def look(self) -> None:
         """Look once, `pause` seconds after the last time."""

@@ -14,7 +14,6 @@ from anyio_kkrpc.redis._connection._address import Address
 from anyio_kkrpc.redis._connection._dials import Dials
 from anyio_kkrpc.redis._connection._patience import Outages
 from anyio_kkrpc.redis._connection._resolver import Fixed, Probe, Told, Topology
-from anyio_kkrpc.redis._connection._role import Role
 from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
@@ -58,15 +57,10 @@ def dials(topology: Topology, timeout: float = BOUND) -> Dials:
     )
 
 
-async def no_probe() -> Role | None:
-    await anyio.sleep_forever()
-    return None
-
-
 @asynccontextmanager
 async def running(dials: Dials) -> AsyncIterator[Dials]:
     async with anyio.create_task_group() as group:
-        group.start_soon(dials.run, 0.1, no_probe)
+        group.start_soon(dials.run)
         yield dials
         group.cancel_scope.cancel()
 
