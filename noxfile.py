@@ -122,13 +122,18 @@ WITHOUT_SERVERS = tuple(f"tests/{folder}" for folder in CODE[:-2])
 # What only this Python needs of the extra `dev`; and compiling what isn't imported takes longer.
 TOOLS = ("flake8", "flake8-async", "mypy", "nox", "pyright", "ruff")
 os.environ.setdefault("PIP_NO_COMPILE", "1")
+# Hundreds of processes import the same modules. Where the machine says to write no bytecode, it is
+# kept away from the sources; otherwise each process would compile all of it anew.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".nox" / "bytecode"))
 
 # Without I/O, on memory transports, the guards, and a slice on a real server.
 QUICK = (
     *(*WITHOUT_SERVERS, "tests/guards"),
     *("tests/redis/test_transport.py", "tests/redis/test_options.py"),
     *("tests/redis/test_option_table.py", "tests/test_public_api.py", "tests/wire/test_page.py"),
-    *("-k", "not uvloop and not against_the_model and not instructions"),
+    # Of asyncio's two loops the one that has no debug mode, which costs three times as much.
+    *("-k", "not asyncio and not against_the_model and not instructions"),
     *("--hypothesis-profile", "quick"),
 )
 
@@ -193,7 +198,10 @@ def _empty(directory: Path) -> None:
 
 @nox.session(name=f"tests-{DEFAULT}", python=False if IS_DEFAULT else DEFAULT)
 def tests_default(session: nox.Session) -> None:
-    """Run all tests but the examples, each on asyncio, uvloop and trio, under coverage."""
+    """Run all tests but the examples, each on asyncio, uvloop and trio, under coverage.
+
+    Coverage is measured on one loop and one server: see tests/measured.py.
+    """
     python = sys.executable
     if session.python:
         session.install("--quiet", "-e", ".[dev]")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.outcomes", "tests.servers"]
+pytest_plugins = ["tests.measured", "tests.outcomes", "tests.servers"]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell starts what runs in its background; the commands under test would inherit it.
@@ -48,7 +49,8 @@ else:
 
 
 # Where asyncio runs in debug mode, which costs three times as much: all that the library does with
-# tasks, on memory transports, and all of its code for sockets.
+# tasks, on memory transports, and all of its code for sockets; on the Python that runs all tests.
+IS_DEFAULT = sys.version_info[:2] == (3, 11)
 DEBUGGED = (
     "core",
     "driver",
@@ -80,5 +82,5 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     name, options = request.param
     path = request.path.relative_to(Path(__file__).parent)
     if name == "asyncio" and not options and any(path.is_relative_to(part) for part in DEBUGGED):
-        options = {"debug": True}
+        options = {"debug": True} if IS_DEFAULT else {}
     return name, options

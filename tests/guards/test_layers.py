@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,10 @@ def broken(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
     return found
 
 
-ARROWS = {(module, target) for module, target, _, _ in imports()}
+@cache
+def arrows() -> set[tuple[str, str]]:
+    """Return who imports whom; each process that collects tests would wait for it otherwise."""
+    return {(module, target) for module, target, _, _ in imports()}
 
 
 def test_each_module_has_a_room() -> None:
@@ -132,19 +136,19 @@ def test_each_room_is_on_the_map() -> None:
 
 
 def test_imports_follow_the_rules() -> None:
-    found = broken(ARROWS)
+    found = broken(arrows())
     assert found - KNOWN.keys() == set(), "these imports break the rules above"
     assert KNOWN.keys() - found == set(), "these are mended: take them out of KNOWN"
 
 
 def test_no_circles() -> None:
-    found = sorted(circles(ARROWS), key=len)
+    found = sorted(circles(arrows()), key=len)
     assert found == CIRCLES, "circles of imports may only become fewer and smaller"
 
 
 def test_the_table_has_no_circle() -> None:
-    arrows = {(room, one) for room, ones in ROOMS.items() for one in ones if room and one}
-    assert circles(arrows) == []
+    table = {(room, one) for room, ones in ROOMS.items() for one in ones if room and one}
+    assert circles(table) == []
 
 
 def test_absolute_and_late_imports_are_seen(tmp_path: Path) -> None:

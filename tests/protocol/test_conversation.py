@@ -290,7 +290,7 @@ def flow(item: Any, burst: int | None) -> int:
     """
     caller, server, consumer, producer = open_stream()
     most, received = 0, 0
-    for _ in range(600):
+    for _ in range(40 if burst is None else 600):
         pulls = []
         while received:
             received -= 1
