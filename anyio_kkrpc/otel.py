@@ -5,6 +5,7 @@ Names follow the semantic conventions for RPC; what those don't name begins with
 
 from __future__ import annotations
 
+import builtins
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter
@@ -38,8 +39,11 @@ _observed: weakref.WeakKeyDictionary[MeterProvider, weakref.WeakSet[RedisStreams
     weakref.WeakKeyDictionary()
 )
 _SYSTEM = "kkrpc"
-# What the conventions call a method that isn't there.
+# What the conventions call a method that isn't there, and an error of which too many have come.
 _OTHER = "_OTHER"
+# Names of errors that are told apart beside Python's own, and their characters: peers choose them.
+_MOST_ERRORS = 100
+_LONGEST_ERROR = 100
 # Bounds in seconds that the conventions advise.
 _BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
 
@@ -60,7 +64,8 @@ def tracing(
     ``kkrpc.stream.outcome``. Beside the spans there are ``rpc.client.call.duration`` and
     ``rpc.server.call.duration`` in seconds, ``kkrpc.client.active_calls``,
     ``kkrpc.client.stream.items``, and the same for ``server``. Names that aren't there are
-    ``_OTHER``.
+    ``_OTHER``, and so is an ``error.type`` of the other side's beyond Python's own and the first
+    100 others.
 
     :param tracer_provider: the global one if not given
     :param meter_provider: the global one if not given
@@ -104,7 +109,8 @@ class _Tracing:
         link: bool,
     ) -> None:
         self._tracer, self._propagator, self._about, self._link = tracer, propagator, about, link
-        self._sides = {side: _Side(side, meter) for side in ("client", "server")}
+        errors = _ErrorNames()
+        self._sides = {side: _Side(side, meter, errors) for side in ("client", "server")}
 
     async def run(self, call: Invocation, call_next: CallNext) -> Any:
         """Run a call within its span; this is the middleware."""
@@ -151,10 +157,40 @@ class _Tracing:
         return parent, [trace.Link(caller)] if caller.is_valid else None
 
 
-class _Side:
-    """The instruments of one side."""
+class _ErrorNames:
+    """What errors are called in measurements, where each name is kept for as long as they last."""
 
-    def __init__(self, side: str, meter: Meter) -> None:
+    def __init__(self) -> None:
+        self._names = {
+            name
+            for name, one in vars(builtins).items()
+            if isinstance(one, type) and issubclass(one, BaseException)
+        }
+        self._most = len(self._names) + _MOST_ERRORS
+
+    def of(self, exc: BaseException) -> str:
+        """Return the name of an error, or of all others if it is the other side's and too many."""
+        if not isinstance(exc, Exception):
+            return "cancelled"
+        if not isinstance(exc, RemoteError):
+            return type(exc).__name__
+        name = exc.name
+        if name in self._names:
+            return name
+        if len(self._names) >= self._most or len(name) > _LONGEST_ERROR:
+            return _OTHER
+        self._names.add(name)
+        return name
+
+
+class _Side:
+    """The instruments of one side.
+
+    :ivar errors: what errors are called
+    """
+
+    def __init__(self, side: str, meter: Meter, errors: _ErrorNames) -> None:
+        self.errors = errors
         self.duration = meter.create_histogram(
             f"rpc.{side}.call.duration",
             unit="s",
@@ -183,7 +219,8 @@ class _Running:
         """Note that it is over."""
         outcome: dict[str, str | int] = {}
         if error is not None:
-            outcome["error.type"] = _fail(self._span, error)
+            outcome["error.type"] = kind = self._side.errors.of(error)
+            _fail(self._span, error, kind)
         took = perf_counter() - self._started
         self._side.duration.record(took, {**self._attributes, **outcome})
         self._side.active.add(-1, self._attributes)
@@ -219,16 +256,12 @@ def _details(call: Invocation) -> dict[str, str | int]:
     return details
 
 
-def _fail(span: Span, exc: BaseException) -> str:
-    """Note at a span why its call failed; return the kind of error."""
-    if not isinstance(exc, Exception):
-        kind = "cancelled"
-    else:
-        kind = exc.name if isinstance(exc, RemoteError) else type(exc).__name__
+def _fail(span: Span, exc: BaseException, kind: str) -> None:
+    """Note at a span why its call failed."""
+    if isinstance(exc, Exception):
         span.record_exception(exc)
     span.set_attribute("error.type", kind)
     span.set_status(Status(StatusCode.ERROR, str(exc) if isinstance(exc, Exception) else kind))
-    return kind
 
 
 def _texts(metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -50,14 +50,20 @@ class Counted:
         self.refused: int = 0
 
 
+_NOTHING = (0,) * len(MethodStatistics.__struct_fields__)
+
+
 def tell(names: Iterable[Counted]) -> dict[str, MethodStatistics]:
-    """Return the numbers of those that were asked for, by their names."""
-    nothing, found = MethodStatistics(), {}
+    """Return the numbers of those that were asked for, by their dotted names.
+
+    What stands at ``["a.b"]`` and at ``["a", "b"]`` has one such name, and is counted together.
+    """
+    found: dict[str, list[int]] = {}
     for one in names:
-        numbers = MethodStatistics(one.served, one.failed, one.cancelled, one.expired, one.refused)
-        if numbers != nothing:
-            found[one.name] = numbers
-    return found
+        numbers = (one.served, one.failed, one.cancelled, one.expired, one.refused)
+        if any(numbers):
+            found[one.name] = [*map(sum, zip(numbers, found.get(one.name, _NOTHING), strict=True))]
+    return {name: MethodStatistics(*numbers) for name, numbers in found.items()}
 
 
 class FailureLog:

@@ -188,9 +188,8 @@ class Exposed:
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the dotted names of all that can be reached, sorted."""
-        return iter(
-            sorted(".".join(p) for p in {**self.methods, **self.classes, **self.properties})
-        )
+        paths = {**self.methods, **self.classes, **self.properties}
+        return iter(sorted({".".join(path) for path in paths}))
 
     def __repr__(self) -> str:
         return f"<Exposed {', '.join(self)}>"

@@ -68,6 +68,13 @@ class Api:
             yield number
         raise ValueError("no")
 
+    def fail_as(self, name: str) -> None:
+        raise RemoteError(name, "no")
+
+    async def break_as(self, name: str) -> AsyncIterator[int]:
+        yield 1
+        self.fail_as(name)
+
     async def sleep(self) -> None:
         self.started.set()
         await anyio.sleep_forever()
@@ -216,6 +223,37 @@ async def test_names_that_are_not_there() -> None:
     ]
     points = watched.points("rpc.server.call.duration")
     assert {p.attributes["rpc.method"]: p.count for p in points} == {"_OTHER": 2, "add": 1}
+
+
+async def test_errors_that_peers_make_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many names they have, of calls and of streams, few are kept; known ones stay."""
+    monkeypatch.setattr("anyio_kkrpc.otel._MOST_ERRORS", 5)
+    watched = Watched()
+    async with watched.in_memory() as api:
+        names = ["first", "x" * 101, *(f"made-up-{number}" for number in range(10))]
+        for name in (*names, "first", "KeyError"):
+            with pytest.raises(RemoteError):
+                await api.fail_as(name)
+            async with await api.break_as(name) as stream:
+                with pytest.raises(RemoteError):
+                    assert [item async for item in stream] == []
+    for side in ("client", "server"):
+        for method in ("fail_as", "break_as"):
+            counts = {
+                point.attributes["error.type"]: point.count
+                for point in watched.points(f"rpc.{side}.call.duration")
+                if point.attributes["rpc.method"] == method
+            }
+            assert len(counts) == 7
+            assert (counts["first"], counts["KeyError"]) == (2, 1)
+            assert counts["made-up-3"] == 1
+            assert counts["_OTHER"] == 7
+    told = {
+        str(span.status.description): (span.attributes or {})["error.type"]
+        for span in watched.spans()
+    }
+    assert told["made-up-3: no"] == "made-up-3"
+    assert told["made-up-9: no"] == "_OTHER"
 
 
 async def test_broadcast_is_part_of_the_trace() -> None:

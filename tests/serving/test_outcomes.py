@@ -183,6 +183,26 @@ async def test_counted_by_name(watched: bool) -> None:
         ]
 
 
+async def test_one_name_of_several() -> None:
+    """What has the same dotted name at different paths is counted together, and loses nothing."""
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    async with pair({"a.b": fail, "a": {"b": lambda: 1}, "c.d": 1, "c": {"d": 2}}) as link:
+        with pytest.raises(RemoteError):
+            await link.api["a.b"]()
+        for _ in range(2):
+            assert await link.api.a.b() == 1
+        assert await link.api["c.d"] == 1
+        assert await link.api.c.d == 2
+        statistics = link.server.statistics()
+    assert statistics.methods["a.b"] == MethodStatistics(served=2, failed=1)
+    assert statistics.methods["c.d"] == MethodStatistics(served=2)
+    assert (statistics.served, statistics.failed) == (4, 1)
+    assert [name for name in expose({"a.b": fail, "a": {"b": fail}}) if "." in name] == ["a.b"]
+
+
 async def test_what_can_not_be_sent() -> None:
     """It is the failure of who gave it."""
     async with pair(Api()) as link:
