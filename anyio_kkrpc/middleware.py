@@ -12,6 +12,7 @@ import logging
 import math
 import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -165,8 +166,8 @@ def retry(
     :param attempts: how often a call is made at most, at least 1
     :param initial: longest pause after the first failure, in seconds; doubled after each
     :param maximum: longest pause of all, in seconds
-    :param attempt_timeout: seconds after which an attempt is given up with `RPCTimeoutError`; as
-        long as there is time, if not given, and then no other one follows
+    :param attempt_timeout: seconds after which an attempt is given up with `RPCTimeoutError`, whose
+        text says so; as long as there is time, if not given, and then no other one follows
     :param on: errors after which an idempotent call is made again
     :raises ValueError: if a number is out of range
     """
@@ -179,19 +180,18 @@ def retry(
         if any(hasattr(type(value), "__anext__") for value in (*call.args, *call.kwargs.values())):
             return await call_next(call)
         end = call.deadline
+        attempt = partial(_attempt, call, call_next, end, attempt_timeout, attempts)
         try:
             for made in range(1, attempts):
-                _bound(call, end, attempt_timeout)
                 try:
-                    return await call_next(call)
+                    return await attempt(made)
                 except again:
                     pause = random.uniform(0, min(initial * 2 ** (made - 1), maximum))
                     if end is not None and anyio.current_time() + pause >= end:
                         raise
                 # Outside of the except block, which would keep the error while this waits.
                 await anyio.sleep(pause)
-            _bound(call, end, attempt_timeout)
-            return await call_next(call)
+            return await attempt(attempts)
         finally:
             call.deadline = end
 
@@ -210,12 +210,31 @@ def _check_retry(
         raise ValueError(f"attempt_timeout: must be above 0 seconds, not {attempt_timeout!r}")
 
 
-def _bound(call: Invocation, end: float | None, attempt_timeout: float | None) -> None:
-    """Bound an attempt, within what all of them have."""
+async def _attempt(
+    call: Invocation,
+    call_next: CallNext,
+    end: float | None,
+    seconds: float | None,
+    attempts: int,
+    number: int,
+) -> Any:
+    """Make one of so many attempts, within what all of them have; its time-out says whose it was.
+
+    :param end: when the time of all of them is over
+    :param seconds: what this one has of it, ``None`` for all that is left
+    """
     call.deadline = end
-    if attempt_timeout is not None:
-        attempt_end = anyio.current_time() + attempt_timeout
-        call.deadline = attempt_end if end is None else min(attempt_end, end)
+    if seconds is not None:
+        own_end = anyio.current_time() + seconds
+        call.deadline = own_end if end is None else min(own_end, end)
+    try:
+        return await call_next(call)
+    except RPCTimeoutError as exc:
+        is_own = call.deadline != end
+        if type(exc) is RPCTimeoutError and (is_own or number > 1):
+            whose = "its attempt_timeout" if is_own else "the timeout of all together"
+            exc.args = (f"{exc} (attempt {number} of {attempts}: {whose})",)
+        raise
 
 
 def limit_concurrency(limit: int, methods: Collection[str] | None = None) -> Middleware:

@@ -81,13 +81,13 @@ class Calls:
             idempotent=options.idempotent,
             deadline=self._deadline(options),
         )
-
+        given = call.deadline
         opened: list[tuple[RemoteStream[Any], list[StreamWatcher]]] = []
 
         async def last(call: Invocation) -> Any:
             watchers: list[StreamWatcher] = []
             call.stream_ended = watchers
-            changed = self._bounded(options, call)
+            changed = self._bounded(options, call, given)
             if op == "set":
                 return await self.request(op, path, changed, value=call.args[0])
             if op == "get":
@@ -146,7 +146,7 @@ class Calls:
             if timer is not None:
                 timer.cancel()
         if call.state is not CallState.ANSWERED:
-            raise self._error(call, path, timeout)
+            raise self._error(call, path, timeout, deadline)
         if call.callbacks:
             await self._wait_for_callbacks(call, deadline)
         return RemoteStream(call.value) if isinstance(call.value, Inflow) else call.value
@@ -177,7 +177,7 @@ class Calls:
         if deadline is not None:
             left = deadline - now
             if left <= 0:
-                raise _timed_out(path, timeout)
+                raise _timed_out(path, timeout, deadline)
             budget = max(int(left * 1000), 1)
             look_at = deadline - LOOK if left > 2 * LOOK else now + left / 2
         call, request = core.conversation.call(
@@ -202,14 +202,17 @@ class Calls:
         with move_on_after(None if deadline is None else deadline - current_time()) as scope:
             await self._core.send_envelope(envelope)
         if scope.cancelled_caught:
-            raise _timed_out(path, timeout)
+            raise _timed_out(path, timeout, deadline)
 
-    def _bounded(self, options: CallOptions, call: Invocation) -> CallOptions:
-        """Return the options with what the middleware leaves of the call's time."""
+    def _bounded(self, options: CallOptions, call: Invocation, given: float | None) -> CallOptions:
+        """Return the options with what the middleware leaves of the call's time.
+
+        :param given: the end of that time before the middleware; then a time-out names all of it
+        """
         deadline, timeout = call.deadline, options.timeout
         if deadline is None:
             timeout = None
-        elif (left := round(deadline - self._core.now(), 3)) > 0:
+        elif deadline != given and (left := round(deadline - self._core.now(), 3)) > 0:
             timeout = int(left) if left.is_integer() else left
         return replace(options, metadata=call.metadata or None, timeout=timeout, deadline=deadline)
 
@@ -222,12 +225,14 @@ class Calls:
             return deadline
         return serving.deadline if deadline is None else min(deadline, serving.deadline)
 
-    def _error(self, call: Call, path: list[str], timeout: float | None) -> Exception:
+    def _error(
+        self, call: Call, path: list[str], timeout: float | None, deadline: float | None
+    ) -> Exception:
         if call.state is CallState.FAILED:
             assert call.error is not None
             return error_from_wire(call.error)
         if call.state is CallState.EXPIRED:
-            return _timed_out(path, timeout, call.value)
+            return _timed_out(path, timeout, deadline, call.value)
         return self._core.closed_error(call.value)
 
     def _expire(self, call: Call, reason: str | None) -> None:
@@ -289,9 +294,11 @@ def dropped_callbacks(call: Call) -> OverloadedError:
 
 
 def _timed_out(
-    path: list[str], timeout: float | None, reason: str | None = None
+    path: list[str], timeout: float | None, deadline: float | None, reason: str | None = None
 ) -> RPCTimeoutError:
-    within = "its caller's deadline" if timeout is None else f"{timeout} s"
+    serving = running.get()
+    of_caller = serving is not None and serving.deadline == deadline
+    within = "its caller's deadline" if of_caller or timeout is None else f"{timeout} s"
     because = "" if reason is None else f": {reason}"
     error = RPCTimeoutError(f"{'.'.join(path)}: no answer within {within}{because}")
     error.reason = reason

@@ -165,21 +165,70 @@ async def test_request_that_waited_too_long_is_not_started() -> None:
         assert statistics.served == 1
 
 
-@pytest.mark.parametrize(("attempt_timeout", "ends"), [(4, [4, 8, 10]), (None, [10]), (20, [10])])
+@pytest.mark.parametrize(
+    ("attempt_timeout", "ends", "whose"),
+    [
+        (4, [4, 8, 10], " (attempt 3 of 9: the timeout of all together)"),
+        (None, [10], ""),
+        (20, [10], ""),
+    ],
+)
 async def test_retry_stays_within_the_deadline(
-    attempt_timeout: float | None, ends: list[float]
+    attempt_timeout: float | None, ends: list[float], whose: str
 ) -> None:
     """All attempts together; without a bound of its own, the first one may use all of it."""
     api = Api()
     again = retry(9, initial=0, attempt_timeout=attempt_timeout)
     async with pair(api, timeout=10, middleware=[again]) as link:
         started = trio.current_time()
-        with pytest.raises(RPCTimeoutError, match="no answer within (10|2|4) s"):
+        with pytest.raises(RPCTimeoutError) as caught:
             await with_call_options(link.api, idempotent=True).sleep(100)
+        assert str(caught.value) == f"sleep: no answer within 10 s{whose}"
         assert trio.current_time() - started == pytest.approx(10, abs=0.01)
         await anyio.wait_all_tasks_blocked()
         assert api.ended == [pytest.approx(started + end, abs=0.01) for end in ends]
         assert await with_call_options(link.api, timeout=None, idempotent=True).sleep(3) == 3
+
+
+async def test_time_outs_say_whose_time_it_was() -> None:
+    """That of an attempt, of a middleware, of a caller, or the call's own, whatever was left."""
+
+    async def slow(call: Invocation, call_next: CallNext) -> Any:
+        await anyio.sleep(1)
+        return await call_next(call)
+
+    async def hasty(call: Invocation, call_next: CallNext) -> Any:
+        assert call.deadline is not None
+        call.deadline -= 7
+        return await call_next(call)
+
+    async def text(timeout: float, *middleware: Any, idempotent: bool = True) -> str:
+        async with pair(Api(), timeout=timeout, middleware=middleware) as link:
+            with pytest.raises(RPCTimeoutError) as caught:
+                await with_call_options(link.api, idempotent=idempotent).sleep(100)
+            return str(caught.value)
+
+    attempts = retry(2, initial=0, attempt_timeout=3)
+    first = "sleep: no answer within 3 s (attempt 1 of 2: its attempt_timeout)"
+    assert await text(10, attempts, idempotent=False) == first
+    assert await text(10, attempts) == first.replace("1 of 2", "2 of 2")
+    assert await text(10, slow) == "sleep: no answer within 10 s"
+    assert await text(10, slow, hasty) == "sleep: no answer within 2 s"
+    failed: list[str] = []
+    over = anyio.Event()
+
+    class Caller:
+        async def call(self) -> None:
+            with anyio.CancelScope(shield=True):
+                for middleware in ((), (slow,)):  # the second one has no time left
+                    failed.append(await text(10, *middleware))
+            over.set()
+
+    async with pair(Caller(), timeout=5) as link:
+        with pytest.raises(RPCTimeoutError, match="^call: no answer within 5 s$"):
+            await link.api.call()
+        await over.wait()
+    assert failed == ["sleep: no answer within its caller's deadline"] * 2
 
 
 async def test_retry_does_not_pause_for_longer() -> None:
