@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 from .._channel import RPCChannel
 from .._serving._table import Exposed, entered
 from .._serving._table import expose as build_table
 from .._values._conversion import annotations_of, signature_of
-from ..middleware import Middleware
+from ..middleware import CallNext, Invocation, Middleware
 from ..transports.memory import MemoryTransport
 
 P = TypeVar("P")
@@ -33,6 +33,7 @@ def connected(
     api: object,
     protocol: Callable[..., P],
     *,
+    partial: bool = False,
     codec: str | None = "json",
     timeout: float | None = 30.0,
     middleware: Sequence[Middleware] = (),
@@ -44,6 +45,7 @@ async def connected(
     api: object,
     protocol: Any = None,
     *,
+    partial: bool = False,
     codec: str | None = "json",
     timeout: float | None = 30.0,
     middleware: Sequence[Middleware] = (),
@@ -57,29 +59,72 @@ async def connected(
     :param protocol: a `typing.Protocol` class for `RPCChannel.get_api`. What is exposed must have
         all that it describes, methods with their arguments, properties and nested objects, so that
         a fake doesn't stay behind.
+    :param partial: let ``api`` lack what the test doesn't use: who uses it all the same gets
+        ``NotImplementedError``, which names it and is no error of a call, so that nothing under
+        test takes it for one. What is there must fit.
     :param codec: ``"json"`` or ``"cbor"``; with ``None`` values are passed as they are
     :param timeout: seconds for each call, see `RPCChannel`
     :param middleware: of the serving side
-    :raises TypeError: if something of ``protocol`` isn't there
+    :raises TypeError: if something of ``protocol`` isn't there, or doesn't fit
     """
     if protocol is not None and not isinstance(protocol, type):
         raise TypeError(f"protocol: needs a Protocol class, not {protocol!r:.80}")
+    if partial and protocol is None:
+        raise TypeError("partial: needs a protocol, which says what there is")
     ours, theirs = MemoryTransport.pair(codec=codec)
     async with entered(api if isinstance(api, Exposed) else build_table(api)) as table:
-        if protocol is not None:
-            problems = list(_problems(protocol, table, ()))
-            if problems:
-                raise TypeError(f"api: doesn't fit {protocol.__name__}: {'; '.join(problems)}")
+        lacking = [] if protocol is None else _check(protocol, table, partial=partial)
         async with (
             ours,
             theirs,
             RPCChannel(theirs, expose=table, timeout=timeout, middleware=middleware),
-            RPCChannel(ours, timeout=timeout) as channel,
+            RPCChannel(ours, timeout=timeout, middleware=lacking) as channel,
         ):
             yield channel.get_api(protocol)
 
 
-def _problems(protocol: type, table: Exposed, path: tuple[str, ...]) -> Iterator[str]:
+class _Problem(NamedTuple):
+    """What of a Protocol isn't there, or doesn't fit.
+
+    :ivar name: its dotted name, as calls have it
+    :ivar lacks: how it is written, if it isn't there
+    """
+
+    name: str
+    lacks: str | None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}() takes other arguments"
+            if self.lacks is None
+            else f"it lacks {self.lacks}"
+        )
+
+
+def _check(protocol: type, table: Exposed, *, partial: bool) -> list[Middleware]:
+    """Return what refuses calls of what isn't there.
+
+    :raises TypeError: if something doesn't fit, or isn't there and has to be
+    """
+    problems = list(_problems(protocol, table, ()))
+    wrong = [problem for problem in problems if problem.lacks is None or not partial]
+    if wrong:
+        raise TypeError(f"api: doesn't fit {protocol.__name__}: {'; '.join(map(str, wrong))}")
+    lacks = {problem.name: problem.lacks for problem in problems}
+    if not lacks:
+        return []
+
+    async def refuse(call: Invocation, call_next: CallNext) -> Any:
+        if call.method in lacks:
+            raise NotImplementedError(
+                f"the fake for {protocol.__name__} lacks {lacks[call.method]}"
+            )
+        return await call_next(call)
+
+    return [refuse]
+
+
+def _problems(protocol: type, table: Exposed, path: tuple[str, ...]) -> Iterator[_Problem]:
     """Tell what a Protocol class and its bases describe and a table hasn't."""
     for name, annotation in annotations_of(protocol).items():
         if not name.startswith("_"):
@@ -93,18 +138,18 @@ def _problems(protocol: type, table: Exposed, path: tuple[str, ...]) -> Iterator
             annotation = annotations_of(member.fget).get("return")
             yield from _problems_of(annotation, table, here)
         elif callable(member):
-            found = table.methods.get(here)
+            found, dotted = table.methods.get(here), ".".join(here)
             if found is None:
-                yield f"it lacks {'.'.join(here)}()"
+                yield _Problem(dotted, f"{dotted}()")
             elif not _takes(found.function, inspect.signature(member)):
-                yield f"{'.'.join(here)}() takes other arguments"
+                yield _Problem(dotted, None)
 
 
-def _problems_of(annotation: Any, table: Exposed, path: tuple[str, ...]) -> Iterator[str]:
+def _problems_of(annotation: Any, table: Exposed, path: tuple[str, ...]) -> Iterator[_Problem]:
     if getattr(annotation, "_is_protocol", False):
         yield from _problems(annotation, table, path)
     elif path not in table.properties:
-        yield f"it lacks {'.'.join(path)}"
+        yield _Problem(".".join(path), ".".join(path))
 
 
 def _takes(function: Callable[..., Any], described: inspect.Signature) -> bool:

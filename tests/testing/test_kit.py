@@ -8,7 +8,12 @@ from typing import Any, Protocol
 
 import pytest
 
-from anyio_kkrpc import MethodNotFoundError, RPCValidationError
+from anyio_kkrpc import (
+    MethodNotFoundError,
+    RemoteStream,
+    RPCValidationError,
+    with_call_options,
+)
 from anyio_kkrpc.middleware import CallNext, Invocation
 from anyio_kkrpc.testing import connected, find_server
 
@@ -77,6 +82,46 @@ async def test_fakes_of_all_that_is_described() -> None:
     with pytest.raises(TypeError, match="protocol: needs a Protocol class"):
         async with connected(fake, 3):  # type: ignore[call-overload]
             pass
+
+
+class Counted(Nested, Protocol):
+    def count(self, to: int) -> RemoteStream[int]: ...
+
+
+@pytest.mark.anyio
+async def test_partial_fakes() -> None:
+    """What a test doesn't use may be left out; who uses it learns what, and can't take it for an
+    error of the call. What is there has to fit.
+    """
+    fake = {"log": lambda text, *, level=0: None}
+    async with connected(fake, Counted, partial=True) as api:
+        await api.log("x", level=2)
+
+        async def read() -> None:
+            async for _ in api.count(3):
+                pass
+
+        for use, lacking in (
+            (lambda: api.sums.add(1, 2), r"sums\.add\(\)"),
+            (lambda: with_call_options(api, reply=False).sums.add(1, 2), r"sums\.add\(\)"),
+            (lambda: api.version, "version"),
+            (lambda: api.name, "name"),
+            (read, r"count\(\)"),
+        ):
+            with pytest.raises(
+                NotImplementedError, match=f"^the fake for Counted lacks {lacking}$"
+            ):
+                await use()
+        with pytest.raises(MethodNotFoundError):
+            await api.other()  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match=r"fit Counted: log\(\) takes other arguments$"):
+        async with connected({"log": lambda text: None}, Counted, partial=True):
+            pass
+    with pytest.raises(TypeError, match="^partial: needs a protocol"):
+        async with connected(fake, partial=True):  # type: ignore[call-overload]
+            pass
+    async with connected({**fake, "add": lambda a, b: 5}, Sums, partial=True) as whole:
+        assert await whole.add(1, 2) == 5
 
 
 @pytest.mark.anyio
