@@ -87,7 +87,8 @@ class ChannelStatistics(Struct, frozen=True):
     :ivar expired: requests that were out of time when they came, and were not started
     :ivar refused: records that were not legal, and were skipped
     :ivar ignored: records that came too late to matter
-    :ivar undelivered: records of this side that the transport gave back
+    :ivar undelivered: records of this side that the transport gave back, or that were thrown away
+        since too many waited to be sent
     :ivar lost_streams: streams, in either direction, that ended because the other peer was gone
     :ivar dropped_callbacks: calls of this side's functions that were thrown away, since they came
         faster than the functions ran
@@ -334,7 +335,7 @@ class RPCChannel(AsyncContextManagerMixin):
             expired=sum(one.expired for one in methods.values()),
             refused=self._core.refused,
             ignored=peer.ignored,
-            undelivered=self._reactions.undelivered,
+            undelivered=self._reactions.undelivered + self._core.outbox.dropped,
             lost_streams=self._reactions.lost_streams,
             dropped_callbacks=self._core.dropped_callbacks,
             failed=sum(one.failed for one in methods.values()),

@@ -218,7 +218,7 @@ class Reactions(Listener):
         pump.stop(event.answer)
 
     def _on_answer(self, event: Answer) -> None:
-        self._core.post(event.record, event.recipient)
+        self._core.owe(event.record, event.recipient)
 
     def _on_peer_left(self, event: PeerLeft) -> None:
         self._end(TransportClosedError("the peer sent a destroy signal"))

@@ -92,7 +92,7 @@ class CallbackRunner:
 
     def _tell(self, event: CallbackInvoked) -> None:
         if event.progress is not None:
-            self._core.post(event.progress, event.sender)
+            self._core.owe(event.progress, event.sender)
             event.progress = None
 
     def close(self) -> None:

@@ -49,7 +49,7 @@ class Core:
     :ivar refused: records that were not legal
     :ivar dropped_callbacks: invocations that were thrown away
     :ivar send_envelope: sends an envelope, without asking whether the channel is open
-    :ivar post: sends a record without waiting, as the other two of `Outbox` do
+    :ivar post: sends a record without waiting, as the other three of `Outbox` do
     """
 
     __slots__ = (
@@ -65,6 +65,7 @@ class Core:
         "now",
         "one_shot",
         "outbox",
+        "owe",
         "post",
         "reason",
         "refused",
@@ -96,6 +97,7 @@ class Core:
         )
         self.outbox: Outbox = Outbox(self.conversation, transport)
         self.post: Callable[..., None] = self.outbox.post
+        self.owe: Callable[[Record, str | None], None] = self.outbox.owe
         self.abandon: Callable[[Consumer], None] = self.outbox.abandon
         self.release: Callable[..., None] = self.outbox.release
         self.send_envelope: Callable[[Envelope], Awaitable[None]] = transport.send

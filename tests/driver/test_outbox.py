@@ -29,6 +29,7 @@ class Watched:
     def __init__(self) -> None:
         self.sent: list[Envelope] = []
         self.refuses = self.stuck = False
+        self.gate: anyio.Event | None = None
 
     async def send(self, item: Envelope) -> None:
         await checkpoint()
@@ -36,6 +37,8 @@ class Watched:
             raise OverloadedError("no room")
         if self.stuck:
             await anyio.sleep(BOUND)
+        if self.gate is not None:
+            await self.gate.wait()
         self.sent.append(item)
 
     async def until(self, number: int) -> None:
@@ -111,6 +114,59 @@ async def test_what_can_not_be_sent(caplog: pytest.LogCaptureFixture) -> None:
         transport.refuses = False
         outbox.post(Cancel("2"), None)
         await transport.until(1)
+
+
+@pytest.mark.parametrize("bound", ["MOST_OWED", "MOST_OWED_WEIGHT"])
+async def test_what_peers_are_owed_is_bounded(
+    bound: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In number and in weight, while nothing can be sent; what this side wants of itself is not."""
+    monkeypatch.setattr(f"anyio_kkrpc._driver._outbox.{bound}", 3 if bound == "MOST_OWED" else 7000)
+    async with running() as (outbox, transport, _):
+        transport.gate = anyio.Event()
+        outbox.post(Cancel("first"), None)
+        await anyio.wait_all_tasks_blocked()  # it holds up all others
+        for number in range(100):
+            outbox.owe(StreamRequest(str(number), "s", "return", v="x" * 2000), "them")
+        outbox.post(Cancel("last"), None)
+        assert outbox.dropped == 97
+        transport.gate.set()
+        await transport.until(5)
+        assert [envelope.record.id for envelope in transport.sent] == [
+            "first",
+            "0",
+            "1",
+            "2",
+            "last",
+        ]
+        for number in range(3):  # there is room again
+            outbox.owe(StreamRequest(str(number), "s", "return", v="x" * 2000), "them")
+        await transport.until(8)
+    assert outbox.dropped == 97
+    assert caplog.text.count("a StreamRequest was thrown away: 3 records wait to be sent") == 10
+
+
+async def test_all_that_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What finalizers leave included, while nothing can be sent."""
+    monkeypatch.setattr("anyio_kkrpc._driver._outbox.MOST", 5)
+    async with running() as (outbox, transport, peer):
+        transport.gate = anyio.Event()
+        outbox.post(Cancel("first"), None)
+        await anyio.wait_all_tasks_blocked()
+        for number in range(20):
+            consumer = peer._streams.consume(str(number), "them", "r")
+            assert consumer.wait() is not None
+            outbox.abandon(consumer)
+            outbox.release("f", "them", "r")
+            with fail_after(BOUND):
+                while outbox._released or outbox._abandoned:
+                    await checkpoint()
+        assert outbox.dropped == 35
+        assert len(outbox._waiting) == 5
+        transport.gate.set()
+        await transport.until(6)
+        outbox.post(Cancel("last"), None)
+        await transport.until(7)
 
 
 async def test_the_end(caplog: pytest.LogCaptureFixture) -> None:

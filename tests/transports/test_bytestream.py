@@ -258,6 +258,37 @@ async def test_peer_that_never_reads() -> None:
                 await transport.send(request(1, size=1_000_000))
 
 
+async def test_peer_that_asks_and_never_reads() -> None:
+    """What it is owed is bounded while it goes on asking, and then what is left is still told."""
+    stream, peer = await sockets()
+    ask = b'{"t":"sq","id":"%d","sid":"none","op":"return","v":"' + b"x" * 65536 + b'"}\n'
+    async with (
+        peer,
+        ByteStreamTransport(stream, write_timeout=10 * BOUND) as transport,
+        RPCChannel(transport, expose={"f": lambda: 1}) as channel,
+    ):
+        count = 0
+        with anyio.fail_after(BOUND):
+            while not channel.statistics().undelivered:
+                await peer.send(ask % count)
+                count += 1
+        await peer.send(b'{"t":"q","id":"q","op":"call","p":["f"],"a":[]}\n')
+        lines: list[bytes] = []
+        rest = b""
+        with anyio.fail_after(BOUND):
+            while not any(b'"t":"r"' in line for line in lines):
+                *more, rest = (rest + await peer.receive()).split(b"\n")
+                lines += more
+        told = [line for line in lines if b'"t":"sr"' in line]
+        assert 0 < channel.statistics().undelivered < count
+        await peer.send(b'{"t":"sq","id":"last","sid":"none","op":"pull"}\n')
+        with anyio.fail_after(BOUND):
+            while b"last" not in rest:
+                rest += await peer.receive()
+        told += [line for line in rest.split(b"\n") if b'"t":"sr"' in line]
+        assert len(told) + channel.statistics().undelivered == count + 1
+
+
 async def test_full_queue_answers_overloaded(caplog: pytest.LogCaptureFixture) -> None:
     """A request that finds no room is answered, and replies behind it are read."""
     stream, other = await sockets()
