@@ -34,7 +34,7 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _GAUGES = {
     *("calls", "handlers", "callbacks", "incoming_streams", "outgoing_streams", "outstanding"),
     *("current_items", "current_bytes", "high_water_items", "high_water_bytes"),
-    *("max_items", "max_bytes", "waiting_receivers", "waiting_senders"),
+    *("max_items", "max_bytes", "waiting_receivers", "waiting_senders", "reading"),
 }
 
 

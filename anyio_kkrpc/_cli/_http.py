@@ -2,7 +2,7 @@
 
 A library for three short texts would bring a server's worth of dependencies. What is asked is
 bounded in size and time, and so is the number of those who ask at a time; nothing that they send
-or leave out ends it.
+or leave out ends it, or keeps the next one from being answered.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from typing import Any
 
 from anyio import (
     BrokenResourceError,
-    CapacityLimiter,
+    CancelScope,
     ClosedResourceError,
     EndOfStream,
-    WouldBlock,
     create_task_group,
     create_tcp_listener,
     move_on_after,
@@ -27,7 +26,8 @@ from msgspec import Struct
 # Bytes of the request line and the headers; seconds for them to come, for the answer to be found,
 # and for it to be taken; how many may ask at a time.
 MOST_BYTES = 8192
-REQUEST_TIMEOUT = ANSWER_TIMEOUT = SEND_TIMEOUT = 5.0
+REQUEST_TIMEOUT = 2.0
+ANSWER_TIMEOUT = SEND_TIMEOUT = 5.0
 MOST_CONNECTIONS = 32
 # Seconds until the next attempt when the system can't take a connection: no file descriptor, say.
 _PAUSE = 0.1
@@ -94,7 +94,7 @@ def url_of(listener: SocketListener) -> str:
 
 async def serve(listeners: list[SocketListener], respond: Respond) -> None:
     """Answer until it is cancelled."""
-    limiter = CapacityLimiter(MOST_CONNECTIONS)
+    room = _Room()
     async with create_task_group() as group:
 
         async def accept(listener: SocketListener) -> None:
@@ -104,47 +104,87 @@ async def serve(listeners: list[SocketListener], respond: Respond) -> None:
                 except OSError:
                     await sleep(_PAUSE)
                     continue
-                group.start_soon(exchange, stream, name="anyio_kkrpc http request")
-
-        async def exchange(stream: ByteStream) -> None:
-            try:
-                limiter.acquire_on_behalf_of_nowait(stream)
-            except WouldBlock:
-                await stream.aclose()
-                return
-            try:
-                async with stream:
-                    await _exchange(stream, respond)
-            except (BrokenResourceError, ClosedResourceError, OSError):
-                pass
-            finally:
-                limiter.release_on_behalf_of(stream)
+                exchange = _Exchange(stream, respond)
+                room.let_in(exchange)
+                group.start_soon(room.run, exchange, name="anyio_kkrpc http request")
 
         for listener in listeners:
             group.start_soon(accept, listener, name="anyio_kkrpc http")
 
 
-async def _exchange(stream: ByteStream, respond: Respond) -> None:
-    method, answer = "GET", Answer(408, "no request came in time\n")
-    with move_on_after(REQUEST_TIMEOUT):
-        head = await _receive_head(stream)
-        if head is None:
-            return
-        method, answer = _read(head)
-    if answer.status == 200:
-        answer = await _ask(respond, answer.text)
-    body = answer.text.encode()
-    lines = (
-        f"HTTP/1.1 {answer.status} {_REASONS[answer.status]}",
-        f"Content-Type: {answer.type}",
-        f"Content-Length: {len(body)}",
-        "Cache-Control: no-store",
-        "Connection: close",
-        *(("Allow: GET, HEAD",) if answer.status == 405 else ()),
-    )
-    header = "\r\n".join(lines).encode() + b"\r\n\r\n"
-    with move_on_after(SEND_TIMEOUT):
-        await stream.send(header if method == "HEAD" else header + body)
+class _Room:
+    """Has so many exchanges at a time; for one more, another one goes.
+
+    That is the one that waits longest for its peer, to say what it wants or to take the answer, so
+    that those who only connect keep no probe from its answer. If none does, it is the oldest.
+    """
+
+    def __init__(self) -> None:
+        self._inside: list[_Exchange] = []
+
+    def let_in(self, exchange: _Exchange) -> None:
+        """Make room for an exchange that is about to run."""
+        if len(self._inside) >= MOST_CONNECTIONS:
+            idle = (one for one in self._inside if one.is_idle)
+            leaving = next(idle, self._inside[0])
+            leaving.scope.cancel()
+            self._inside.remove(leaving)
+        self._inside.append(exchange)
+
+    async def run(self, exchange: _Exchange) -> None:
+        """Run it to its end."""
+        try:
+            await exchange.run()
+        finally:
+            if exchange in self._inside:
+                self._inside.remove(exchange)
+
+
+class _Exchange:
+    """A connection, its request and its answer.
+
+    :ivar scope: ends it when it is cancelled
+    :ivar is_idle: whether it waits for its peer
+    """
+
+    def __init__(self, stream: ByteStream, respond: Respond) -> None:
+        self._stream = stream
+        self._respond = respond
+        self.scope = CancelScope()
+        self.is_idle = True
+
+    async def run(self) -> None:
+        """Read the request, and answer it. What becomes of the connection ends nothing else."""
+        try:
+            async with self._stream:
+                with self.scope:
+                    await self._answer()
+        except (BrokenResourceError, ClosedResourceError, OSError):
+            pass
+
+    async def _answer(self) -> None:
+        method, answer = "GET", Answer(408, "no request came in time\n")
+        with move_on_after(REQUEST_TIMEOUT):
+            head = await _receive_head(self._stream)
+            if head is None:
+                return
+            method, answer = _read(head)
+        if answer.status == 200:
+            self.is_idle = False
+            answer = await _ask(self._respond, answer.text)
+            self.is_idle = True
+        body = answer.text.encode()
+        lines = (
+            f"HTTP/1.1 {answer.status} {_REASONS[answer.status]}",
+            f"Content-Type: {answer.type}",
+            f"Content-Length: {len(body)}",
+            "Cache-Control: no-store",
+            "Connection: close",
+            *(("Allow: GET, HEAD",) if answer.status == 405 else ()),
+        )
+        header = "\r\n".join(lines).encode() + b"\r\n\r\n"
+        with move_on_after(SEND_TIMEOUT):
+            await self._stream.send(header if method == "HEAD" else header + body)
 
 
 async def _receive_head(stream: ByteStream) -> bytes | None:

@@ -86,7 +86,7 @@ class Options(Struct, frozen=True, kw_only=True):
 class Report(Struct):
     """How a worker is.
 
-    :ivar ready: whether it serves, and Redis answers it
+    :ivar ready: whether it serves, Redis answers it, and requests are read
     :ivar memory: bytes that it takes
     :ivar channel: what `RPCChannel.statistics` tells
     :ivar transport: what the transport's does
@@ -240,7 +240,9 @@ class _Worker:
                     beginning.cancel()
                     await begun.wait()  # on Trio one task at a time may wait for signals
                     self._entered = channel, transport
-                    where = ", ".join(filter(None, (options.stream, options.group)))
+                    where = options.stream
+                    if options.group is not None:  # by this name errors and `top` tell of it
+                        where += f", {options.group} as {transport.consumer_name}"
                     names = len(list(table))
                     what = f"{names} name" if names == 1 else f"{names} names"
                     say(f"serving {what} on {where} (pid {os.getpid()})")
@@ -311,6 +313,7 @@ class _Worker:
             await transport.get_stream_info()
             ready = self._serving and not channel.closed
         told = channel.statistics(), transport.statistics()
+        ready = ready and told[1].reading
         return Report(ready, memory, *map(msgspec.to_builtins, told))
 
     async def _look(self, channel: RPCChannel, tell: Callable[[Word], object]) -> None:

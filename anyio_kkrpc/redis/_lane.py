@@ -430,12 +430,11 @@ class Lane:
     def statistics(self) -> RedisStatistics:
         """Return what it has done and holds."""
         worker, addressed, reception = self.worker, self.addressed, self._reception
-        received = addressed.received + self.shared.received
         invalid = self.decoder.invalid + self.arrivals.misplaced + addressed.misplaced
         return RedisStatistics(
             queue=reception.aside.statistics(),
             sent=self.writer.commands.sent,
-            received=received + worker.received + self.broadcast.received,
+            received=sum(one.received for one in (addressed, self.shared, worker, self.broadcast)),
             invalid=invalid + reception.invalid,
             undeliverable=self.writer.undeliverable + worker.takeover.refused,
             outstanding=len(worker.held.entries),
@@ -447,4 +446,5 @@ class Lane:
             reconnects=self.loop.reconnects + self.link.reconnects,
             refused=self._outages.refused,
             unserved=reception.inbound.unserved,
+            reading=self.loop.flow.going,
         )

@@ -28,6 +28,8 @@ class RedisStatistics(Struct, frozen=True):
     :ivar reconnects: how often a connection was made again
     :ivar refused: how often Redis refused something that is tried again, or can be left out
     :ivar unserved: requests that came here and were thrown away, since this peer serves none
+    :ivar reading: whether requests are read now: the connection for them is up, and Redis lets this
+        peer read them; also while it has no room for more
     """
 
     queue: QueueStatistics
@@ -44,3 +46,4 @@ class RedisStatistics(Struct, frozen=True):
     reconnects: int
     refused: int
     unserved: int
+    reading: bool

@@ -8,11 +8,12 @@ import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
+import redis
 
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel
 from anyio_kkrpc._channel import ChannelStatistics, MethodStatistics
@@ -113,14 +114,91 @@ async def test_who_leaves_or_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         with socket.create_connection(address) as left:
             left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             left.sendall(b"GET ")
-        monkeypatch.setattr(_http, "REQUEST_TIMEOUT", BOUND)
-        held = [await anyio.connect_tcp(*address) for _ in range(_http.MOST_CONNECTIONS)]
-        assert await exchange(address) == b""  # one too many
-        for stream in held:
-            await stream.aclose()
+        assert status_of(await exchange(address, b"GET / HTTP/1.1\r\n\r\n")) == 200
+
+
+async def ended(stream: anyio.abc.ByteStream) -> bool:
+    """Wait until something comes; return whether that is the end."""
+    with anyio.fail_after(BOUND):
+        try:
+            await stream.receive()
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            return True
+    return False
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("what", ["nothing", "half", "all of it"])
+async def test_a_probe_finds_room(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits, for a request that isn't sent or an answer that isn't taken, keeps nobody out:
+    who has waited longest goes. Those that wait for the service stay, as long as there are others.
+    """
+    for bound in ("REQUEST_TIMEOUT", "ANSWER_TIMEOUT", "SEND_TIMEOUT"):
+        monkeypatch.setattr(_http, bound, 10 * BOUND)
+    if what == "all of it":  # which has to be more than the system takes at once
+        monkeypatch.setattr(_http, "MOST_CONNECTIONS", 4)
+    sent = {"nothing": b"", "half": b"GET /", "all of it": b"GET /large HTTP/1.1\r\n\r\n"}[what]
+    asked, go_on = 0, anyio.Event()
+
+    async def respond(path: str) -> Answer:
+        nonlocal asked
+        asked += 1
+        if path == "/slow":
+            await go_on.wait()
+        return Answer(200, "x" * (20_000_000 if path == "/large" else 1))
+
+    async def until_asked(number: int) -> None:
         with anyio.fail_after(BOUND):
-            while not await exchange(address, b"GET / HTTP/1.1\r\n\r\n"):
-                pass
+            while asked < number:
+                await anyio.sleep(0.01)
+
+    async with answering(respond) as address, AsyncExitStack() as stack:
+
+        async def connect(text: bytes) -> anyio.abc.ByteStream:
+            stream = await stack.enter_async_context(await anyio.connect_tcp(*address))
+            if text:
+                await stream.send(text)
+            return stream
+
+        slow = await connect(b"GET /slow HTTP/1.1\r\n\r\n")
+        await until_asked(1)
+        held = [await connect(sent) for _ in range(_http.MOST_CONNECTIONS - 1)]
+        if what == "all of it":
+            await until_asked(1 + len(held))
+        for number in range(5):
+            answer = await exchange(address, b"GET /healthz HTTP/1.1\r\n\r\n")
+            assert status_of(answer) == 200
+            if what != "all of it" and not number:
+                assert await ended(held[0])
+        held += [await connect(sent) for _ in range(_http.MOST_CONNECTIONS)]
+        go_on.set()
+        assert not await ended(slow)
+
+
+@pytest.mark.anyio
+async def test_those_who_ask_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all wait for the service, the oldest goes for one who is answered at once."""
+    monkeypatch.setattr(_http, "ANSWER_TIMEOUT", 10 * BOUND)
+    asked = 0
+
+    async def respond(path: str) -> Answer:
+        nonlocal asked
+        if path == "/slow":
+            asked += 1
+            await anyio.sleep_forever()
+        return Answer(200, "x")
+
+    async with answering(respond) as address, AsyncExitStack() as stack:
+        held: list[anyio.abc.ByteStream] = []
+        for _ in range(_http.MOST_CONNECTIONS):
+            stream = await stack.enter_async_context(await anyio.connect_tcp(*address))
+            held.append(stream)
+            await stream.send(b"GET /slow HTTP/1.1\r\n\r\n")
+        with anyio.fail_after(BOUND):
+            while asked < _http.MOST_CONNECTIONS:
+                await anyio.sleep(0.01)
+        assert status_of(await exchange(address, b"GET /healthz HTTP/1.1\r\n\r\n")) == 200
+        assert await ended(held[0])
 
 
 @pytest.mark.anyio
@@ -309,6 +387,16 @@ def test_service(own_server: RedisServer, tmp_path: Path) -> None:
             until(port, "/readyz", lambda s, text: s == 200 and text.count("doesn't answer") == 1)
         finally:
             os.kill(one, signal.SIGCONT)
+        with redis.Redis.from_url(own_server.url) as admin:
+            # Redis answers, and the workers serve; but what reads requests is refused.
+            admin.config_set("min-replicas-to-write", 1)
+            admin.client_kill_filter(_type="normal", skipme=True)
+            until(port, "/readyz", lambda s, text: s == 503 and text.count("take calls yet") == 2)
+            assert samples(ask(port, "/metrics")[1])["anyio_kkrpc_redis_up"] == {
+                'stream="health"': 1
+            }
+            admin.config_set("min-replicas-to-write", 0)
+        until(port, "/readyz", lambda status, text: (status, text) == (200, both))
         own_server.pause()
         try:
             until(port, "/readyz", lambda s, text: s == 503 and text.count("take calls yet") == 2)

@@ -136,24 +136,25 @@ class Worker:
         await self.takeover.recover()
         self.wake()  # now there is a group
         connection.silence = common.silence
-        while True:
-            room = held.room()
-            if room <= 0:
-                room = await held.wait_room()
-            sure_until = held.now() + held.sure_for
-            for entry_id in await reader.read(connection, portion, room, self.take, sure_until):
-                self._skip(entry_id)
-            if not patience.calm:
-                patience.worked()
-            if reader.count > 1:
-                common.expect_more()
-            if self._skipped:
-                self._skipped = False
-                await self._writer.flush()
-            await handled()
-            if intake.waiting:
-                await intake.wait()
-            await let_others_run()
+        with common.loop.flow.through(patience):
+            while True:
+                room = held.room()
+                if room <= 0:
+                    room = await held.wait_room()
+                sure_until = held.now() + held.sure_for
+                for entry_id in await reader.read(connection, portion, room, self.take, sure_until):
+                    self._skip(entry_id)
+                if not patience.calm:
+                    patience.worked()
+                if reader.count > 1:
+                    common.expect_more()
+                if self._skipped:
+                    self._skipped = False
+                    await self._writer.flush()
+                await handled()
+                if intake.waiting:
+                    await intake.wait()
+                await let_others_run()
 
     def take(self, entry_id: bytes, entry: Entry, attempt: int, sure_until: float) -> None:
         """Take an entry.

@@ -71,19 +71,20 @@ class Broadcast:
             )
         await reader.rewind(connection)
         connection.silence = common.silence
-        while True:
-            await reader.read(connection, portion, self._handle)
-            if not patience.calm:
-                patience.worked()
-            if reader.count > 1:
-                common.expect_more()
-            if self._count is not None:
-                self._count(reader.count)
-            self.position = reader.positions[stream]
-            await handled()
-            if intake.waiting:
-                await intake.wait()
-            await let_others_run()
+        with common.loop.flow.through(patience):
+            while True:
+                await reader.read(connection, portion, self._handle)
+                if not patience.calm:
+                    patience.worked()
+                if reader.count > 1:
+                    common.expect_more()
+                if self._count is not None:
+                    self._count(reader.count)
+                self.position = reader.positions[stream]
+                await handled()
+                if intake.waiting:
+                    await intake.wait()
+                await let_others_run()
 
     def _handle(self, stream: bytes, entry_id: bytes, entry: Entry) -> None:
         if not self._is_own(entry) and not self._is_for_others(entry):

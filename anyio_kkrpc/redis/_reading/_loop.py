@@ -15,6 +15,7 @@ from .._connection._link import Dialer
 from .._connection._patience import Patience
 from .._connection._portion import ReadPortion
 from .._connection._resp import Connection
+from ._flow import Flow
 
 __all__ = ("Read", "ReadLoop")
 
@@ -30,6 +31,7 @@ class ReadLoop:
     :param dialer: returns what makes the connections for something
     :param largest: bytes of the largest entry
     :param failed: told of the error after which nothing more can be read
+    :ivar flow: told while requests are read
     :ivar reconnects: how often a connection was given up for the next one
     """
 
@@ -42,6 +44,7 @@ class ReadLoop:
         self._dialer = dialer
         self._largest = largest
         self._failed = failed
+        self.flow = Flow()
         self.reconnects = 0
 
     async def run(
