@@ -17,7 +17,8 @@ import anyio_kkrpc as rpc
 from anyio_kkrpc.sse import Events
 
 URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
-STATUS: dict[type[rpc.RPCError], int] = {rpc.RPCTimeoutError: 504, rpc.OverloadedError: 503}
+UNAVAILABLE = {rpc.OverloadedError: 503, rpc.TransportConnectionError: 503}
+STATUS: dict[type[rpc.RPCError], int] = {rpc.RPCTimeoutError: 504, **UNAVAILABLE}
 
 
 class Chat(Protocol):
@@ -35,7 +36,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         max_backlog=10,  # more waiting calls are refused: OverloadedError
         honor_destroy_signal=False,  # that is for the workers
     )
-    async with transport, rpc.RPCChannel(transport, timeout=10) as channel:
+    async with transport, rpc.RPCChannel(transport) as channel:
         yield {"chat": channel.get_api(Chat)}
 
 
@@ -49,11 +50,11 @@ Workers = Annotated[Chat, Depends(chat_of)]
 
 @app.exception_handler(rpc.RPCError)
 async def failed(request: Request, exc: rpc.RPCError) -> JSONResponse:
-    return JSONResponse({"detail": str(exc)}, STATUS.get(type(exc), 502))
+    return JSONResponse({"detail": str(exc)}, STATUS.get(type(exc), 502))  # else the worker failed
 
 
 @app.get("/answer")
-async def answer(prompt: str, chat: Workers, timeout: Annotated[float, Query(gt=0)] = 10) -> str:
+async def answer(prompt: str, chat: Workers, timeout: Annotated[float, Query(gt=0)] = 30) -> str:
     return await rpc.with_call_options(chat, timeout=timeout).answer(prompt)
 
 

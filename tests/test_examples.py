@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
 import os
 import re
@@ -15,9 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import anyio
 import pytest
 import redis
 
+import anyio_kkrpc
+from anyio_kkrpc import RemoteError
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
 
@@ -68,6 +72,7 @@ def serving_app(url: str) -> Iterator[int]:
                 log.append(line)
                 ready = re.search(r"running on http://127\.0\.0\.1:(\d+)", line)
                 if ready:
+                    assert "such calls fail" not in "".join(log)
                     yield int(ready[1])
                     break
             else:
@@ -183,6 +188,96 @@ def test_web_app(redis_server: RedisServer) -> None:
             assert int(sent[1]) < 1000
     with redis.Redis.from_url(url) as client:
         client.delete("example-chat", "{example-chat}:control")
+
+
+def load(name: str, url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import an example that has a web app."""
+    monkeypatch.setenv("REDIS_URL", url)
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Browser:
+    """What an ASGI server does for one WebSocket.
+
+    :ivar came: messages of the app
+    """
+
+    def __init__(self, app: Any, state: dict[str, Any], path: str, query: bytes) -> None:
+        self._app = app
+        self._scope = {
+            "type": "websocket",
+            "asgi": {"version": "3.0"},
+            "path": path,
+            "query_string": query,
+            "headers": [],
+            "state": state,
+        }
+        self._sends, self._receives = anyio.create_memory_object_stream[dict[str, Any]](2)
+        self._sends.send_nowait({"type": "websocket.connect"})
+        self.came: list[dict[str, Any]] = []
+
+    def leave(self) -> None:
+        self._sends.send_nowait({"type": "websocket.disconnect", "code": 1001})
+
+    async def until(self, number: int) -> None:
+        with anyio.fail_after(BOUND):
+            while len(self.came) < number:
+                await anyio.sleep(0.01)
+
+    async def run(self) -> None:
+        async def send(message: dict[str, Any]) -> None:
+            self.came.append(message)
+
+        with self._sends, self._receives:
+            await self._app(self._scope, self._receives.receive, send)
+
+
+@pytest.mark.anyio
+@pytest.mark.one_server
+async def test_progress_over_a_websocket(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step is told, then the result; the job ends with a browser that goes away."""
+    url = redis_server.url
+    with running("worker", url, "working"), redis.Redis.from_url(url) as admin:
+        app = load("websocket_app", url, monkeypatch).app
+        async with app.router.lifespan_context(app) as state, anyio.create_task_group() as group:
+            browser = Browser(app, state, "/resize", b"count=3")
+            with anyio.fail_after(BOUND):
+                await browser.run()
+            begin, *told, end = browser.came
+            assert (begin["type"], end["type"]) == ("websocket.accept", "websocket.close")
+            *steps, result = (json.loads(message["text"]) for message in told)
+            assert steps == [{"done": done, "of": 3} for done in (1, 2, 3)]
+            assert result == {"result": "3 pictures"}
+
+            browser = Browser(app, state, "/resize", b"count=100000")
+            group.start_soon(browser.run)
+            await browser.until(4)
+            assert admin.xpending("example-jobs", "kkrpc-group")["pending"] == 1
+            browser.leave()
+            with anyio.fail_after(BOUND):
+                while admin.xpending("example-jobs", "kkrpc-group")["pending"]:
+                    await anyio.sleep(0.01)
+        admin.delete("example-jobs", "{example-jobs}:control")
+
+
+@pytest.mark.one_server
+def test_statuses(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The web app answers with those that the page about it tells."""
+    module = load("fastapi_app", redis_server.url, monkeypatch)
+    page = (EXAMPLES.parent / "docs" / "frameworks.md").read_text()
+    rows = re.findall(r"\| `(\w+)`[^|]* \| (\d+) \|", page)
+    assert len(rows) == 5
+    for name, status in rows:
+        error = RemoteError("x", "y") if name == "RemoteError" else getattr(anyio_kkrpc, name)("x")
+        assert anyio.run(module.failed, None, error).status_code == int(status)
 
 
 def test_stdio() -> None:

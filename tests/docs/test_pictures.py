@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import anyio
 import pytest
@@ -33,6 +34,31 @@ def drawn() -> set[str]:
         for part in (above, below)
     ]
     return {*headings[0], *(f"redis {name}" for name in headings[1])}
+
+
+IMAGES = ROOT / "docs" / "images"
+# A terminal, which is dark on any page.
+DIAGRAMS = sorted(set(IMAGES.glob("*.svg")) - {IMAGES / "top.svg"})
+
+
+@pytest.mark.parametrize("path", DIAGRAMS, ids=lambda path: path.name)
+def test_dark_pages(path: Path) -> None:
+    """Each colour of a diagram has one that fits a dark page, the same one in all of them."""
+    style, drawing = re.fullmatch(r"(?s).*?<style>(.*?)</style>(.*)", path.read_text()).groups()  # type: ignore[union-attr]
+    assert style in DIAGRAMS[0].read_text()
+    assert style.strip().startswith("@media (prefers-color-scheme: dark)")
+    for what in ("fill", "stroke"):
+        used = set(re.findall(rf'{what}="([^"]+)"', drawing)) - {"none"}
+        dark = dict(re.findall(rf'\[{what}="([^"]+)"\] {{ {what}: (#\w{{6}}) }}', style))
+        assert used <= set(dark)
+        assert all(lightness(dark[ground]) < 60 for ground in used if lightness(ground) > 230)
+        assert all(lightness(dark[ink]) > 110 for ink in used if lightness(ink) < 130)
+
+
+def lightness(colour: str) -> float:
+    """Return about how light a colour is, up to 255."""
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return 0.3 * red + 0.6 * green + 0.1 * blue
 
 
 @pytest.mark.anyio
