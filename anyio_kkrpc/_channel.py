@@ -214,13 +214,13 @@ class RPCChannel(AsyncContextManagerMixin):
         check_takeover(core.timeout, self._transport.capabilities.takeover)
         core.enter()
         with lone_error():
-            async with anyio.create_task_group() as group:
-                core.open(group)
+            async with anyio.create_task_group() as tasks:
+                core.open(tasks)
                 try:
                     core.start_standing(core.timer.run, "deadlines")
                     core.start_standing(core.outbox.run, "outbox")
                     if self._server is not None:
-                        group.start_soon(self._server.run, name="anyio_kkrpc server")
+                        tasks.start_soon(self._server.run, name="anyio_kkrpc server")
                     serve = 0 if self._server is None else self._server.crew.limit
                     self._transport.listen(self._reactions, serve=serve)
                     yield
@@ -373,16 +373,15 @@ class RPCChannel(AsyncContextManagerMixin):
         self._core.end(reason)
         lost = self._conversation.lose()
         for call in lost.calls:
-            call.value = None
-            call.handle.set()
+            call.driver.set()
         for consumer in lost.consumers:
-            if consumer.handle is not None:
-                consumer.handle.finish(self._core.closed_error())
+            if consumer.driver is not None:
+                consumer.driver.finish(self._core.closed_error())
         for ahead in lost.ahead:
-            ahead.handle.fail(self._core.closed_error())
+            ahead.driver.fail(self._core.closed_error())
         for producer in lost.producers:
-            if producer.handle is not None:
-                producer.handle.stop(None)
+            if producer.driver is not None:
+                producer.driver.stop(None)
         if self._server is not None:
             self._server.crew.cancel()
         self._ended.set()
@@ -403,19 +402,20 @@ class RPCChannel(AsyncContextManagerMixin):
 
     async def _say_goodbye(self) -> None:
         """Tell the other side what is no longer wanted, as far as that is quick."""
-        peer, core, until = self._conversation, self._core, current_time() + CLOSE_TIMEOUT
+        conversation, core = self._conversation, self._core
+        until = current_time() + CLOSE_TIMEOUT
         self._sources.cut()
-        for consumer in list(peer.consumers.values()):
-            record = peer.leave(consumer)
+        for consumer in list(conversation.consumers.values()):
+            record = conversation.leave(consumer)
             if record is not None:
                 core.post(record, consumer.producer)
-            if consumer.handle is not None:  # what answers that isn't for its reader
-                consumer.handle.finish(TransportClosedError(CLOSED))
-        for call in list(peer.calls.values()):
+            if consumer.driver is not None:  # what answers that isn't for its reader
+                consumer.driver.finish(TransportClosedError(CLOSED))
+        for call in list(conversation.calls.values()):
             self._calls.cancel(call)
-        for export in peer.callbacks.values():
-            if export.handle is not None:
-                export.handle.close()
+        for export in conversation.callbacks.values():
+            if export.driver is not None:
+                export.driver.close()
         await core.outbox.finish(CLOSE_TIMEOUT)
         await self._sources.drain(until - current_time())
 

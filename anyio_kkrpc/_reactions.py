@@ -81,8 +81,8 @@ class Reactions(Listener):
         core = self._core
         gone = core.conversation.lose_peer(peer, role)
         for consumer in gone.consumers:
-            if consumer.handle is not None:
-                consumer.handle.finish(DeliveryError(f"the source of the stream is lost: {error}"))
+            if consumer.driver is not None:
+                consumer.driver.finish(DeliveryError(f"the source of the stream is lost: {error}"))
         close_streams(core, StreamsClosed(gone.producers, gone.told))
         count = len(gone.consumers) + len(gone.producers)
         if count:
@@ -93,8 +93,8 @@ class Reactions(Listener):
 
     def expects(self) -> bool:
         """Return whether a call, or a stream at either end, waits for the other side."""
-        peer = self._core.conversation
-        return bool(peer.calls or peer.consumers or peer.producers)
+        known = self._core.conversation
+        return bool(known.calls or known.consumers or known.producers)
 
     def waiting(self) -> list[Envelope]:
         """Return the requests that wait for their reply; not those to all peers, however many."""
@@ -105,13 +105,13 @@ class Reactions(Listener):
         """End the streams of which items, pulls or their end may have been lost."""
         core = self._core
         for consumer in [*core.conversation.consumers.values()]:
-            if consumer.state is ConsumerState.OPEN and consumer.handle is not None:
+            if consumer.state is ConsumerState.OPEN and consumer.driver is not None:
                 left = core.conversation.leave(consumer)
                 if left is not None:
                     core.post(left, consumer.producer)
-                consumer.handle.finish(DeliveryError(str(reason)))
+                consumer.driver.finish(DeliveryError(str(reason)))
         for producer in [*core.conversation.producers.values()]:
-            if producer.handle is not None and producer.consumer is not None:
+            if producer.driver is not None and producer.consumer is not None:
                 self._end_source(producer, DeliveryError(str(reason)))
         for call in [*core.conversation.calls.values()]:
             if any(one.open and one.consumer is None for one in call.producers or ()):
@@ -148,7 +148,7 @@ class Reactions(Listener):
     def _end_source(self, producer: Producer, error: DeliveryError) -> None:
         """Close the source of a stream and tell its reader why, unless it has ended."""
         if producer.open:
-            pump: Pump = producer.handle
+            pump: Pump = producer.driver
             answer = self._core.conversation.end_production(producer, library_error(error))
             pump.stop(answer, error)
 
@@ -156,16 +156,16 @@ class Reactions(Listener):
         """Let nobody wait for a peer that has functions which are called here."""
         lost = DeliveryError(f"a callback could not be delivered: {error}")
         for ahead in self._core.conversation.called_of(owner):
-            turns: Turns = ahead.handle
+            turns: Turns = ahead.driver
             turns.fail(lost)
 
     def _on_call_finished(self, event: CallFinished) -> None:
         call = event.call
         if event.closed is not None:
             close_streams(self._core, event.closed)
-        if isinstance(call.value, Consumer):
-            call.value = Inflow(self._core, call.value, self._core.timeout)
-        call.handle.set()
+        if call.stream is not None:
+            Inflow(self._core, call.stream, self._core.timeout)
+        call.driver.set()
 
     def _on_peer_replied(self, event: PeerReplied) -> None:
         if event.error is None and event.call.dropped:
@@ -173,23 +173,23 @@ class Reactions(Listener):
             if isinstance(event.value, Consumer):
                 self._core.abandon(event.value)
                 event.value = None
-        wanted = event.call.handle.add(event.sender, event.value, event.error)
+        wanted = event.call.driver.add(event.sender, event.value, event.error)
         if not wanted and isinstance(event.value, Consumer):
             self._core.abandon(event.value)
 
     def _on_cancelled(self, event: HandlingCancelled) -> None:
-        event.handling.handle.cancel(event.handling)
+        event.handling.driver.cancel(event.handling)
 
     def _on_callback(self, event: CallbackInvoked) -> None:
         export = event.export
-        if export.handle is None:
-            export.handle = CallbackRunner(self._core, export)
-        runner: CallbackRunner = export.handle
+        if export.driver is None:
+            export.driver = CallbackRunner(self._core, export)
+        runner: CallbackRunner = export.driver
         if runner.invoke(event):
             self._core.start_standing(runner.run, "callback")
 
     def _on_callback_ran(self, event: CallbackRan) -> None:
-        turns: Turns = event.ahead.handle
+        turns: Turns = event.ahead.driver
         if event.gone:
             turns.fail(DeliveryError("the function isn't there any more, and does not run"))
         else:
@@ -199,22 +199,22 @@ class Reactions(Listener):
         """Nothing to do: the table dropped the functions, and their runners end by themselves."""
 
     def _on_item(self, event: StreamItem) -> None:
-        event.consumer.handle.add(event.value)
+        event.consumer.driver.add(event.value)
 
     def _on_stream_end(self, event: StreamEnded) -> None:
-        if event.consumer.handle is not None:  # of a reply that nobody wanted
-            event.consumer.handle.finish(StopAsyncIteration())
+        if event.consumer.driver is not None:  # of a reply that nobody wanted
+            event.consumer.driver.finish(StopAsyncIteration())
 
     def _on_stream_error(self, event: StreamFailed) -> None:
-        if event.consumer.handle is not None:
-            event.consumer.handle.finish(stream_error(event.error))
+        if event.consumer.driver is not None:
+            event.consumer.driver.finish(stream_error(event.error))
 
     def _on_pull(self, event: StreamPulled) -> None:
-        pump: Pump = event.producer.handle
+        pump: Pump = event.producer.driver
         pump.wake()
 
     def _on_left(self, event: StreamLeft) -> None:
-        pump: Pump = event.producer.handle
+        pump: Pump = event.producer.driver
         pump.stop(event.answer)
 
     def _on_answer(self, event: Answer) -> None:

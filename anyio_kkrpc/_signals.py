@@ -38,16 +38,16 @@ async def serve_until_caught(
     """
     received: signal.Signals | None = None
     with lone_error():
-        async with create_task_group() as group:
+        async with create_task_group() as tasks:
 
             async def watch() -> None:
                 nonlocal received
                 async for number in caught:
                     received = number
-                    group.cancel_scope.cancel()
+                    tasks.cancel_scope.cancel()
                     return
 
-            group.start_soon(watch, name="anyio_kkrpc signals")
+            tasks.start_soon(watch, name="anyio_kkrpc signals")
             await channel.serve_forever()
-            group.cancel_scope.cancel()
+            tasks.cancel_scope.cancel()
     return received

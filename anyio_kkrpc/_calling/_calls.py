@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from .._driver._context import CallInfo, running
 from .._driver._core import Core
 from .._driver._endings import tell
-from .._driver._inflow import Inflow, RemoteStream, watch
+from .._driver._inflow import RemoteStream, watch
 from .._driver._pump import Pump, close_streams
 from .._exceptions import OverloadedError, RPCError, RPCTimeoutError
 from .._protocol._calls import Call
@@ -125,7 +125,7 @@ class Calls:
         )
         if not options.reply:
             return await self._send_only(envelope, path, timeout)
-        answered = call.handle = core.one_shot()
+        answered = call.driver = core.one_shot()
         deadline, timer = envelope.deadline, None
         if deadline is not None:
             timer = core.timer.at(look_at, partial(self._explainer.suspect, call, deadline))
@@ -149,7 +149,7 @@ class Calls:
             raise self._error(call, path, timeout, deadline)
         if call.callbacks:
             await self._wait_for_callbacks(call, deadline)
-        return RemoteStream(call.value) if isinstance(call.value, Inflow) else call.value
+        return call.result if call.stream is None else RemoteStream(call.stream.driver)
 
     def _make(
         self,
@@ -232,14 +232,14 @@ class Calls:
             assert call.error is not None
             return error_from_wire(call.error)
         if call.state is CallState.EXPIRED:
-            return _timed_out(path, timeout, deadline, call.value)
-        return self._core.closed_error(call.value)
+            return _timed_out(path, timeout, deadline, call.overdue)
+        return self._core.closed_error(call.lost)
 
     def _expire(self, call: Call, reason: str | None) -> None:
         self.finish(call, CallInput.TIMEOUT)
-        call.value = reason
+        call.overdue = reason
         self.cancel(call)
-        call.handle.set()
+        call.driver.set()
 
     def _lose_unserved(self, call: Call, error: Exception) -> None:
         """End a call that would wait for somebody to serve it."""
@@ -252,8 +252,8 @@ class Calls:
             self.finish(call, CallInput.CANCEL)
             if was_sent:
                 self.cancel(call)
-        elif isinstance(call.value, Inflow):
-            call.value.leave()
+        elif call.stream is not None:
+            call.stream.driver.leave()
 
     def finish(self, call: Call, step: CallInput) -> None:
         """End a call that has no answer."""
@@ -268,8 +268,8 @@ class Calls:
     def lose(self, call: Call, error: Exception) -> None:
         """End a call whose request could not be delivered."""
         self.finish(call, CallInput.LOSE)
-        call.value = error
-        call.handle.set()
+        call.lost = error
+        call.driver.set()
 
     async def _wait_for_callbacks(self, call: Call, deadline: float | None) -> None:
         """Let the invocations that came before the reply finish before the caller goes on.
@@ -278,11 +278,11 @@ class Calls:
         """
         with move_on_after(None if deadline is None else deadline - current_time()):
             for export in call.callbacks or ():
-                if export.handle is not None:
-                    await export.handle.idle()
+                if export.driver is not None:
+                    await export.driver.idle()
         if call.dropped:
-            if isinstance(call.value, Inflow):
-                call.value.leave()
+            if call.stream is not None:
+                call.stream.driver.leave()
             raise dropped_callbacks(call)
 
 

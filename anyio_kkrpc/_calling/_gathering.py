@@ -107,7 +107,7 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
             call = self._call
             if call is not None and call.state is CallState.LOST:
                 self._end(CallInput.LOSE)
-                raise self._core.closed_error(call.value)
+                raise self._core.closed_error(call.lost)
             self._wake = Event()
             try:
                 await self._wake.wait()
@@ -201,7 +201,7 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         )
         for producer in call.producers or ():
             Pump(core, producer, copy_context())
-        call.handle = self
+        call.driver = self
         self._call = call
         deadline = core.now() + self._timeout
         self._timer = core.timer.at(deadline, self._expire)

@@ -152,7 +152,7 @@ class Turns:
         self._ahead = ahead
         self._error: Exception | None = None
         self._waiting: deque[Event] = deque()
-        ahead.handle = self
+        ahead.driver = self
 
     @property
     def free(self) -> bool:
@@ -253,7 +253,7 @@ class RemoteCallback:
         if ahead is None:
             await core.send(record, self._owner)
             return
-        weight, turns = weight_of((sent, kwargs)), ahead.handle
+        weight, turns = weight_of((sent, kwargs)), ahead.driver
         if not turns.free:
             await turns.wait()
         number = core.conversation.send_callback(ahead, record, weight)

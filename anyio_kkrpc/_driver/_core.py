@@ -118,9 +118,9 @@ class Core:
         self.now, self.one_shot = clock(), one_shots()
         self.outbox.open()
 
-    def open(self, group: TaskGroup) -> None:
+    def open(self, tasks: TaskGroup) -> None:
         """Begin, with the task group of the channel."""
-        self._tasks = group
+        self._tasks = tasks
         self.is_open = self.reason is None
 
     def start_standing(self, function: Callable[[], Awaitable[object]], what: str) -> None:

@@ -118,7 +118,7 @@ class Inflow:
         self._end: Exception | None = None
         self._reading = self._left = False
         self._over: StreamOver | None = None
-        consumer.handle = self
+        consumer.driver = self
 
     async def next(self, stream: object) -> Any:
         """Return the next item, or raise the end.

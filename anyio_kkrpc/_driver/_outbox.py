@@ -38,8 +38,8 @@ class Outbox:
     :ivar dropped: records that were thrown away
     """
 
-    def __init__(self, peer: Conversation, transport: Transport) -> None:
-        self._conversation = peer
+    def __init__(self, conversation: Conversation, transport: Transport) -> None:
+        self._conversation = conversation
         self._transport = transport
         # With what they weigh, which is -1 for what this side sends of itself.
         self._waiting: deque[tuple[Envelope, int]] = deque()
@@ -163,8 +163,8 @@ class Outbox:
         while self._abandoned:
             consumer = self._abandoned.popleft()
             record = self._conversation.leave(consumer)
-            if consumer.handle is not None:
-                consumer.handle.left()
+            if consumer.driver is not None:
+                consumer.driver.left()
             if record is not None:
                 self._add(record, consumer.producer)
         by_owner: dict[str | None, tuple[list[str], list[str]]] = {}

@@ -99,7 +99,7 @@ class Pump:
         self._answer: StreamReply | None = None
         self._unread: TimerEntry | None = None
         self._gone: Event | None = None
-        producer.handle = self
+        producer.driver = self
 
     def expect_reader(self) -> None:
         """Close the source unless somebody begins to read within `FIRST_PULL` seconds."""
@@ -312,7 +312,7 @@ def close_streams(core: Core, closed: StreamsClosed | None) -> None:
     if closed is None:
         return
     for producer in closed.producers:
-        pump: Pump = producer.handle
+        pump: Pump = producer.driver
         pump.stop(None)
     for answer in closed.told:
         core.post(answer.record, answer.recipient)
@@ -325,7 +325,7 @@ def close_unopened(core: Core, reply: Reply) -> None:
     for stream_id in opened:
         producer = core.conversation.producers.get(stream_id)
         if producer is not None:
-            pump: Pump = producer.handle
+            pump: Pump = producer.driver
             pump.stop(None)
 
 

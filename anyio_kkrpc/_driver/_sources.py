@@ -23,7 +23,7 @@ class Sources:
         producers = self._core.conversation.producers
         with move_on_after(seconds, shield=True):
             while producers:
-                pump: Pump = next(iter(producers.values())).handle
+                pump: Pump = next(iter(producers.values())).driver
                 await pump.over()
 
     def cut(self) -> None:
@@ -37,5 +37,5 @@ class Sources:
             end = core.conversation.end_production(producer, error)
             if producer.consumer is not None or not addressing:
                 core.post(end, producer.consumer)
-            pump: Pump = producer.handle
+            pump: Pump = producer.driver
             pump.stop(None, lost)

@@ -30,7 +30,7 @@ class Ahead:
 
     :ivar id: chosen by this side
     :ivar owner: id of the peer that has the function
-    :ivar handle: the driver's object for it
+    :ivar driver: the driver's object for it
     """
 
     __slots__ = (
@@ -40,7 +40,7 @@ class Ahead:
         "_unasked_weight",
         "_weight",
         "_window",
-        "handle",
+        "driver",
         "id",
         "owner",
     )
@@ -48,7 +48,7 @@ class Ahead:
     def __init__(self, ahead_id: str, owner: str | None, window: int) -> None:
         self.id: str = ahead_id
         self.owner: str | None = owner
-        self.handle: Any = None
+        self.driver: Any = None
         self._window = min(max(window, 1), MAX_WINDOW)
         # What they weigh, by their numbers, which begin with 1.
         self._open: dict[int, int] = {}

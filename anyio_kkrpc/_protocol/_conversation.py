@@ -201,7 +201,7 @@ class Conversation:
             return False
         return self._cancelled.pop((sender, request.id), self) is None
 
-    def handle(self, request: Request, sender: str | None) -> Handling:
+    def begin(self, request: Request, sender: str | None) -> Handling:
         """Enter a request that is about to be served.
 
         :raises ProtocolError: if the same request of the same peer is being served already
@@ -332,7 +332,10 @@ class Conversation:
                 call.dropped = self._exports.note_answer(call.id, call.callbacks, sender)
             if call.gather:
                 return PeerReplied(call, sender, value, None)
-            call.value = value
+            if value.__class__ is Consumer:
+                call.stream = value
+            else:
+                call.result = value
             call.state = advance(CALL, call.state, CallInput.RESULT)
         else:
             if call.callbacks is not None:
@@ -350,7 +353,7 @@ class Conversation:
         if call.producers is None or (self._broadcast and call.recipient is None):
             return CallFinished(call)
         failed = call.state is CallState.FAILED
-        return CallFinished(call, self._streams.settle(call.producers, sender, failed=failed))
+        return CallFinished(call, self._streams.finish(call.producers, sender, failed=failed))
 
     def _late_reply(self, record: Reply, sender: str | None) -> Event | None:
         self._ignored += 1
@@ -378,7 +381,7 @@ class Conversation:
         return PeerLeft()
 
     def _receive_request(self, record: Request, sender: str | None) -> Event | None:
-        raise ProtocolError("a request must be entered with handle()")
+        raise ProtocolError("a request must be entered with begin()")
 
     # The end
 

@@ -54,7 +54,7 @@ class CallbackExport:
     :ivar dropped: how many invocations by each peer were thrown away
     """
 
-    __slots__ = ("dropped", "function", "handle", "id", "passes", "state")
+    __slots__ = ("driver", "dropped", "function", "id", "passes", "state")
 
     def __init__(self, callback_id: str, function: Callable[..., Any]) -> None:
         self.id: str = callback_id
@@ -62,7 +62,7 @@ class CallbackExport:
         self.state: CallbackState = CallbackState.LIVE
         self.passes: dict[str, _Pass] = {}
         self.dropped: dict[str | None, int] = {}
-        self.handle: Any = None
+        self.driver: Any = None
 
     def drop(self, peer: str | None) -> None:
         """Note that an invocation by a peer was thrown away."""

@@ -116,7 +116,7 @@ class Streams:
                 self.forget(producer)
         return closed
 
-    def settle(
+    def finish(
         self, producers: Iterable[Producer], worker: str | None, *, failed: bool
     ) -> StreamsClosed:
         """Note that a worker of a group has answered a call: the others' part in it is over.

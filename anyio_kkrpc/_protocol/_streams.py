@@ -41,7 +41,7 @@ class Consumer:
 
     :ivar id: id of the stream
     :ivar producer: id of the peer that has the source
-    :ivar handle: the driver's object for it
+    :ivar driver: the driver's object for it
     """
 
     __slots__ = (
@@ -57,7 +57,7 @@ class Consumer:
         "_weighs",
         "_window",
         "call_id",
-        "handle",
+        "driver",
         "id",
         "producer",
         "state",
@@ -69,7 +69,7 @@ class Consumer:
         self.id: str = stream_id
         self.producer: str | None = producer
         self.call_id: str = call_id
-        self.handle: Any = None
+        self.driver: Any = None
         self.state: ConsumerState = ConsumerState.IDLE
         self._new_id = new_id
         self._window = FIRST_CREDIT
@@ -218,7 +218,7 @@ class Producer:
         "_new_id",
         "consumer",
         "credit",
-        "handle",
+        "driver",
         "id",
         "last",
         "room",
@@ -234,7 +234,7 @@ class Producer:
         self.id: str = stream_id
         self.consumer: str | None = consumer
         self.source: Any = source
-        self.handle: Any = None
+        self.driver: Any = None
         self.state: ProducerState = ProducerState.PAUSED
         self.credit: int = 0
         self.room: int | None = None

@@ -12,19 +12,19 @@ if sys.version_info < (3, 11):
 
 @contextmanager
 def lone_error() -> Iterator[None]:
-    """Let an error that is alone in the group of a task group arrive as itself.
+    """Let an error that is alone in the exception group of a task group arrive as itself.
 
-    One level is taken off: a group that the user's own code raised stays a group.
+    One level is taken off: an exception group that the user's own code raised stays one.
     """
     try:
         yield
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) != 1:
+    except BaseExceptionGroup as several:
+        if len(several.exceptions) != 1:
             raise
-        error = group.exceptions[0]
+        error = several.exceptions[0]
     else:
         return
-    # Raised here, where the group isn't being handled, so that it keeps its own context and cause.
+    # Raised here, where that isn't being handled, so that it keeps its own context and cause.
     context = error.__context__
     try:
         raise error

@@ -319,10 +319,10 @@ class Crew(Generic[J, R]):
 
     def lead_on(self) -> None:
         """Let somebody lead, if nobody does and one more may run."""
-        group = self._tasks
-        if self.leader is not None or self._ended or self.over or group is None:
+        tasks = self._tasks
+        if self.leader is not None or self._ended or self.over or tasks is None:
             return
-        if group.cancel_scope.cancel_called:
+        if tasks.cancel_scope.cancel_called:
             return
         if len(self._members) - len(self._followers) >= self.limit:
             return

@@ -51,7 +51,7 @@ class Invoker:
             function = partial(run_in_thread, method.function) if method.in_thread else function
             function = self._wrapped(function, request, method)
         elif method.in_thread:
-            handling.handle.waits()
+            handling.driver.waits()
             # A copy, because the context can't be entered twice and the thread may outlive a step.
             return await run_in_thread(context.copy().run, method.function, *checked, **kwargs)
         started = perf_counter()
@@ -61,7 +61,7 @@ class Invoker:
         if perf_counter() - started > SLOW_HANDLER:
             self._slow.judge(method.name, started)
         if coroutine is not None:
-            handling.handle.waits()
+            handling.driver.waits()
             return await go_on(context, coroutine, value)
         if value.__class__ in PLAIN:
             return value
@@ -71,7 +71,7 @@ class Invoker:
         """Return a value, awaited if it is awaitable."""
         if not inspect.isawaitable(value):
             return value
-        handling.handle.waits()
+        handling.driver.waits()
         return await run_in_context(context, value)
 
     def _wrapped(

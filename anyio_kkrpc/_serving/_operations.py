@@ -211,7 +211,7 @@ class Server:
                 self._conversation.drop(handling)
             for consumer in handling.consumers or ():
                 # Never opened, because the request was refused, or its caller has given up.
-                if consumer.handle is None or not finished:
+                if consumer.driver is None or not finished:
                     self._abandon(consumer)
         if request.o is True:
             return None
@@ -241,13 +241,13 @@ class Server:
                     self.unknown += 1
                 raise NoReply if self._interceptor is None else Expired
         try:
-            handling = self._conversation.handle(request, sender)
+            handling = self._conversation.begin(request, sender)
         except ProtocolError as exc:
             self._core.refuse(exc)
             raise NoReply from None
         member.deadline = None if late else deadline
         member.serves = handling
-        handling.handle = member
+        handling.driver = member
         info = CallInfo(
             request.id,
             ".".join(request.p[:MAX_SEGMENTS]),
@@ -389,7 +389,7 @@ class Server:
     ) -> Any:
         """Let the middleware see that a request isn't run."""
         assert self._interceptor is not None
-        handling.handle.waits()
+        handling.driver.waits()
         name = name_of(request) if source is None else source.name
         known = source is not None
         seen = self._interceptor.refuse(error, request.op, name, known=known)

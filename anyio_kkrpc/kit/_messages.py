@@ -163,15 +163,15 @@ class Messages:
         self._entrance.enter()
         self._open = self.inbound.ended_reason is None
         with lone_error():
-            async with create_task_group() as group:
-                self._outgoing.start(group, f"anyio_kkrpc {self._name} writer")
-                group.start_soon(self._read, read, name=f"anyio_kkrpc {self._name} reader")
-                group.start_soon(self._go_on, name=f"anyio_kkrpc {self._name} pacing")
+            async with create_task_group() as tasks:
+                self._outgoing.start(tasks, f"anyio_kkrpc {self._name} writer")
+                tasks.start_soon(self._read, read, name=f"anyio_kkrpc {self._name} reader")
+                tasks.start_soon(self._go_on, name=f"anyio_kkrpc {self._name} pacing")
                 try:
                     yield
                 finally:
                     await self.aclose()
-                    group.cancel_scope.cancel()
+                    tasks.cancel_scope.cancel()
 
     async def aclose(self) -> None:
         """Write what waits, as far as that is done in 2 seconds, and close. Idempotent."""

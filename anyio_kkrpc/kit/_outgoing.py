@@ -55,14 +55,14 @@ class Outgoing:
         self.sent: int = 0
         self.posted: int = 0
 
-    def start(self, group: TaskGroup, name: str) -> None:
+    def start(self, tasks: TaskGroup, name: str) -> None:
         """Start the task that writes what nobody else writes. It runs until `stop`, also where the
         scope around it is cancelled.
 
         :param name: of the task
         """
         self._scope = CancelScope(shield=True)
-        group.start_soon(self._go_on, self._scope, name=name)
+        tasks.start_soon(self._go_on, self._scope, name=name)
 
     async def send(self, message: bytes) -> None:
         """Write a message, or leave it to the write under way; wait while there is too much."""

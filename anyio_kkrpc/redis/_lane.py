@@ -176,7 +176,7 @@ class Lane:
             block_timeout=options.block_timeout,
             silence=options.read_silence,
             expect_more=self.writer.expect_more,
-            handled=self._after_reading,
+            follow_up=self._after_reading,
         )
         self._make_addressed(keys, common, repeats, in_order)
         self._make_servers(keys, common)

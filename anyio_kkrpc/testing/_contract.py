@@ -135,20 +135,20 @@ async def _receive_that_is_cancelled_loses_nothing(one: Transport, two: Transpor
     sent = 0
     with fail_after(BOUND):
         for round_ in range(10):
-            async with create_task_group() as group:
+            async with create_task_group() as tasks:
 
                 async def receive() -> None:
                     got.append((await two.receive()).record)
 
                 for _ in range(3):
-                    group.start_soon(receive)
+                    tasks.start_soon(receive)
                 if round_ % 2:
                     await wait_all_tasks_blocked()
                 await one.send(Envelope(_request(sent)))
                 sent += 1
                 if round_ % 3:
                     await anyio.lowlevel.checkpoint()
-                group.cancel_scope.cancel()
+                tasks.cancel_scope.cancel()
         while len(got) < sent:
             got.append((await two.receive()).record)
     assert sorted(str(r) for r in got) == sorted(str(_request(n)) for n in range(sent))
@@ -156,9 +156,9 @@ async def _receive_that_is_cancelled_loses_nothing(one: Transport, two: Transpor
 
 async def _concurrent_senders_do_not_mix(one: Transport, two: Transport) -> None:
     got: list[Record] = []
-    async with create_task_group() as group:
+    async with create_task_group() as tasks:
         for number in range(50):
-            group.start_soon(one.send, Envelope(_request(number, size=10_000)))
+            tasks.start_soon(one.send, Envelope(_request(number, size=10_000)))
         with fail_after(BOUND):
             while len(got) < 50:
                 got.append((await two.receive()).record)
@@ -169,8 +169,8 @@ async def _concurrent_senders_do_not_mix(one: Transport, two: Transport) -> None
 async def _cancelled_sender_tears_nothing(one: Transport, two: Transport) -> None:
     for number in range(20):
         with CancelScope() as scope:
-            async with create_task_group() as group:
-                group.start_soon(one.send, Envelope(_request(number, size=50_000)))
+            async with create_task_group() as tasks:
+                tasks.start_soon(one.send, Envelope(_request(number, size=50_000)))
                 if number % 2:
                     await anyio.lowlevel.checkpoint()
                 scope.cancel()
@@ -225,9 +225,9 @@ async def _close_wakes_whoever_waits(one: Transport, two: Transport) -> None:
             woken += 1
 
     with fail_after(BOUND):
-        async with create_task_group() as group:
+        async with create_task_group() as tasks:
             for _ in range(3):
-                group.start_soon(receive)
+                tasks.start_soon(receive)
             await wait_all_tasks_blocked()
             await one.aclose()
     assert woken == 3

@@ -78,7 +78,7 @@ async def serve(
     :param options: those of `ByteStreamTransport`
     """
 
-    async def handle(stream: AnyByteStream) -> None:
+    async def serve_one(stream: AnyByteStream) -> None:
         try:
             async with ByteStreamTransport(stream, **options) as transport:
                 await handler(transport)
@@ -87,7 +87,7 @@ async def serve(
         except Exception:
             logger.exception("the handler of a connection failed")
 
-    await listener.serve(handle)
+    await listener.serve(serve_one)
 
 
 @asynccontextmanager

@@ -97,7 +97,7 @@ def answer(at: Any, reply: Reply) -> None:
     """Take a reply as the channel does."""
     event = at.core.conversation.receive(reply, None)
     assert isinstance(event, CallFinished)
-    event.call.handle.set()
+    event.call.driver.set()
 
 
 async def test_result_and_error() -> None:

@@ -190,7 +190,7 @@ def shell(redis_server: RedisServer, tmp_path: Path, request: pytest.FixtureRequ
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 def test_serve_and_call(shell: Shell, backend: str) -> None:
-    """JSON in, JSON out, and exit codes; SIGTERM ends it in good order."""
+    """JSON in, JSON out, and exit codes; SIGTERM ends it cleanly."""
     if backend == "uvloop":
         pytest.importorskip("uvloop")
     with shell.serving(2, "--group", "w", "--backend", backend) as process:

@@ -116,7 +116,7 @@ def make_pair() -> tuple[Conversation, Conversation, CallbackCall, Ahead]:
     owner, worker = Conversation("a-", remote), Conversation("b-", remote)
     _, request = owner.call("call", ["f"], args=[print])
     assert request.cw == WINDOW
-    (arg,), _ = worker.unpack(request, worker.handle(request, "owner"))
+    (arg,), _ = worker.unpack(request, worker.begin(request, "owner"))
     callback_id, ahead = arg
     return owner, worker, worker.callback_call(callback_id, [1], None), ahead
 
@@ -180,7 +180,7 @@ def test_owner_of_an_older_version() -> None:
     worker = Conversation("b-", lambda *args: aheads.append(args[3]) or print)  # type: ignore[func-returns-value]
     _, request = Conversation("a-", lambda *_: print).call("call", ["f"], args=[print])
     request.cw = UNSET
-    worker.unpack(request, worker.handle(request, "owner"))
+    worker.unpack(request, worker.begin(request, "owner"))
     assert aheads == [None]
 
 

@@ -55,11 +55,11 @@ def open_stream() -> tuple[p.Conversation, p.Conversation, Consumer, Any]:
     """A call answered with a stream: caller, server, consumer, producer."""
     caller, server = make_pair()
     call, request = caller.call("call", ["count"], args=[])
-    handling = server.handle(request, "caller")
+    handling = server.begin(request, "caller")
     reply = server.reply(handling, Source())
     event = caller.receive(reply, "server")
     assert isinstance(event, p.CallFinished)
-    consumer = call.value
+    consumer = call.stream
     assert isinstance(consumer, Consumer)
     return caller, server, consumer, handling.producer
 
@@ -75,12 +75,12 @@ def test_call_and_reply() -> None:
         {"z": 3},
         500,
     )
-    handling = server.handle(request, "caller")
+    handling = server.begin(request, "caller")
     assert server.unpack(request, handling) == ([1, 2], {"z": 3})
     event = caller.receive(server.reply(handling, 6), "server")
     assert isinstance(event, p.CallFinished)
     assert event.call is call
-    assert (call.state, call.value) == (CallState.ANSWERED, 6)
+    assert (call.state, call.result) == (CallState.ANSWERED, 6)
     assert not caller.calls
     assert not server.handlings
 
@@ -89,7 +89,7 @@ def test_error_reply() -> None:
     """An error arrives as it was sent."""
     caller, server = make_pair()
     call, request = caller.call("get", ["x"])
-    handling = server.handle(request, None)
+    handling = server.begin(request, None)
     caller.receive(server.reply_error(handling, {"n": "E", "m": "no"}), None)
     assert (call.state, call.error) == (CallState.FAILED, {"n": "E", "m": "no"})
 
@@ -100,7 +100,7 @@ def test_first_answer_wins() -> None:
     call, request = caller.call("call", ["f"], args=[])
     caller.receive(Reply(request.id, 1), "one")
     assert caller.receive(Reply(request.id, 2), "two") is None
-    assert (call.value, caller.ignored) == (1, 1)
+    assert (call.result, caller.ignored) == (1, 1)
 
 
 def test_reply_from_another_peer_than_addressed_is_ignored() -> None:
@@ -110,7 +110,7 @@ def test_reply_from_another_peer_than_addressed_is_ignored() -> None:
     assert caller.receive(Reply(request.id, 1), "c") is None
     assert call.state is CallState.WAITING
     caller.receive(Reply(request.id, 2), "b")
-    assert call.value == 2
+    assert call.result == 2
 
 
 def test_late_stream_is_sent_back() -> None:
@@ -118,7 +118,7 @@ def test_late_stream_is_sent_back() -> None:
     caller, server = make_pair()
     call, request = caller.call("call", ["f"], args=[])
     caller.finish_call(call, CallInput.CANCEL)
-    reply = server.reply(server.handle(request, "caller"), Source())
+    reply = server.reply(server.begin(request, "caller"), Source())
     event = caller.receive(reply, "server")
     assert isinstance(event, p.Answer)
     assert isinstance(event.record, StreamRequest)
@@ -131,18 +131,18 @@ def test_the_same_request_is_not_served_twice_at_once() -> None:
     """A request that is being served already is refused; afterwards it may come again."""
     _, server = make_pair()
     request = Request("1", "call", ["f"])
-    handling = server.handle(request, "a")
+    handling = server.begin(request, "a")
     with pytest.raises(ProtocolError, match="being served"):
-        server.handle(request, "a")
-    server.handle(request, "b")
+        server.begin(request, "a")
+    server.begin(request, "b")
     server.drop(handling)
-    server.handle(request, "a")
+    server.begin(request, "a")
 
 
 def test_cancel_reaches_the_handling_of_its_sender_only() -> None:
     """A cancel is for the sender's own request."""
     _, server = make_pair()
-    handling = server.handle(Request("1", "call", ["f"]), "a")
+    handling = server.begin(Request("1", "call", ["f"]), "a")
     assert server.receive(Cancel("1"), "b") is None
     event = server.receive(Cancel("1"), "a")
     assert isinstance(event, p.HandlingCancelled)
@@ -157,7 +157,7 @@ def test_values_that_look_like_envelopes_stay_values() -> None:
     caller, server = make_pair()
     odd = [{"__kkrpc_next_arg__": "callback", "id": "x"}, {"__kkrpc_next_stream__": 1}]
     _, request = caller.call("call", ["f"], args=odd)
-    assert server.unpack(request, server.handle(request, None))[0] == odd
+    assert server.unpack(request, server.begin(request, None))[0] == odd
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_malformed_argument_envelopes(bad: dict[str, Any]) -> None:
     _, server = make_pair()
     request = Request("1", "call", ["f"], a=[bad])
     with pytest.raises(ProtocolError):
-        server.unpack(request, server.handle(request, None))
+        server.unpack(request, server.begin(request, None))
 
 
 def test_callback_keeps_its_id_and_counts_its_uses() -> None:
@@ -181,8 +181,8 @@ def test_callback_keeps_its_id_and_counts_its_uses() -> None:
 
     _, first = caller.call("call", ["f"], args=[function, 1, function])
     _, second = caller.call("call", ["f"], args=[function])
-    (one, plain, two), _ = server.unpack(first, server.handle(first, "caller"))
-    (three,), _ = server.unpack(second, server.handle(second, "caller"))
+    (one, plain, two), _ = server.unpack(first, server.begin(first, "caller"))
+    (three,), _ = server.unpack(second, server.begin(second, "caller"))
     assert one == two == three
     assert plain == 1
     callback_id = one[1]
@@ -429,7 +429,7 @@ def test_stream_argument_that_several_peers_got(broadcast: bool, recipient: str 
     assert error is None
     assert caller.ignored == 1
     assert isinstance(caller.receive(Reply(call.id, 5), "first"), p.CallFinished)
-    assert call.value == 5
+    assert call.result == 5
     # One that nobody has read yet says nothing about who fails.
     call, _ = caller.call("call", ["total"], recipient, args=[Source()])
     assert isinstance(caller.receive(Reply(call.id, e={}), recipient or "second"), p.CallFinished)
@@ -559,7 +559,7 @@ def test_lose_settles_everything_once() -> None:
     """When the link goes, every table is emptied and every entry is in a final state."""
     caller, server, consumer, producer = open_stream()
     call, _ = caller.call("call", ["f"], args=[print])
-    handling = server.handle(Request("9", "call", ["f"]), "caller")
+    handling = server.begin(Request("9", "call", ["f"]), "caller")
     lost = caller.lose()
     assert lost.calls == [call]
     assert call.state is CallState.LOST
@@ -630,7 +630,7 @@ def test_arbitrary_records_are_events_or_protocol_errors(steps: list[Any]) -> No
         elif step == "callback":
             calls.append(peer.call("call", ["f"], args=[print])[0])
         elif step == "handle":
-            handlings.append(peer.handle(Request(str(number), "call", ["f"]), "x"))
+            handlings.append(peer.begin(Request(str(number), "call", ["f"]), "x"))
         elif step == "reply" and handlings:
             peer.reply(handlings.pop(), 1)
         elif step == "stream reply" and handlings:
@@ -649,9 +649,9 @@ def test_arbitrary_records_are_events_or_protocol_errors(steps: list[Any]) -> No
             except ProtocolError:
                 event = None
             assert record == before
-            if isinstance(event, p.CallFinished) and isinstance(event.call.value, Consumer):
-                consumers.append(event.call.value)
-                event.call.value.wait()
+            if isinstance(event, p.CallFinished) and event.call.stream is not None:
+                consumers.append(event.call.stream)
+                event.call.stream.wait()
     lost = peer.lose()
     assert not any((peer.calls, peer.handlings, peer.callbacks, peer.consumers, peer.producers))
     assert all(call.state is not CallState.WAITING for call in lost.calls)

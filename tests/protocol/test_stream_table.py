@@ -242,7 +242,7 @@ def test_source_that_is_gone() -> None:
             Reply(call.id, {"__kkrpc_next_stream__": "async-iterable", "id": f"s{number}"}),
             "one" if number < 2 else "two",
         )
-        read.append(call.value)
+        read.append(call.stream)
     assert side.needs == {("one", "source"), ("two", "source")}
     read[0].wait()
     assert side.peer.leave(read[1]) is not None

@@ -130,7 +130,7 @@ class Parts:
     def __init__(
         self, server: Server, group: str | None = None, *, overflow: Overflow = "drop_newest"
     ) -> None:
-        self.expected = self.handled = 0
+        self.expected = self.followed_up = 0
         self.failures: list[Exception] = []
         self.ended: list[Exception] = []
         self.words: list[bytes] = []
@@ -173,14 +173,14 @@ class Parts:
             block_timeout=5.0,
             silence=7.0,
             expect_more=self.expect_more,
-            handled=self.handle,
+            follow_up=self.follow_up,
         )
 
     def expect_more(self) -> None:
         self.expected += 1
 
-    async def handle(self) -> None:
-        self.handled += 1
+    async def follow_up(self) -> None:
+        self.followed_up += 1
 
     def queued(self) -> list[str]:
         """Take the ids of the requests in the queue."""

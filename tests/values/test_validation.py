@@ -537,7 +537,7 @@ async def test_results_are_checked_after_middleware() -> None:
 
 @pytest.mark.parametrize("middleware", [[], [access_log()]], ids=["plain", "middleware"])
 async def test_a_result_is_made_once(middleware: list[Any]) -> None:
-    """What a model is on the wire needs not be what the model takes."""
+    """What a model is on the wire need not be what the model takes."""
     async with connected(Api(), middleware=middleware) as api:
         assert await api.renamed() == {"theSize": 1, "double": 2}
         assert [item async for item in api.many_renamed()] == [{"theSize": 2, "double": 4}]

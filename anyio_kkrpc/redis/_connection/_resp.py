@@ -74,7 +74,7 @@ class _Pending:
         self.event = Event()
         self.reply: Any = _MORE
 
-    def settle(self, reply: Any) -> None:
+    def answer(self, reply: Any) -> None:
         self.reply = reply
         self.event.set()
 
@@ -227,7 +227,7 @@ class Connection(AsyncResource):
         pending = _Pending()
         if self.before_write is not None and self.error is None:
             self.before_write()
-        self.post(pack(args), 1, pending.settle)
+        self.post(pack(args), 1, pending.answer)
         await self.flush()
         if pending.reply is _MORE:
             await pending.event.wait()

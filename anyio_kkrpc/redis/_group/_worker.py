@@ -129,7 +129,7 @@ class Worker:
 
     async def _read(self, patience: Patience, connection: Connection, portion: ReadPortion) -> None:
         held, reader, common = self.held, self._reader, self._common
-        handled, intake = common.handled, common.arrivals.intake
+        follow_up, intake = common.follow_up, common.arrivals.intake
         await self.make(connection.execute)
         if not patience.calm:
             await self.groups.check_rights(connection)
@@ -151,7 +151,7 @@ class Worker:
                 if self._skipped:
                     self._skipped = False
                     await self._writer.flush()
-                await handled()
+                await follow_up()
                 if intake.waiting:
                     await intake.wait()
                 await let_others_run()

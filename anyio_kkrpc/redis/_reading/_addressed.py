@@ -142,12 +142,12 @@ class Addressed:
 
     async def _read(self, connection: Connection, portion: ReadPortion) -> None:
         reader, patience, common = self.reader, self._patience, self._common
-        handled = common.handled
+        follow_up = common.follow_up
         await reader.rewind(connection, self.inbox.key)
         connection.silence = common.silence
         while True:
             try:
-                await reader.read(connection, portion, self._handle)
+                await reader.read(connection, portion, self._take)
             except ResponseError as exc:
                 await self._mend(connection.execute, exc)
                 continue
@@ -155,7 +155,7 @@ class Addressed:
                 patience.worked()
             if reader.count > 1:
                 common.expect_more()
-            await handled()
+            await follow_up()
             await let_others_run()
 
     async def _mend(self, execute: Execute, exc: ResponseError) -> None:
@@ -172,7 +172,7 @@ class Addressed:
             reader.positions[inbox] = await self.inbox.make(execute)
         reader.set_aside(wrong - {inbox})
 
-    def _handle(self, stream: bytes, entry_id: bytes, entry: Entry) -> None:
+    def _take(self, stream: bytes, entry_id: bytes, entry: Entry) -> None:
         record, sender, number = entry.record, entry.sender, entry.number
         addressed = stream == self.inbox.key
         if addressed:

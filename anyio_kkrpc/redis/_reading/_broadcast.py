@@ -62,7 +62,7 @@ class Broadcast:
 
     async def _read(self, patience: Patience, connection: Connection, portion: ReadPortion) -> None:
         stream, common, reader = self._stream, self._common, self._reader
-        handled, intake = common.handled, common.arrivals.intake
+        follow_up, intake = common.follow_up, common.arrivals.intake
         # That asks for two entries: not where one may be all that the server can send.
         if portion.size > 1 and await was_trimmed(connection, stream, self.position):
             logger.warning(
@@ -73,7 +73,7 @@ class Broadcast:
         connection.silence = common.silence
         with common.loop.flow.through(patience):
             while True:
-                await reader.read(connection, portion, self._handle)
+                await reader.read(connection, portion, self._take)
                 if not patience.calm:
                     patience.worked()
                 if reader.count > 1:
@@ -81,12 +81,12 @@ class Broadcast:
                 if self._count is not None:
                     self._count(reader.count)
                 self.position = reader.positions[stream]
-                await handled()
+                await follow_up()
                 if intake.waiting:
                     await intake.wait()
                 await let_others_run()
 
-    def _handle(self, stream: bytes, entry_id: bytes, entry: Entry) -> None:
+    def _take(self, stream: bytes, entry_id: bytes, entry: Entry) -> None:
         if not self._is_own(entry) and not self._is_for_others(entry):
             self.received += 1
             self._deliver(entry, entry_id, None, None)

@@ -26,7 +26,7 @@ class Common(Struct, frozen=True):
     :ivar block_timeout: seconds that one blocking read lasts
     :ivar silence: seconds after which a read without an answer is given up
     :ivar expect_more: told that several entries came together
-    :ivar handled: sends what reading called for
+    :ivar follow_up: sends what reading called for
     """
 
     decoder: Decoder
@@ -37,4 +37,4 @@ class Common(Struct, frozen=True):
     block_timeout: float
     silence: float
     expect_more: Callable[[], object]
-    handled: Callable[[], Awaitable[None]]
+    follow_up: Callable[[], Awaitable[None]]

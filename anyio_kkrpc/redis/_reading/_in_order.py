@@ -1,4 +1,4 @@
-"""What is for one peer, handled in the order in which each sender wrote it.
+"""What is for one peer, taken in the order in which each sender wrote it.
 
 A sender writes again what Redis refused for a while, and what Redis took behind that has come then.
 Such entries wait here for a moment.
@@ -21,12 +21,12 @@ class InOrder:
     """Hands entries on. `run` must run beside it.
 
     :param repeats: knows what is missing
-    :param handle: is given an entry's id and the entry
+    :param take: is given an entry's id and the entry
     """
 
-    def __init__(self, repeats: Repeats, handle: Callable[[bytes, Entry], object]) -> None:
+    def __init__(self, repeats: Repeats, take: Callable[[bytes, Entry], object]) -> None:
         self._repeats = repeats
-        self._handle = handle
+        self._take = take
         self._waits = Event()
 
     def sort(self, stream: bytes, entry_id: bytes, entry: Entry, number: bytes) -> None:
@@ -55,7 +55,7 @@ class InOrder:
     def _hand_on(self, items: list[tuple[bytes, Entry] | None]) -> None:
         for item in items:
             if item is not None:
-                self._handle(*item)
+                self._take(*item)
 
     async def run(self) -> None:
         """Hand on what waits for something that doesn't come."""

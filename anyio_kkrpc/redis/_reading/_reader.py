@@ -33,7 +33,7 @@ for i = 1, #info, 2 do
 end
 """
 
-Handle = Callable[[bytes, bytes, Entry], None]
+Take = Callable[[bytes, bytes, Entry], None]
 
 
 class Decoder:
@@ -118,13 +118,13 @@ class Reader:
         self._read_at = monotonic()
         self._head = (b"XREAD", b"BLOCK", block_ms(block_timeout), b"COUNT")
 
-    async def read(self, connection: Connection, portion: ReadPortion, handle: Handle) -> None:
-        """Wait for entries once, and hand each that is valid to ``handle``.
+    async def read(self, connection: Connection, portion: ReadPortion, take: Take) -> None:
+        """Wait for entries once, and hand each that is valid to ``take``.
 
         :param portion: how many of each stream to ask for
 
-        Nothing is awaited between the reply and the last ``handle``, so a position is never ahead
-        of what was handled.
+        Nothing is awaited between the reply and the last ``take``, so a position is never ahead
+        of what was taken.
         """
         positions, decode = self.positions, self._decoder.decode
         count, before = b"%d" % portion.size, connection.received
@@ -139,7 +139,7 @@ class Reader:
                 positions[stream] = entry_id
                 entry = decode(stream, entry_id, fields)
                 if entry is not None:
-                    handle(stream, entry_id, entry)
+                    take(stream, entry_id, entry)
         received = connection.received - before
         if portion.wary or not portion.few < self.count < portion.many or received > MANY_BYTES:
             portion.took(self.count, received)

@@ -42,7 +42,7 @@ class _Counts(Struct, eq=False):
     :ivar last: the greatest count
     :ivar missing: the first and the last count of each gap below it
     :ivar other: of the epoch of the same sender that was written in before
-    :ivar settled: up to which count nothing that is missing is waited for
+    :ivar given_up: up to which count nothing that is missing is waited for
     :ivar unsure: whether entries may have been lost, so that the next gap isn't waited for
     :ivar early: a heap of what came behind something that is missing and waited for: count, weight,
         and the entry
@@ -54,7 +54,7 @@ class _Counts(Struct, eq=False):
     last: int
     missing: list[tuple[int, int]]
     other: _Counts | None = None
-    settled: int = 0
+    given_up: int = 0
     unsure: bool = False
     early: list[tuple[int, int, Any]] = []
 
@@ -110,7 +110,7 @@ class Repeats:
             return [item]
         if not text.isdigit() or len(text) > _MAX_COUNT:
             return [item]
-        ready = self._take_settled(counts.other)
+        ready = self._take_former(counts.other)
         if counts not in self.disorder:
             return [*ready, item]
         if self.disorder[counts] is None:
@@ -118,7 +118,7 @@ class Repeats:
         heappush(counts.early, (int(text), size + _OVERHEAD, item))
         self._weight += size + _OVERHEAD
         if self._weight > _EARLY:
-            counts.settled = counts.last
+            counts.given_up = counts.last
         return ready + self._take_ready(counts)
 
     def overdue(self, now: float) -> list[Any]:
@@ -126,7 +126,7 @@ class Repeats:
         ready = []
         for counts, until in list(self.disorder.items()):
             if until is not None and until <= now:
-                counts.settled = counts.last
+                counts.given_up = counts.last
                 ready += self._take_ready(counts)
         return ready
 
@@ -136,16 +136,16 @@ class Repeats:
             if stream == self._inbox:
                 counts.unsure = True
 
-    def _take_settled(self, counts: _Counts | None) -> list[Any]:
+    def _take_former(self, counts: _Counts | None) -> list[Any]:
         """Take what waits in the epoch before, if it isn't to wait any more."""
         if counts is None or self.disorder.get(counts) != -inf:
             return []
-        counts.settled = counts.last
+        counts.given_up = counts.last
         return self._take_ready(counts)
 
     def _take_ready(self, counts: _Counts) -> list[Any]:
         """Take what nothing is waited for below."""
-        at = bisect_right(counts.missing, (counts.settled, inf))
+        at = bisect_right(counts.missing, (counts.given_up, inf))
         first = counts.missing[at][0] if at < len(counts.missing) else inf
         early, ready = counts.early, []
         while early and early[0][0] < first:
@@ -187,7 +187,7 @@ class Repeats:
             self._gaps -= 1
         self._incomplete[counts] = None
         if counts.unsure:
-            counts.settled, counts.unsure = last, False
+            counts.given_up, counts.unsure = last, False
         elif counts.in_order:
             self.disorder.setdefault(counts, None)
         while self._gaps > _GAPS:

@@ -162,7 +162,7 @@ async def test_reads() -> None:
     assert list(bench.held.entries) == [b"1-0"]
     assert sorted(bench.writes.acknowledged) == [b"2-0", b"3-0"]
     assert bench.writes.flushed
-    assert (bench.parts.expected, bench.parts.handled) == (1, 1)
+    assert (bench.parts.expected, bench.parts.followed_up) == (1, 1)
     head = (b"XREADGROUP", b"GROUP", GROUP, b"c", b"BLOCK", b"5000", b"COUNT", b"3")
     assert next(command[:8] for command in bench.server.asked if command[0] == head[0]) == head
 

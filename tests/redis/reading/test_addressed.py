@@ -113,7 +113,7 @@ async def test_who_gets_what() -> None:
     assert desk.parts.words == [b"claim"]
     assert desk.inbox.consumed == [b"5-0", b"6-0"]
     assert desk.reader.positions == {CONTROL: b"8-0", INBOX: b"6-0"}
-    assert (desk.parts.expected, desk.parts.handled) == (1, 1)
+    assert (desk.parts.expected, desk.parts.followed_up) == (1, 1)
 
 
 async def test_destroyed() -> None:

@@ -40,7 +40,7 @@ async def test_reads() -> None:
     assert [str(one) for one in parts.failures] == ["there is no server any more"]
     assert parts.queued() == ["a", "b"]
     assert (broadcast.received, broadcast.position) == (2, b"9-0")
-    assert (parts.expected, parts.handled, sum(counted)) == (1, 3, 5)
+    assert (parts.expected, parts.followed_up, sum(counted)) == (1, 3, 5)
     assert parts.common.decoder.invalid == 1
     assert read_from(server) == [b"4-0", b"8-0", b"8-0", b"9-0"]
     assert server.silence == 7.0
