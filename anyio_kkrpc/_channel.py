@@ -181,7 +181,7 @@ class RPCChannel(AsyncContextManagerMixin):
         if expose is not None:
             self._server = self._make_server(expose, max_concurrency)
         if self._server is not None:
-            core.lender = self._server
+            core.serve_with(self._server)
         self._calls = Calls(core, self._middleware, fail_fast=fail_fast)
         self._sources = Sources(core)
         self._reactions = Reactions(core, self._calls, self._end)
@@ -200,7 +200,7 @@ class RPCChannel(AsyncContextManagerMixin):
                 return
             # Around all tasks, so that it is left when the last handler has ended.
             async with entered(self._server.exposed) as exposed:
-                self._server.exposed = exposed
+                self._server.serve(exposed)
                 async with self._open():
                     yield self
         finally:

@@ -87,7 +87,7 @@ class CallbackRunner:
                 self._export.function,
             )
         self._export.drop(event.sender)
-        self._core.dropped_callbacks += 1
+        self._core.note_dropped_callback()
         self._tell(event)
 
     def _tell(self, event: CallbackInvoked) -> None:

@@ -118,6 +118,14 @@ class Core:
         self.now, self.one_shot = clock(), one_shots()
         self.outbox.open()
 
+    def serve_with(self, lender: Lender) -> None:
+        """Note that this side serves, and what is told that a handler waits for another peer."""
+        self.lender = lender
+
+    def note_dropped_callback(self) -> None:
+        """Note that an invocation of a function of this side was thrown away."""
+        self.dropped_callbacks += 1
+
     def open(self, tasks: TaskGroup) -> None:
         """Begin, with the task group of the channel."""
         self._tasks = tasks

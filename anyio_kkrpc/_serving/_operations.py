@@ -106,6 +106,10 @@ class Server:
             at=core.timer.at,
         )
 
+    def serve(self, entered: Exposed) -> None:
+        """Serve this from now on: what was exposed, once it is entered."""
+        self.exposed = entered
+
     async def run(self) -> None:
         """Serve until the transport ends or the crew is cancelled."""
         self._now = clock()

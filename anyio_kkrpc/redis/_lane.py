@@ -244,13 +244,14 @@ class Lane:
         self._spawn(tasks, "order", addressed.in_order.run)
         grouped, execute = options.use_consumer_group, entering.execute
         modern = await check_server(execute, options.target, groups=grouped)
-        self.writer.commands.no_mkstream = addressed.inbox.modern = modern
+        self.writer.commands.meet_server(modern=modern)
+        addressed.inbox.meet_server(modern=modern)
         shared = self._dialects.own.shared
         start = await addressed.find_start(execute, entering.ask, shared=shared)
-        self.shared.begin_after(start)
+        self.shared.begin_after(start, tasks)
         self.broadcast.begin_after(start)
         reading = await self.dials.dialer("inbox").first()
-        self._tasks = self.shared.pacing.group = tasks
+        self._tasks = tasks
         tasks.start_soon(addressed.run, reading, name="anyio_kkrpc redis inbox")
         for name, run in self._housekeeping():
             self._spawn(tasks, name, run)

@@ -213,7 +213,8 @@ async def test_without_reply() -> None:
 async def test_a_handler_that_waits_lends_its_place(how: str) -> None:
     """It has it back, whatever becomes of its call; who is no handler has none to lend."""
     async with calling() as at:
-        lender = at.core.lender = Lender()
+        lender = Lender()
+        at.core.serve_with(lender)
         info: Any = SimpleNamespace(deadline=None)
         if how == "not sent":
             at.transport.error = TransportConnectionError("broken")

@@ -164,6 +164,24 @@ def private_uses(root: Path = ROOT) -> Iterator[tuple[str, str, int]]:
                 yield name, one, line
 
 
+def sets_of_others(root: Path = ROOT) -> Iterator[tuple[str, str, int]]:
+    """Yield ``module, what is set, line`` where a module sets an attribute of a part of a part.
+
+    That is ``a.b.c = ...`` where nothing in the same module defines ``c``: the state of ``b``,
+    changed by somebody who only holds it.
+    """
+    for name, file in modules(root).items():
+        own = _defined(tree(file))
+        for node in ast.walk(tree(file)):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, (ast.Store, ast.Del))
+                and isinstance(node.value, ast.Attribute)
+                and node.attr not in own
+            ):
+                yield name, ast.unparse(node), node.lineno
+
+
 def _is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 

@@ -32,7 +32,6 @@ class Inbox:
     :param lost: told that the inbox was gone, with what was in it: the id since which it is there
     :ivar consumed: ids of entries that were read, to be deleted
     :ivar wake_wanted: whether its reader is to read other streams as well
-    :ivar modern: whether the server can delete all up to an id
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class Inbox:
         self.key = key
         self.consumed: list[bytes] = []
         self.wake_wanted = False
-        self.modern = True
+        self._modern = True
         self._ttl = ttl
         self._ttl_ms = b"%d" % round(ttl * 1000)
         self._request = request
@@ -53,6 +52,10 @@ class Inbox:
         self._kept_at = 0.0
         self._left = False
         self._lock = Lock()
+
+    def meet_server(self, *, modern: bool) -> None:
+        """Note whether the server is Redis 6.2 or later, which can delete all up to an id."""
+        self._modern = modern
 
     async def make(self, execute: Execute) -> bytes:
         """Make it; return the id of the last entry that isn't wanted.
@@ -101,7 +104,7 @@ class Inbox:
             return
         consumed = list(self.consumed)
         # Redis 6.2 or later, where this takes a thirtieth of the time.
-        if self.modern:
+        if self._modern:
             ms, number = order(consumed[-1])
             await self._request(b"XTRIM", self.key, b"MINID", b"%d-%d" % (ms, number + 1))
         else:

@@ -19,20 +19,26 @@ class Pacing:
     """Runs a task as long as there are streams that need it.
 
     :param inbound: tells when nothing is sent any more
-    :ivar group: where the task runs, once that is entered
     """
 
     def __init__(self, streams: ClassicStreams, inbound: _Receives) -> None:
         self._streams = streams
         self._inbound = inbound
         self._running = False
-        self.group: TaskGroup | None = None
+        self._tasks: TaskGroup | None = None
+
+    def begin(self, tasks: TaskGroup) -> None:
+        """Let the task run from now on.
+
+        :param tasks: where
+        """
+        self._tasks = tasks
 
     def go_on(self) -> None:
         """Have the task run, if any stream needs it."""
-        if self._streams.busy and not self._running and self.group is not None:
+        if self._streams.busy and not self._running and self._tasks is not None:
             self._running = True
-            self.group.start_soon(self._run, name="anyio_kkrpc pacing")
+            self._tasks.start_soon(self._run, name="anyio_kkrpc pacing")
 
     async def _run(self) -> None:
         try:

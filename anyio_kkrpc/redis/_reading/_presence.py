@@ -50,7 +50,6 @@ class SignOfLife:
 
     :param key: its name
     :param ttl: seconds after which it is gone unless it is kept
-    :ivar wanted: whether it is to be kept
     """
 
     def __init__(self, key: bytes, ttl: float, link: Link, outages: Outages) -> None:
@@ -64,21 +63,25 @@ class SignOfLife:
         self._outages = outages
         self._kept_at = -inf
         self._written = self._left = False
-        self.wanted = False
+        self._wanted = False
 
     @property
     def due(self) -> float:
         """When it is to be kept again, on AnyIO's clock."""
-        return self._kept_at + self._each if self.wanted and not self._left else inf
+        return self._kept_at + self._each if self._wanted and not self._left else inf
 
     def give(self) -> None:
         """Keep it, from now on: it is written before whatever is written next."""
-        self.wanted = True
+        self._wanted = True
         now, connection = current_time(), self._link.connection
         if now < self.due or connection is None or connection.error is not None:
             return
         connection.post(self._packed, 1, self._on_answer)
         self._note(now)
+
+    def stop(self) -> None:
+        """Keep it no more: nobody looks."""
+        self._wanted = False
 
     async def keep(self, execute: Execute) -> None:
         """Write it again if that is due.
@@ -174,7 +177,8 @@ class Presence:
         table: dict[Any, Any] = self._sources if role == "source" else self._readers
         if not wanted:
             table.pop(peer, None)
-            self.sign.wanted = bool(self._readers)
+            if not self._readers:
+                self.sign.stop()
             return
         if peer is None and role == "source":
             return
@@ -191,7 +195,7 @@ class Presence:
         self._sources.clear()
         self._readers.clear()
         self._missed.clear()
-        self.sign.wanted = False
+        self.sign.stop()
 
     def lose(self) -> None:
         """Note that the server was away, or has lost its data."""

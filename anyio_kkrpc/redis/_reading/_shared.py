@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from anyio.abc import TaskGroup
+
 from ..._exceptions import DeliveryError
 from ..._wire_errors import library_error
 from ...abc import Envelope
@@ -65,9 +67,13 @@ class Shared:
         self.connected_id = b"0-0"
         self.received = 0
 
-    def begin_after(self, entry_id: bytes) -> None:
-        """Note which entry of the stream was the last when this peer came."""
+    def begin_after(self, entry_id: bytes, tasks: TaskGroup) -> None:
+        """Note which entry of the stream was the last when this peer came.
+
+        :param tasks: where what lets streams go on runs
+        """
         self.connected_id = entry_id
+        self.pacing.begin(tasks)
 
     # What is of no interest here
 

@@ -36,6 +36,10 @@ class Acknowledgements:
         """The entries whose reply isn't taken yet, with the number of their deliveries."""
         return self._unanswered
 
+    def be_careful(self, careful: bool) -> None:
+        """Note whether replies may be refused."""
+        self.careful = careful
+
     def write(self, entry: bytes, attempt: int) -> None:
         """Note that the reply to an entry is being written."""
         if self.careful or entry in self._unanswered:

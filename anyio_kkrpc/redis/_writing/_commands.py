@@ -95,7 +95,6 @@ class Commands:
     :param added: told how many entries are added to the stream or acknowledged, if not ``None``
     :ivar keys: of the stream
     :ivar sent: records that were put into posts
-    :ivar no_mkstream: whether the server knows NOMKSTREAM
     """
 
     def __init__(
@@ -128,8 +127,13 @@ class Commands:
         self._epochs = count(1)
         self._inboxes: OrderedDict[str, _Inbox] = OrderedDict()
         self._control = self._open(keys.control)
-        self.no_mkstream = True
+        # What keeps XADD from making an inbox: a peer that has gone must not get it back.
+        self._if_there: tuple[bytes, ...] = (b"NOMKSTREAM",)
         self.sent = 0
+
+    def meet_server(self, *, modern: bool) -> None:
+        """Note whether the server is Redis 6.2 or later, which knows NOMKSTREAM."""
+        self._if_there = (b"NOMKSTREAM",) if modern else ()
 
     def make(self, envelope: Envelope) -> Post | None:
         """Return what is to be written; ``None`` if its recipient knows nothing of the kind, or if
@@ -358,11 +362,6 @@ class Commands:
         fields = self._native.encode(envelope.record, envelope.recipient, number)
         self._check_size(max(map(len, fields)))
         return fields
-
-    @property
-    def _if_there(self) -> tuple[bytes, ...]:
-        """What keeps XADD from making an inbox: a peer that has gone must not get it back."""
-        return (b"NOMKSTREAM",) if self.no_mkstream else ()
 
     def _inbox(self, recipient: str) -> _Inbox:
         inboxes = self._inboxes

@@ -195,7 +195,7 @@ class Outgoing:
         """Acknowledge an entry only when its reply was taken, unless that is long past."""
         now = self.now()
         if not self._unanswered and now > self.undelivered.until:
-            self.acks.careful = not self._again.is_long_past(now)
+            self.acks.be_careful(not self._again.is_long_past(now))
         self.acks.write(entry_id, attempt)
 
     def _write_beside(self, post: Post, connection: Connection) -> None:
@@ -327,7 +327,7 @@ class Outgoing:
 
     def _be_careful(self, post: Post) -> None:
         """Acknowledge nothing that isn't answered, from now on for a while."""
-        self.acks.careful = True
+        self.acks.be_careful(True)
         self._again.refuse(self.now())
         if post.answers is not None:
             self.acks.hold(post.answers, post.attempt)

@@ -113,7 +113,7 @@ class Undelivered:
         Meanwhile a reply must be taken before its request is acknowledged.
         """
         self.until, self._complained = now + self._chance, False
-        self._acks.careful = True
+        self._acks.be_careful(True)
         for post in self._weights:
             if post.answers is not None:
                 # It may have been acknowledged in the same write.

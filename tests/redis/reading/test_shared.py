@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from anyio.abc import TaskGroup
 
 from anyio_kkrpc import TransportClosedError
 from anyio_kkrpc._protocol._records import Bye, Cancel, Record, Reply, Request
@@ -53,7 +54,7 @@ class Stream:
             now=lambda: 1000.0,
             listen=self.listened.append,
         )
-        self.shared.begin_after(b"100-0")
+        self.shared.begin_after(b"100-0", cast(TaskGroup, None))  # no stream goes on
 
     def peer(self, name: str, dialect: str = "compact") -> SharedPeer:
         return SharedPeer.of(name, getattr(self.dialects, dialect))

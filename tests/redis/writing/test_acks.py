@@ -103,14 +103,14 @@ class Model(RuleBasedStateMachine):
                 if taken:
                     acks.answer(entry)
                 else:
-                    acks.careful = True
+                    acks.be_careful(True)
                     acks.hold(entry, self.attempts[entry])
                     self.waiting.append(entry)
             elif what == "acknowledge":
                 if taken:
                     acks.acknowledged(entries)
                 else:
-                    acks.careful = True
+                    acks.be_careful(True)
                     acks.not_acknowledged(entries)
             elif taken:
                 given_up = acks.brought_back(entries)
@@ -136,7 +136,7 @@ class Model(RuleBasedStateMachine):
     def calm_down(self) -> None:
         """It is long past that something was refused."""
         if not self.acks.unanswered:
-            self.acks.careful = False
+            self.acks.be_careful(False)
 
     @invariant()
     def what_waits_is_unanswered(self) -> None:
@@ -176,7 +176,7 @@ def test_with_the_reply_while_nothing_is_amiss() -> None:
 
 def test_only_behind_its_reply_when_careful() -> None:
     acks = Acknowledgements()
-    acks.careful = True
+    acks.be_careful(True)
     acks.write(b"1-0", 2)
     assert acks.take() == []
     assert acks.unanswered == {b"1-0": 2}

@@ -104,7 +104,7 @@ def test_cancel_of_a_request_to_the_group() -> None:
 
 def test_old_servers_make_inboxes() -> None:
     maker = commands()
-    maker.no_mkstream = False
+    maker.meet_server(modern=False)
     assert parsed(made(maker, Reply("1", 2), CALLER).packed)[0][:3] == [b"XADD", INBOX, b"*"]
 
 
