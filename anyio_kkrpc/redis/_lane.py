@@ -46,7 +46,7 @@ from ._connection._link import Link
 from ._connection._patience import Outages, Patience
 from ._connection._resp import Connection
 from ._connection._role import Role, read_role
-from ._group._held import Held
+from ._group._keeping import Keeper
 from ._group._worker import Worker
 from ._making import make_commands, make_dials, make_groups, make_signer, make_trim
 from ._options import Options
@@ -119,7 +119,7 @@ class Lane:
             dialects.native,
             returned=reception.inbound.deliver,
             patience=Patience("writes", outages),
-            given_up=lambda *entry: self.worker.held.give_back(*entry),
+            given_up=lambda *entry: self.worker.keeper.give_back(*entry),
             failed=failed,
             chance=options.inbox_ttl,
             absent=lambda peer, error: self.presence.tell(peer, error),
@@ -130,8 +130,7 @@ class Lane:
         parts = (self.link, self.clock, outages, reception.inbound.lose_peer)
         self.presence = Presence(keys, options.session_id, times, *parts)
         self._make_readers(keys, signer, destroyed)
-        refusal = options.target.refusal
-        self.admin = Admin(self.link, keys, signer, self.decoder.skip, refusal)
+        self.admin = Admin(self.link, keys, signer, self.decoder.skip, options.target.refusal)
 
     def _make_readers(
         self, keys: Keys, signer: Signer | None, destroyed: Callable[[Exception], object]
@@ -208,10 +207,10 @@ class Lane:
         """Make what reads requests: as a worker of a group, or in a broadcast."""
         options, writer = self._options, self.writer
         groups = make_groups(options, keys, self.link)
-        room = (options.claim_idle, self._reception.room)
+        keeping = options.claim_idle, self._reception.room, self.hints.tell_claim
         self.worker = Worker(
             groups,
-            Held(groups, writer, self._outages, *room, self.hints.tell_claim),
+            Keeper(groups, writer, self._outages, *keeping),
             writer,
             common,
             hints=self.hints,
@@ -304,7 +303,7 @@ class Lane:
         if self.trim is not None:
             tasks.append(("trim", partial(self.trim.run, self.link)))
         if options.use_consumer_group:
-            tasks.append(("touch", self.worker.held.run))
+            tasks.append(("touch", self.worker.keeper.run))
         return tasks
 
     async def _prepare(self, connection: Connection) -> None:
@@ -334,10 +333,10 @@ class Lane:
 
         :param listening: whether there is somebody to listen
         """
-        grouped, held = self._options.use_consumer_group, self.worker.held
+        grouped, keeper = self._options.use_consumer_group, self.worker.keeper
         if not listening:
             self.presence.forget()
-        held.set_limit(limit)
+        keeper.room.set_limit(limit)
         if limit:
             self.want_requests()
             return
@@ -349,7 +348,7 @@ class Lane:
             self._reception.inbound.note_unserved(forgotten)
         else:
             self._reception.forget_taken()
-            held.release(begun=not listening)
+            keeper.release(begun=not listening)
 
     def want_requests(self) -> None:
         """Have requests read, once it has started and unless it has ended."""
@@ -375,7 +374,7 @@ class Lane:
             if len(inbox.consumed) >= MANY:
                 await inbox.trim()
             if self.worker.held.dropped:
-                await self.worker.held.hand_back()
+                await self.worker.keeper.hand_back()
         except RedisError as exc:
             self._upkeep.pause(exc)  # housekeeping makes up for it
         sender = self._signals.unsaid
@@ -398,7 +397,7 @@ class Lane:
     def stop(self, reason: Exception) -> None:
         """Read no more, and let nobody wait, without awaiting."""
         self.writer.end(reason)
-        self.worker.held.end()
+        self.worker.keeper.end()
         self.addressed.stop()
         self.requests.stop()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from secrets import token_hex
 from time import time
+from typing import Any
 
 from anyio import current_time
 
@@ -73,8 +74,8 @@ def make_reception(
     options: Options,
     *,
     decode: Callable[[list[bytes]], Record],
-    dropped: Callable[[bytes], object],
-    finished: Callable[[bytes], object],
+    dropped: Callable[[Any], object],
+    finished: Callable[[Any], object],
 ) -> Reception:
     """Return where requests wait; see there."""
     size, size_bytes, overflow = options.max_queue_size, options.max_queue_bytes, options.overflow

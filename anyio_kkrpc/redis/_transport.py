@@ -41,6 +41,7 @@ from ._admin import Admin, StreamEntry, StreamInfo, check_max_len
 from ._connection._entering import Entering
 from ._connection._patience import Outages
 from ._group._dead_letters import DeadLetter
+from ._group._held import HeldEntry
 from ._lane import Lane
 from ._life import Life, Phase
 from ._making import make_capabilities, make_dialects, make_reasons, make_reception
@@ -131,15 +132,16 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         reception = self._reception = make_reception(
             options,
             decode=self._dialects.decode_whole,
-            dropped=lambda token: self._held.drop(token),
-            finished=lambda token: self._lane.worker.finish(token),
+            dropped=lambda held: self._lane.worker.held.drop(held),
+            finished=lambda held: self._lane.worker.finish(held),
         )
         end = {"failed": self._broken, "destroyed": self._end}
         lane = self._lane = Lane(options, self._dialects, reception, self._outages, **end)
         self._reasons = make_reasons(options, lane.link)
         # Asked for each message, and so without a detour.
         self._inbound, self._aside = reception.inbound, reception.aside
-        self._writer, self._held = lane.writer, lane.worker.held
+        self._writer, self._keeper = lane.writer, lane.worker.keeper
+        self._entries, self._room = self._keeper.held.entries, self._keeper.room
         self._requests, self._pacing = lane.requests, lane.shared.pacing
 
     # Accessors
@@ -282,23 +284,23 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def serve_more(self, change: int) -> None:
         """Take more requests, or fewer; see `Transport.serve_more`."""
         self._aside.lend(change)
-        self._held.lend(change)
+        self._room.lend(change)
 
     async def receive(self) -> Envelope:
         """Return the next request; without a listener, the next record of any kind."""
         if not self._requests.wanted and self._inbound.serving:
             await checkpoint_if_cancelled()  # who is leaving reads nothing
             self._lane.want_requests()
-        aside, held = self._aside, self._held
+        aside, keeper = self._aside, self._keeper
         while True:
-            entry = None
             envelope = await (aside.receive() if aside.waiting else self._inbound.receive())
-            if envelope.token is not None:
-                entry = held.entries.get(envelope.token)
-                if entry is None or entry.sure_until < held.now():
-                    entry = await held.confirm(envelope.token)
-                    if entry is None:
-                        continue
+            entry: HeldEntry | None = envelope.token
+            if (
+                entry is not None
+                and entry.sure_until < keeper.now()
+                and not await keeper.confirm(entry)
+            ):
+                continue
             if envelope.__class__ is Envelope or aside.begin(envelope):
                 break
         if aside.waiting:
@@ -332,12 +334,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             post = None if reply is None else writer.send_nowait(reply)
             flushed = post is None
         else:
-            post = writer.settle(envelope.token, reply, envelope.attempt)
-            held = self._held
-            held.entries.pop(envelope.token, None)
+            entry_id, room = envelope.token.id, self._room
+            post = writer.settle(entry_id, reply, envelope.attempt)
+            self._entries.pop(entry_id, None)
             envelope.token = None
-            if held.wanted is not None:
-                held.notify()
+            if room.wanted is not None:
+                room.notify()
             flushed = writer.flush_nowait()
         if envelope.__class__ is not Envelope:
             self._aside.end(envelope)

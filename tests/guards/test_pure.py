@@ -22,6 +22,8 @@ PURE = (
     "redis.dialects",
     "redis._stream",
     "redis._writing._commands",
+    "redis._group._held",
+    "redis._group._findings",
 )
 # Asks the server about itself.
 ASKS = {"redis._stream._server"}

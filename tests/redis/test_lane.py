@@ -74,7 +74,7 @@ async def test_nothing_begins_by_itself(grouped: bool) -> None:
     lane = owner.lane
     lane.serve(3, listening=True)
     assert lane.requests.reading is Reading.NOT
-    assert lane.worker.held.limit == 3
+    assert lane.worker.keeper.room.limit == 3
     statistics = lane.statistics()
     assert statistics.queue.current_items == statistics.sent == statistics.received == 0
     owner.end()

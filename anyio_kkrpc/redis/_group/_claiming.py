@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from .._connection._patience import Patience
 from ._claims import Groups, Look
-from ._held import LIVES, Held
+from ._keeping import LIVES, Keeper
 from ._takeover import Takeover
 
 # As parts of claim_idle: how often the lease is asked for or kept, which has to be more often than
@@ -37,7 +37,7 @@ class Claimer:
     """Takes what was handed back, and, while it is the one to do so, finds what was lost.
 
     :param takeover: takes what there is room for
-    :param held: what this worker holds
+    :param keeper: keeps what this worker holds
     :param claim_idle: seconds
     :param tell: tells the other workers that there is something to take
     :param patience: with a server that refuses it
@@ -47,7 +47,7 @@ class Claimer:
         self,
         groups: Groups,
         takeover: Takeover,
-        held: Held,
+        keeper: Keeper,
         claim_idle: float,
         *,
         tell: Callable[[], Awaitable[object]],
@@ -55,10 +55,10 @@ class Claimer:
     ) -> None:
         self._groups = groups
         self._take = takeover.take
-        self._keep = held.keep
+        self._keep = keeper.keep
         self._idle = claim_idle
         self._poll = min(claim_idle * _POLL, LIVES)
-        self._wait_room = held.wait_room
+        self._wait_room = keeper.room.wait
         self._tell = tell
         self._patience = patience
         self._wake = Event()

@@ -1,4 +1,4 @@
-"""What this worker has taken from the group and not finished: it is kept, or given back.
+"""What this worker has taken from the group and not finished, and what is to be given back.
 
 Redis gives an entry to another worker once it wasn't kept for ``claim_idle``. A worker that stands
 still for as long, because it is stopped, its machine sleeps, or a handler blocks its event loop,
@@ -8,36 +8,26 @@ less. What is to begin later is confirmed before. What another worker has got is
 
 One that runs already goes on: its reply is as good as the other run's, and acknowledges the
 request because it is done.
+
+Here is what is known and what follows from it; `Keeper` tells Redis.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping
+from enum import Enum, auto
 
-from anyio import Event, Lock, move_on_after
 from msgspec import Struct
-from redis.exceptions import RedisError
 
-from .._connection._errors import Meaning, meaning_of
-from .._connection._patience import Outages, Patience
-from .._writing._writer import Writer
-from ._claims import Groups
+__all__ = ("GONE", "STARTED", "Held", "HeldEntry", "Standing")
 
-logger = logging.getLogger("anyio_kkrpc")
-
-# As parts of claim_idle: how often Redis is told what is held, which is also how long one read may
-# take; and how long an entry is surely held, since those who look for lost ones round their times.
-KEEP = 1 / 3
+# How long an entry is surely held, as a part of claim_idle: those who look for lost ones round
+# their times.
 _SURE = 0.9
-# Seconds in which a worker does something, at the latest, by which others see that it lives.
-LIVES = 15.0
-# How often an entry is confirmed before it begins all the same, since each answer comes too late.
-_CONFIRMATIONS = 3
-# In place of the time until which an entry is surely held.
-STARTED = float("-inf")
+# In place of the time until which an entry is surely held, less than any time: so whoever would
+# begin such an entry asks.
+STARTED = -1.0
+GONE = -2.0
 _FOR_EVER = float("inf")
 
 
@@ -45,11 +35,12 @@ class HeldEntry(Struct):
     """An entry of the group that was taken and not yet acknowledged.
 
     :ivar attempt: how often it has been delivered
-    :ivar sure_until: until when no other worker has got it, on the clock of `Held`; `STARTED` once
-        it runs, which makes whoever would begin it again ask
+    :ivar sure_until: until when no other worker has got it, on the clock of `Keeper`; `STARTED`
+        once it runs, `GONE` once it is to run elsewhere
     :ivar lost: whether another worker has got it all the same
     """
 
+    id: bytes
     attempt: int
     sure_until: float
     lost: bool = False
@@ -64,89 +55,41 @@ class HeldEntry(Struct):
         self.sure_until = STARTED
 
 
-def _waking_clock() -> Callable[[], float]:
-    """Return a clock, in seconds, that goes on while the machine sleeps, where there is one."""
-    boot = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.monotonic if boot is None else partial(time.clock_gettime, boot)
+class Standing(Enum):
+    """Whether an entry may begin here."""
+
+    SURE = auto()
+    UNSURE = auto()  # Redis is to be asked
+    NO = auto()
 
 
 class Held:
-    """What one worker holds, and how much more it may take.
+    """What one worker holds.
 
     :param claim_idle: seconds after which an entry that wasn't kept belongs to anybody
-    :param queue_room: how many more entries the queue takes
-    :param tell: tells the other workers that there is something to take
-    :param now: see there
-    :ivar now: seconds on a clock that goes on whatever happens to this process
     :ivar entries: what is held, by id; to be added and removed by who takes and settles
     :ivar dropped: what is to be handed back, with the number of deliveries that count
-    :ivar limit: how many entries may be held at a time, 0 for any number
-    :ivar wanted: set once there may be room, if somebody waits for that
     :ivar sure_for: seconds for which an entry is surely held from when a command is sent that takes
         or keeps it
+    :ivar ended: whether nothing will be begun or settled here any more
     :ivar handed_back: how many entries were given back
     :ivar lost: how many entries other workers have got
     """
 
-    def __init__(
-        self,
-        groups: Groups,
-        writer: Writer,
-        outages: Outages,
-        claim_idle: float,
-        queue_room: Callable[[], int],
-        tell: Callable[[], Awaitable[object]],
-        now: Callable[[], float] | None = None,
-    ) -> None:
-        self._groups = groups
-        self._writer = writer
-        self._outages = outages
-        self._interval = min(claim_idle * KEEP, LIVES)
+    def __init__(self, claim_idle: float) -> None:
         self.sure_for = claim_idle * _SURE
-        self._queue_room = queue_room
-        self._tell = tell
-        self.now = now or _waking_clock()
         self.entries: dict[bytes, HeldEntry] = {}
         self.dropped: dict[bytes, int] = {}
-        self.limit = self.handed_back = self.lost = 0
-        self.wanted: Event | None = None
-        self._ended = False
-        self._handing_back = Lock()
-        self._stirred: Event | None = None
-        self._kept: Event | None = None
-
-    # Room
-
-    def set_limit(self, limit: int) -> None:
-        """Note how many may be held from now on, 0 for any number."""
-        self.limit = limit
-        if limit:
-            self.notify()
-
-    def lend(self, change: int) -> None:
-        """Note that more may be held for a while, or fewer again."""
-        self.limit += change
-        self.notify()
-
-    def room(self) -> int:
-        """Return how many entries may be taken now."""
-        room = self._queue_room()
-        return min(room, self.limit - len(self.entries)) if self.limit else room
-
-    async def wait_room(self) -> int:
-        """Return how many entries may be taken now, once that is at least one."""
-        while (room := self.room()) <= 0:
-            wanted = self.wanted = self.wanted or Event()  # several may wait
-            await wanted.wait()
-        return room
-
-    def notify(self) -> None:
-        """Note that there may be room."""
-        if self.wanted is not None:
-            self.wanted.set()
-            self.wanted = None
+        self.ended = False
+        self.handed_back = self.lost = 0
 
     # Whose an entry is
+
+    def standing(self, entry: HeldEntry, now: float) -> Standing:
+        """Return whether an entry that was taken may begin at a time."""
+        if self.ended or entry.started or self.entries.get(entry.id) is not entry:
+            return Standing.NO
+        return Standing.SURE if now < entry.sure_until else Standing.UNSURE
 
     def regain(self, entry_id: bytes, sure_until: float) -> None:
         """Note that what is held here was delivered here once more."""
@@ -161,141 +104,74 @@ class Held:
             if not entry.started:
                 entry.sure_until = _FOR_EVER
 
-    async def confirm(self, entry_id: bytes) -> HeldEntry | None:
-        """Return an entry that isn't surely held, if it may begin here.
-
-        If this is cancelled, it goes back to the group.
-        """
-        entry = self.entries.get(entry_id)
-        try:
-            for _ in range(_CONFIRMATIONS):
-                # One that was lost and came here again is in the queue twice, and begins once.
-                if self._ended or entry is None or self.entries.get(entry_id) is not entry:
-                    return None
-                if entry.started:
-                    return None
-                if self.now() < entry.sure_until:
-                    return entry
-                self.stir()
-                kept = self._kept = self._kept or Event()
-                await kept.wait()
-            return entry if self.entries.get(entry_id) is entry and not self._ended else None
-        except BaseException:
-            self.drop(entry_id)
-            self.stir()
-            raise
-
-    async def keep(self) -> None:
-        """Tell Redis that what this worker holds isn't lost, and learn what is all the same."""
-        known = {
+    def to_keep(self) -> dict[bytes, HeldEntry]:
+        """Return what Redis is to be told that it isn't lost."""
+        return {
             entry_id: entry
             for entry_id, entry in self.entries.items()
             if not entry.lost and entry.sure_until != _FOR_EVER
         }
-        held = [*known, *self._writer.unfinished()]
-        if not held:
-            return
-        sure = self.now() + self.sure_for
-        lost = set(await self._groups.touch(held))
-        # Meanwhile some were finished, or were lost and came here again.
-        known = {key: entry for key, entry in known.items() if self.entries.get(key) is entry}
-        for entry_id, entry in known.items():
-            if entry_id not in lost and not entry.started:
-                entry.sure_until = max(entry.sure_until, sure)
-        self._lose({key: entry for key, entry in known.items() if key in lost})
 
-    def _lose(self, lost: dict[bytes, HeldEntry]) -> None:
-        if not lost:
-            return
-        self.lost += len(lost)
-        for entry_id, entry in lost.items():
+    def keep(
+        self, kept: Mapping[bytes, HeldEntry], lost: Collection[bytes], sure_until: float
+    ) -> list[HeldEntry]:
+        """Take Redis' answer.
+
+        :param kept: what `to_keep` returned. Since then some were finished, or were lost and came
+            here again.
+        :param lost: which of them other workers have got
+        :param sure_until: until when the others are surely held
+        :return: those that are lost; those that don't run aren't held any more
+        """
+        gone = []
+        for entry_id, entry in kept.items():
+            if self.entries.get(entry_id) is not entry:
+                continue
+            if entry_id in lost:
+                gone.append(entry)
+            elif not entry.started:
+                entry.sure_until = max(entry.sure_until, sure_until)
+        for entry in gone:
             if entry.started:
                 entry.lost = True
             else:
-                del self.entries[entry_id]
-        logger.warning(
-            "%d entries were taken over by other workers meanwhile, or cancelled; %d of them run "
-            "here, the others are not begun",
-            len(lost),
-            sum(entry.started for entry in lost.values()),
-        )
-        self.notify()
+                self._let_go(entry)
+        self.lost += len(gone)
+        return gone
 
     # What goes back
 
-    def drop(self, entry_id: bytes) -> None:
-        """Hand back an entry that was not begun, when others are."""
-        entry = self.entries.pop(entry_id, None)
-        if entry is not None:
-            self.dropped[entry_id] = entry.attempt - 1
-
-    def give_back(self, entry_id: bytes, deliveries: int) -> None:
-        """Hand back an entry that isn't held any more, now."""
-        self.dropped[entry_id] = deliveries
-        self.stir()
+    def drop(self, entry: HeldEntry) -> None:
+        """Note that an entry that was not begun isn't wanted here."""
+        if self.entries.get(entry.id) is entry:
+            # One that was not started here doesn't count as delivered.
+            self.dropped[entry.id] = entry.attempt - (not entry.started)
+            self._let_go(entry)
 
     def release(self, *, begun: bool) -> None:
-        """Hand back what was not begun, or everything if also what was ``begun``."""
-        for entry_id, entry in list(self.entries.items()):
+        """Note that what was not begun isn't wanted here, or nothing is, if also what was."""
+        for entry in list(self.entries.values()):
             if begun or not entry.started:
-                # One that was not started here doesn't count as delivered.
-                self.give_back(entry_id, entry.attempt - (not entry.started))
-                del self.entries[entry_id]
+                self.drop(entry)
+
+    def give_back(self, entries: Mapping[bytes, int]) -> None:
+        """Note that entries that aren't held any more are to go back.
+
+        :param entries: with the number of deliveries that count
+        """
+        self.dropped.update(entries)
 
     def end(self) -> None:
         """Note that nothing will be begun or settled here any more."""
-        self._ended = True
-        self.notify()
-        self._notify_kept()
+        self.ended = True
 
-    async def hand_back(self) -> None:
-        """Give what isn't wanted here, or at the end everything, to the other workers."""
-        if self._ended:
-            self.release(begun=True)
-            self.dropped.update(self._writer.unanswered)
-        if not self.dropped:
-            return
-        async with self._handing_back:
-            entries = list(self.dropped.items())
-            if not entries:
-                return
-            self.handed_back += await self._groups.hand_back(entries)
-            for entry_id, deliveries in entries:
-                if self.dropped.get(entry_id) == deliveries:
-                    del self.dropped[entry_id]
-        await self._tell()
+    def handed_over(self, entries: Iterable[tuple[bytes, int]], done: int) -> None:
+        """Note that entries were handed back, and ``done`` of them were still this worker's."""
+        self.handed_back += done
+        for entry_id, deliveries in entries:
+            if self.dropped.get(entry_id) == deliveries:
+                del self.dropped[entry_id]
 
-    # The task
-
-    def stir(self) -> None:
-        """Have `run` look now at what is to be kept and handed back."""
-        if self._stirred is not None:
-            self._stirred.set()
-
-    async def run(self) -> None:
-        """Keep what is held, often enough, and hand back what isn't wanted. Goes on for ever.
-
-        :raises redis.exceptions.RedisError: if no further attempt is of use
-        """
-        patience = Patience("keeping what it holds", self._outages, spare=True)
-        while True:
-            pause = self._interval
-            stirred = self._stirred = Event()  # before it looks: what comes meanwhile counts
-            try:
-                await self.hand_back()
-                await self.keep()
-            except RedisError as exc:
-                pause = min(pause, patience.pause(exc))
-                if meaning_of(exc) is Meaning.REFUSED:  # for good, maybe; then nothing is sure
-                    self._notify_kept()
-            else:
-                self._notify_kept()
-                if not patience.calm:
-                    patience.worked()
-            with move_on_after(pause):
-                await stirred.wait()
-
-    def _notify_kept(self) -> None:
-        if self._kept is not None:
-            self._kept.set()
-            self._kept = None
+    def _let_go(self, entry: HeldEntry) -> None:
+        del self.entries[entry.id]
+        entry.sure_until = GONE

@@ -15,7 +15,7 @@ from .._stream._entries import order
 from .._stream._keys import DELAYED, HANDED_BACK, Keys
 from .._stream._scripts import BEFORE, BY_NAME
 from .._writing._ledger import Post
-from ._held import LIVES
+from ._keeping import LIVES
 
 # Requests whose holders one script looks for, which takes Redis about half a millisecond.
 MOST = 50

@@ -8,17 +8,14 @@ from collections.abc import Awaitable, Callable
 from anyio import Lock
 from redis.exceptions import RedisError
 
-from ..._exceptions import DeliveryError
-from ..._wire_errors import library_error
-from ...abc import Envelope
-from ...records import Reply, Request
 from .._connection._errors import Meaning, meaning_of
 from .._connection._patience import Outages
 from .._reading._reader import Decoder
 from .._writing._writer import Writer
 from ..dialects import Entry
 from ._claims import Claims, Groups, Taken
-from ._held import Held
+from ._findings import sort_out
+from ._keeping import Keeper
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -26,7 +23,7 @@ logger = logging.getLogger("anyio_kkrpc")
 class Takeover:
     """Takes entries over and hands them on, and tells the callers of those that are given up.
 
-    :param held: what this worker holds
+    :param keeper: keeps what this worker holds
     :param outages: told of what is refused
     :param now: Redis' time in seconds
     :param take: is given what was taken over, with the number of its deliveries and until when it
@@ -41,7 +38,7 @@ class Takeover:
         self,
         groups: Groups,
         writer: Writer,
-        held: Held,
+        keeper: Keeper,
         outages: Outages,
         decoder: Decoder,
         now: Callable[[], float],
@@ -49,7 +46,7 @@ class Takeover:
         admit: Callable[[], Awaitable[object]],
     ) -> None:
         self._groups = groups
-        self._held = held
+        self._keeper = keeper
         self._outages = outages
         self._decoder = decoder
         self._writer = writer
@@ -64,10 +61,10 @@ class Takeover:
     async def take(self) -> bool:
         """Take what there is room for of what is for anybody; return whether there may be more."""
         async with self._lock:
-            room = self._held.room()
+            room = self._keeper.room.now()
             if room <= 0:
                 return True
-            sure_until = self._held.now() + self._held.sure_for
+            sure_until = self._keeper.sure_until()
             claims = await self._groups.take(room, self._now())
             await self._hand_on(claims, sure_until)
         return claims.more
@@ -94,9 +91,9 @@ class Takeover:
         start: bytes | None = b"-"
         while start is not None:
             async with self._lock:
-                held = self._held
+                held = self._keeper.held
                 known = (*held.entries, *held.dropped, *self._writer.unfinished())
-                sure_until = held.now() + held.sure_for
+                sure_until = self._keeper.sure_until()
                 claims = await self._groups.recover(
                     self._now(), known, counted=counted, start=start
                 )
@@ -104,24 +101,27 @@ class Takeover:
             start = claims.after
 
     async def _hand_on(self, claims: Claims, sure_until: float) -> None:
-        for item in claims.taken:
-            if item.id in self._held.entries:
-                self._held.regain(item.id, sure_until)
-                continue
-            entry = self._decode(item)
-            if entry is None:
-                self._writer.settle(item.id, None)
-                continue
+        held = self._keeper.held
+        found = sort_out(claims, held.entries, self._decode)
+        for entry_id in found.regained:
+            held.regain(entry_id, sure_until)
+        for entry_id in found.unreadable:
+            self._writer.settle(entry_id, None)
+        for item, entry in found.taken:
             self.claimed += 1
             logger.info("took over entry %s, attempt %d", item.id.decode(), item.attempt)
             self._take(item.id, entry, item.attempt, sure_until)
+        self._note_given_up(claims)
+        for answer in found.answers:
+            await self._writer.send(answer)
+        if claims.taken:
+            await self._admit()
+
+    def _note_given_up(self, claims: Claims) -> None:
+        self.dead_lettered += len(claims.dead)
+        self.refused += len(claims.kept)
         for item in claims.dead:
-            self.dead_lettered += 1
             logger.error("entry %s became a dead letter", item.id.decode())
-            await self._give_up(item, "it is a dead letter now")
-        for item in claims.kept:
-            self.refused += 1
-            await self._give_up(item, "it could not become a dead letter")
         if claims.kept:
             logger.error(
                 "%d requests were delivered too often and could not become dead letters, which "
@@ -129,19 +129,6 @@ class Takeover:
                 len(claims.kept),
                 claims.kept[0].refusal.decode(errors="backslashreplace"),
             )
-        if claims.taken:
-            await self._admit()
-
-    async def _give_up(self, item: Taken, what_now: str) -> None:
-        """Tell the caller of a request that it won't be delivered again."""
-        entry = self._decode(item)
-        if entry is None or not isinstance(entry.record, Request) or entry.record.o is True:
-            return
-        error = DeliveryError(
-            f"the request was delivered {item.attempt} times without being finished; {what_now}"
-        )
-        reply = Reply(entry.record.id, e=library_error(error))
-        await self._writer.send(Envelope(reply, None, entry.sender))
 
     def _decode(self, item: Taken) -> Entry | None:
         return self._decoder.decode(self._groups.stream, item.id, item.fields)

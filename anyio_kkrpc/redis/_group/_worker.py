@@ -24,7 +24,8 @@ from .._writing._writer import Writer
 from ..dialects import Entry
 from ._claiming import Claimer
 from ._claims import Groups
-from ._held import KEEP, Held, HeldEntry
+from ._held import HeldEntry
+from ._keeping import KEEP, Keeper
 from ._takeover import Takeover
 
 __all__ = ("Worker",)
@@ -39,13 +40,14 @@ class Worker:
     """Takes entries of the group, as many as there is room for.
 
     :param groups: its scripts
-    :param held: what it holds
+    :param keeper: keeps what it holds
     :param writer: acknowledges
     :param now: Redis' time in seconds
     :param claim_idle: seconds after which an entry that wasn't kept belongs to anybody
     :param beside: runs what runs beside the reader; an error that ends it ends all
     :ivar groups: the same
-    :ivar held: the same
+    :ivar keeper: the same
+    :ivar held: what it holds
     :ivar takeover: takes what others had
     :ivar made: whether this worker has seen to it that there is a group
     :ivar received: entries that were taken
@@ -54,7 +56,7 @@ class Worker:
     def __init__(
         self,
         groups: Groups,
-        held: Held,
+        keeper: Keeper,
         writer: Writer,
         common: Common,
         *,
@@ -64,7 +66,8 @@ class Worker:
         beside: Beside,
     ) -> None:
         self.groups = groups
-        self.held, self._entries = held, held.entries
+        self.keeper, self.held = keeper, keeper.held
+        self._entries = self.held.entries
         self._writer = writer
         self._common = common
         self._deliver = common.arrivals.deliver
@@ -77,7 +80,7 @@ class Worker:
         self._claimer: Claimer | None = None
         self._skipped = False
         rest = (common.outages, common.decoder, now, self.take, self._admit)
-        self.takeover = Takeover(groups, writer, held, *rest)
+        self.takeover = Takeover(groups, writer, keeper, *rest)
         self.made = False
         self.received = 0
 
@@ -105,7 +108,7 @@ class Worker:
         if not self.made:
             return []
         resign = [] if self._claimer is None else [self._claimer.resign]
-        return [*resign, self.held.hand_back, self.groups.leave]
+        return [*resign, self.keeper.hand_back, self.groups.leave]
 
     # Reading
 
@@ -118,7 +121,7 @@ class Worker:
         claimer = self._claimer = Claimer(
             self.groups,
             self.takeover,
-            self.held,
+            self.keeper,
             self._idle,
             tell=self._hints.tell_claim,
             patience=Patience("claims", common.outages, spare=True),
@@ -128,8 +131,9 @@ class Worker:
         return partial(common.loop.run, "requests", partial(self._read, patience), patience)
 
     async def _read(self, patience: Patience, connection: Connection, portion: ReadPortion) -> None:
-        held, reader, common = self.held, self._reader, self._common
+        keeper, reader, common = self.keeper, self._reader, self._common
         follow_up, intake = common.follow_up, common.arrivals.intake
+        now, sure_for = keeper.now, keeper.held.sure_for
         await self.make(connection.execute)
         if not patience.calm:
             await self.groups.check_rights(connection)
@@ -138,10 +142,10 @@ class Worker:
         connection.silence = common.silence
         with common.loop.flow.through(patience):
             while True:
-                room = held.room()
+                room = keeper.room.now()
                 if room <= 0:
-                    room = await held.wait_room()
-                sure_until = held.now() + held.sure_for
+                    room = await keeper.room.wait()
+                sure_until = now() + sure_for  # as `Keeper.sure_until`, without a call each time
                 for entry_id in await reader.read(connection, portion, room, self.take, sure_until):
                     self._skip(entry_id)
                 if not patience.calm:
@@ -172,15 +176,18 @@ class Worker:
             self._skipped = True
             return
         entries = self._entries
-        entries[entry_id] = HeldEntry(attempt, sure_until)
-        if not self._deliver(entry, entry_id, None, entry_id, attempt):
+        if entry_id in entries:  # the group was made anew: it waits or runs here already
+            self.held.regain(entry_id, sure_until)
+            return
+        entries[entry_id] = held = HeldEntry(entry_id, attempt, sure_until)
+        if not self._deliver(entry, entry_id, None, held, attempt):
             del entries[entry_id]
             self._skip(entry_id)
 
-    def finish(self, entry_id: bytes) -> None:
+    def finish(self, held: HeldEntry) -> None:
         """Acknowledge an entry that was taken and turned out to be none to run."""
-        if self._entries.pop(entry_id, None) is not None:
-            self._skip(entry_id)
+        if self._entries.pop(held.id, None) is not None:
+            self._skip(held.id)
             self._writer.flush_nowait()
 
     def _skip(self, entry_id: bytes) -> None:
@@ -192,4 +199,4 @@ class Worker:
         """Wait until what was taken over is in the queue, or has gone back."""
         await self._writer.flush()
         await self._common.arrivals.intake.wait()
-        await self.held.hand_back()
+        await self.keeper.hand_back()

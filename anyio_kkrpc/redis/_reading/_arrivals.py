@@ -51,10 +51,13 @@ class Arrivals:
         entry: Entry,
         entry_id: bytes,
         recipient: str | None,
-        token: bytes | None,
+        token: object,
         attempt: int = 1,
     ) -> bool:
-        """Hand on what an entry holds; return false if it has no business where it was."""
+        """Hand on what an entry holds; return false if it has no business where it was.
+
+        :param token: of who holds it for a group, else ``None``
+        """
         record, sender = entry.record, entry.sender
         if entry.__class__ is Entry:
             envelope = Envelope(record, sender, recipient, attempt, token=token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from ...abc import Envelope
 from ...kit._inbound import Inbound
@@ -37,8 +38,8 @@ class Reception:
         overflow: Overflow,
         *,
         decode: Callable[[list[bytes]], Record],
-        dropped: Callable[[bytes], object],
-        finished: Callable[[bytes], object],
+        dropped: Callable[[Any], object],
+        finished: Callable[[Any], object],
     ) -> None:
         self._size = size
         self._dropped = dropped

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from anyio_kkrpc import DeliveryError, RedisStreamsTransport, RPCChannel, current_call
 from anyio_kkrpc.redis._connection._errors import meaning_of
-from anyio_kkrpc.redis._group import _claiming, _held
+from anyio_kkrpc.redis._group import _claiming, _keeping
 from anyio_kkrpc.redis._group import _claims as _group
 from anyio_kkrpc.redis._group._claims import Groups, Look
 from anyio_kkrpc.redis._stream._keys import DELAYED, Keys
@@ -107,7 +107,7 @@ async def test_seen_to_live(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A worker's idle time begins anew though nothing comes, and though it has no room."""
-    for module in (_claiming, _held):
+    for module in (_claiming, _keeping):
         monkeypatch.setattr(module, "LIVES", 0.1)
     busy = anyio.Event()
 

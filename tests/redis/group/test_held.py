@@ -1,272 +1,208 @@
-"""What a worker holds: nothing is begun that may be another worker's by now."""
+"""What a worker holds and what follows from it, without Redis, a clock or an event loop."""
 
 from __future__ import annotations
 
-import json
-import time
-from typing import Any, cast
+from collections import Counter
 
-import anyio
 import pytest
-import redis
-from redis.exceptions import ResponseError
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from anyio_kkrpc import RedisStreamsTransport, RPCChannel, current_call
-from anyio_kkrpc.redis._connection._patience import Outages
-from anyio_kkrpc.redis._connection._target import Target
-from anyio_kkrpc.redis._group._claims import Groups
-from anyio_kkrpc.redis._group._held import STARTED, Held, HeldEntry
-from anyio_kkrpc.redis._writing._writer import Writer
-from anyio_kkrpc.testing import RedisServer
-from tests.bounds import BOUND
+from anyio_kkrpc.redis._group._held import Held, HeldEntry, Standing
 
-pytestmark = pytest.mark.anyio
-
-GROUP = "kkrpc-group"
-IDLE = 30.0
+IDLE = 10.0
+IDS = st.sampled_from([b"1-0", b"2-0", b"3-0"])
 
 
-class Group:
-    """What Redis says about the entries of the group, and a clock."""
+def take(held: Held, entry_id: bytes, sure_until: float, attempt: int = 1) -> HeldEntry:
+    """Take an entry as `Worker` does, and return what stands for it."""
+    if entry_id in held.entries:
+        held.regain(entry_id, sure_until)
+    else:
+        held.entries[entry_id] = HeldEntry(entry_id, attempt, sure_until)
+    return held.entries[entry_id]
+
+
+def test_standing() -> None:
+    held = Held(IDLE)
+    entry = take(held, b"1-0", 5.0)
+    assert held.standing(entry, 4.9) is Standing.SURE
+    assert held.standing(entry, 5.0) is Standing.UNSURE
+    entry.start()
+    assert held.standing(entry, 4.9) is Standing.NO
+    other = take(held, b"2-0", 5.0)
+    held.end()
+    assert held.standing(other, 4.9) is Standing.NO
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_released(begun: bool) -> None:
+    """What was not started here doesn't count as delivered; what runs goes back at the end only."""
+    held = Held(IDLE)
+    waits, runs = take(held, b"1-0", 5.0, 2), take(held, b"2-0", 5.0, 3)
+    runs.start()
+    held.release(begun=begun)
+    assert held.dropped == ({b"1-0": 1, b"2-0": 3} if begun else {b"1-0": 1})
+    assert list(held.entries) == ([] if begun else [b"2-0"])
+    assert held.standing(waits, 0.0) is Standing.NO
+    assert waits.sure_until < 0
+
+
+def test_handed_over_meanwhile() -> None:
+    """What is dropped once more while Redis takes it back is handed back once more."""
+    held = Held(IDLE)
+    held.give_back({b"1-0": 1, b"2-0": 1})
+    entries = list(held.dropped.items())
+    held.give_back({b"2-0": 2})
+    held.handed_over(entries, 1)
+    assert held.dropped == {b"2-0": 2}
+    assert held.handed_back == 1
+
+
+def test_group_made_anew() -> None:
+    """Nobody else has what is held; it isn't in Redis' list, and so isn't to be kept."""
+    held = Held(IDLE)
+    waits, runs = take(held, b"1-0", 5.0), take(held, b"2-0", 5.0)
+    runs.start()
+    held.own_all()
+    assert held.standing(waits, 1e9) is Standing.SURE
+    assert list(held.to_keep()) == [b"2-0"]
+
+
+def test_what_redis_answers() -> None:
+    """What is lost isn't begun, and runs on if it runs; what came again meanwhile is another one."""
+    held = Held(IDLE)
+    kept, lost, runs, settled, came_again, gained = (
+        take(held, b"%d-0" % number, 5.0) for number in range(6)
+    )
+    runs.start()
+    asked = held.to_keep()
+    del held.entries[settled.id]
+    held.drop(came_again)
+    again = take(held, came_again.id, 7.0)
+    held.regain(gained.id, 30.0)
+    everything_else = [lost.id, runs.id, settled.id, came_again.id]
+    assert held.keep(asked, everything_else, 20.0) == [lost, runs]
+    assert (kept.sure_until, gained.sure_until, again.sure_until) == (20.0, 30.0, 7.0)
+    assert held.entries == {one.id: one for one in (kept, runs, gained, again)}
+    assert runs.lost
+    assert held.lost == 2
+    assert held.standing(came_again, 6.0) is Standing.NO
+    assert runs.id not in held.to_keep()
+    held.regain(runs.id, 40.0)
+    assert runs.id in held.to_keep()
+    assert runs.started
+
+
+PAUSES = st.sampled_from([0.0, 0.0, 3.0, 9.5, 20.0])
+
+
+class HoldingEntries(RuleBasedStateMachine):
+    """Workers that hold entries, as this one sees it: it begins none that isn't surely its own.
+
+    :ivar owned: ids that Redis knows to be this worker's, with when that ends unless it is kept
+    """
 
     def __init__(self) -> None:
-        self.time = 1000.0
-        self.others: set[bytes] = set()
-        self.touched: list[list[bytes]] = []
-        self.handed_back: list[tuple[bytes, int]] = []
-        self.takes = 0.0
-        self.errors: list[Exception] = []
-        self.gate: anyio.Event | None = None
-        self.told = 0
+        super().__init__()
+        self.held = Held(IDLE)
+        self.now = 100.0
+        self.owned: dict[bytes, float] = {}
+        self.queue: list[HeldEntry] = []
+        self.running: list[HeldEntry] = []
+        self.asked: tuple[float, dict[bytes, HeldEntry]] | None = None
+        self.answers: set[bytes] | None = None
 
-    async def touch(self, ids: list[bytes]) -> list[bytes]:
-        self.touched.append(ids)
-        if self.gate is not None:
-            await self.gate.wait()
-        await anyio.lowlevel.checkpoint()
-        self.time += self.takes
-        if self.errors:
-            raise self.errors.pop(0)
-        return [entry_id for entry_id in ids if entry_id in self.others]
+    def wait(self, seconds: float) -> None:
+        """Let time pass: others get what wasn't kept."""
+        self.now += seconds
+        self.owned = {key: until for key, until in self.owned.items() if until > self.now}
 
-    async def hand_back(self, entries: list[tuple[bytes, int]]) -> int:
-        await anyio.lowlevel.checkpoint()
-        self.handed_back += entries
-        return len(entries)
+    @initialize()
+    def begin(self) -> None:
+        for entry_id in (b"1-0", b"2-0"):
+            self.read(0.0, entry_id)
 
-    async def tell(self) -> None:
-        self.told += 1
+    @rule(pause=PAUSES, entry_id=IDS)
+    def read(self, pause: float, entry_id: bytes) -> None:
+        """It is delivered here, maybe once more: others had it in between."""
+        self.wait(pause)
+        if entry_id in self.owned or entry_id in self.held.dropped:
+            return
+        self.owned[entry_id] = self.now + IDLE
+        known = self.held.entries.get(entry_id)
+        entry = take(self.held, entry_id, self.now + self.held.sure_for)
+        if known is None:
+            self.queue.append(entry)
 
-    # In place of a writer
+    @precondition(lambda self: self.queue)
+    @rule(pause=PAUSES)
+    def receive(self, pause: float) -> None:
+        self.wait(pause)
+        entry = self.queue.pop(0)
+        standing = self.held.standing(entry, self.now)
+        # As the transport asks, without a look at what is held.
+        assert (self.now < entry.sure_until) is (standing is Standing.SURE)
+        if standing is Standing.SURE:
+            assert entry.id in self.owned
+            entry.start()
+            self.running.append(entry)
+        elif standing is Standing.UNSURE:
+            self.held.drop(entry)
 
-    unanswered: dict[bytes, int] = {}
+    @precondition(lambda self: self.running)
+    @rule()
+    def settle(self) -> None:
+        entry = self.running.pop(0)
+        assert self.held.entries.pop(entry.id) is entry
+        self.owned.pop(entry.id, None)
 
-    def unfinished(self) -> list[bytes]:
-        return []
+    @precondition(lambda self: self.asked is None)
+    @rule(pause=PAUSES, at_once=st.booleans())
+    def ask(self, pause: float, at_once: bool) -> None:
+        self.wait(pause)
+        self.asked = self.now, self.held.to_keep()
+        if at_once:
+            self.serve(0.0)
 
+    @precondition(lambda self: self.asked is not None and self.answers is None)
+    @rule(pause=PAUSES)
+    def serve(self, pause: float) -> None:
+        """Redis gets the question, and answers."""
+        self.wait(pause)
+        assert self.asked is not None
+        known = self.asked[1]
+        self.answers = {key for key in known if key not in self.owned}
+        for key in known.keys() - self.answers:
+            self.owned[key] = self.now + IDLE
 
-class Fixture:
-    """What is held, of whatever the group says."""
+    @precondition(lambda self: self.answers is not None)
+    @rule(pause=PAUSES)
+    def answer(self, pause: float) -> None:
+        self.wait(pause)
+        assert self.asked is not None
+        assert self.answers is not None
+        (asked_at, known), lost, self.asked, self.answers = self.asked, self.answers, None, None
+        gone = self.held.keep(known, lost, asked_at + self.held.sure_for)
+        assert all(known[entry.id] is entry for entry in gone)
+        assert {entry.id for entry in gone} <= lost
 
-    def __init__(self) -> None:
-        group = self.group = Group()
-        outages = Outages(Target.parse("redis://nowhere"))
-        self.held = Held(
-            cast(Groups, group),
-            cast(Writer, group),
-            outages,
-            IDLE,
-            lambda: 10,
-            group.tell,
-            lambda: group.time,
-        )
+    @rule()
+    def hand_back(self) -> None:
+        entries = list(self.held.dropped.items())
+        self.held.handed_over(entries, len(entries))
+        for key, _ in entries:
+            self.owned.pop(key, None)
 
-    def take(self, *ids: bytes) -> None:
-        for entry_id in ids:
-            self.held.entries[entry_id] = HeldEntry(1, self.group.time + self.held.sure_for)
-
-
-@pytest.fixture
-async def at() -> Any:
-    fixture = Fixture()
-    async with anyio.create_task_group() as group:
-        group.start_soon(fixture.held.run)
-        yield fixture
-        group.cancel_scope.cancel()
-
-
-async def confirm(at: Fixture, entry_id: bytes) -> bool:
-    with anyio.fail_after(BOUND):
-        return await at.held.confirm(entry_id) is not None
-
-
-async def test_what_others_have_is_not_begun(at: Fixture) -> None:
-    """After a pause all that is held is asked for at once; what is still here is sure again."""
-    at.take(b"1", b"2", b"3", b"4")
-    at.held.entries[b"4"].sure_until = STARTED
-    at.group.others = {b"2", b"4"}
-    at.held.limit = 4
-    at.group.time += IDLE
-    assert at.held.room() == 0
-    room: list[int] = []
-    async with anyio.create_task_group() as group:
-
-        async def wait() -> None:
-            room.append(await at.held.wait_room())
-
-        group.start_soon(wait)
-        await anyio.wait_all_tasks_blocked()
-        assert await confirm(at, b"1")
-    assert not await confirm(at, b"2")
-    assert await confirm(at, b"3")
-    assert at.group.touched == [[b"1", b"2", b"3", b"4"]]
-    assert at.held.lost == 2
-    assert room == [1]
-    assert list(at.held.entries) == [b"1", b"3", b"4"]  # what runs is held until it is settled
-    at.group.time += IDLE
-    assert await confirm(at, b"3")
-    assert at.group.touched[1:] == [[b"1", b"3"]]
-
-
-async def test_sent_before_the_pause(at: Fixture) -> None:
-    """What counts is when Redis was asked, not when its answer was seen."""
-    at.group.takes = IDLE
-    at.take(b"1")
-    at.group.gate = anyio.Event()
-    at.group.time += IDLE
-    async with anyio.create_task_group() as group:
-        answers: list[bool] = []
-
-        async def ask() -> None:
-            answers.append(await confirm(at, b"1"))
-
-        group.start_soon(ask)
-        await anyio.wait_all_tasks_blocked()
-        at.group.others = {b"1"}  # between the first answer and the moment in which it is seen
-        at.group.gate.set()
-    assert answers == [False]
+    @invariant()
+    def each_is_in_one_place(self) -> None:
+        held = self.held
+        assert not held.entries.keys() & held.dropped.keys()
+        waits = Counter(entry.id for entry in self.queue if held.entries.get(entry.id) is entry)
+        runs = Counter(entry.id for entry in self.running)
+        assert waits + runs == Counter(held.entries.keys())
 
 
-async def test_answers_that_are_always_late(at: Fixture) -> None:
-    """A request isn't put off for ever: it is delivered at least once."""
-    at.group.takes = IDLE
-    at.take(b"1")
-    at.group.time += IDLE
-    assert await confirm(at, b"1")
-    assert len(at.group.touched) == 3
-
-
-async def test_refused_for_now(at: Fixture) -> None:
-    """Nothing is begun before Redis has answered."""
-    at.take(b"1", b"2")
-    at.group.others = {b"2"}
-    at.group.time += IDLE
-    at.group.errors = [ResponseError("MISCONF can't write to disk") for _ in range(5)]
-    assert await confirm(at, b"1")
-    assert not await confirm(at, b"2")
-    assert len(at.group.touched) == 6
-
-
-async def test_refused_for_good(at: Fixture) -> None:
-    """Where nothing can be confirmed, all is begun as it comes."""
-    at.take(b"1")
-    at.group.time += IDLE
-    at.group.errors = [ResponseError("ERR unknown command 'EVAL'") for _ in range(5)]
-    assert await confirm(at, b"1")
-
-
-async def test_cancelled_while_it_is_confirmed(at: Fixture) -> None:
-    """Whoever received it has lost it: it goes back to the group, as not delivered."""
-    at.take(b"1")
-    at.group.time += IDLE
-    at.group.gate = anyio.Event()
-    async with anyio.create_task_group() as group:
-        group.start_soon(confirm, at, b"1")
-        await anyio.wait_all_tasks_blocked()
-        group.cancel_scope.cancel()
-    at.group.gate.set()
-    with anyio.fail_after(BOUND):
-        while not at.group.told:
-            await anyio.sleep(0.001)
-    assert at.group.handed_back == [(b"1", 0)]
-    assert not at.held.entries
-
-
-async def test_ends_while_it_is_confirmed(at: Fixture) -> None:
-    """Then nothing is begun, and everything goes back."""
-    at.take(b"1")
-    at.group.time += IDLE
-    at.group.gate = anyio.Event()
-    async with anyio.create_task_group() as group:
-
-        async def ask() -> None:
-            assert not await confirm(at, b"1")
-
-        group.start_soon(ask)
-        await anyio.wait_all_tasks_blocked()
-        at.held.end()
-    await at.held.hand_back()
-    assert at.group.handed_back == [(b"1", 0)]
-
-
-async def test_lost_and_taken_again(at: Fixture) -> None:
-    """It is in the queue twice, and begins once."""
-    at.take(b"1")
-    at.group.time += IDLE
-    at.group.others = {b"1"}
-    assert not await confirm(at, b"1")
-    at.group.others.clear()
-    at.take(b"1")
-    assert await confirm(at, b"1")
-    at.held.entries[b"1"].sure_until = STARTED
-    assert not await confirm(at, b"1")
-    # So does one that nobody knew to be lost before it came here again.
-    at.take(b"2")
-    at.group.time += IDLE
-    at.held.regain(b"2", at.group.time + IDLE)
-    assert await confirm(at, b"2")
-    assert at.held.lost == 1
-
-
-class Api:
-    """Holds the event loop for so long that others take what waits meanwhile."""
-
-    def __init__(self, witness: redis.Redis, stream: str, idle: float) -> None:
-        self._witness, self._stream, self._idle = witness, stream, idle
-        self.ran: dict[str, int] = {}
-
-    def block(self) -> None:
-        time.sleep(self._idle)
-        waiting = self._witness.xpending_range(self._stream, GROUP, "-", "+", 10, "me")[1:]
-        assert len(waiting) == 3
-        taken: list[Any] = [item["message_id"] for item in waiting]
-        self._witness.xclaim(self._stream, GROUP, "other", 0, taken, justid=True)
-
-    def note(self, key: str) -> None:
-        assert key not in self.ran
-        self.ran[key] = current_call().attempt
-
-
-@pytest.mark.server
-async def test_blocked_event_loop(
-    redis_server: RedisServer, stream_name: str, witness: redis.Redis
-) -> None:
-    """What others took while a handler held the loop isn't run, unless they lose it in turn."""
-    for path, args in (("block", []), ("note", ["a"]), ("note", ["b"]), ("note", ["c"])):
-        record = json.dumps({"t": "q", "id": f"{path}{args}", "op": "call", "p": [path], "a": args})
-        witness.xadd(stream_name, {"from": "nobody", "json": record})
-    api = Api(witness, stream_name, 0.4)
-    async with RedisStreamsTransport(
-        redis_server.url,
-        stream=stream_name,
-        use_consumer_group=True,
-        consumer_name="me",
-        claim_idle=0.4,
-    ) as served:
-        async with RPCChannel(served, expose=api):
-            with anyio.fail_after(BOUND):
-                while len(api.ran) < 3 or served.statistics().outstanding:
-                    await anyio.sleep(0.01)
-            assert served.statistics().lost >= 3
-    assert set(api.ran) == {"a", "b", "c"}
-    assert min(api.ran.values()) > 1
+TestHoldingEntries = HoldingEntries.TestCase
+TestHoldingEntries.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)

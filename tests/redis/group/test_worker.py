@@ -13,7 +13,7 @@ from anyio_kkrpc import TransportConnectionError
 from anyio_kkrpc._protocol._records import Cancel, Request
 from anyio_kkrpc.redis._connection._link import Link
 from anyio_kkrpc.redis._group._claims import Groups
-from anyio_kkrpc.redis._group._held import Held
+from anyio_kkrpc.redis._group._keeping import Keeper
 from anyio_kkrpc.redis._group._worker import Worker
 from anyio_kkrpc.redis._reading._hints import Hints
 from anyio_kkrpc.redis._writing._writer import Writer
@@ -71,7 +71,8 @@ class Bench:
         link, writer = cast(Link, LinkTo(self.server)), cast(Writer, self.writes)
         groups = Groups(link, KEYS, GROUP, b"c", claim_idle=30.0, max_deliveries=3)
         room = self.parts.reception.room
-        self.held = Held(groups, writer, make_outages(), 30.0, room, self.tell)
+        self.keeper = Keeper(groups, writer, make_outages(), 30.0, room, self.tell)
+        self.held = self.keeper.held
         hints = Hints(
             KEYS.control,
             link.request,
@@ -83,7 +84,7 @@ class Bench:
         )
         self.worker = Worker(
             groups,
-            self.held,
+            self.keeper,
             writer,
             self.parts.common,
             hints=hints,
@@ -145,8 +146,9 @@ async def test_for_others() -> None:
 async def test_none_after_all() -> None:
     bench = Bench()
     bench.worker.take(b"1-0", entry("a"), 1, 50.0)
+    held = bench.held.entries[b"1-0"]
     for _ in range(2):
-        bench.worker.finish(b"1-0")
+        bench.worker.finish(held)
     assert bench.writes.acknowledged == [b"1-0"]
     assert bench.held.entries == {}
 
@@ -171,15 +173,15 @@ async def test_no_room() -> None:
     """It takes no more than it may hold, and waits for room."""
     read = [(b"%d-0" % number, request(str(number))) for number in (1, 2)]
     bench = Bench([(STREAM, read)], LOST)
-    bench.held.set_limit(2)
+    bench.keeper.room.set_limit(2)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(bench.run)
         with anyio.fail_after(BOUND):
-            while bench.held.wanted is None:
+            while bench.keeper.room.wanted is None:
                 await anyio.sleep(0.001)
         counts = [command[7] for command in bench.server.asked if command[0] == b"XREADGROUP"]
         assert counts == [b"2"]
-        bench.held.lend(1)
+        bench.keeper.room.lend(1)
     counts = [command[7] for command in bench.server.asked if command[0] == b"XREADGROUP"]
     assert counts == [b"2", b"1"]
 
@@ -193,7 +195,13 @@ async def test_group_that_is_gone(caplog: pytest.LogCaptureFixture) -> None:
     bench.server.others["XINFO"] = ResponseError("ERR no such key")
     await bench.worker.make(bench.server.execute)
     assert "made again" in caplog.text
-    assert bench.held.entries[b"1-0"].sure_until == float("inf")
+    held = bench.held.entries[b"1-0"]
+    assert held.sure_until == float("inf")
+    # What it delivers anew is in the queue once.
+    bench.worker.take(b"1-0", entry("a"), 1, 60.0)
+    assert bench.held.entries == {b"1-0": held}
+    assert held.sure_until == 60.0
+    assert bench.parts.queued() == ["a"]
 
 
 async def test_farewell() -> None:
@@ -201,8 +209,8 @@ async def test_farewell() -> None:
     bench = Bench()
     assert bench.worker.farewell() == []
     await bench.worker.make(bench.server.execute)
-    assert bench.worker.farewell()[0] == bench.held.hand_back
+    assert bench.worker.farewell()[0] == bench.keeper.hand_back
     async with anyio.create_task_group() as tasks:
         bench.worker.begin(tasks)
         tasks.cancel_scope.cancel()
-    assert bench.worker.farewell()[1] == bench.held.hand_back
+    assert bench.worker.farewell()[1] == bench.keeper.hand_back

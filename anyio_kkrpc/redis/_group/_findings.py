@@ -1,0 +1,71 @@
+"""What is to be done with what a script found: run, acknowledged, or answered; without any I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+
+from msgspec import Struct
+
+from ..._exceptions import DeliveryError
+from ..._wire_errors import library_error
+from ...abc import Envelope
+from ...records import Reply, Request
+from ..dialects import Entry
+from ._claims import Claims, Taken
+
+__all__ = ("Findings", "sort_out")
+
+
+class Findings(Struct):
+    """What is to be done.
+
+    :ivar regained: ids of what is held here already, and was delivered here once more
+    :ivar taken: to be held and run, each with what it holds
+    :ivar unreadable: ids of what can't be read, to be acknowledged
+    :ivar answers: to the callers of what was given up
+    """
+
+    regained: list[bytes] = []
+    taken: list[tuple[Taken, Entry]] = []
+    unreadable: list[bytes] = []
+    answers: list[Envelope] = []
+
+
+def sort_out(
+    claims: Claims, held: Container[bytes], decode: Callable[[Taken], Entry | None]
+) -> Findings:
+    """Return what is to be done with what was found.
+
+    :param held: ids of what this worker holds
+    :param decode: returns what an entry holds, ``None`` if it can't be read
+    """
+    found = Findings()
+    for item in claims.taken:
+        if item.id in held:
+            found.regained.append(item.id)
+            continue
+        entry = decode(item)
+        if entry is None:
+            found.unreadable.append(item.id)
+        else:
+            found.taken.append((item, entry))
+    given_up = (
+        (claims.dead, "it is a dead letter now"),
+        (claims.kept, "it could not become a dead letter"),
+    )
+    for items, what_now in given_up:
+        for item in items:
+            answer = _answer(item, decode(item), what_now)
+            if answer is not None:
+                found.answers.append(answer)
+    return found
+
+
+def _answer(item: Taken, entry: Entry | None, what_now: str) -> Envelope | None:
+    """Return what tells the caller of a request that it won't be delivered again."""
+    if entry is None or not isinstance(entry.record, Request) or entry.record.o is True:
+        return None
+    error = DeliveryError(
+        f"the request was delivered {item.attempt} times without being finished; {what_now}"
+    )
+    return Envelope(Reply(entry.record.id, e=library_error(error)), None, entry.sender)

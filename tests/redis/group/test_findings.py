@@ -1,0 +1,62 @@
+"""What is to be done with what was taken over: run, acknowledged, or answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from anyio_kkrpc._protocol._records import Bye, Reply, Request
+from anyio_kkrpc.redis._group._claims import Claims, Taken
+from anyio_kkrpc.redis._group._findings import sort_out
+from anyio_kkrpc.redis.dialects import Entry
+
+HELD = {b"1-0"}
+ENTRIES = {
+    b"1-0": Entry(Request("held", "call", ["f"]), "a", 1),
+    b"2-0": Entry(Request("new", "call", ["f"]), "a", 1),
+    b"3-0": None,
+    b"4-0": Entry(Request("nobody waits", "call", ["f"], o=True), "a", 1),
+    b"5-0": Entry(Bye(), "a", 1),
+}
+
+
+def found(*ids: bytes) -> list[Taken]:
+    return [Taken(entry_id, 3, []) for entry_id in ids]
+
+
+def decode(item: Taken) -> Any:
+    return ENTRIES[item.id]
+
+
+def test_taken_over() -> None:
+    """What is held already isn't taken twice; what can't be read is done with."""
+    claims = Claims(found(*ENTRIES), [], [])
+    done = sort_out(claims, HELD, decode)
+    assert done.regained == [b"1-0"]
+    assert [item.id for item, _ in done.taken] == [b"2-0", b"4-0", b"5-0"]
+    assert [entry for _, entry in done.taken] == [ENTRIES[item.id] for item, _ in done.taken]
+    assert done.unreadable == [b"3-0"]
+    assert done.answers == []
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_given_up(dead: bool) -> None:
+    """Who waits for a request is told what became of it; nobody waits for anything else."""
+    given_up = found(*ENTRIES)
+    done = sort_out(Claims([], given_up, []) if dead else Claims([], [], given_up), HELD, decode)
+    assert (done.regained, done.taken, done.unreadable) == ([], [], [])
+    assert [(answer.recipient, answer.record.id) for answer in done.answers] == [  # type: ignore[union-attr]
+        ("a", "held"),
+        ("a", "new"),
+    ]
+    reply = done.answers[0].record
+    assert isinstance(reply, Reply)
+    assert reply.e["rpc_error"] == "delivery"
+    assert "delivered 3 times" in reply.e["m"]
+    assert ("it is a dead letter now" in reply.e["m"]) is dead
+
+
+def test_nothing() -> None:
+    done = sort_out(Claims([], [], []), set(), decode)
+    assert (done.regained, done.taken, done.unreadable, done.answers) == ([], [], [], [])
