@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import final
 
 from anyio import (
@@ -27,16 +28,16 @@ from .._exceptions import (
 from .._runtime._entrance import Entrance
 from .._runtime._fresh import fresh_copy
 from .._runtime._lone import lone_error
-from .._spoken._base import DialectName
 from .._spoken._dialogue import Dialogue
-from ..abc import Capabilities, Codec, Envelope
+from ..abc import Capabilities, Envelope
 from ..codecs import get_codec
 from ..codecs._weight import LARGE, Scales
 from ..records import Record, Reply, Request
+from ._carrying import CarryingOptions
 from ._inbound import Inbound, refusal
-from ._options import flag, one_of
+from ._options import check, takes
 from ._outgoing import Outgoing
-from ._queue import BoundedQueue, Overflow, QueueStatistics
+from ._queue import BoundedQueue, QueueStatistics
 
 __all__ = ("MessageStatistics", "Messages")
 
@@ -62,6 +63,15 @@ class MessageStatistics(Struct, frozen=True):
     received: int
     invalid: int
     oversized: int
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class MessagesOptions(CarryingOptions):
+    """All that `Messages` take."""
+
+    write: Callable[[list[bytes]], Awaitable[object]] = field(kw_only=False)
+    close: Callable[[], Awaitable[object]] = field(kw_only=False)
+    name: str = "transport"
 
 
 @final
@@ -94,42 +104,27 @@ class Messages:
     :raises TypeError: if an option has the wrong type
     """
 
-    def __init__(
-        self,
-        write: Callable[[list[bytes]], Awaitable[object]],
-        close: Callable[[], Awaitable[object]],
-        *,
-        codec: str | Codec = "json",
-        dialect: DialectName = "native",
-        superjson: bool = True,
-        max_message_size: int = 16 * 1024 * 1024,
-        max_queue_size: int = 1000,
-        max_queue_bytes: int = 64 * 1024 * 1024,
-        overflow: Overflow = "drop_newest",
-        write_timeout: float = 10.0,
-        name: str = "transport",
-    ) -> None:
-        _check_bounds(max_message_size, overflow, write_timeout)
-        one_of(DialectName)("dialect", dialect)
-        flag("superjson", superjson)
-        self._entrance = Entrance(name)
-        self._name = name
-        self._close = close
-        self._max_size = max_message_size
+    @takes(MessagesOptions, check)
+    def __init__(self, options: MessagesOptions) -> None:
+        self._entrance = Entrance(options.name)
+        self._name = options.name
+        self._close = options.close
+        self._max_size = options.max_message_size
+        bounds = options.max_queue_size, options.max_queue_bytes
         self._queue: BoundedQueue[Envelope] = BoundedQueue(
-            max_queue_size, max_queue_bytes, overflow, on_drop=self._refuse
+            *bounds, options.overflow, on_drop=self._refuse
         )
         self.inbound: Inbound = Inbound(self._queue)
         self._dialogue = Dialogue(
-            dialect,
-            get_codec(codec),
-            superjson=superjson,
+            options.dialect,
+            get_codec(options.codec),
+            superjson=options.superjson,
             deliver=lambda record, _: self.inbound.deliver(Envelope(record)),
             now=current_time,
-            max_items=max_queue_size,
-            max_bytes=max_queue_bytes,
+            max_items=options.max_queue_size,
+            max_bytes=options.max_queue_bytes,
         )
-        self._outgoing = Outgoing(write, self._failed, timeout=write_timeout)
+        self._outgoing = Outgoing(options.write, self._failed, timeout=options.write_timeout)
         self._busy = Event()
         self._open = False
         self._received = self._invalid = self._oversized = 0
@@ -324,16 +319,3 @@ class Messages:
                     except (TransportClosedError, TransportConnectionError):
                         return
                 await sleep(spoken.pause)
-
-
-def _check_bounds(max_message_size: object, overflow: object, write_timeout: object) -> None:
-    if overflow == "block":
-        raise ValueError("overflow: 'block' would hold up replies behind the requests")
-    if isinstance(max_message_size, bool) or not isinstance(max_message_size, int):
-        raise TypeError(f"max_message_size: needs an int, not {max_message_size!r:.80}")
-    if not 0 < max_message_size < 1 << 32:
-        raise ValueError(f"max_message_size: from 1 to 2**32 - 1, not {max_message_size}")
-    if isinstance(write_timeout, bool) or not isinstance(write_timeout, (int, float)):
-        raise TypeError(f"write_timeout: needs seconds, not {write_timeout!r:.80}")
-    if not write_timeout > 0:
-        raise ValueError(f"write_timeout: must be positive, not {write_timeout}")

@@ -8,6 +8,7 @@ not ``Unpack`` of a TypedDict, since that has no defaults, which editors then do
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from inspect import Parameter, Signature, signature
@@ -40,7 +41,7 @@ def takes(
     """Give a constructor the signature of a dataclass of options; it is handed them checked.
 
     :param options: the dataclass
-    :param check: returns what the constructor takes; see `checked`
+    :param check: returns what the constructor takes: `check`, or what `checked` makes of them
     """
     hints = get_type_hints(options)  # the types without their rules
     hints.pop("return", None)
@@ -78,6 +79,11 @@ def _meant(own: Signature, given: Mapping[str, Any]) -> str:
                 return f". Did you mean {known!r}?"
             break
     return ""
+
+
+def check(options: G) -> G:
+    """Return options as their rules leave them; raises as `checked`."""
+    return replace(options, **checked(options))  # type: ignore[type-var]
 
 
 def checked(options: Any) -> dict[str, Any]:

@@ -6,17 +6,19 @@ import logging
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import final
 
 from anyio import AsyncContextManagerMixin
 from anyio.abc import AnyByteStream
 from msgspec import Struct
 
-from .._spoken._base import DialectName
-from ..abc import Capabilities, Codec, Envelope, Listener, Transport
+from ..abc import Capabilities, Envelope, Listener, Transport
 from ..codecs import get_codec
+from ..kit._carrying import CarryingOptions
 from ..kit._messages import Messages
-from ..kit._queue import Overflow, QueueStatistics
+from ..kit._options import check, takes
+from ..kit._queue import QueueStatistics
 from ._framing import Framing, LengthFraming, LineFraming
 
 if sys.version_info >= (3, 11):
@@ -48,6 +50,13 @@ class ByteStreamStatistics(Struct, frozen=True):
     oversized: int
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ByteStreamOptions(CarryingOptions):
+    """All that `ByteStreamTransport` takes."""
+
+    stream: AnyByteStream = field(kw_only=False)
+
+
 @final
 class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
     AsyncContextManagerMixin, Transport
@@ -73,41 +82,18 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
     :raises TypeError: if an option has the wrong type
     """
 
-    def __init__(
-        self,
-        stream: AnyByteStream,
-        *,
-        codec: str | Codec = "json",
-        dialect: DialectName = "native",
-        superjson: bool = True,
-        max_message_size: int = 16 * 1024 * 1024,
-        max_queue_size: int = 1000,
-        max_queue_bytes: int = 64 * 1024 * 1024,
-        overflow: Overflow = "drop_newest",
-        write_timeout: float = 10.0,
-    ) -> None:
-        self._stream = stream
-        self._max_size = max_message_size
-        codec = get_codec(codec)
-        self._messages = Messages(
-            self._write,
-            self._close,
-            codec=codec,
-            dialect=dialect,
-            superjson=superjson,
-            max_message_size=max_message_size,
-            max_queue_size=max_queue_size,
-            max_queue_bytes=max_queue_bytes,
-            overflow=overflow,
-            write_timeout=write_timeout,
-            name="ByteStreamTransport",
-        )
+    @takes(ByteStreamOptions, check)
+    def __init__(self, options: ByteStreamOptions) -> None:
+        self._stream = options.stream
+        self._max_size = options.max_message_size
+        carrying = options.carrying()
+        self._messages = Messages(self._write, self._close, name="ByteStreamTransport", **carrying)
         # Each step counts here, so what is handed on isn't stepped through.
         self.send = self._messages.send  # type: ignore[method-assign]
         self.settle = self._messages.settle  # type: ignore[method-assign]
         self.receive = self._messages.inbound.receive  # type: ignore[method-assign]
-        kind = LineFraming if codec.name == "json" else LengthFraming
-        self._framing: Framing = kind(max_message_size)
+        kind = LineFraming if get_codec(options.codec).name == "json" else LengthFraming
+        self._framing: Framing = kind(options.max_message_size)
 
     @property
     def capabilities(self) -> Capabilities:

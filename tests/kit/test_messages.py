@@ -171,6 +171,8 @@ async def test_what_waits_is_written_before_the_end() -> None:
         ("max_message_size", 0, ValueError),
         ("max_message_size", 1 << 32, ValueError),
         ("max_message_size", 1.5, TypeError),
+        ("max_queue_size", 0, ValueError),
+        ("max_queue_bytes", True, TypeError),
         ("overflow", "block", ValueError),
         ("write_timeout", 0, ValueError),
         ("write_timeout", "1", TypeError),
