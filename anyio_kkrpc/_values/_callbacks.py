@@ -10,25 +10,40 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._exceptions import RPCValidationError
 from .._protocol._values import is_callback
 from ._conversion import (
     UNIONS,
     UnfitResultError,
-    check_own,
     checkable,
     convert,
+    fit_own,
     hints_of,
     located,
     signature_of,
 )
 from ._pydantic import Unfit
 
-_PLACE = " - at `$"
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+class _Way(NamedTuple):
+    """How values that come, or go out, are made to fit.
+
+    :ivar fit: returns one as annotated, or raises `Unfit`
+    :ivar error: raised for all that don't fit
+    """
+
+    fit: Callable[[Any, Any, str, str], Any]
+    phase: str
+    error: type[RPCValidationError]
+
+
+_COMES = _Way(convert, "input", RPCValidationError)
+_GOES = _Way(fit_own, "output", UnfitResultError)
 
 
 class CallbackArguments:
@@ -71,18 +86,7 @@ class CallbackArguments:
 
         :raises RPCValidationError: if they don't fit
         """
-        issues = self._miscounted(args, kwargs)
-
-        def one(label: str, value: Any, kind: Any) -> Any:
-            try:
-                return value if kind is Any else convert(value, kind, name, "input")
-            except Unfit as exc:
-                issues.extend(located(label + path, message) for path, message in exc.args[0])
-
-        made = self._each(args, kwargs, one)
-        if issues:
-            raise RPCValidationError("input", name, issues)
-        return made
+        return self._each(args, kwargs, name, _COMES)
 
     def checked(
         self, args: Sequence[Any], kwargs: dict[str, Any], name: str
@@ -91,18 +95,7 @@ class CallbackArguments:
 
         :raises UnfitResultError: if they don't fit
         """
-        issues = self._miscounted(args, kwargs)
-
-        def one(label: str, value: Any, kind: Any) -> Any:
-            try:
-                return check_own(value, kind, name)
-            except UnfitResultError as exc:
-                issues.extend(_placed(label, issue) for issue in exc.issues)
-
-        made = self._each(args, kwargs, one)
-        if issues:
-            raise UnfitResultError("output", name, issues)
-        return made
+        return self._each(args, kwargs, name, _GOES)
 
     def _miscounted(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[str]:
         expected, found = len(self._kinds), len(args)
@@ -112,8 +105,18 @@ class CallbackArguments:
         return [f"Expected {expected} arguments, got {found}{more}"]
 
     def _each(
-        self, args: Sequence[Any], kwargs: dict[str, Any], one: Callable[[str, Any, Any], Any]
+        self, args: Sequence[Any], kwargs: dict[str, Any], name: str, way: _Way
     ) -> tuple[list[Any], dict[str, Any]]:
+        issues, fit, phase = self._miscounted(args, kwargs), way.fit, way.phase
+
+        def one(label: str, value: Any, kind: Any) -> Any:
+            if kind is Any:
+                return value
+            try:
+                return fit(value, kind, name, phase)
+            except Unfit as exc:
+                issues.extend(located(label + path, message) for path, message in exc.args[0])
+
         kinds, named = self._kinds, self._named
         made = [
             one(*_labelled(index, value, *kinds[index]))
@@ -121,18 +124,16 @@ class CallbackArguments:
             else one(f"[{index}]", value, self._rest)
             for index, value in enumerate(args)
         ]
-        return made, {
+        by_name = {
             key: one(key, value, named.get(key, self._others)) for key, value in kwargs.items()
         }
+        if issues:
+            raise way.error(phase, name, issues)
+        return made, by_name
 
 
 def _labelled(index: int, value: Any, label: str, kind: Any) -> tuple[str, Any, Any]:
     return label or f"[{index}]", value, kind
-
-
-def _placed(label: str, issue: str) -> str:
-    head, found, path = issue.rpartition(_PLACE)
-    return f"{head}{_PLACE[:-1]}{label}{path}" if found else located(label, issue)
 
 
 class CallbackKind:

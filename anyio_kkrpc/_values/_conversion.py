@@ -248,21 +248,29 @@ def check_own(value: Any, kind: Any, name: str) -> Any:
     if kind is Any or (value.__class__ is kind and kind in PLAIN):
         return value
     try:
-        if isinstance(kind, GuardedKind):
-            kind = kind.kind  # this side has made its own sets and dicts already
-        if isinstance(kind, ModelKind):
-            return kind.dump(value)
-        if isinstance(kind, StreamKind):
-            kind.check(value)
-            return value
-        try:
-            # As the other side will see it: msgspec takes an instance of the right class unseen.
-            seen = msgspec.to_builtins(value, builtin_types=_NATIVE, enc_hook=plain)
-        except (TypeError, ValueError, RecursionError):
-            seen = value  # whether it can be sent is for the codec to say
-        convert(seen, kind, name, "output")
+        return fit_own(value, kind, name, "output")
     except Unfit as exc:
         raise UnfitResultError("output", name, _issues(exc)) from None
+
+
+def fit_own(value: Any, kind: Any, name: str, phase: str) -> Any:
+    """Return a value that goes out, as `check_own` does.
+
+    :raises Unfit: if it doesn't fit
+    """
+    if isinstance(kind, GuardedKind):
+        kind = kind.kind  # this side has made its own sets and dicts already
+    if isinstance(kind, ModelKind):
+        return kind.dump(value)
+    if isinstance(kind, StreamKind):
+        kind.check(value)
+        return value
+    try:
+        # As the other side will see it: msgspec takes an instance of the right class unseen.
+        seen = msgspec.to_builtins(value, builtin_types=_NATIVE, enc_hook=plain)
+    except (TypeError, ValueError, RecursionError):
+        seen = value  # whether it can be sent is for the codec to say
+    convert(seen, kind, name, phase)
     return value
 
 
