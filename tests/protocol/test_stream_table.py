@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from msgspec import UNSET
 
+from anyio_kkrpc import ProtocolError
+from anyio_kkrpc._protocol import _stream_table
 from anyio_kkrpc._protocol._calls import Call
 from anyio_kkrpc._protocol._conversation import Conversation
-from anyio_kkrpc._protocol._dependencies import Role
+from anyio_kkrpc._protocol._dependencies import Dependencies, Role
 from anyio_kkrpc._protocol._events import (
     Answer,
     CallFinished,
@@ -19,6 +21,7 @@ from anyio_kkrpc._protocol._events import (
 )
 from anyio_kkrpc._protocol._records import Reply, StreamReply, StreamRequest
 from anyio_kkrpc._protocol._state import CallInput, CallState
+from anyio_kkrpc._protocol._stream_table import Streams
 from anyio_kkrpc._protocol._streams import Consumer, Producer
 
 
@@ -257,3 +260,60 @@ def test_source_that_is_gone() -> None:
     assert side.peer.lose_peer("one", "source") == side.peer.lose_peer("nobody", "reader")
     side.peer.lose()
     assert not side.needs
+
+
+class Alone:
+    """The table alone, and who it needs."""
+
+    def __init__(self) -> None:
+        self.needs: list[tuple[str | None, Role, bool]] = []
+        dependencies = Dependencies(lambda *need: self.needs.append(need))
+        self.streams = Streams(lambda: f"s{len(self.needs)}", dependencies)
+
+
+def test_passed_twice() -> None:
+    """Ids are of the peer that has the source: another one's may be the same."""
+    alone = Alone()
+    first = alone.streams.consume("1", "x", "c")
+    with pytest.raises(ProtocolError, match="passed twice"):
+        alone.streams.consume("1", "x", "c")
+    alone.streams.consume("1", "y", "c")
+    assert alone.needs == [("x", "source", True), ("y", "source", True)]
+    record = alone.streams.leave(first)
+    assert record is not None
+    assert alone.streams.leave(first) is None
+    # Its source has told what it was asked, and is needed no more.
+    alone.streams.receive_reply(StreamReply(id=record.id, sid="1", d=True), "x")
+    assert alone.needs[2:] == [("x", "source", False)]
+
+
+def test_readers_that_were_given_up_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes back is told why; the oldest are forgotten first."""
+    monkeypatch.setattr(_stream_table, "_MAX_GIVEN_UP", 2)
+    alone = Alone()
+    ids = []
+    for peer in ("x", "y", "z"):
+        producer = alone.streams.produce(Source(), peer)
+        ids.append(producer.id)
+        assert alone.streams.lose_peer(peer, "source").producers == []
+        assert alone.streams.lose_peer(peer, "reader").producers == [producer]
+        assert not producer.open
+    assert alone.streams.producers == {}
+    texts = []
+    for peer, stream_id in zip(("x", "y", "z"), ids, strict=True):
+        pull = StreamRequest(id="1", sid=stream_id, op="pull", n=1)
+        event = alone.streams.receive_request(pull, peer)
+        assert isinstance(event, Answer)
+        assert isinstance(event.record, StreamReply)
+        texts.append("taken for gone" in event.record.e["m"])
+    assert texts == [False, True, True]
+
+
+def test_late_items() -> None:
+    alone = Alone()
+    assert alone.streams.receive_reply(StreamReply(id="1", sid="gone"), "x") is None
+    assert alone.streams.ignored == 1
+    consumer, producer = alone.streams.consume("1", "x", "c"), alone.streams.produce(Source(), "y")
+    assert alone.streams.lose() == ([consumer], [producer])
+    assert alone.streams.lose() == ([], [])
+    assert [wanted for _, _, wanted in alone.needs] == [True, True, False, False]

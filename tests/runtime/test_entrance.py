@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from anyio_kkrpc._runtime._entrance import Entrance
 from tests.bounds import BOUND
 
 # Each line that it writes is of one process: which one, what it entered, and what came of it.
@@ -86,3 +87,18 @@ def test_made_before_a_fork(backend: str) -> None:
         assert line.startswith(said)
         assert "make it after the fork" in line
     assert rest[3:] == ["anew RPCChannel entered", "parent RPCChannel entered"]
+
+
+def test_one_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    entrance = Entrance("Thing")
+    with monkeypatch.context() as forked:
+        forked.setattr(os, "getpid", lambda: 1)
+        with pytest.raises(
+            RuntimeError, match=r"this Thing was made by process \d+, before a fork"
+        ):
+            entrance.enter()
+    assert not entrance.used
+    entrance.enter()
+    assert entrance.used
+    with pytest.raises(RuntimeError, match="Thing can be entered once"):
+        entrance.enter()

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio import CancelScope, create_task_group, fail_after
+from msgspec import UNSET
 
 from anyio_kkrpc import (
     MemoryTransport,
@@ -19,6 +20,7 @@ from anyio_kkrpc import (
     RPCChannel,
     expose,
 )
+from anyio_kkrpc._serving._lifespan import find_lifespan, gives_api
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 from tests.pairs import pair
@@ -344,3 +346,69 @@ async def test_two_workers_of_a_group(redis_server: RedisServer, stream_name: st
                 await ask()
         workers.cancel_scope.cancel()
     assert entered == ["broken"]
+
+
+class Managed:
+    async def __aenter__(self) -> None:
+        raise NotImplementedError
+
+    async def __aexit__(self, *_: object) -> None:
+        raise NotImplementedError
+
+
+@asynccontextmanager
+async def made() -> AsyncIterator[str]:
+    yield "api"
+
+
+async def generator() -> AsyncIterator[str]:
+    yield "api"
+
+
+def plain() -> None:
+    raise NotImplementedError
+
+
+@asynccontextmanager
+async def of(api: object) -> AsyncIterator[str]:
+    yield f"of {api}"
+
+
+def test_what_gives_an_api() -> None:
+    """A function with `asynccontextmanager`, or what it returns; nothing else that can be entered."""
+    assert gives_api(made)
+    assert gives_api(made())
+    assert not any(map(gives_api, (plain, Managed(), Managed, object())))
+    with pytest.raises(TypeError, match="needs @asynccontextmanager above generator"):
+        gives_api(generator)
+    with pytest.raises(TypeError, match="of\\(\\) is to take no arguments"):
+        gives_api(of)
+
+
+async def test_which_lifespan() -> None:
+    """What is exposed is entered by itself, unless another one is given; None is for nothing."""
+    assert find_lifespan(object(), UNSET) is None
+    one = Managed()
+    entering = find_lifespan(one, UNSET)
+    assert entering is not None
+    assert entering() is one  # type: ignore[comparison-overlap]
+    assert find_lifespan(one, None) is None
+    assert find_lifespan(made, UNSET) is made
+    entering = find_lifespan(one, of)
+    assert entering is not None
+    async with entering() as result:
+        assert result is None  # what it gives is not what is exposed
+
+
+@pytest.mark.parametrize(
+    ("api", "given", "text"),
+    [
+        (made, of, "what is exposed is one itself"),
+        (made, None, "what is exposed is one itself"),
+        (object(), generator, "needs @asynccontextmanager above generator"),
+        (object(), "x", "needs a function, not 'x'"),
+    ],
+)
+def test_no_lifespan(api: object, given: Any, text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        find_lifespan(api, given)

@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict
 
 from anyio_kkrpc import RPCValidationError
 from anyio_kkrpc._protocol._hashes import MOST_ALIKE, AlikeError, check_hashes
+from anyio_kkrpc._values._alike import KeyGuard
 from anyio_kkrpc._values._arguments import ArgumentConverter
 from anyio_kkrpc._values._conversion import GuardedKind, checkable, convert_value
+from anyio_kkrpc._values._pydantic import Unfit
 from tests.alike import MODULUS, pairs
 
 ALIKE = [n * MODULUS for n in range(1, 2001)]
@@ -275,3 +277,21 @@ def test_many_wrong_values() -> None:
     assert len(caught.value.issues) == 101
     with pytest.raises(RPCValidationError, match="10000 values don't fit"):
         convert_value({"numbers": ["x"] * 10_000}, checkable(Model), "f", "input")
+
+
+def test_guard_alone() -> None:
+    """It looks at lists and mappings however deep they are, as the kinds of key that there are."""
+    guard = KeyGuard.of(dict[str, frozenset[int]])
+    assert guard is not None
+    guard.check({"a": list(range(5000)), "b": ALIKE[:MOST_ALIKE]})
+    with pytest.raises(Unfit):
+        guard.check({"a": [[ALIKE]]})
+    guard.check(dict.fromkeys(ALIKE))  # its names are text
+    around: list[Any] = []
+    around.append(around)
+    guard.check(around)
+
+
+@pytest.mark.parametrize("annotation", [int, list[int], dict[str, int], set[str], Any])
+def test_nothing_to_guard(annotation: Any) -> None:
+    assert KeyGuard.of(annotation) is None

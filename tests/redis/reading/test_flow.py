@@ -11,10 +11,12 @@ import redis
 from redis.exceptions import ResponseError
 
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel, TransportConnectionError
+from anyio_kkrpc.redis._connection._patience import Patience
 from anyio_kkrpc.redis._reading._broadcast import Broadcast
+from anyio_kkrpc.redis._reading._flow import Flow
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
-from tests.redis.parts import KEYS, Parts, Server, request
+from tests.redis.parts import KEYS, Parts, Server, make_outages, request
 
 pytestmark = pytest.mark.anyio
 
@@ -85,3 +87,17 @@ async def test_told(own_server: RedisServer, grouped: bool) -> None:
                 admin.config_set("min-replicas-to-write", 0)
         assert await client.get_api().add(1, 2) == 3
         await until(reads)
+
+
+async def test_within_the_block() -> None:
+    """As long as they are read, and nothing is refused; whatever ends that."""
+    flow, patience = Flow(), Patience("reading", make_outages())
+    assert not flow.going
+    with pytest.raises(ZeroDivisionError), flow.through(patience):
+        assert flow.going
+        patience.pause(ResponseError("NOREPLICAS no"))
+        assert not flow.going
+        patience.worked()
+        assert flow.going
+        raise ZeroDivisionError
+    assert not flow.going
