@@ -28,8 +28,9 @@ OUTCOMES = ROOT / ".nox" / "outcomes"
 PACKAGE = "anyio_kkrpc"
 # Whether nox itself runs on the default Python.
 IS_DEFAULT = sys.version_info[:2] == tuple(map(int, DEFAULT.split(".")))
-# Tests mostly wait for servers and processes, so more of them than cores go on at once.
-WORKERS = "4"
+# Tests mostly wait for servers and processes, so more of them than cores go on at once: more in the
+# long run, since each worker collects all tests first.
+WORKERS, MORE_WORKERS = "4", "6"
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 
 # Codes of flake8-async that are not for this library.
@@ -209,7 +210,7 @@ def tests_default(session: nox.Session) -> None:
     _empty(DATA)
     _empty(OUTCOMES)
     session.run(
-        *(python, "-m", "coverage", "run", "-m", "pytest", "-n", WORKERS),
+        *(python, "-m", "coverage", "run", "-m", "pytest", "-n", MORE_WORKERS),
         *("--ignore", "tests/test_examples.py", f"--outcomes={OUTCOMES}", *session.posargs),
         env={"COVERAGE_FILE": str(DATA / "data")},
         external=True,
@@ -337,8 +338,9 @@ def build(session: nox.Session) -> None:
     session.run(str(empty / "venv" / "bin" / "anyio-kkrpc"), "call", "--help", external=True)
     install("[dev]")
     tested = [*WITHOUT_SERVERS, "tests/testing/test_kit.py"]
-    loops = ("-k", "not uvloop")
-    session.run(python, "-m", "pytest", "-q", "-n", WORKERS, *loops, *tested, external=True)
+    # All modules are there: that depends on no loop, and on no number of examples.
+    less = ("-k", "not uvloop and not asyncio", "--hypothesis-profile", "quick")
+    session.run(python, "-m", "pytest", "-q", "-n", WORKERS, *less, *tested, external=True)
 
 
 @nox.session(python=AVAILABLE[:1])
