@@ -5,6 +5,7 @@ It speaks RESP2 and passes commands on, so that all but the scripted replies are
 
 from __future__ import annotations
 
+import ssl
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -13,7 +14,8 @@ from urllib.parse import urlsplit
 
 import anyio
 import hiredis
-from anyio.abc import SocketAttribute, SocketStream
+from anyio.abc import ByteStream, SocketAttribute, SocketStream
+from anyio.streams.tls import TLSListener
 
 Command = list[bytes]
 Matches = Callable[[Command], bool]
@@ -109,7 +111,7 @@ class FakeNode:
         while self.asked[name] < count:
             await self._changed.wait()
 
-    async def handle(self, client: SocketStream) -> None:
+    async def handle(self, client: ByteStream) -> None:
         self.connections += 1
         commands = _Parser(client)
         async with client:
@@ -127,12 +129,13 @@ class FakeNode:
 
 
 @asynccontextmanager
-async def fake_node() -> AsyncIterator[FakeNode]:
+async def fake_node(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeNode]:
     """Run one."""
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
         node = FakeNode(listener.extra(SocketAttribute.local_port))
+        outer = listener if tls is None else TLSListener(listener, tls, standard_compatible=False)
         async with anyio.create_task_group() as group:
-            group.start_soon(listener.serve, node.handle)
+            group.start_soon(outer.serve, node.handle)
             yield node
             group.cancel_scope.cancel()
 
@@ -176,7 +179,7 @@ class _Pair:
 class _Parser:
     """Cuts what is received into commands, or replies."""
 
-    def __init__(self, stream: SocketStream) -> None:
+    def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
         self._reader = hiredis.Reader(notEnoughData=_END)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from random import random
@@ -17,7 +18,10 @@ from ._patience import Outages, Patience
 from ._resolver import Probe, Topology
 from ._resp import Connection
 from ._role import wrong_role
+from ._target import host_and_port
 from ._watch import Watch
+
+logger = logging.getLogger("anyio_kkrpc")
 
 # Seconds between two attempts to reach a server that may be somewhere else, at most.
 _PAUSE = 0.2
@@ -59,6 +63,7 @@ class Dials:
         self._limit = limit
         self._heals = (Meaning.LOGIN,) if patient else ()
         self._watch = Watch(shortest_silence)
+        self._is_replica = False
         # The connections, and the attempts to make one, with the generation each belongs to.
         self._made: dict[Connection, int] = {}
         self._attempts: dict[CancelScope, int] = {}
@@ -134,9 +139,16 @@ class Dials:
 
     def _keep(self, connection: Connection, generation: int) -> None:
         role = connection.role
-        if role is not None and role.replicas:
-            # One of them may be promoted soon if this server is frozen.
-            connection.silence = min(connection.silence, _SILENCE)
+        if role is not None:
+            if role.replicas:
+                # One of them may be promoted soon if this server is frozen.
+                connection.silence = min(connection.silence, _SILENCE)
+            if role.master is not None and not self._is_replica:
+                where = host_and_port(*role.master)
+                logger.warning(
+                    "%s is a replica of %s, and takes no writes", connection.address, where
+                )
+            self._is_replica = role.is_replica
         self._made = {made: n for made, n in self._made.items() if not made.closed}
         self._made[connection] = generation
         self._watch.add(connection)
@@ -148,11 +160,14 @@ class Dials:
         """Give up connections that are dead, or lead to where the server is no longer."""
         generation = self._topology.generation
         while True:
+            changed = generation
             with move_on_after(self._watch.pause):
-                generation = await self._topology.wait_changed(generation)
+                changed = await self._topology.wait_changed(generation)
+            if changed == generation:
+                await self._watch.look()
+            else:
+                generation = changed
                 await self._leave(generation)
-                continue
-            await self._watch.look()
 
     async def look_around(self, interval: float, probe: Probe) -> None:
         """Look where the server is, for all peers of this process that connect to the same.

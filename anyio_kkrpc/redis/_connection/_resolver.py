@@ -29,8 +29,8 @@ Probe: TypeAlias = Callable[[], Awaitable[Role | None]]
 
 # Seconds between two questions where the server is, at least, and those that chance adds at most.
 _APART = 0.1
-# Seconds between two looks at a server that nothing copies.
-_ALONE = 5.0
+# Seconds between two looks at a server that nothing copies, and at one that was a master once.
+_ALONE, _DEMOTED = 5.0, 1.0
 
 
 class Told(Protocol):
@@ -98,16 +98,21 @@ class Fixed:
         return None
 
     async def watch(self, interval: float, probe: Probe, told: Told) -> None:
-        """Tell when the server becomes a replica: its name may lead to another one by now."""
-        before: Role | None = None
+        """Tell when the server becomes a replica, as long as it is one, and when it is none again.
+
+        Its name may lead to another one by now, for some of those who have connected meanwhile. One
+        that always was a replica is what was asked for.
+        """
+        was_master = was_demoted = False
         while True:
             role = await probe()
             if role is None:
                 return
-            if before is not None and role.is_replica and not before.is_replica:
+            demoted = was_master and role.is_replica
+            if demoted or was_demoted:
                 told.lose()
-            before = role
-            await sleep(interval if role.replicas else _ALONE)
+            was_master, was_demoted = was_master or not role.is_replica, demoted
+            await sleep(_DEMOTED if demoted else interval if role.replicas else _ALONE)
 
 
 class _Flight:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
+import redis
 from anyio.abc import SocketStream
 
-from anyio_kkrpc import TransportConnectionError
+from anyio_kkrpc import RedisStreamsTransport, TransportConnectionError
 from anyio_kkrpc.redis._connection._address import Address
 from anyio_kkrpc.redis._connection._dials import Dials
 from anyio_kkrpc.redis._connection._patience import Outages
@@ -129,3 +132,62 @@ async def test_change_while_connecting(redis_server: RedisServer) -> None:
             with anyio.fail_after(BOUND):
                 async with await one.dial("tests") as connection:
                     assert connection.address == there
+
+
+@pytest.fixture
+def renamed(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Names that lead to ports of this machine."""
+    names: dict[str, int] = {}
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, port: Any, *args: Any, **options: Any) -> Any:
+        known = names.get(host.decode()) if isinstance(host, bytes) else None
+        if known is None:
+            return look_up(host, port, *args, **options)
+        if options.get("flags"):
+            raise socket.gaierror(socket.EAI_NONAME, "no address")
+        return look_up("127.0.0.1", known, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return names
+
+
+async def test_a_name_that_leads_elsewhere(
+    own_server: RedisServer, server_executable: str, stream_name: str, renamed: dict[str, int]
+) -> None:
+    """A server that becomes a replica is left, though nobody writes, or looks whether it answers;
+    and as long as its name leads to a replica, it is looked up again.
+    """
+    idle: dict[str, Any] = {"health_check_interval": 300, "block_timeout": 300}
+    with (
+        RedisServer(server_executable) as other,
+        redis.Redis.from_url(own_server.url) as old,
+        redis.Redis.from_url(other.url) as new,
+    ):
+        old.config_set("repl-diskless-sync-delay", 0)
+        new.replicaof("127.0.0.1", own_server.port)
+        with anyio.fail_after(BOUND):
+            while new.info("replication")["master_link_status"] != "up":
+                await anyio.sleep(0.02)
+            renamed["db.test"] = own_server.port
+            async with RedisStreamsTransport("redis://db.test", stream=stream_name, **idle):
+                new.replicaof("NO", "ONE")
+                old.replicaof("127.0.0.1", other.port)
+                before = _ids(old)
+                while before & _ids(old):
+                    await anyio.sleep(0.02)
+                renamed["db.test"] = other.port
+                while {"anyio_kkrpc:writer", "anyio_kkrpc:inbox"} - _names(new):
+                    await anyio.sleep(0.02)
+                while _names(old):
+                    await anyio.sleep(0.02)
+
+
+def _names(server: redis.Redis) -> set[str]:
+    """Return the connections of peers."""
+    names = [client["name"].rpartition(":")[0] for client in server.client_list()]
+    return {name for name in names if name.startswith("anyio_kkrpc")}
+
+
+def _ids(server: redis.Redis) -> set[str]:
+    return {client["id"] for client in server.client_list() if client["name"]}

@@ -11,6 +11,7 @@ import pytest
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from anyio_kkrpc import TransportConnectionError
+from anyio_kkrpc.redis._connection import _resolver
 from anyio_kkrpc.redis._connection._address import Address
 from anyio_kkrpc.redis._connection._resolver import (
     Fixed,
@@ -268,19 +269,30 @@ class TestFixed:
             assert await topology.resolve() == HERE
         assert topology.generation == 0
 
-    async def test_becomes_a_replica(self) -> None:
-        """Then its name may lead to another server by now, so all connect again."""
-        roles = [Role("master", 1), Role("master", 1), Role("slave", 0, ("there", 6379))] * 2
+    @pytest.mark.parametrize(
+        ("roles", "changes"), [("mmr", 1), ("mrr", 2), ("mrmm", 2), ("rr", 0), ("rmr", 1)]
+    )
+    async def test_becomes_a_replica(
+        self, roles: str, changes: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Then its name may lead to another server, now or later, so all connect again, and once more
+        when it is a master; not to one that was a replica from the beginning.
+        """
+        monkeypatch.setattr(_resolver, "_ALONE", 0.01)
+        monkeypatch.setattr(_resolver, "_DEMOTED", 0.01)
+        replies = [
+            Role("master", 1) if role == "m" else Role("slave", 0, ("there", 6379))
+            for role in roles
+        ]
         topology = Topology(Fixed(HERE))
-        await topology.resolve()
 
         async def probe() -> Role | None:
-            return roles.pop(0) if roles else None
+            await topology.resolve()
+            return replies.pop(0) if replies else None
 
         with anyio.fail_after(BOUND):
-            with anyio.move_on_after(1):
-                await topology.watch(0.01, probe)
-        assert topology.generation == 1
+            await topology.watch(0.01, probe)
+        assert topology.generation == changes
         assert await topology.resolve() == HERE
 
     async def test_a_server_that_does_not_tell(self) -> None:

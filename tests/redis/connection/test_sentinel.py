@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -86,6 +87,18 @@ async def test_credentials() -> None:
         await group.finder("?sentinel_username=s&sentinel_password=t").find()
         await group.finder("?sentinel_password=t").find()
         assert logins == [[b"s", b"t"], [b"t"]]
+
+
+async def test_tls(certificates: tuple[str, str, str]) -> None:
+    """With rediss+sentinel:// sentinels are asked by TLS, with the certificates of the URL."""
+    certificate, key, authority = certificates
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    async with fake_node(context) as node:
+        tell(node, [b"localhost", b"7000"])
+        url = f"rediss+sentinel://127.0.0.1:{node.port}/mymaster?ssl_ca_certs={authority}"
+        address = await Sentinel(Target.parse(url)).find()
+    assert str(address) == "rediss://localhost:7000/0"
 
 
 async def test_those_that_do_not_answer_are_passed_over() -> None:
