@@ -97,8 +97,9 @@ _BY_TEXT = {
     "Client sent AUTH, but no password": Meaning.LOGIN,
     "problem with LDAP service": Meaning.ELSEWHERE,
 }
-# Redis before 7.0 puts the error of a command behind what it says of the script that gave it.
-_IN_SCRIPT = re.compile(r"^Error running script .*@user_script: ?\d+: -?", re.DOTALL)
+# Redis before 7.0 puts the error of a command behind what it says of the script that gave it, or
+# behind the line alone if the script returned it (pcall).
+_IN_SCRIPT = re.compile(r"^(?:ERR )?(?:Error running script .*)?@user_script: ?\d+: -?", re.DOTALL)
 _CONNECTION_ERRORS = (NotReadyError, TooLateError, InvalidResponse)
 _WITH_SUBCOMMAND = frozenset(("CLIENT", "XGROUP", "XINFO"))
 _WITHOUT_KEY = frozenset(("AUTH", "CLIENT", "INFO", "PING", "ROLE", "SELECT", "TIME"))

@@ -85,7 +85,8 @@ def test_meaning_of_a_reply(text: str, meaning: Meaning) -> None:
 def test_meaning_in_a_script(error: str) -> None:
     """Redis before 7.0 puts the reply of a command behind what it says of the script."""
     start = "ERR Error running script (call to f_1a2b): @user_script:5: "
-    for text in (f"{start}@user_script: 5: -{error}", f"{start}{error}"):
+    caught = f"@user_script: 5: -{error}"
+    for text in (f"{start}{caught}", f"{start}{error}", caught, f"ERR {caught}"):
         assert meaning_of(parse_error(text)) is REPLIES[error]
 
 

@@ -23,7 +23,7 @@ def cluster(server_executable: str) -> Iterator[redis.Redis]:
     """A node in cluster mode that owns all slots."""
     with RedisServer(server_executable, args=("--cluster-enabled", "yes")) as server:
         with redis.Redis.from_url(server.url, decode_responses=True) as client:
-            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
             end = time.monotonic() + 60
             while "cluster_state:ok" not in str(client.execute_command("CLUSTER", "INFO")):
                 assert time.monotonic() < end
