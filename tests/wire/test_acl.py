@@ -18,8 +18,11 @@ from . import peer
 from .peer import BOUND, EXPECTED, Api
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
-# What docs/security.md gave to a user of the stream "jobs", by the version of the wire.
-RULES = ("~jobs ~{jobs}:* -@all +@stream +@connection +eval +info +time +exists +del +pexpire",)
+# What docs/security.md gave to a user of the stream "jobs", one rule after the other.
+RULES = (
+    "~jobs ~{jobs}:* -@all +@stream +@connection +eval +info +time +exists +del +pexpire",
+    "~jobs ~{jobs}:* -@all +@stream +@connection +eval +info +role +time +exists +del +pexpire",
+)
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=RULES, ids=[f"wire {number}" for number in range(len(RULES))])
+@pytest.fixture(params=RULES, ids=["first", "with role"])
 def url(request: pytest.FixtureRequest, own_server: RedisServer) -> str:
     """The server's URL as a user with such rights."""
     with redis.Redis.from_url(own_server.url) as client:
