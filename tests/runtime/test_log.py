@@ -15,8 +15,10 @@ from redis.exceptions import ResponseError
 from anyio_kkrpc._runtime._log import quoted
 from anyio_kkrpc.redis._connection._address import Address, describe
 from anyio_kkrpc.redis._connection._errors import reason
+from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.redis._writing._writer import refusal
 
+URL = "redis://localhost:6379"
 EVIL = "evil\nERROR root: payment refused \x1b[31m\x9b0m\u2028\u202e\ud800\r\x00"
 
 
@@ -118,10 +120,11 @@ def test_plain_tracebacks_are_as_they_were(written: io.StringIO) -> None:
 def test_replies_of_a_server() -> None:
     """Errors that hold what a server said are of one line, too."""
     refused = ResponseError(EVIL)
-    address = Address.parse("redis://localhost:6379")
+    address, target = Address.parse(URL), Target.parse(URL)
     for text in (
         str(address.cannot_connect(refused)),
-        str(address.refuses(refused, "s")),
+        str(target.refuses(refused, "s")),
+        str(target.refusal(refused)),
         str(refusal(refused)),
         describe(refused),
         reason(refused),
