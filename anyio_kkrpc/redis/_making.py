@@ -11,6 +11,7 @@ from anyio import current_time
 
 from ..abc import Capabilities, Envelope
 from ..records import Record
+from ._connection._cluster import ClusterFinder
 from ._connection._dials import Dials
 from ._connection._link import Link
 from ._connection._patience import Outages
@@ -32,14 +33,17 @@ from .dialects._signing import Signer
 def make_dials(options: Options, outages: Outages) -> Dials:
     """Return what connects."""
     target, timeout = options.target, options.connect_timeout
+    stream = options.stream.encode()
 
     def make() -> Finder:
         if target.kind == "cluster":
-            raise NotImplementedError
+            return ClusterFinder(target, stream, timeout)
         return Sentinel(target) if target.kind == "sentinel" else Fixed(target.node)
 
+    # Two streams of a Cluster may be on two nodes.
+    key = (target, stream) if target.kind == "cluster" else target
     return Dials(
-        lambda: shared_topology(target, make),
+        lambda: shared_topology(key, make),
         options.session_id[:32],
         outages,
         connect_timeout=timeout if target.connect_timeout is None else target.connect_timeout,

@@ -23,6 +23,9 @@ from ._watch import Watch
 
 logger = logging.getLogger("anyio_kkrpc")
 
+# Seconds after which one that doesn't answer is asked for again, at first; twice as many each time.
+# Longer, and one that was frozen meanwhile might take what is lost when it goes on.
+_SOON = 1.0
 # Seconds between two attempts to reach a server that may be somewhere else, at most.
 _PAUSE = 0.2
 # A connection's longest silence, in seconds, where others have a copy of what the server has.
@@ -96,25 +99,36 @@ class Dials:
         :raises TransportConnectionError: if it fails
         """
         end = current_time() + self._timeout
+        moves = self._topology.moves
+        bound = min(_SOON, self._timeout) if moves else self._timeout
         while True:
-            address = await self._topology.resolve()
-            generation = self._topology.generation
             try:
-                connection = await self._attempt(what, address, generation)
+                connection = await self._attempt(what, bound)
             except TransportConnectionError as exc:
-                self._topology.note(address, exc)
-                final = not self._topology.moves or meaning_of(exc) is not Meaning.ELSEWHERE
+                final = not moves or meaning_of(exc) is not Meaning.ELSEWHERE
                 if final or current_time() >= end:
                     raise
+                bound = min(bound * 2, self._timeout)
                 await sleep(_PAUSE * random())
             else:
                 if connection is not None:
                     return connection
 
-    async def _attempt(self, what: str, address: Address, generation: int) -> Connection | None:
-        """Connect to an address; ``None`` if the server has left it meanwhile."""
+    async def _attempt(self, what: str, bound: float) -> Connection | None:
+        """Connect to where the server is; ``None`` if it has left there meanwhile."""
+        topology = self._topology
+        address = await topology.resolve()
+        try:
+            return await self._open(what, address, topology.generation, bound)
+        except TransportConnectionError as exc:
+            topology.note(address, exc)
+            raise
+
+    async def _open(
+        self, what: str, address: Address, generation: int, bound: float
+    ) -> Connection | None:
         connection = None
-        with CancelScope() as scope:
+        with move_on_after(bound) as scope:
             self._attempts[scope] = generation
             try:
                 connection = await open_connection(
@@ -123,10 +137,13 @@ class Dials:
                     timeout=self._timeout,
                     silence=self._silence,
                     ask_role=True,
+                    follows=self._topology.follows,
                 )
             finally:
                 del self._attempts[scope]
         if connection is None:
+            if generation == self._topology.generation:
+                raise address.cannot_connect(TimeoutError(f"no answer within {bound:g} seconds"))
             return None
         wrong = wrong_role(connection.role, moves=self._topology.moves)
         if wrong is not None or generation != self._topology.generation:
@@ -180,9 +197,9 @@ class Dials:
     async def _leave(self, generation: int) -> None:
         """Leave what belongs to another generation."""
         for scope, of in self._attempts.items():
-            if of != generation:
+            if of < generation:
                 scope.cancel()
         for connection, of in list(self._made.items()):
-            if of != generation:
-                del self._made[connection]
+            if of < generation:
+                self._made.pop(connection, None)  # meanwhile, new ones are made
                 await connection.give_up("the server is somewhere else now")

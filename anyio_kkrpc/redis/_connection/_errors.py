@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
+from typing import TypeAlias
 
 from redis.connection import DefaultParser
 from redis.exceptions import ConnectionError as NotReadyError
@@ -16,14 +17,22 @@ from ..._runtime._log import quoted
 
 __all__ = (
     "Meaning",
+    "Parse",
+    "MovedAway",
     "code_of",
     "leads_elsewhere",
     "meaning_of",
+    "moved_to",
     "named",
     "no_memory",
     "parse_error",
+    "parse_moving_error",
     "reason",
 )
+
+
+# Returns the exception for the text of an error reply.
+Parse: TypeAlias = Callable[[str], Exception]
 
 
 class Meaning(Enum):
@@ -31,11 +40,13 @@ class Meaning(Enum):
 
     :cvar PASSING: the server refuses it for now: the connection stays, and it is repeated there,
         after a pause
+    :cvar MOVING: the same, because the slot of a Cluster moves to another node, which takes moments
     :cvar FULL: the same, because memory is used up: only what makes room, or what somebody waits
         for already, is repeated; what is new is refused
     :cvar ELSEWHERE: the connection is lost, or leads to a server that can't help: connect again
     :cvar GONE: the stream or its group was deleted: it is made again
-    :cvar MOVED: the server is a node of a Cluster, and the stream is on another one
+    :cvar MOVED: the server is a node of a Cluster, and the stream is on another one, where nobody
+        goes after it: the URL is that of one server
     :cvar RIGHTS: the user lacks a right; it may be given back
     :cvar LOGIN: the server doesn't know user and password; it may get to know them
     :cvar REFUSED: this one command is refused, and will be again
@@ -43,6 +54,7 @@ class Meaning(Enum):
     """
 
     PASSING = auto()
+    MOVING = auto()
     FULL = auto()
     ELSEWHERE = auto()
     GONE = auto()
@@ -55,7 +67,7 @@ class Meaning(Enum):
     @property
     def passes(self) -> bool:
         """Whether the same command on the same connection will be taken later."""
-        return self is Meaning.PASSING or self is Meaning.FULL
+        return self in _PASSES
 
     @property
     def heals(self) -> bool:
@@ -63,13 +75,14 @@ class Meaning(Enum):
         return self is Meaning.RIGHTS or self is Meaning.LOGIN
 
 
+_PASSES = frozenset((Meaning.PASSING, Meaning.MOVING, Meaning.FULL))
 # By the first word of the reply.
 _BY_CODE = {
     "NOREPLICAS": Meaning.PASSING,  # min-replicas-to-write
     "MISCONF": Meaning.PASSING,  # it can't write to its disk
     "BUSY": Meaning.PASSING,  # a script runs for long
-    "TRYAGAIN": Meaning.PASSING,  # the slot moves to another node: some of the keys are there
-    "ASK": Meaning.PASSING,  # the slot moves to another node: the key is there, or nowhere
+    "TRYAGAIN": Meaning.MOVING,  # some of the keys are on the other node
+    "ASK": Meaning.MOVING,  # the key is on the other node, or nowhere
     "OOM": Meaning.FULL,
     "LOADING": Meaning.ELSEWHERE,
     "READONLY": Meaning.ELSEWHERE,
@@ -116,6 +129,35 @@ def parse_error(text: str) -> Exception:
     return error if isinstance(error, RedisError) else ResponseError(text)
 
 
+class MovedAway(ResponseError):
+    """The server is a node of a Cluster, and tells on which other one the stream is.
+
+    :ivar host: name or IP address of the other one, empty if it is that of this one
+    """
+
+    def __init__(self, text: str, host: str, port: int) -> None:
+        super().__init__(text)
+        self.host, self.port = host, port
+
+
+def parse_moving_error(text: str) -> Exception:
+    """Do what `parse_error` does, for connections whose stream is gone after where it moves to."""
+    words = text.split(" ")
+    if words[0] == "MOVED" and len(words) == 3:
+        host, _, port = words[2].rpartition(":")
+        if port.isascii() and port.isdigit() and 0 < int(port) < 65536:
+            # A question mark stands for a node that hasn't told its name.
+            return MovedAway(text, "" if host == "?" else host.strip("[]"), int(port))
+    return parse_error(text)
+
+
+def moved_to(exc: BaseException) -> MovedAway | None:
+    """Return what tells where the stream is, if the error of a connection does."""
+    if isinstance(exc, TransportConnectionError):
+        return moved_to(exc.__cause__) if exc.__cause__ is not None else None
+    return exc if isinstance(exc, MovedAway) else None
+
+
 def _classes() -> dict[type, str]:
     """Return the codes by redis-py's classes. Which codes have one depends on its version."""
     found: dict[type, str] = {}
@@ -153,6 +195,8 @@ def meaning_of(exc: BaseException) -> Meaning:
         return Meaning.ELSEWHERE
     if isinstance(exc, TransportClosedError):
         return Meaning.ELSEWHERE
+    if isinstance(exc, MovedAway):
+        return Meaning.ELSEWHERE
     if not isinstance(exc, RedisError):
         return Meaning.FINAL
     found = _BY_CODE.get(code_of(exc))
@@ -185,7 +229,7 @@ def reason(exc: BaseException) -> str:
         where = text.removeprefix("MOVED ")
         return (
             f"MOVED {where}: the server is a node of a Redis Cluster, and what this needs is on "
-            "another node"
+            "another node: the url is to begin with redis+cluster://, or rediss+cluster:// for TLS"
         )
     return text if code == "ERR" or code in text else f"{code} {text}"
 

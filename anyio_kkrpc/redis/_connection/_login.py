@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 from ..._exceptions import TransportConnectionError
 from ._address import Address
 from ._command import Argument
-from ._errors import Meaning, meaning_of, named
+from ._errors import Meaning, meaning_of, named, parse_error, parse_moving_error
 from ._resp import Connection
 from ._role import read_role
 
@@ -24,6 +24,7 @@ async def open_connection(
     timeout: float = 5.0,
     silence: float = 5.0,
     ask_role: bool = False,
+    follows: bool = False,
 ) -> Connection:
     """Connect and log in.
 
@@ -31,6 +32,7 @@ async def open_connection(
     :param timeout: seconds for all of it; ``socket_connect_timeout`` in the URL has priority
     :param silence: the connection's `Connection.silence`, in seconds
     :param ask_role: whether to find out its `Connection.role`
+    :param follows: whether its stream is gone after where it moves to
     :raises TransportConnectionError: if it fails; the text says why and what to check
     """
     if address.connect_timeout is not None:
@@ -39,7 +41,8 @@ async def open_connection(
         with move_on_after(timeout):
             credentials = await address.credentials()
             stream = await address.dial()
-            connection = Connection(stream, address, silence=silence)
+            parse = parse_moving_error if follows else parse_error
+            connection = Connection(stream, address, silence=silence, parse=parse)
             try:
                 name = address.client_name or client_name
                 await _log_in(connection, credentials, name, ask_role=ask_role)

@@ -21,6 +21,8 @@ T = TypeVar("T")
 # Seconds of the first and of the longest pause between two attempts, at most (full jitter).
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 1.0
+# The same while a slot of a Cluster moves, which is over soon.
+MOVING_PAUSE = 0.1
 # Seconds that a right which was taken away, or a login which isn't known yet, may take to come.
 HEALING = 10.0
 
@@ -121,7 +123,8 @@ class Patience:
         self._failures += 1
         if meaning is not Meaning.GONE:  # whoever makes it again says so
             self._outages.begin(self._part, exc)
-        return float(self._pauses.compute(self._failures))
+        pause = float(self._pauses.compute(self._failures))
+        return min(pause, MOVING_PAUSE) if meaning is Meaning.MOVING else pause
 
     def worked(self) -> None:
         """Note that an attempt worked. Needed after those only that `calm` isn't set for."""

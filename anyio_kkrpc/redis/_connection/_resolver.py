@@ -53,9 +53,11 @@ class Finder(Protocol):
 
     :ivar moves: whether it may be somewhere else when it is asked again. If so, only a server that
         doesn't say that it is a replica is the right one.
+    :ivar follows: whether a server that hasn't the stream tells which one has it (MOVED)
     """
 
     moves: bool
+    follows: bool
 
     async def find(self) -> Address:
         """Ask where the server is. One asks at a time.
@@ -84,7 +86,7 @@ class Finder(Protocol):
 class Fixed:
     """Finds the server of a URL that names it, which stays where it is."""
 
-    moves = False
+    moves = follows = False
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -144,6 +146,11 @@ class Topology:
     def moves(self) -> bool:
         """Whether it may be somewhere else after a connection was lost."""
         return self._finder.moves
+
+    @property
+    def follows(self) -> bool:
+        """Whether a server that hasn't the stream tells which one has it (MOVED)."""
+        return self._finder.follows
 
     @property
     def address(self) -> Address | None:

@@ -45,7 +45,7 @@ from ..._runtime._fresh import fresh_copy
 from ._address import Address, describe
 from ._chunks import CHUNK, take_chunk
 from ._command import Argument, pack
-from ._errors import named, parse_error
+from ._errors import Parse, named, parse_error
 from ._role import Role
 from ._socket import SocketTraffic, Traffic
 
@@ -82,6 +82,7 @@ class _Pending:
 class Connection(AsyncResource):
     """A connection to a Redis server. `.open_connection` makes one.
 
+    :param parse: returns the exception for an error reply
     :ivar error: why the connection can't be used any more: `TransportClosedError` after `aclose` or
         a cancelled `execute`, `TransportConnectionError` with its cause if it broke, else ``None``
     :ivar received: bytes that were read by `execute` and `execute_many`
@@ -91,7 +92,9 @@ class Connection(AsyncResource):
     :ivar role: what the server was at the login, ``None`` if it wasn't asked or didn't tell
     """
 
-    def __init__(self, stream: ByteStream, address: Address, *, silence: float = 5.0) -> None:
+    def __init__(
+        self, stream: ByteStream, address: Address, silence: float = 5.0, parse: Parse = parse_error
+    ) -> None:
         self.address = address
         self.error: TransportClosedError | TransportConnectionError | None = None
         self.received = self.refused = 0
@@ -99,11 +102,11 @@ class Connection(AsyncResource):
         self.silence = silence
         self.role: Role | None = None
         self._stream = stream
-        reader = Reader(replyError=parse_error, notEnoughData=_MORE, errors="replace")
+        reader = Reader(replyError=parse, notEnoughData=_MORE, errors="replace")
         self._feed, self._gets, self._has_data = reader.feed, reader.gets, reader.has_data
         self._send, self._receive = stream.send, stream.receive
         # Streams that can't write at once, such as TLS, leave it all to the writer.
-        self._send_nowait: Callable[[bytes], int] = getattr(stream, "send_nowait", _nothing)
+        self._send_nowait: Callable[[bytes], int] = getattr(stream, "send_nowait", lambda _: 0)
         self._flushes = 0
         # Whether something was read since the last write.
         self._answered = True
@@ -444,7 +447,3 @@ class Connection(AsyncResource):
         # Each who raises it has one of their own, so that tracebacks don't mix.
         assert self.error is not None
         return fresh_copy(self.error)
-
-
-def _nothing(data: bytes) -> int:
-    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 
@@ -11,11 +12,13 @@ class Role(NamedTuple):
     :ivar name: ``"master"``, ``"slave"`` of a replica, as Redis calls it, or ``"sentinel"``
     :ivar replicas: how many copy it
     :ivar master: of a replica: host and port of what it copies
+    :ivar nodes: host and port of what copies it, as it knows them
     """
 
     name: str
     replicas: int = 0
     master: tuple[str, int] | None = None
+    nodes: tuple[tuple[str, int], ...] = ()
 
     @property
     def is_replica(self) -> bool:
@@ -27,12 +30,19 @@ def read_role(reply: Any) -> Role | None:
     """Return what a reply of ROLE says; ``None`` if the server doesn't tell."""
     match reply:
         case [b"master", int(), [*replicas]]:
-            return Role("master", len(replicas))
+            return Role("master", len(replicas), None, tuple(_nodes(replicas)))
         case [b"slave", bytes(host), int(port), *_]:
             return Role("slave", 0, (host.decode(errors="backslashreplace"), port))
         case [b"sentinel", *_]:
             return Role("sentinel")
     return None
+
+
+def _nodes(replicas: list[Any]) -> Iterator[tuple[str, int]]:
+    for replica in replicas:
+        match replica:
+            case [bytes(host), bytes(port), *_] if host and port.isdigit():
+                yield host.decode(errors="backslashreplace"), int(port)
 
 
 class WrongRoleError(OSError):

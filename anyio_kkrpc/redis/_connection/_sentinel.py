@@ -38,7 +38,7 @@ class Sentinel:
     :param target: with the sentinels that the URL names; they tell of others
     """
 
-    moves = True
+    moves, follows = True, False
 
     def __init__(self, target: Target) -> None:
         self._target = target

@@ -31,7 +31,7 @@ NOWHERE = Address.parse("redis://127.0.0.1:1")
 class Moved:
     """Knows of a server that is there when it is asked again."""
 
-    moves = True
+    moves, follows = True, False
 
     def __init__(self, *addresses: Address) -> None:
         self.addresses = [*addresses]

@@ -17,9 +17,12 @@ from anyio_kkrpc import DeliveryError, TransportClosedError, TransportConnection
 from anyio_kkrpc.redis._connection._errors import (
     Meaning,
     code_of,
+    leads_elsewhere,
     meaning_of,
+    moved_to,
     named,
     parse_error,
+    parse_moving_error,
     reason,
 )
 from anyio_kkrpc.testing import RedisServer
@@ -32,8 +35,8 @@ REPLIES = {
     "NOREPLICAS Not enough good replicas to write.": Meaning.PASSING,
     "MISCONF Redis is configured to save RDB snapshots, but can't": Meaning.PASSING,
     "BUSY Redis is busy running a script.": Meaning.PASSING,
-    "TRYAGAIN Multiple keys request during rehashing of slot": Meaning.PASSING,
-    "ASK 3999 127.0.0.1:6381": Meaning.PASSING,
+    "TRYAGAIN Multiple keys request during rehashing of slot": Meaning.MOVING,
+    "ASK 3999 127.0.0.1:6381": Meaning.MOVING,
     "LOADING Redis is loading the dataset in memory": Meaning.ELSEWHERE,
     "READONLY You can't write against a read only replica.": Meaning.ELSEWHERE,
     "MASTERDOWN Link with MASTER is down": Meaning.ELSEWHERE,
@@ -77,7 +80,7 @@ def test_meaning_of_a_reply(text: str, meaning: Meaning) -> None:
     """A reply means the same whether redis-py has a class for it or not."""
     assert meaning_of(parse_error(text)) is meaning
     assert meaning_of(ResponseError(text)) is meaning
-    assert meaning.passes == (meaning in (Meaning.PASSING, Meaning.FULL))
+    assert meaning.passes == (meaning in (Meaning.PASSING, Meaning.MOVING, Meaning.FULL))
     assert meaning.heals == (meaning in (Meaning.RIGHTS, Meaning.LOGIN))
 
 
@@ -88,6 +91,52 @@ def test_meaning_in_a_script(error: str) -> None:
     caught = f"@user_script: 5: -{error}"
     for text in (f"{start}{caught}", f"{start}{error}", caught, f"ERR {caught}"):
         assert meaning_of(parse_error(text)) is REPLIES[error]
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("MOVED 3999 127.0.0.1:6381", "127.0.0.1", 6381),
+        ("MOVED 3999 node-1.example.com:6381", "node-1.example.com", 6381),
+        ("MOVED 3999 2001:db8::1:6381", "2001:db8::1", 6381),
+        ("MOVED 3999 [::1]:6381", "::1", 6381),
+        ("MOVED 3999 :6381", "", 6381),
+        ("MOVED 3999 ?:6381", "", 6381),
+    ],
+)
+def test_moved_where_it_is_followed(text: str, host: str, port: int) -> None:
+    """The connection leads to the wrong server, and the reply to the right one."""
+    exc = parse_moving_error(text)
+    lost = TransportConnectionError("lost")
+    lost.__cause__ = exc
+    for error in (exc, lost):
+        moved = moved_to(error)
+        assert moved is not None
+        assert (moved.host, moved.port) == (host, port)
+        assert meaning_of(error) is Meaning.ELSEWHERE
+        assert leads_elsewhere(error)
+    assert str(exc) == text
+    assert code_of(exc) == "MOVED"
+
+
+@given(st.text() | st.builds("MOVED {}".format, st.text()))
+def test_what_does_not_lead_anywhere(text: str) -> None:
+    """Any other reply is what it is where nothing is followed."""
+    exc = parse_moving_error(text)
+    moved = moved_to(exc)
+    if moved is None:
+        assert meaning_of(exc) is meaning_of(parse_error(text))
+    else:
+        assert 0 < moved.port < 65536
+        assert meaning_of(parse_error(text)) is Meaning.MOVED
+
+
+@pytest.mark.parametrize("where", ["h", "h:", "h:0", "h:65536", "h:-1", "h:x", "h:1 more", ""])
+def test_moved_to_no_address(where: str) -> None:
+    """It can't be followed."""
+    exc = parse_moving_error(f"MOVED 3999 {where}")
+    assert moved_to(exc) is None
+    assert meaning_of(exc) is Meaning.MOVED
 
 
 def test_meaning_of_a_connection() -> None:

@@ -32,7 +32,7 @@ REFUSED = TransportConnectionError("refused")
 class Asked:
     """A finder that answers when it is let, with what it is told to."""
 
-    moves = True
+    moves, follows = True, False
 
     def __init__(self, *answers: Address | Exception) -> None:
         self.answers = [*answers]
@@ -345,7 +345,10 @@ def test_not_shared_between_event_loops() -> None:
 @pytest.mark.parametrize(
     ("reply", "role"),
     [
-        ([b"master", 10, [[b"127.0.0.1", b"1", b"10"]] * 2], Role("master", 2)),
+        (
+            [b"master", 10, [[b"127.0.0.1", b"1", b"10"], [b"", b"2", b"10"]]],
+            Role("master", 2, None, (("127.0.0.1", 1),)),
+        ),
         ([b"slave", b"h", 1, b"connected", 0], Role("slave", 0, ("h", 1))),
         ([b"sentinel", [b"mymaster"]], Role("sentinel")),
         ([b"something"], None),
