@@ -579,6 +579,23 @@ class ClusterSetup(_Setup):
         self._elected[owner] = time.monotonic()
         return owner
 
+    def wait_known(self, key: str | bytes) -> None:
+        """Wait until all nodes say the same of who has a key."""
+        slot = hash_slot(key.encode() if isinstance(key, str) else key)
+
+        def known() -> bool:
+            port = self.owner(key).port
+            return all(
+                any(
+                    told.serves and told.has(slot) and told.port == port
+                    for told in self._told(node)
+                )
+                for node in self.nodes
+                if node.answers
+            )
+
+        until(known, "all nodes know who has the key")
+
     def replica_of(self, node: Node) -> Node:
         """Return a replica of a master."""
         identity = self._id(node)

@@ -1,42 +1,175 @@
-"""A blocking client of Redis, for commands that ask it something and end."""
+"""Blocking clients of Redis, for commands that ask it something and end.
+
+They find the server that has a stream as the transport does: sentinels tell where the master is,
+and each node of a Cluster which one has the stream.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import MovedError, RedisError
 from redis.retry import Retry
 
 from ..redis._connection._address import Address
+from ..redis._connection._target import Target
+
+T = TypeVar("T")
+
+# Nodes of a Cluster that may lead to one another.
+_HOPS = 5
 
 
-def make_client(url: str, timeout: float) -> redis.Redis:
-    """Return a client that tries once, since whoever asks wants to know at once.
+class Servers:
+    """The servers that a URL leads to. They are asked once: whoever asks wants to know at once.
 
     :param timeout: seconds to connect, and for each answer
+    :ivar target: what the URL means
     """
-    return redis.Redis.from_url(
-        url,
-        socket_connect_timeout=timeout,
-        socket_timeout=timeout,
-        retry=Retry(NoBackoff(), 0),
-    )
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self.target = Target.parse(url)
+        self._timeout = timeout
+        self._clients: dict[Address, redis.Redis] = {}
+        self._last = (self.target.seeds or (self.target.node,))[0]
+
+    def of(self, stream: str) -> redis.Redis:
+        """Return a client of the server that has a stream.
+
+        :raises redis.exceptions.RedisError: if it can't be found
+        """
+        if self.target.kind != "cluster":
+            return self.every()[0]
+
+        def ask(seed: Address) -> redis.Redis:
+            address, client = seed, self._client(seed)
+            for _ in range(_HOPS):
+                try:
+                    client.xlen(stream)
+                except MovedError as exc:
+                    address = replace(address, host=exc.host or address.host, port=int(exc.port))
+                    client = self._client(address)
+                except redis.ResponseError:
+                    break  # it tells whoever asks it next
+                else:
+                    break
+            return client
+
+        return self._first(ask)
+
+    def every(self) -> list[redis.Redis]:
+        """Return clients of all servers that may have streams.
+
+        :raises redis.exceptions.RedisError: if they can't be found
+        """
+        if self.target.kind == "server":
+            return [self._client(self.target.node)]
+        if self.target.kind == "sentinel":
+            return [self._first(self._ask_sentinel)]
+        return self._first(self._ask_node)
+
+    def _ask_sentinel(self, sentinel: Address) -> redis.Redis:
+        question = ("SENTINEL", "get-master-addr-by-name", self.target.service)
+        answer = self._execute(sentinel, *question)
+        if answer is None:
+            raise redis.ResponseError(f"it knows no {self.target.service!r}")
+        host, port = map(_text, answer)
+        return self._client(self.target.at(host, int(port)))
+
+    def _ask_node(self, node: Address) -> list[redis.Redis]:
+        """Return clients of all masters of the Cluster."""
+        slots = self._execute(node, "CLUSTER", "SLOTS")
+        masters = [
+            (_text(master[0] or b"").strip("?"), int(master[1])) for _, _, master, *_ in slots
+        ]
+        found = dict.fromkeys(
+            replace(node, host=host or node.host, port=port) for host, port in masters
+        )
+        return [self._client(address) for address in sorted(found, key=lambda found: found.where)]
+
+    def _first(self, ask: Callable[[Address], T]) -> T:
+        """Return what the first one answers that can be asked; who has been asked comes first."""
+        failure: RedisError | None = None
+        for seed in sorted(self.target.seeds, key=lambda seed: seed not in self._clients):
+            try:
+                return ask(seed)
+            except RedisError as exc:
+                failure = failure or exc
+                self._drop(seed)
+        assert failure is not None
+        raise failure
+
+    def _client(self, address: Address) -> redis.Redis:
+        self._last = address
+        client = self._clients.get(address)
+        if client is None:
+            client = self._clients[address] = _make_client(address, self._timeout)
+        return client
+
+    def _execute(self, address: Address, *command: Any) -> Any:
+        return self._client(address).execute_command(*command)  # type: ignore[no-untyped-call]
+
+    def _drop(self, address: Address) -> None:
+        client = self._clients.pop(address, None)
+        if client is not None:
+            client.close()
+
+    def error(self, exc: RedisError) -> Exception:
+        """Return the error for servers that can't be asked: why, and what to check."""
+        # redis-py's own error hides that of the operating system, which tells what to check.
+        cause = exc.__cause__ or exc.__context__
+        return self._last.cannot_connect(cause if isinstance(cause, OSError) else exc)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for address in list(self._clients):
+            self._drop(address)
 
 
 @contextmanager
-def asking(url: str, timeout: float) -> Iterator[redis.Redis]:
-    """Give a client for the block.
+def asking(url: str, timeout: float, stream: str) -> Iterator[redis.Redis]:
+    """Give a client of the server that has a stream, for the block.
 
-    :raises TransportConnectionError: if the server can't be asked
+    :raises TransportConnectionError: if it can't be asked
     """
-    address = Address.parse(url)
-    with make_client(url, timeout) as client:
-        try:
-            yield client
-        except RedisError as exc:
-            # redis-py's own error hides that of the operating system, which tells what to check.
-            cause = exc.__cause__ or exc.__context__
-            raise address.cannot_connect(cause if isinstance(cause, OSError) else exc) from exc
+    servers = Servers(url, timeout)
+    try:
+        yield servers.of(stream)
+    except RedisError as exc:
+        raise servers.error(exc) from exc
+    finally:
+        servers.close()
+
+
+def _make_client(address: Address, timeout: float) -> redis.Redis:
+    options: dict[str, Any] = {
+        "db": address.db,
+        "username": address.username,
+        "password": address.password,
+        "client_name": address.client_name,
+        "socket_connect_timeout": address.connect_timeout or timeout,
+        "socket_timeout": timeout,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    if address.path is not None:
+        return redis.Redis(unix_socket_path=address.path, **options)
+    tls = address.tls
+    if tls is not None:
+        options |= {
+            "ssl": True,
+            "ssl_cert_reqs": tls.ssl_cert_reqs,
+            "ssl_check_hostname": tls.ssl_check_hostname,
+            "ssl_ca_certs": tls.ssl_ca_certs,
+            "ssl_certfile": tls.ssl_certfile,
+            "ssl_keyfile": tls.ssl_keyfile,
+        }
+    return redis.Redis(str(address.host), address.port, **options)
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

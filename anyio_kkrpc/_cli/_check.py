@@ -47,7 +47,7 @@ def by_redis(url: str, stream: str, group: str, *, workers: int, timeout: float)
     :raises NotReadyError: if there are fewer
     :raises TransportConnectionError: if the server can't be asked
     """
-    with asking(url, timeout) as client:
+    with asking(url, timeout, stream) as client:
         found = _living(client, stream, group.encode(), workers)
     there = f"{found} worker{'' if found == 1 else 's'} of {group} on {stream}"
     if found < workers:

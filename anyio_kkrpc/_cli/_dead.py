@@ -132,7 +132,7 @@ def purge_some(url: str, stream: str, letter_ids: Sequence[str]) -> None:
     :raises LookupError: if one isn't there; the others are removed
     """
     key, missing, removed = Keys.of(stream).dead, [], 0
-    with asking(url, _TIMEOUT) as client:
+    with asking(url, _TIMEOUT, stream) as client:
         for letter_id in letter_ids:
             try:
                 found = int(client.xdel(key, letter_id))
@@ -150,7 +150,7 @@ def purge_some(url: str, stream: str, letter_ids: Sequence[str]) -> None:
 
 def purge_older(url: str, stream: str, seconds: float) -> None:
     """Remove those that were given up longer ago, by Redis' clock."""
-    with asking(url, _TIMEOUT) as client:
+    with asking(url, _TIMEOUT, stream) as client:
         now, _ = client.time()
         # A letter's id is when it was given up.
         first = max(round((now - seconds) * 1000), 0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import anyio
@@ -20,7 +19,7 @@ from redis.exceptions import RedisError
 from .._channel import ChannelStatistics, MethodStatistics
 from ..kit._queue import QueueStatistics
 from ..redis import RedisStatistics
-from ._asking import make_client
+from ._asking import Servers
 from ._http import Answer
 from ._top_look import GroupLook, StreamLook, look
 from ._worker import Options, Report
@@ -60,7 +59,7 @@ class Health:
     def __init__(self, options: Options, ask: Callable[[], Awaitable[list[WorkerState]]]) -> None:
         self._stream, self._group = options.stream, options.group
         self._ask = ask
-        self._client = make_client(options.url, LOOK_TIMEOUT)
+        self._servers = Servers(options.url, LOOK_TIMEOUT)
         self._limiter, self._lock = CapacityLimiter(1), Lock()
         self._look: StreamLook | None = None
         self._looked_at = float("-inf")
@@ -99,12 +98,15 @@ class Health:
             if current_time() - self._looked_at < LOOK_AGE:
                 return
             self._look = None
-            ask = partial(look, self._client, [self._stream])
             with move_on_after(LOOK_WITHIN), suppress(RedisError, OSError):
-                (self._look,) = await anyio.to_thread.run_sync(
-                    ask, limiter=self._limiter, abandon_on_cancel=True
+                self._look = await anyio.to_thread.run_sync(
+                    self._ask_redis, limiter=self._limiter, abandon_on_cancel=True
                 )
             self._looked_at = current_time()
+
+    def _ask_redis(self) -> StreamLook:
+        (found,) = look(self._servers.of(self._stream), [self._stream])
+        return found
 
 
 def _readiness(states: list[WorkerState]) -> Answer:

@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from redis.exceptions import RedisError
+import redis
+from redis.exceptions import AskError, MovedError, RedisError
 from rich.console import Console
 from rich.live import Live
 
-from ..redis._connection._address import Address, describe
-from ._asking import make_client
+from ..redis._connection._address import describe
+from ._asking import Servers
 from ._terminal import ends_on_sigterm
-from ._top_look import Search, look
+from ._top_look import Search, StreamLook, look
 from ._top_view import Fitted, Frame
 
 # Seconds that an answer may take until it is shown that the server isn't reachable.
@@ -35,11 +36,10 @@ class Watch:
     """
 
     def __init__(self, url: str, stream: str | None) -> None:
-        self.address = Address.parse(url)
+        servers = self._servers = Servers(url, TIMEOUT)
         self._only = stream
-        self._client = make_client(url, TIMEOUT)
-        self._search = Search(self._client)
-        self._frame = Frame(f"anyio-kkrpc top - {self.address}", [])
+        self._searches: dict[redis.Redis, Search] = {}
+        self._frame = Frame(f"anyio-kkrpc top - {servers.target}", [])
         self._when: float | None = None
 
     def first(self, seconds: float | None) -> Frame:
@@ -52,15 +52,12 @@ class Watch:
         try:
             frame = self._look(seconds)
         except RedisError as exc:
-            # redis-py's own error hides that of the operating system, which tells what to check.
-            cause = exc.__cause__ or exc.__context__
-            reason = cause if isinstance(cause, OSError) else exc
-            raise self.address.cannot_connect(reason) from exc
+            raise self._servers.error(exc) from exc
         error = frame.streams[0].error if self._only is not None else None
         if error is not None:
             if "WRONGTYPE" in str(error):
                 raise ValueError(f"--stream: {self._only} is no stream")
-            raise self.address.cannot_connect(error) from error
+            raise self._servers.error(error) from error
         return frame
 
     def next(self) -> Frame:
@@ -75,8 +72,10 @@ class Watch:
             return last
 
     def _look(self, seconds: float | None) -> Frame:
-        names = [self._only] if self._only is not None else self._find(seconds)
-        streams = look(self._client, names)
+        if self._only is not None:
+            streams = look(self._servers.of(self._only), [self._only])
+        else:
+            streams = self._find(seconds)
         now, last = time.monotonic(), self._frame
         self._frame = Frame(
             last.title,
@@ -84,18 +83,28 @@ class Watch:
             {stream.name: stream for stream in last.streams},
             0.0 if self._when is None else now - self._when,
             time.time(),
-            searching=self._only is None and not self._search.complete,
+            searching=not all(search.complete for search in self._searches.values()),
         )
         self._when = now
         return self._frame
 
-    def _find(self, seconds: float | None) -> list[str]:
-        self._search.go_on(seconds)
-        return self._search.names
+    def _find(self, seconds: float | None) -> list[StreamLook]:
+        """Look at the streams of all servers; each has a part of the time to search for others."""
+        clients = self._servers.every()
+        # Another node may have what one had that isn't there any more.
+        self._searches = {one: self._searches.get(one) or Search(one) for one in clients}
+        streams: dict[str, StreamLook] = {}
+        for client, search in self._searches.items():
+            search.go_on(None if seconds is None else seconds / len(clients))
+            for found in look(client, search.names):
+                # A slot that has just moved is here no longer, or not yet.
+                if not isinstance(found.error, (AskError, MovedError)):
+                    streams[found.name] = found
+        return [streams[name] for name in sorted(streams)]
 
     def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
+        """Close the connections."""
+        self._servers.close()
 
 
 def run(url: str, stream: str | None, interval: float, *, once: bool) -> None:
