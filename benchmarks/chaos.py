@@ -17,6 +17,11 @@ At the end they are compared, what is wrong is told call by call, and one line o
   that is gone;
 - ``left``: keys, consumers and pending entries in Redis after all have ended.
 
+With ``--topology sentinel`` or ``cluster`` there are several servers, without persistence: masters
+are killed, stopped, and made replicas, in a Cluster the slot moves key by key. A writer beside the
+callers adds entries: ``written`` tells how many were acknowledged, ``missing`` how many of them the
+next masters didn't have. Requests that ran on both sides of that aren't ``unexplained``.
+
 The exit code is 0 only if these are 0. ``timeout`` and ``given_up`` are calls that ended in these
 errors, which is allowed. Time in which the caller, the server or the worker was stopped, paused or
 got no processor doesn't count for ``late`` and ``overrun``.
@@ -32,10 +37,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +59,7 @@ from anyio_kkrpc import (
     with_call_options,
 )
 from anyio_kkrpc.testing import RedisServer
+from tests.topologies import ClusterSetup, Node, SentinelSetup
 
 STREAM = "chaos"
 CLAIM_IDLE = 2.0
@@ -279,12 +287,136 @@ class Outage(NamedTuple):
     until: float
 
 
+class One:
+    """One server, which keeps everything on its disk."""
+
+    def __init__(self, folder: str) -> None:
+        args = ["--appendonly", "yes", "--appendfsync", "always", "--dir", folder]
+        self._server = RedisServer(args=args)
+        self.happenings: list[Callable[[], str]] = []
+
+    def __enter__(self) -> One:
+        self._server.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.stop()
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    @property
+    def pid(self) -> int:
+        return self._server.pid
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url, socket_timeout=5)
+
+    def restart(self) -> None:
+        self._server.kill()
+        time.sleep(0.3)
+        self._server.start()
+
+
+class Several:
+    """Masters and replicas; what happens to them returns what it was."""
+
+    def __init__(self, kind: str) -> None:
+        self._setup = ClusterSetup() if kind == "cluster" else SentinelSetup()
+        self.happenings: list[Callable[[], str]] = [self._fail_over, self._freeze]
+        if isinstance(self._setup, ClusterSetup):
+            self.happenings.append(self._move)
+
+    def __enter__(self) -> Several:
+        self._setup.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._setup.stop()
+
+    @property
+    def url(self) -> str:
+        return self._setup.url
+
+    @property
+    def pid(self) -> int:
+        return self._master().pid
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self._master().port, socket_timeout=5)
+
+    def restart(self) -> None:
+        """Kill the master; it comes back as a replica of the next one."""
+        master = self._master()
+        master.kill()
+        self._wait_other(master)
+        self._setup.heal()
+
+    def _master(self) -> Node:
+        setup = self._setup
+        return setup.owner(STREAM) if isinstance(setup, ClusterSetup) else setup.master()
+
+    def _wait_other(self, master: Node) -> None:
+        if isinstance(self._setup, ClusterSetup):
+            self._setup.wait_owner(STREAM, master)
+        else:
+            self._setup.wait_master(master)
+
+    def _fail_over(self) -> str:
+        if isinstance(self._setup, ClusterSetup):
+            self._setup.failover(STREAM, *random.choice(([], ["TAKEOVER"])))
+        else:
+            self._setup.failover()
+        self._setup.heal()
+        return "failovers"
+
+    def _freeze(self) -> str:
+        master = self._master()
+        master.freeze()
+        self._wait_other(master)
+        self._setup.heal()
+        return "master_stops"
+
+    def _move(self) -> str:
+        assert isinstance(self._setup, ClusterSetup)
+        self._setup.move(STREAM, self._setup.stranger(STREAM), pause=0.01)
+        return "moves"
+
+
+class Writer(threading.Thread):
+    """Adds entries beside the stream of the callers, and remembers which were acknowledged."""
+
+    KEY = f"{{{STREAM}}}:written"
+
+    def __init__(self, servers: One | Several) -> None:
+        super().__init__()
+        self._servers = servers
+        self._acknowledged: set[bytes] = set()
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.is_set():
+            with suppress(redis.RedisError, OSError), self._servers.client() as client:
+                while not self._ended.wait(0.005):
+                    self._acknowledged.add(client.xadd(self.KEY, {"a": "b"}))
+
+    def end(self) -> tuple[int, int]:
+        """Return how many were acknowledged, and how many of them aren't there."""
+        self._ended.set()
+        self.join()
+        with self._servers.client() as client:
+            there = {entry for entry, _ in client.xrange(self.KEY)}
+            client.delete(self.KEY)
+        return len(self._acknowledged), len(self._acknowledged - there)
+
+
 class Chaos:
     """The processes, and what happens to them."""
 
-    def __init__(self, folder: Path, server: RedisServer, mode: str, backend: str) -> None:
+    def __init__(self, folder: Path, servers: One | Several, mode: str, backend: str) -> None:
         self.folder = folder
-        self.server = server
+        self.servers = servers
         self.mode = mode
         self.backend = backend
         self.random = random.Random()
@@ -294,10 +426,12 @@ class Chaos:
         self.killed: dict[int, float] = {}
         self.hurt: set[int] = set()
         self.outages: list[Outage] = []
+        # When another server took over, which may not have the last entries.
+        self.taken_over: list[Outage] = []
         self.events: Counter[str] = Counter(dict.fromkeys(EVENTS, 0))
 
     def spawn(self, role: str, *args: str) -> subprocess.Popen[bytes]:
-        arguments = [role, self.backend, self.server.url, self.mode, *args]
+        arguments = [role, self.backend, self.servers.url, self.mode, *args]
         with (self.folder / "log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.chaos", "--role", *arguments], stderr=log
@@ -335,7 +469,7 @@ class Chaos:
         self.events["stops"] += 1
 
     def stop_server(self) -> None:
-        self.freeze(self.server.pid, 0, self.random.choice((0.3, 1.0, 2.0)))
+        self.freeze(self.servers.pid, 0, self.random.choice((0.3, 1.0, 2.0)))
         self.events["server_stops"] += 1
 
     def freeze(self, pid: int, who: int, seconds: float) -> None:
@@ -354,12 +488,17 @@ class Chaos:
         self.outages.append(Outage(0, since, time.time()))
 
     def restart_server(self) -> None:
+        self.happen(self.servers.restart, "restarts")
+
+    def happen(self, happening: Callable[[], str | None], what: str | None = None) -> None:
+        """Let something happen to the servers, after which another one may be the master."""
         since = time.time()
-        self.server.kill()
-        time.sleep(0.3)
-        self.server.start()
-        self.events["restarts"] += 1
-        self.outages.append(Outage(0, since, time.time() + RETURN))
+        what = happening() or what
+        outage = Outage(0, since, time.time() + RETURN)
+        self.events[str(what)] += 1
+        self.outages.append(outage)
+        if self.servers.happenings:
+            self.taken_over.append(outage)
 
     def cut(self) -> None:
         with suppress(redis.RedisError), self.client() as client:
@@ -374,7 +513,7 @@ class Chaos:
                 self.events["cuts"] += 1
 
     def client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.server.url, socket_timeout=5)
+        return self.servers.client()
 
     def run(self, seconds: float, restarts: int) -> None:
         """Let all of it happen for some time, and all end cleanly."""
@@ -387,6 +526,8 @@ class Chaos:
         self.wait_until_ready()
         what = [self.kill_worker, self.end_worker, self.stop_worker, self.stop_server]
         what += [self.pause_server, self.kill_worker, self.stop_worker]
+        for number, happening in enumerate(self.servers.happenings):
+            what.insert(2 * number, partial(self.happen, happening))
         started, turn = time.monotonic(), 0
         next_hit, next_restart = 1.5, seconds / (restarts + 1)
         while (now := time.monotonic() - started) < seconds:
@@ -543,8 +684,20 @@ class Judge:
                     )
         if self.chaos.mode == "group" and len(runs) > 1:
             self.counts["twice"] += 1
+            if self._taken_over(runs):
+                return
             if not any(run["pid"] in self.chaos.hurt or run["attempt"] > 1 for run in runs):
                 self._complain("unexplained", key, f"{len(runs)} runs")
+
+    def _taken_over(self, runs: list[dict[str, Any]]) -> bool:
+        """Whether another server took over between the first run and the last, or shortly before
+        the first.
+        """
+        times = [run["at"] for run in runs]
+        return any(
+            outage.since < max(times) and min(times) < outage.until
+            for outage in self.chaos.taken_over
+        )
 
     def _counted(self, since: float, until: float, pids: set[int]) -> float:
         """Return how many of these seconds none of these processes was stopped."""
@@ -588,14 +741,19 @@ class Judge:
         return [f"[{at - start:.1f} {what}]" for at, what in sorted(lines)]
 
 
-def run(seconds: float, backend: str, mode: str, restarts: int, slack: float) -> bool:
+def run(
+    seconds: float, backend: str, mode: str, restarts: int, slack: float, topology: str
+) -> bool:
     """Make chaos for some time; print the counts, and return whether they are as they must be."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        args = ["--appendonly", "yes", "--appendfsync", "always", "--dir", name]
-        with RedisServer(args=args) as server:
-            chaos = Chaos(folder, server, mode, backend)
+        with One(name) if topology == "one" else Several(topology) as servers:
+            chaos, writer = Chaos(folder, servers, mode, backend), Writer(servers)
+            if topology != "one":
+                writer.start()
             chaos.run(seconds, restarts)
+            if topology != "one":
+                chaos.events["written"], chaos.events["missing"] = writer.end()
             counts = Judge(chaos, slack).judge()
         order = ["calls", "result", "cancelled", *WRONG]
         order += [key for key in {**counts, **chaos.events} if key not in order]
@@ -612,11 +770,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="for each mode")
     parser.add_argument("--backend", choices=("asyncio", "trio"), default="asyncio")
     parser.add_argument("--mode", choices=("group", "broadcast", "both"), default="both")
+    parser.add_argument("--topology", choices=("one", "sentinel", "cluster"), default="one")
     parser.add_argument("--restarts", type=int, default=3)
     parser.add_argument("--slack", type=float, default=1, help="seconds that aren't late yet")
     options = parser.parse_args()
     modes = ("group", "broadcast") if options.mode == "both" else (options.mode,)
-    settings = (options.restarts, options.slack)
+    settings = (options.restarts, options.slack, options.topology)
     fine = [run(options.seconds, options.backend, mode, *settings) for mode in modes]
     return 0 if all(fine) else 1
 
