@@ -411,8 +411,11 @@ class SentinelSetup(_Setup):
 
         def followed() -> bool:
             master = self.master()
-            for node in self.nodes:
-                role = node.run("ROLE")
+            roles = {node: node.run("ROLE") for node in self.nodes}
+            if all(role[0] == "slave" for role in roles.values()):
+                # A failover that nobody waited for came in between: they follow each other.
+                master.run("REPLICAOF", "NO", "ONE")
+            for node, role in roles.items():
                 if node is not master and not (role[0] == "slave" and role[2] == master.port):
                     node.run("REPLICAOF", _HOST, master.port)
             return self._replicated(master)
