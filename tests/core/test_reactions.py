@@ -124,7 +124,7 @@ def test_streams_that_nobody_wanted(event: Any, caplog: pytest.LogCaptureFixture
 def test_answered_by_itself() -> None:
     desk = Desk(Answer(Reply("1"), "x"))
     desk.take()
-    desk.core.post.assert_called_once_with(Reply("1"), "x")
+    desk.core.owe.assert_called_once_with(Reply("1"), "x")
 
 
 def test_destroyed() -> None:
