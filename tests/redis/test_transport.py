@@ -311,7 +311,7 @@ async def test_acknowledgement_is_ahead_of_what_comes_later(
                 envelope = await transport.receive()
             # Not transport.settle(), which writes: here nothing is written in between.
             transport._writer.settle(
-                envelope.token, Envelope(Reply(envelope.record.id, 1), None, envelope.sender)
+                envelope.token.id, Envelope(Reply(envelope.record.id, 1), None, envelope.sender)
             )
         pending = await transport._lane.link.request(b"XPENDING", stream_name, b"kkrpc-group")
         assert pending[0] == 0
