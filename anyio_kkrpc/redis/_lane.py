@@ -14,8 +14,8 @@ Tasks, in the order in which they begin (`Lane.start`), all in the transport's t
 - *inbox* reads what is addressed to this peer, on a connection of its own;
 - *housekeeping* and others do now and then what each part needs: its inbox kept and trimmed, what
   finds no inbox, peers that are gone, losses, the length of the stream, what a worker holds;
-- *requests*, only as long as requests are wanted, on a connection of its own; in a group *claims*
-  beside it.
+- *requests*, only as long as requests are wanted, on a connection of its own; beside it in a group
+  *claims*, and *replicas* where they are read from.
 
 They end in two steps. `Lane.stop` cancels the scopes of the two readers, so that nothing comes any
 more, and lets whoever waits for a write go. What was taken then goes back to the group, the goodbye
@@ -48,11 +48,10 @@ from ._connection._resp import Connection
 from ._connection._role import Role, read_role
 from ._group._keeping import Keeper
 from ._group._worker import Worker
-from ._making import make_commands, make_dials, make_groups, make_signer, make_trim
+from ._making import make_broadcast, make_commands, make_dials, make_groups, make_signer, make_trim
 from ._options import Options
 from ._reading._addressed import Addressed
 from ._reading._arrivals import Arrivals
-from ._reading._broadcast import Broadcast
 from ._reading._common import Common
 from ._reading._destroying import DestroySignals
 from ._reading._hints import Hints
@@ -218,8 +217,9 @@ class Lane:
             claim_idle=options.claim_idle,
             beside=self._run,
         )
-        count = None if self.trim is None else self.trim.count
-        self.broadcast = Broadcast(keys.stream, common, count)
+        self.broadcast = make_broadcast(
+            options, keys.stream, common, self.trim, self.dials, self.link, self._failed
+        )
         grouped = options.use_consumer_group
         self.requests = Requests(self.worker.begin if grouped else self.broadcast.begin)
 
@@ -443,7 +443,7 @@ class Lane:
             handed_back=worker.held.handed_back,
             lost=worker.held.lost,
             repeated=addressed.repeats.dropped,
-            reconnects=self.loop.reconnects + self.link.reconnects,
+            reconnects=self.loop.reconnects + self.broadcast.reconnects + self.link.reconnects,
             refused=self._outages.refused,
             unserved=reception.inbound.unserved,
             reading=self.loop.flow.going,

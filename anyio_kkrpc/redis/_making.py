@@ -15,12 +15,16 @@ from ._connection._cluster import ClusterFinder
 from ._connection._dials import Dials
 from ._connection._link import Link
 from ._connection._patience import Outages
+from ._connection._replicas import Replicas
 from ._connection._resolver import Finder, Fixed, shared_topology
 from ._connection._sentinel import Sentinel
 from ._group._claims import Groups
 from ._group._reasons import Reasons
 from ._group._trim import Trim
 from ._options import Options
+from ._reading._broadcast import Broadcast
+from ._reading._common import Common
+from ._reading._loop import ReadLoop
 from ._reading._reception import Reception
 from ._stream._clock import ServerClock
 from ._stream._holders import introduction
@@ -52,6 +56,24 @@ def make_dials(options: Options, outages: Outages) -> Dials:
         limit=options.reconnect_timeout,
         patient=target.node.credential_provider is not None,
     )
+
+
+def make_broadcast(
+    options: Options,
+    stream: bytes,
+    common: Common,
+    trim: Trim | None,
+    dials: Dials,
+    link: Link,
+    failed: Callable[[Exception], object],
+) -> Broadcast:
+    """Return what reads requests for everybody, from replicas if that is wanted."""
+    count = None if trim is None else trim.count
+    if options.read_from == "master":
+        return Broadcast(stream, common, count)
+    replicas = Replicas(dials, link, common.outages)
+    loop = ReadLoop(replicas.dialer, options.max_message_size, failed)
+    return Broadcast(stream, common, count, loop, replicas)
 
 
 def make_dialects(options: Options, deliver: Callable[[Envelope], object]) -> Dialects:

@@ -11,7 +11,7 @@ import secrets
 import ssl
 import string
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 from redis.credentials import CredentialProvider
 
@@ -25,10 +25,14 @@ from ..kit._options import (
     Seconds,
     Text,
     checked,
+    one_of,
     seconds,
 )
 from ..kit._queue import Overflow
 from ._connection._target import Target
+
+ReadFrom: TypeAlias = Literal["master", "replica"]
+AnyReadFrom: TypeAlias = Annotated[ReadFrom, one_of(ReadFrom)]
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _SESSION_ID_LENGTH = 26
@@ -73,6 +77,7 @@ class PlainOptions:
     reconnect_timeout: Seconds | None = None
     health_check_interval: Annotated[float, seconds(0.05, _LONGEST)] = 5.0
     watch_interval: Annotated[float, seconds(0.05, _LONGEST)] = 0.25
+    read_from: AnyReadFrom = "master"
     signing_key: Annotated[bytes, _key] | None = None
 
     def __repr__(self) -> str:
@@ -121,6 +126,10 @@ def check_options(given: GivenOptions) -> Options:
     """
     values = checked(given)
     _check_dialect(given)
+    if given.read_from == "replica" and given.use_consumer_group:
+        raise ValueError(
+            "read_from: only a broadcast is read from replicas, not by a consumer group"
+        )
     where = {name: values.pop(name) for name in ("credential_provider", "ssl_context")}
     target = Target.parse(values.pop("url"), **where)
     if given.session_id is None:

@@ -115,6 +115,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :param watch_interval: seconds, at most 300, between two looks where the server is while all
         seems well: whether sentinels name another one, or a server with replicas has become one.
         One peer of a process does it for all that connect to the same.
+    :param read_from: ``"replica"``: a broadcast's requests are read from a replica of the server,
+        as long as there is one that isn't cut off or more than 5 seconds behind; all else is read
+        from the server itself. Not with a consumer group.
     :param signing_key: secret of at least 16 bytes that all peers share: entries are signed, and
         those that are not, or were written before, are refused
     :param credential_provider: redis-py's, in place of a password in the URL

@@ -46,6 +46,7 @@ class Connects(Protocol):
         reconnect_timeout: float | None = ...,
         health_check_interval: float = ...,
         watch_interval: float = ...,
+        read_from: Literal["master", "replica"] = ...,
         signing_key: bytes | None = ...,
         credential_provider: CredentialProvider | None = ...,
         ssl_context: ssl.SSLContext | None = ...,

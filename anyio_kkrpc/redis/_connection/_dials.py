@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from random import random
 
 from anyio import CancelScope, aclose_forcefully, current_time, move_on_after, sleep
+from redis.exceptions import ResponseError
 
 from ..._exceptions import TransportConnectionError
 from ._address import Address
 from ._errors import Meaning, meaning_of
-from ._link import Dialer
+from ._link import Dial, Dialer
 from ._login import open_connection
 from ._patience import Outages, Patience
 from ._resolver import Probe, Topology
 from ._resp import Connection
-from ._role import wrong_role
+from ._role import Node, WrongRoleError, wrong_role
 from ._target import host_and_port
 from ._watch import Watch
 
@@ -28,6 +30,8 @@ logger = logging.getLogger("anyio_kkrpc")
 _SOON = 1.0
 # Seconds between two attempts to reach a server that may be somewhere else, at most.
 _PAUSE = 0.2
+# Seconds that a replica has to answer, at most; there are others.
+_QUICK = 1.0
 # A connection's longest silence, in seconds, where others have a copy of what the server has.
 _SILENCE = 1.0
 
@@ -82,13 +86,14 @@ class Dials:
         """Where the server was when it was last asked for, ``None`` before that."""
         return None if self._found is None else self._found.address
 
-    def dialer(self, what: str) -> Dialer:
+    def dialer(self, what: str, dial: Dial | None = None) -> Dialer:
         """Return what makes one connection after the other.
 
         :param what: what they are for
+        :param dial: makes one, `dial` unless given
         """
         patience = Patience("the login", self._outages, heals=self._heals)
-        return Dialer(partial(self.dial, what), self._limit, patience, self._lost)
+        return Dialer(dial or partial(self.dial, what), self._limit, patience, self._lost)
 
     async def dial(self, what: str) -> Connection:
         """Connect to wherever the server is.
@@ -154,6 +159,41 @@ class Dials:
         self._keep(connection, generation)
         return connection
 
+    async def dial_replica(self, what: str, node: Node) -> Connection:
+        """Connect to what copies the server, only to read.
+
+        :raises TransportConnectionError: if that fails
+        """
+        topology = self._topology
+        server, generation = await topology.resolve(), topology.generation
+        address = replace(server, host=node[0], port=node[1], path=None)
+        connection = await open_connection(
+            address,
+            client_name=f"anyio_kkrpc:{what}:{self._name}",
+            timeout=min(self._timeout, _QUICK),
+            silence=self._silence,
+            ask_role=True,
+            follows=topology.moves,
+        )
+        try:
+            await self._read_only(connection)
+        except BaseException:
+            await aclose_forcefully(connection)
+            raise
+        self._look_after(connection, generation)
+        return connection
+
+    async def _read_only(self, connection: Connection) -> None:
+        role = connection.role
+        if role is None or not role.is_replica:
+            raise connection.address.cannot_connect(WrongRoleError("it is no replica"))
+        try:
+            await connection.execute(b"READONLY")
+        except ResponseError as exc:
+            # Only in a Cluster a replica serves nothing without it.
+            if "cluster support disabled" not in str(exc):
+                raise connection.address.cannot_connect(exc) from exc
+
     def _keep(self, connection: Connection, generation: int) -> None:
         role = connection.role
         if role is not None:
@@ -166,6 +206,9 @@ class Dials:
                     "%s is a replica of %s, and takes no writes", connection.address, where
                 )
             self._is_replica = role.is_replica
+        self._look_after(connection, generation)
+
+    def _look_after(self, connection: Connection, generation: int) -> None:
         self._made = {made: n for made, n in self._made.items() if not made.closed}
         self._made[connection] = generation
         self._watch.add(connection)

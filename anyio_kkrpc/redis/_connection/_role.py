@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
+
+# Host and port.
+Node: TypeAlias = tuple[str, int]
 
 
 class Role(NamedTuple):
@@ -35,6 +38,30 @@ def read_role(reply: Any) -> Role | None:
             return Role("slave", 0, (host.decode(errors="backslashreplace"), port))
         case [b"sentinel", *_]:
             return Role("sentinel")
+    return None
+
+
+class Copies(NamedTuple):
+    """How far a server has come in what it writes, and what copies it.
+
+    :ivar offset: in bytes
+    :ivar nodes: how far each of them said that it is
+    """
+
+    offset: int
+    nodes: dict[Node, int]
+
+
+def read_copies(reply: Any) -> Copies | None:
+    """Return what a reply of ROLE says; ``None`` if it isn't that of a master."""
+    match reply:
+        case [b"master", int(offset), [*replicas]]:
+            said = [
+                r[2] for r in replicas if len(r) > 2 and str(r[2], "ascii", "replace").isdigit()
+            ]
+            nodes = list(_nodes(replicas))
+            if len(said) == len(nodes):
+                return Copies(offset, dict(zip(nodes, map(int, said), strict=True)))
     return None
 
 

@@ -10,10 +10,12 @@ from anyio.abc import TaskGroup
 
 from .._connection._patience import Patience
 from .._connection._portion import ReadPortion
+from .._connection._replicas import Replicas
 from .._connection._resp import Connection
 from ..dialects import Entry
 from ._common import Common
 from ._intake import let_others_run
+from ._loop import ReadLoop
 from ._reader import Reader, was_trimmed
 
 __all__ = ("Broadcast",)
@@ -26,6 +28,8 @@ class Broadcast:
 
     :param stream: key of the stream
     :param count: told how many came, if the stream is to be trimmed
+    :param loop: keeps them read, if it isn't the one of all readers
+    :param replicas: what that reads from, which may be behind the server
     :ivar position: the id of the last entry that isn't wanted
     :ivar received: requests that were read
     """
@@ -35,16 +39,24 @@ class Broadcast:
         stream: bytes,
         common: Common,
         count: Callable[[int], object] | None,
+        loop: ReadLoop | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
         self._stream = stream
         self._common, shared = common, common.shared
         self._deliver = common.arrivals.deliver
         self._is_own, self._is_for_others = shared.is_own, shared.is_for_others
         self._count = count
+        self._own_loop, self._replicas = loop, replicas
         # One for all times that it reads: it knows since when it hasn't.
         self._reader = Reader({stream: b"0-0"}, common.decoder, common.block_timeout)
         self.position = b"0-0"
         self.received = 0
+
+    @property
+    def reconnects(self) -> int:
+        """How often a connection was given up for the next one, beside those of all readers."""
+        return 0 if self._own_loop is None else self._own_loop.reconnects
 
     def begin_after(self, entry_id: bytes) -> None:
         """Note which entry was the last when this peer came."""
@@ -54,11 +66,14 @@ class Broadcast:
     def begin(self, tasks: TaskGroup) -> Callable[[], Awaitable[None]]:
         """Return what reads them.
 
-        :param tasks: not needed: nothing runs beside it
+        :param tasks: where it is looked after what is read from
         """
         common = self._common
+        if self._replicas is not None:
+            tasks.start_soon(self._replicas.run, name="anyio_kkrpc redis replicas")
         patience = Patience("reading requests", common.outages, heals=())  # it needs rights at once
-        return partial(common.loop.run, "requests", partial(self._read, patience), patience)
+        loop = self._own_loop or common.loop
+        return partial(loop.run, "requests", partial(self._read, patience), patience)
 
     async def _read(self, patience: Patience, connection: Connection, portion: ReadPortion) -> None:
         stream, common, reader = self._stream, self._common, self._reader
@@ -69,7 +84,8 @@ class Broadcast:
                 "%s was trimmed past what this peer had read: it may have missed requests",
                 stream.decode(),
             )
-        await reader.rewind(connection)
+        replicas = self._replicas
+        await reader.rewind(connection if replicas is None else replicas)
         connection.silence = common.silence
         with common.loop.flow.through(patience):
             while True:

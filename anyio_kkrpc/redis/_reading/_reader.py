@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from redis.exceptions import ResponseError
 
@@ -34,6 +34,14 @@ end
 """
 
 Take = Callable[[bytes, bytes, Entry], None]
+
+
+class Asked(Protocol):
+    """What leads to the server: a connection, or another way to ask it."""
+
+    async def execute_many(self, commands: Iterable[Command]) -> list[Any]:
+        """Send commands and return their replies; error replies are among them."""
+        ...
 
 
 class Decoder:
@@ -149,7 +157,7 @@ class Reader:
         self.positions.update(positions)
         self._read_at = monotonic()
 
-    async def rewind(self, connection: Connection, own: bytes = b"") -> None:
+    async def rewind(self, connection: Asked, own: bytes = b"") -> None:
         """Go back where the server hasn't come as far as what was read.
 
         That is another server, whose clock may be behind, or one that has lost its last entries.
