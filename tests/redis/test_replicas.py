@@ -171,7 +171,6 @@ async def test_lags(pair: Pair, quick: None, monkeypatch: pytest.MonkeyPatch) ->
         try:
             await told.tell(10)
             await told.all_heard()
-            assert reads_on(pair.asking)
         finally:
             pair.replica.resume()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,15 @@ from anyio_kkrpc._cli._dead import purge_older
 from anyio_kkrpc._cli._report import NotReadyError
 from anyio_kkrpc._cli._top_look import Search, look
 from anyio_kkrpc.testing import RedisServer
+from anyio_kkrpc.testing._server import server_version
 from tests.bounds import BOUND, CALL_BOUND
+from tests.servers import Servers
+from tests.topologies import ClusterSetup, Node, SentinelSetup
 from tests.wire import peer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
+SERVERS_PAGE = PAGE.with_name("servers.md")
 STREAM = {"stream": "jobs"}
 
 
@@ -40,6 +45,16 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+def rules_of(page: Path, version: str) -> dict[str, list[str]]:
+    """Return the commands of a page that make the roles' users, in words.
+
+    :param version: of the server. Before 7.0 a key can be had for both reading and writing only.
+    """
+    found = re.findall(r"```text acl (\w+)\n(.*?)\n```", page.read_text(), re.DOTALL)
+    old = version.startswith("Redis 6.")
+    return {role: (re.sub("%.~", "~", rule) if old else rule).split() for role, rule in found}
+
+
 class Users:
     """The roles' users on a server."""
 
@@ -47,10 +62,8 @@ class Users:
         self._port = server.port
         self.admin = redis.Redis.from_url(server.url)
         self._names: dict[str, str] = {}
-        # Before 7.0 a key can be had for both reading and writing only.
-        self.fine = not server.version.startswith("Redis 6.")
-        for role, rule in re.findall(r"```text acl (\w+)\n(.*?)\n```", PAGE.read_text(), re.DOTALL):
-            words = (rule if self.fine else re.sub("%.~", "~", rule)).split()
+        self.version = server.version
+        for role, words in rules_of(PAGE, server.version).items():
             self.admin.execute_command(*words)
             self._names[role] = words[2]
 
@@ -222,7 +235,7 @@ FORBIDDEN = {
 
 async def test_nothing_else(users: Users) -> None:
     """What isn't a role's is refused."""
-    if not users.fine:
+    if users.version.startswith("Redis 6."):
         pytest.skip("needs Redis 7.0")
     for role, commands in FORBIDDEN.items():
         with users.client(role) as client:
@@ -275,3 +288,99 @@ async def test_without_a_right(
     told = {r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING}
     told = {text for text in told if re.search("NOPERM|permission|can't run this", text)}
     assert len(told) <= 2, told
+
+
+# Several servers
+
+
+OLD_RULE = "~jobs ~{jobs}:* -@all +@stream +@connection +eval +info +time +exists +del +pexpire"
+
+
+class Several:
+    """The roles' users on all servers of a set-up, and that of the sentinels.
+
+    :param version: of all servers
+    :param nodes: master and replicas
+    :param askers: sentinels
+    """
+
+    def __init__(
+        self, url: str, version: str, nodes: Sequence[Node], askers: Sequence[Node] = ()
+    ) -> None:
+        self._scheme, self._rest = url.split("://")
+        self._nodes = [*nodes, *askers]
+        for node in nodes:
+            for words in rules_of(PAGE, version).values():
+                node.run(*words)
+        for asker in askers:
+            asker.run(*rules_of(SERVERS_PAGE, version)["sentinel"])
+        for node in nodes:
+            node.run("ACL", "SETUSER", "old", "on", ">secret", *OLD_RULE.split())
+        if askers:
+            self._rest += "?sentinel_username=ask&sentinel_password=secret"
+
+    def url(self, user: str) -> str:
+        return f"{self._scheme}://{user}:secret@{self._rest}"
+
+    def denied(self) -> list[Any]:
+        """Return what was refused to anybody."""
+        return [entry for node in self._nodes for entry in node.run("ACL", "LOG")]
+
+
+@pytest.fixture(scope="module")
+def sentinels(servers: Servers) -> Iterator[SentinelSetup]:
+    executable = servers["valkey8"].executable
+    with SentinelSetup(executable, replicas=1, sentinels=1, down_after=60_000) as setup:
+        yield setup
+
+
+@pytest.fixture(scope="module")
+def cluster(servers: Servers) -> Iterator[ClusterSetup]:
+    with ClusterSetup(servers["valkey8"].executable, masters=1, replicas=1) as setup:
+        yield setup
+
+
+@pytest.fixture(params=["sentinel", "cluster"])
+def several(request: pytest.FixtureRequest) -> tuple[Several, Callable[[], object]]:
+    """Users on several servers, and what makes another one the master."""
+    if request.param == "sentinel":
+        setup: SentinelSetup = request.getfixturevalue("sentinels")
+        version = server_version(setup.executable)
+        return Several(setup.url, version, setup.nodes, setup.sentinels), setup.failover
+    cluster: ClusterSetup = request.getfixturevalue("cluster")
+    version = server_version(cluster.executable)
+    return Several(cluster.url, version, cluster.nodes), partial(cluster.failover, "jobs")
+
+
+@pytest.mark.parametrize(
+    ("caller", "server"), [("web", "work"), ("old", "old")], ids=["roles", "rule of before"]
+)
+async def test_several_servers(
+    several: tuple[Several, Callable[[], object]],
+    caller: str,
+    server: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Peers find the master and follow it; with an older rule each says what it lacks, once."""
+    users, failover = several
+    options: dict[str, Any] = {**STREAM, "use_consumer_group": True, "watch_interval": 0.05}
+    async with (
+        RedisStreamsTransport(users.url(server), session_id="work-1", **options) as serving,
+        RedisStreamsTransport(users.url(caller), session_id="web-1", **options) as using,
+        RPCChannel(serving, expose=peer.Api()),
+        RPCChannel(using, timeout=CALL_BOUND) as channel,
+    ):
+        api: Any = channel.get_api()
+        assert await api.who() == "served"
+        before = using.server_address
+        await anyio.to_thread.run_sync(failover)
+        assert await api.who() == "served"
+        with anyio.fail_after(BOUND):
+            while using.server_address == before:
+                await anyio.sleep(0.01)
+        assert await api.who() == "served"
+    if caller == "web":
+        assert users.denied() == []
+    else:
+        told = [r.getMessage() for r in caplog.records if "NOPERM" in r.getMessage()]
+        assert len(told) <= 2, told

@@ -7,7 +7,7 @@ import os
 import shutil
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
@@ -17,9 +17,10 @@ import trustme
 from anyio.abc import SocketAttribute
 from anyio.streams.tls import TLSListener, TLSStream
 
-from anyio_kkrpc import TransportConnectionError
+from anyio_kkrpc import RedisStreamsTransport, TransportConnectionError
 from anyio_kkrpc.redis._connection._address import Address
 from anyio_kkrpc.redis._connection._login import open_connection
+from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.redis._connection._tls import Tls
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
@@ -190,12 +191,21 @@ def old(tmp_path: Path) -> Files:
     return Files(tmp_path / "old", trustme.CA(), "127.0.0.1", "localhost")
 
 
+@contextmanager
+def serving(executable: str, files: Files, *arguments: str) -> Iterator[RedisServer]:
+    """Run a server that wants certificates of its clients."""
+    server = start_tls(executable, files.all, "--tls-auth-clients", "yes", *arguments)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
 @pytest.fixture
 def strict_server(server_executable: str, old: Files) -> Iterator[RedisServer]:
-    """A server that wants certificates of its clients, and has the old ones itself."""
-    server = start_tls(server_executable, old.all, "--tls-auth-clients", "yes")
-    yield server
-    server.stop()
+    """A server that has the old certificates itself."""
+    with serving(server_executable, old) as server:
+        yield server
 
 
 @pytest.mark.parametrize(
@@ -262,3 +272,36 @@ async def test_renewed(
     (first, second) = warnings(caplog)
     assert "no certificate in" in first
     assert "can be read again" in second
+
+
+# Servers that are found
+
+
+@pytest.mark.parametrize("url", ["rediss+sentinel://s1,s2/name", "rediss+cluster://n1,n2"])
+def test_name_of_what_is_found(url: str) -> None:
+    """One name is expected wherever sentinels or nodes lead to, and of themselves; one has the files."""
+    target = Target.parse(f"{url}?ssl_server_hostname=redis.example&ssl_ca_certs=/ca")
+    for address in (target.at("10.0.0.1", 6379), *target.seeds):
+        assert address.tls is target.node.tls is not None
+        assert address.tls.name_of(str(address.host)) == "redis.example"
+    for address in Target.parse(url).seeds:
+        assert address.tls is not None
+        assert address.tls.name_of(str(address.host)) == address.host
+
+
+async def test_cluster(server_executable: str, tmp_path: Path) -> None:
+    """A node of a Cluster whose certificate is for another name than its address."""
+    files = Files(tmp_path / "own", AUTHORITY, "redis.example")
+    with serving(server_executable, files, "--cluster-enabled", "yes") as server:
+        with redis.Redis.from_url(server.url) as admin:
+            admin.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+            with anyio.fail_after(BOUND):
+                while b"cluster_state:ok" not in admin.execute_command("CLUSTER", "INFO"):
+                    await anyio.sleep(0.01)
+        where = server.tls_url.partition("?")[0].replace("rediss://", "rediss+cluster://")
+        with pytest.raises(TransportConnectionError, match="certificate"):
+            async with RedisStreamsTransport(f"{where}?{files.query}", connect_timeout=0.5):
+                pass
+        url = f"{where}?{files.query}&ssl_server_hostname=redis.example"
+        async with RedisStreamsTransport(url, connect_timeout=BOUND) as transport:
+            assert (await transport.get_stream_info()).length == 0
