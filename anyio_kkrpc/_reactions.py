@@ -119,6 +119,15 @@ class Reactions(Listener):
                 self._calls.lose(call, DeliveryError(str(reason)))
                 self._calls.cancel(call)
 
+    def doubted(self) -> None:
+        """Let nothing wait for a record that may be lost, and isn't sent again by itself."""
+        core = self._core
+        for asked in core.conversation.ask_again():
+            core.post(asked.record, asked.recipient)
+        for ahead in core.conversation.doubt_callbacks():
+            turns: Turns = ahead.driver
+            turns.go_on()
+
     def _returned(self, envelope: Envelope, error: Exception) -> None:
         """A record of ours could not be delivered, or its reply was lost."""
         self.undelivered += 1
@@ -206,6 +215,8 @@ class Reactions(Listener):
             event.consumer.driver.finish(StopAsyncIteration())
 
     def _on_stream_error(self, event: StreamFailed) -> None:
+        if event.left is not None:
+            self._core.post(event.left, event.consumer.producer)
         if event.consumer.driver is not None:
             event.consumer.driver.finish(stream_error(event.error))
 

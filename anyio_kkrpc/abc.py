@@ -129,6 +129,11 @@ class Listener(ABC):
         :param reason: what its users are told
         """
 
+    def doubted(self) -> None:  # noqa: B027  # the same
+        """Learn that records may have been lost, on the way here or from here, which is likely to
+        be few or none. Streams go on; what might wait for a lost one is to be asked for again.
+        """
+
 
 class Codec(ABC):
     """Turns records into bytes and bytes into validated records. It has no state."""

@@ -276,8 +276,8 @@ def observe(
 
     ``kkrpc.queue.depth`` (requests that wait here), ``kkrpc.queue.dropped``,
     ``kkrpc.outstanding``, ``kkrpc.claimed``, ``kkrpc.dead_lettered``, ``kkrpc.handed_back``,
-    ``kkrpc.lost`` and ``kkrpc.reconnects``, each with the stream as ``messaging.destination.name``.
-    Give it each transport that is to be seen.
+    ``kkrpc.lost``, ``kkrpc.sent_again`` and ``kkrpc.reconnects``, each with the stream as
+    ``messaging.destination.name``. Give it each transport that is to be seen.
 
     :param meter_provider: the global one if not given
     """
@@ -317,6 +317,7 @@ def _make_instruments(
         "kkrpc.dead_lettered": lambda s: s.dead_lettered,
         "kkrpc.handed_back": lambda s: s.handed_back,
         "kkrpc.lost": lambda s: s.lost,
+        "kkrpc.sent_again": lambda s: s.sent_again,
         "kkrpc.reconnects": lambda s: s.reconnects,
     }
     for name, read in gauges.items():

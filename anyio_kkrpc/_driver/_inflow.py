@@ -222,7 +222,7 @@ class Inflow:
 
 
 def stream_error(error: dict[str, Any] | None) -> Exception:
-    """Return the exception for a stream that failed; without ``error``, items were lost."""
+    """Return the exception for a stream that failed; without ``error``, items came unasked for."""
     if error is None:
-        return ProtocolError("items of the stream were lost, or came without being asked for")
+        return ProtocolError("items of the stream came without being asked for")
     return error_from_wire(error)

@@ -91,6 +91,11 @@ class Ahead:
             self._unasked -= 1
             self._unasked_weight = max(self._unasked_weight - weight, 0)
 
+    def doubt(self) -> None:
+        """Note that invocations that were sent, or word of them, may be lost: wait for none."""
+        self._open.clear()
+        self._weight = 0
+
     def ran(self, count: int) -> None:
         """Note that all up to this number have run.
 

@@ -89,6 +89,13 @@ class Callbacks:
         """Return the functions of one peer of which answers may come."""
         return [ahead for ahead in self._asking.values() if ahead.owner == owner]
 
+    def doubt(self) -> list[Ahead]:
+        """Note that invocations, or word of them, may be lost; return the functions concerned."""
+        doubted = list(self._asking.values())
+        for ahead in doubted:
+            ahead.doubt()
+        return doubted
+
     # What comes in
 
     def receive_call(self, record: CallbackCall, sender: str | None) -> Event | None:

@@ -110,6 +110,8 @@ class Conversation:
         self.leave: Callable[[Consumer], StreamRequest | None] = streams.leave
         self.forget: Callable[[Producer], None] = streams.forget
         self.lose_peer: Callable[[str, Role], PeerGone] = streams.lose_peer
+        self.ask_again: Callable[[], list[Answer]] = streams.ask_again
+        self.doubt_callbacks: Callable[[], list[Ahead]] = callbacks.doubt
         self._cancelled: OrderedDict[tuple[str | None, str], None] = OrderedDict()
         self._ignored = 0
         self._receive: dict[type, Callable[[Any, str | None], Event | None]] = {

@@ -9,7 +9,7 @@ from msgspec import Struct
 from ._ahead import Ahead
 from ._calls import Call, Handling
 from ._exports import CallbackExport
-from ._records import CallbackProgress, Record, StreamReply
+from ._records import CallbackProgress, Record, StreamReply, StreamRequest
 from ._streams import Consumer, Producer
 
 
@@ -96,10 +96,15 @@ class StreamEnded(Struct):
 
 
 class StreamFailed(Struct):
-    """A stream ended with an error of its source, or ``error`` is ``None``: items were lost."""
+    """A stream ended with an error of its source, or because items are missing or came unasked for.
+
+    :ivar error: ``None`` if they came unasked for
+    :ivar left: to be sent to the source, if that hasn't ended
+    """
 
     consumer: Consumer
     error: dict[str, Any] | None
+    left: StreamRequest | None = None
 
 
 class StreamPulled(Struct):

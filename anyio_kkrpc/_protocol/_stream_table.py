@@ -179,7 +179,7 @@ class Streams:
         elif sender is not None and self._given_up.get(record.sid) == sender:
             answer.e = _delivery("the stream was closed: its reader was silent, and taken for gone")
         elif producer is None or producer.consumer == sender:
-            answer.e = {"n": "Error", "m": f"Unknown RPC stream {record.sid[:80]}"}
+            answer.e = _unknown(record.sid)
         elif producer.shared is None:
             answer.e = _delivery("the stream is read by another peer that got the same request")
         elif producer.last is not None and not producer.sent:
@@ -199,6 +199,7 @@ class Streams:
         if consumer is None:
             self.ignored += 1
             return None
+        expected = consumer.received
         step = consumer.receive(record)
         if consumer.finished:
             self._drop(consumer)
@@ -210,7 +211,25 @@ class Streams:
             return StreamItem(consumer, None if value is UNSET else value)
         if step is ConsumerInput.END:
             return StreamEnded(consumer)
-        return StreamFailed(consumer, None if record.e is UNSET else record.e)
+        if step is ConsumerInput.ERROR:
+            error = None if record.e is UNSET else record.e
+            if consumer.doubted and error == _unknown(record.sid):
+                error = _delivery(f"what came behind {expected} items of the stream was lost")
+            return StreamFailed(consumer, error)
+        left = None
+        if record.d is not True:
+            left = StreamRequest(id=self._new_id(), sid=record.sid, op="return")
+        if record.i is UNSET or record.i <= expected:
+            return StreamFailed(consumer, None, left)
+        lost = f"item {expected} of the stream was lost"
+        if record.i > expected + 1:
+            lost = f"items {expected} to {record.i - 1} of the stream were lost"
+        return StreamFailed(consumer, _delivery(lost), left)
+
+    def ask_again(self) -> list[Answer]:
+        """Note that records of streams may be lost; return what makes their sources go on."""
+        asked = ((one.ask_again(), one.producer) for one in self.consumers.values())
+        return [Answer(record, producer) for record, producer in asked if record is not None]
 
     # Peers that are gone
 
@@ -253,6 +272,10 @@ class Streams:
             self.forget(producer)
         self._spent.clear()
         return consumers, producers
+
+
+def _unknown(stream_id: str) -> dict[str, Any]:
+    return {"n": "Error", "m": f"Unknown RPC stream {stream_id[:80]}"}
 
 
 def _delivery(why: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Consumer:
     :ivar id: id of the stream
     :ivar producer: id of the peer that has the source
     :ivar driver: the driver's object for it
+    :ivar doubted: whether what was sent to the source, or came from it, may be lost
     """
 
     __slots__ = (
@@ -53,10 +54,12 @@ class Consumer:
         "_new_id",
         "_received",
         "_room",
+        "_spare",
         "_waits",
         "_weighs",
         "_window",
         "call_id",
+        "doubted",
         "driver",
         "id",
         "producer",
@@ -82,6 +85,10 @@ class Consumer:
         self._room = 0
         # Index and weight of those that aren't small and wait for the reader.
         self._heavy: deque[tuple[int, int]] = deque()
+        # Whether what was sent to the source, or came from it, may be lost.
+        self.doubted = False
+        # Items that were granted, and taken for lost.
+        self._spare = 0
         # Whether this side has to weigh them, and what the heaviest of late was then.
         self._weighs = False
         self._heaviest = 0
@@ -143,6 +150,24 @@ class Consumer:
         self.state = advance(CONSUMER, self.state, ConsumerInput.LEAVE)
         return StreamRequest(id=self._new_id(), sid=self.id, op="return")
 
+    def ask_again(self) -> StreamRequest | None:
+        """Note that what was sent, or was to come, may be lost; return what makes the source go on.
+
+        What was allowed before is taken for lost, and counts again as far as it is made use of.
+        """
+        if self.state is ConsumerState.IDLE or self.finished:
+            return None
+        self.doubted = True
+        if self.state is ConsumerState.LEAVING:
+            return StreamRequest(id=self._new_id(), sid=self.id, op="return")
+        self.state = advance(CONSUMER, self.state, ConsumerInput.PULL)
+        window = self._window
+        if self._heaviest:
+            window = max(min(window, BUDGET // self._heaviest), 1)
+        self._spare += max(self._granted - self._received, 0)
+        self._granted, self._room = self._received + window, BUDGET
+        return StreamRequest(id=self._new_id(), sid=self.id, op="pull", n=window, b=BUDGET)
+
     def lose(self) -> None:
         """Note that the link to the producer is gone."""
         if not self.finished:
@@ -171,8 +196,11 @@ class Consumer:
             return None
         if step is ConsumerInput.ITEM:
             if self._received == self._granted:
-                self.state = advance(CONSUMER, self.state, ConsumerInput.LOSE)
-                return ConsumerInput.LOSE
+                if not self._spare:
+                    self.state = advance(CONSUMER, self.state, ConsumerInput.LOSE)
+                    return ConsumerInput.LOSE
+                self._spare -= 1
+                self._granted += 1
             if record.w is not UNSET:
                 if record.w:
                     self._heavy.append((self._received, record.w))

@@ -247,7 +247,8 @@ class Server:
         try:
             handling = self._conversation.begin(request, sender)
         except ProtocolError as exc:
-            self._core.refuse(exc)
+            if envelope.attempt == 1:  # else its caller took it for lost, and it runs still
+                self._core.refuse(exc)
             raise NoReply from None
         member.deadline = None if late else deadline
         member.serves = handling

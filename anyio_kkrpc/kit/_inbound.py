@@ -134,6 +134,11 @@ class Inbound:
             return
         self._tell("a loss of its transport", self._listener.lost, reason)
 
+    def doubt(self) -> None:
+        """See `Listener.doubted`."""
+        if self._listener is not None and self._reason is None:
+            self._tell("records that may be lost", self._listener.doubted)
+
     def end(self, reason: Exception) -> None:
         """Note that nothing more will come; only the first reason counts.
 

@@ -38,9 +38,7 @@ from .._exceptions import RPCError
 from ..abc import Envelope
 from ..records import Bye
 from ._admin import Admin
-from ._connection._command import Execute
 from ._connection._entering import Entering
-from ._connection._errors import leads_elsewhere
 from ._connection._errors import reason as describe
 from ._connection._link import Link
 from ._connection._patience import Outages, Patience
@@ -59,12 +57,14 @@ from ._reading._in_order import InOrder
 from ._reading._inbox import MANY, Inbox
 from ._reading._loop import ReadLoop
 from ._reading._losses import Losses
+from ._reading._open_calls import OpenCalls
 from ._reading._presence import Presence
 from ._reading._reader import Decoder, Reader
 from ._reading._reception import Reception
 from ._reading._repeats import Repeats
 from ._reading._requests import Requests
 from ._reading._shared import Shared
+from ._restoring import Restoring
 from ._statistics import RedisStatistics
 from ._stream._clock import ServerClock
 from ._stream._keys import Keys
@@ -106,7 +106,6 @@ class Lane:
         self._failed = failed
         self._tasks: TaskGroup | None = None
         self._writing: CancelScope | None = None
-        self._upkeep = Patience("housekeeping", outages, spare=True)
         keys = Keys.of(options.stream)
         self.clock = ServerClock(current_time)
         signer = make_signer(options, self.clock)
@@ -126,9 +125,12 @@ class Lane:
         patience = Patience("a new connection", outages)
         self.link = Link(self.dials.dialer("writer"), self._prepare, self.writer.detach, patience)
         times = options.claim_idle, options.inbox_ttl
-        parts = (self.link, self.clock, outages, reception.inbound.lose_peer)
-        self.presence = Presence(keys, options.session_id, times, *parts)
+        rest = (self.link, self.clock, outages, reception.inbound.lose_peer)
+        self.presence = Presence(keys, options.session_id, times, *rest)
         self._make_readers(keys, signer, destroyed)
+        parts = (self.clock, self.writer, self.addressed, self.worker, self.presence)
+        upkeep = Patience("housekeeping", outages, spare=True)
+        self._restoring = Restoring(*parts, upkeep)
         self.admin = Admin(self.link, keys, signer, self.decoder.skip, options.target.refusal)
 
     def _make_readers(
@@ -188,6 +190,10 @@ class Lane:
         reader = Reader({}, self.decoder, options.block_timeout)
         told = (self.writer.undelivered.open, lambda now: self.presence.lose())
         losses = Losses(keys.stream, group, key, inbound, repeats, link, reader, told)
+        native, writer = self._dialects.native, self.writer
+        sender = native.sender if self._dialects.own is native else b""
+        again = (losses.read_on, writer.send_again, writer.kept, writer.forget_repeated)
+        open_calls = OpenCalls(keys.stream, sender, inbound, link, reader, *again)
         self.addressed = Addressed(
             keys,
             options.session_id,
@@ -198,6 +204,7 @@ class Lane:
             repeats=repeats,
             in_order=in_order,
             losses=losses,
+            open_calls=open_calls,
             signals=self._signals,
             serving=lambda: self.requests.wanted,
         )
@@ -251,6 +258,7 @@ class Lane:
         self.broadcast.begin_after(start)
         reading = await self.dials.dialer("inbox").first()
         self._tasks = tasks
+        self._restoring.enter()
         tasks.start_soon(addressed.run, reading, name="anyio_kkrpc redis inbox")
         for name, run in self._housekeeping():
             self._spawn(tasks, name, run)
@@ -286,16 +294,17 @@ class Lane:
         inbox, losses = addressed.inbox, addressed.losses
         steps = (
             partial(self.clock.read, request),
-            partial(self._restore, request),
+            partial(self._restoring.restore, request),
             inbox.trim,
             partial(release_callbacks, self._dialects.compact.releases, self.writer.send),
             partial(addressed.reader.take_back, request),
         )
         interval = min(options.health_check_interval, options.inbox_ttl / 3)
         tasks: list[tuple[str, Callable[[], Awaitable[None]]]] = [
-            ("housekeeping", Upkeep(steps, interval, self._upkeep).run),
+            ("housekeeping", Upkeep(steps, interval, self._restoring.patience).run),
             ("inbox upkeep", partial(inbox.run, partial(self.dials.dial, "upkeep"))),
             ("undelivered", partial(self.writer.undelivered.run, request, inbox.keep)),
+            ("open calls", addressed.open_calls.run),
             ("presence", partial(self.presence.run, addressed.reader.positions)),
         ]
         if not self._dialects.own.shared:
@@ -307,24 +316,7 @@ class Lane:
         return tasks
 
     async def _prepare(self, connection: Connection) -> None:
-        """Make a new connection of the link ready, before anybody else uses it."""
-        await self.clock.read(connection.execute)
-        if self._tasks is not None:
-            self.presence.lose()
-            try:
-                await self._restore(connection.execute)
-                await self.presence.sign.keep(connection.execute)
-            except RedisError as exc:
-                if leads_elsewhere(exc):
-                    raise
-                self._upkeep.pause(exc)  # what can't be made now, housekeeping makes
-        await self.writer.attach(connection, self.clock.offset)
-
-    async def _restore(self, execute: Execute) -> None:
-        """Make again what this peer needs, should the server have lost it."""
-        await self.addressed.inbox.keep(execute)
-        if self.worker.made:
-            await self.worker.make(execute)
+        await self._restoring.prepare(connection)
 
     # Serving
 
@@ -376,7 +368,7 @@ class Lane:
             if self.worker.held.dropped:
                 await self.worker.keeper.hand_back()
         except RedisError as exc:
-            self._upkeep.pause(exc)  # housekeeping makes up for it
+            self._restoring.patience.pause(exc)  # housekeeping makes up for it
         sender = self._signals.unsaid
         if sender is not None:
             # Only this worker of the group got it.
@@ -445,6 +437,8 @@ class Lane:
             repeated=addressed.repeats.dropped,
             reconnects=self.loop.reconnects + self.broadcast.reconnects + self.link.reconnects,
             refused=self._outages.refused,
+            looked_up=addressed.open_calls.looked_up,
+            sent_again=addressed.open_calls.sent_again,
             unserved=reception.inbound.unserved,
             reading=self.loop.flow.going,
         )

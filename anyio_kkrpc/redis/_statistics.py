@@ -27,6 +27,9 @@ class RedisStatistics(Struct, frozen=True):
     :ivar repeated: records that came twice because of a reconnect, and were dropped
     :ivar reconnects: how often a connection was made again
     :ivar refused: how often Redis refused something that is tried again, or can be left out
+    :ivar looked_up: requests of this peer that were open when another server answered than before,
+        and were looked for
+    :ivar sent_again: those of them that it had lost, and that were sent once more
     :ivar unserved: requests that came here and were thrown away, since this peer serves none
     :ivar reading: whether requests are read now: the connection for them is up, and Redis lets this
         peer read them; also while it has no room for more
@@ -45,5 +48,7 @@ class RedisStatistics(Struct, frozen=True):
     repeated: int
     reconnects: int
     refused: int
+    looked_up: int
+    sent_again: int
     unserved: int
     reading: bool

@@ -41,7 +41,7 @@ from ._admin import Admin, StreamEntry, StreamInfo, check_max_len
 from ._connection._entering import Entering
 from ._connection._patience import Outages
 from ._group._dead_letters import DeadLetter
-from ._group._held import HeldEntry
+from ._group._held import STARTED, HeldEntry
 from ._lane import Lane
 from ._life import Life, Phase
 from ._making import make_capabilities, make_dialects, make_reasons, make_reception
@@ -309,7 +309,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if aside.waiting:
             aside.go_on()
         if entry is not None:
-            entry.start()
+            entry.sure_until, entry.record = STARTED, envelope.record  # as `HeldEntry.start` does
         return envelope
 
     async def send(self, item: Envelope) -> None:

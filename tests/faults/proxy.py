@@ -51,6 +51,12 @@ class Proxy:
         """Accept no connection."""
         self._refusing = refusing
 
+    def lead_to(self, url: str) -> None:
+        """Forward new connections to another server."""
+        port = urlsplit(url).port
+        assert port is not None
+        self._target = port
+
     async def cut(self) -> None:
         """Close all connections, in both directions."""
         for stream in tuple(self._open):

@@ -72,6 +72,7 @@ OPEN = {
         "_life",
         "_making",
         "_options",
+        "_restoring",
         "_statistics",
         "_transport",
         "_upkeep",

@@ -190,3 +190,19 @@ def test_link_that_is_lost() -> None:
     flood(worker, record, ahead)
     assert worker.lose().ahead == [ahead]
     assert worker.lose().ahead == []
+
+
+def test_what_may_be_lost() -> None:
+    """Nobody waits for word of it; word that comes after all does no harm."""
+    _, worker, record, ahead = make_pair()
+    flood(worker, record, ahead)
+    assert ahead.full
+    assert worker.doubt_callbacks() == [ahead]
+    assert not ahead.full
+    sent = flood(worker, record, ahead)
+    assert len(sent) == WINDOW
+    assert sum(one.i is not UNSET for one in sent) == 2
+    worker.receive(CallbackProgress(ahead.id, WINDOW), "owner")
+    assert ahead.full
+    worker.receive(CallbackProgress(ahead.id, 2 * WINDOW), "owner")
+    assert not ahead.full

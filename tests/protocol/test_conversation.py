@@ -12,7 +12,9 @@ from msgspec import UNSET
 
 from anyio_kkrpc import ProtocolError
 from anyio_kkrpc._protocol import _conversation as p
+from anyio_kkrpc._protocol._budget import BUDGET
 from anyio_kkrpc._protocol._events import (
+    Answer,
     CallbackInvoked,
     CallbacksReleased,
     StreamEnded,
@@ -373,10 +375,14 @@ def test_lost_doubled_and_unasked_items() -> None:
     assert isinstance(caller.receive(first, "server"), StreamItem)
     assert caller.receive(first, "server") is None
     producer.item("lost")
+    producer.item("lost, too")
     event = caller.receive(producer.item("c"), "server")
     assert isinstance(event, StreamFailed)
-    assert event.error is None
+    assert event.error is not None
+    assert event.error["m"] == "items 1 to 2 of the stream were lost"
     assert not caller.consumers
+    assert event.left is not None
+    assert isinstance(server.receive(event.left, "caller"), StreamLeft)
 
     caller, server, consumer, producer = open_stream()
     with pytest.raises(ProtocolError):
@@ -386,6 +392,61 @@ def test_lost_doubled_and_unasked_items() -> None:
         caller.receive(StreamReply(id="1", sid=consumer.id, d=False, v=n), "server")
     event = caller.receive(StreamReply(id="1", sid=consumer.id, d=False, v=0), "server")
     assert isinstance(event, StreamFailed)
+    assert event.error is None
+
+
+@pytest.mark.parametrize("lost", ["pull", "item", "end", "return", "its answer", "nothing"])
+def test_what_may_be_lost_is_asked_for_again(lost: str) -> None:
+    """Whatever of a stream is lost, nobody waits for it; and what wasn't lost does no harm."""
+    caller, server, consumer, producer = open_stream()
+    assert caller.ask_again() == []  # it has not begun
+    pull = consumer.wait() or pytest.fail("no pull")
+    if lost != "pull":
+        server.receive(pull, "caller")
+    if lost == "item":
+        producer.item("lost")
+    elif lost == "end":
+        server.end_production(producer, None)
+        server.forget(producer)
+    elif lost in ("return", "its answer"):
+        left = caller.leave(consumer) or pytest.fail("it wasn't open")
+        if lost == "its answer":
+            server.receive(left, "caller")
+            server.forget(producer)
+    (asked,) = caller.ask_again()
+    assert asked.recipient == "server"
+    event = server.receive(asked.record, "caller")
+    if lost in ("return", "its answer"):
+        if lost == "return":
+            assert isinstance(event, StreamLeft)
+            server.forget(producer)
+        assert isinstance(event, (Answer, StreamLeft))
+        answer = event.record if isinstance(event, Answer) else event.answer
+        assert caller.receive(answer, "server") is None
+        assert consumer.finished
+    elif lost == "end":
+        assert isinstance(event, Answer)
+        failed = caller.receive(event.record, "server")
+        assert isinstance(failed, StreamFailed)
+        assert failed.error is not None
+        assert failed.error["m"] == "what came behind 0 items of the stream was lost"
+    else:
+        assert isinstance(event, StreamPulled)
+        came = caller.receive(producer.item("next"), "server")
+        assert isinstance(came, StreamFailed if lost == "item" else StreamItem)
+        if lost != "item":
+            # However much that allowed: all may be sent, and then more is asked for.
+            granted = FIRST_CREDIT if lost == "pull" else 2 * FIRST_CREDIT
+            for _ in range(granted - 1):
+                assert isinstance(caller.receive(producer.item(1), "server"), StreamItem)
+            assert producer.paused
+            for _ in range(granted):
+                pull = consumer.delivered()
+                if pull is not None:
+                    server.receive(pull, "caller")
+            assert 0 < producer.credit <= 2 * FIRST_CREDIT
+            assert 0 < (producer.room or 0) <= 2 * BUDGET
+    assert not consumer.finished or not caller.consumers
 
 
 def test_lost_last_items_are_noticed_at_the_end() -> None:

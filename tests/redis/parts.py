@@ -33,6 +33,7 @@ KEYS = Keys.of("s")
 DEFAULTS: dict[str, Any] = {
     "EVAL": b"999999-0",
     "TIME": [b"1000", b"0"],
+    "INFO": b"run_id:1\r\n",
     "XINFO": ResponseError("ERR no such key"),
 }
 

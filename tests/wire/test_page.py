@@ -119,7 +119,12 @@ def test_fields() -> None:
     """As the writer puts them."""
     writer = native.NativeDialect("peer", get_codec("json"))
     signer = _signing.Signer(b"key", lambda: 1.0, lambda: b"nonce")
-    signed = signer.sign(b"S", writer.encode(Cancel("1"), "other", b"e.1"))
+    fields = (
+        *writer.encode(_records.Request("1", "call", ["f"]), "other", b"e.1"),
+        native.AGAIN,
+        b"1",
+    )
+    signed = signer.sign(b"S", fields)
     listed = [name for name in names(rows_under("## Entries")) if name != "cbor"]
     assert tuple(name.encode() for name in listed) == signed[::2]
     assert {line["fields"][1][0] for line in LINES if "record" in line} == {"json", "cbor"}

@@ -16,7 +16,7 @@ from anyio_kkrpc import DeliveryError, ProtocolError, RedisStreamsTransport, RPC
 from anyio_kkrpc._protocol._records import Bye, Cancel, Reply, Request
 from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.redis.dialects import native
-from anyio_kkrpc.redis.dialects.native import MARK, VERSION, NativeDialect, NewerWireError
+from anyio_kkrpc.redis.dialects.native import AGAIN, MARK, VERSION, NativeDialect, NewerWireError
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 
@@ -72,6 +72,26 @@ class TestWhoIsWho:
         writer = NativeDialect("writer", get_codec("json"))
         assert writer.encode(Bye(), None, b"e.1")[::2] == (b"from", b"json", b"n", b"v")
         assert writer.encode(Request("1", "get", ["a"]), None)[::2] == (b"from", b"json", b"v")
+
+    @pytest.mark.parametrize("number", [(), (b"n", b"e.1")], ids=["to the stream", "addressed"])
+    @pytest.mark.parametrize("size", [1, 5000])
+    def test_what_is_written_once_more(self, number: tuple[bytes, ...], size: int) -> None:
+        """It says how often it was before, if that is a number; a signature may stand behind."""
+        record = get_codec("json").encode(Request("1", "call", ["f"], ["x" * size]))
+        for again, count in [
+            ((), 0),
+            ((AGAIN, b"1"), 1),
+            ((AGAIN, b"9999"), 9999),
+            ((AGAIN, b"10000"), 0),
+            ((AGAIN, b"-1"), 0),
+            ((AGAIN, b""), 0),
+            ((b"later", b"1"), 0),
+        ]:
+            for signature in [(), (b"sig", b"1.n.d")]:
+                fields = entry((b"json", record), *number, *MARK, *again, *signature)
+                found = dialect().decode(fields)
+                assert found.again == count
+                assert found.number == (number[1] if number else None)
 
     def test_forgotten_peers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """So many are remembered; one that isn't is spoken to as the version before."""

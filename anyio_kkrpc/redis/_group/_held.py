@@ -19,6 +19,8 @@ from enum import Enum, auto
 
 from msgspec import Struct
 
+from ...records import Record
+
 __all__ = ("GONE", "STARTED", "Held", "HeldEntry", "Standing")
 
 # How long an entry is surely held, as a part of claim_idle: those who look for lost ones round
@@ -31,28 +33,30 @@ GONE = -2.0
 _FOR_EVER = float("inf")
 
 
-class HeldEntry(Struct):
+class HeldEntry(Struct, gc=False):
     """An entry of the group that was taken and not yet acknowledged.
 
     :ivar attempt: how often it has been delivered
     :ivar sure_until: until when no other worker has got it, on the clock of `Keeper`; `STARTED`
         once it runs, `GONE` once it is to run elsewhere
     :ivar lost: whether another worker has got it all the same
+    :ivar record: what runs
     """
 
     id: bytes
     attempt: int
     sure_until: float
     lost: bool = False
+    record: Record | None = None
 
     @property
     def started(self) -> bool:
         """Whether it runs."""
         return self.sure_until == STARTED
 
-    def start(self) -> None:
+    def start(self, record: Record | None = None) -> None:
         """Note that it runs."""
-        self.sure_until = STARTED
+        self.sure_until, self.record = STARTED, record
 
 
 class Standing(Enum):

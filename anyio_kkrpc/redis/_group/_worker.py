@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from anyio.abc import TaskGroup
 
@@ -17,6 +17,7 @@ from .._connection._command import Execute
 from .._connection._patience import Patience
 from .._connection._portion import ReadPortion
 from .._connection._resp import Connection
+from .._reading._arrivals import id_of
 from .._reading._common import Common
 from .._reading._hints import Hints
 from .._reading._intake import let_others_run
@@ -32,6 +33,8 @@ __all__ = ("Worker",)
 
 logger = logging.getLogger("anyio_kkrpc")
 
+# Seconds for which it is known what was held when another server answered than before.
+_REMEMBER = 60.0
 Run: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 Beside: TypeAlias = Callable[[Run], Coroutine[Any, Any, None]]
 
@@ -70,7 +73,7 @@ class Worker:
         self._entries = self.held.entries
         self._writer = writer
         self._common = common
-        self._deliver = common.arrivals.deliver
+        self._arrivals, self._deliver = common.arrivals, common.arrivals.deliver
         self._is_for_others = common.shared.is_for_others
         self._hints = hints
         self._idle = claim_idle
@@ -81,6 +84,10 @@ class Worker:
         self._skipped = False
         rest = (common.outages, common.decoder, now, self.take, self._admit)
         self.takeover = Takeover(groups, writer, keeper, *rest)
+        # What was held, or answered and not written yet, when another server answered than before,
+        # by the ids of the requests.
+        self._before: dict[str | None, HeldEntry | Literal[True]] = {}
+        self._forget_at = 0.0
         self.made = False
         self.received = 0
 
@@ -152,6 +159,8 @@ class Worker:
                     patience.worked()
                 if reader.count > 1:
                     common.expect_more()
+                if self._before and self.keeper.now() > self._forget_at:
+                    self._before = {}
                 if self._skipped:
                     self._skipped = False
                     await self._writer.flush()
@@ -175,14 +184,49 @@ class Worker:
             self._writer.forward(entry_id, attempt, entry.recipient, entry.fields)
             self._skipped = True
             return
+        if entry.again and self._goes_on(entry_id, entry, attempt):
+            return
         entries = self._entries
         if entry_id in entries:  # the group was made anew: it waits or runs here already
             self.held.regain(entry_id, sure_until)
             return
         entries[entry_id] = held = HeldEntry(entry_id, attempt, sure_until)
-        if not self._deliver(entry, entry_id, None, held, attempt):
+        if not self._deliver(entry, entry_id, None, held, attempt + entry.again):
             del entries[entry_id]
             self._skip(entry_id)
+
+    def meet_another(self) -> None:
+        """Note that another server answers: what runs here it may not have, and get once more."""
+        self._before = dict.fromkeys(self._writer.answering(), True)
+        self._forget_at = self.keeper.now() + _REMEMBER
+        for held in self._entries.values():
+            if held.record is not None:
+                self._before[id_of(held.record)] = held
+        for envelope in self._arrivals.waiting():
+            if envelope.token is not None:
+                self._before[id_of(envelope.record)] = envelope.token
+
+    def _goes_on(self, entry_id: bytes, entry: Entry, attempt: int) -> bool:
+        """Whether a request runs here, or has, that its caller took for lost and has written again.
+
+        What runs holds this entry from now on: that is acknowledged with its reply, not before.
+        What waits is forgotten, and waits once more.
+        """
+        request = id_of(entry.record)
+        for known, held in self._entries.items():
+            if held.started and id_of(held.record) == request:
+                del self._entries[known]
+                self._skip(known)
+                held.id, held.attempt, held.lost = entry_id, attempt, False
+                self._entries[entry_id] = held
+                return True
+        for forgotten in self._arrivals.forget(entry):
+            self.finish(forgotten.token)
+        before = self._before.get(request)
+        if before is None or (before is not True and not before.started):
+            return False
+        self._skip(entry_id)  # its reply was written to this server, or is about to be
+        return True
 
     def finish(self, held: HeldEntry) -> None:
         """Acknowledge an entry that was taken and turned out to be none to run."""

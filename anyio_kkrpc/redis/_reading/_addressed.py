@@ -28,6 +28,7 @@ from ._in_order import InOrder
 from ._inbox import Inbox
 from ._intake import let_others_run
 from ._losses import Losses
+from ._open_calls import OpenCalls
 from ._reader import Reader, last_id
 from ._repeats import Repeats
 
@@ -46,6 +47,7 @@ class Addressed:
     :ivar repeats: knows what came before
     :ivar in_order: sorts what came too early
     :ivar losses: sees to what is lost with the inbox
+    :ivar open_calls: sees to requests that another server has lost
     :ivar received: records that were read
     :ivar misplaced: what had no business where it was
     """
@@ -62,6 +64,7 @@ class Addressed:
         repeats: Repeats,
         in_order: InOrder,
         losses: Losses,
+        open_calls: OpenCalls,
         signals: DestroySignals,
         serving: Callable[[], bool],
     ) -> None:
@@ -73,6 +76,7 @@ class Addressed:
         self.repeats = repeats
         self.in_order = in_order
         self.losses = losses
+        self.open_calls = open_calls
         self._common, self._deliver = common, common.arrivals.deliver_addressed
         self._signals = signals
         self._patience = Patience("reading the inbox", common.outages, heals=())
@@ -142,8 +146,10 @@ class Addressed:
 
     async def _read(self, connection: Connection, portion: ReadPortion) -> None:
         reader, patience, common = self.reader, self._patience, self._common
-        follow_up = common.follow_up
+        follow_up, before = common.follow_up, reader.server
         await reader.rewind(connection, self.inbox.key)
+        if before is not None and reader.server != before:
+            self.repeats.lose()  # another server may have lost what is missing
         connection.silence = common.silence
         while True:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ...abc import Envelope
-from ...records import Request
+from ...records import Record, Request
 from .._stream._clock import ServerClock
 from ..dialects import Entry, SharedPeer
 from ._intake import Intake
@@ -13,7 +13,7 @@ from ._large import LargeRequest
 from ._reception import Reception
 from ._shared import Shared
 
-__all__ = ("Arrivals",)
+__all__ = ("Arrivals", "id_of")
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -39,6 +39,7 @@ class Arrivals:
         grouped: bool,
     ) -> None:
         self._inbound, self._aside = reception.inbound, reception.aside
+        self._queue = reception.queue
         self._clock = clock
         self._shared = shared
         self._session_id = session_id
@@ -80,9 +81,42 @@ class Arrivals:
         logger.warning("skipped a %s among the requests", type(record).__name__)
         return False
 
+    def waiting(self) -> list[Envelope]:
+        """Return what waits in the queues."""
+        found: list[Envelope] = []
+
+        def note(envelope: Envelope) -> bool:
+            found.append(envelope)
+            return False
+
+        for queue in (self._queue, self._aside.addressed):
+            queue.extract(note)
+        return found
+
+    def forget(self, entry: Entry) -> list[Envelope]:
+        """Forget a request that waits: an entry came by which it came once more. Return it."""
+        record, sender = entry.record, entry.sender
+        if not isinstance(record, Request):
+            return []
+        name = record.id
+        return [
+            forgotten
+            for queue in (self._queue, self._aside.addressed)
+            for forgotten in queue.extract(
+                lambda one: one.sender == sender and id_of(one.record) == name
+            )
+        ]
+
     def deliver_addressed(self, entry_id: bytes, entry: Entry) -> None:
         """Hand on what is for this peer alone."""
         # What is of a SharedPeer was forwarded by a worker of a group; else this peer has read it
         # from the stream.
         if self._grouped or not isinstance(entry.sender, SharedPeer):
-            self.deliver(entry, entry_id, self._session_id, None)
+            if entry.again:
+                self.forget(entry)
+            self.deliver(entry, entry_id, self._session_id, None, 1 + entry.again)
+
+
+def id_of(record: Record | None) -> str | None:
+    """Return the id of a request."""
+    return record.id if isinstance(record, Request) else None

@@ -34,6 +34,7 @@ class Aside:
     :param decode: returns the record of an entry
     :param answer: is given the answers to those that find no room, to be sent
     :param invalid: told of a large one whose arguments can't be decoded
+    :ivar addressed: those that are for this peer alone
     :ivar waiting: whether `receive` is to be asked, and not the queue
     """
 
@@ -48,8 +49,8 @@ class Aside:
     ) -> None:
         self._queue = queue
         self._inbound = inbound
-        self._addressed: BoundedQueue[Envelope]
-        self._addressed = BoundedQueue(*bounds, "drop_newest", on_drop=self.refuse)
+        self.addressed: BoundedQueue[Envelope]
+        self.addressed = BoundedQueue(*bounds, "drop_newest", on_drop=self.refuse)
         self._answer = answer
         self._large = LargeRequests(bounds[1], decode)
         self._invalid = invalid
@@ -62,7 +63,7 @@ class Aside:
         inbound = self._inbound
         if not inbound.serving or inbound.ended_reason is not None:
             inbound.deliver(envelope, size)  # which throws it away
-        elif self._addressed.put_nowait(envelope, size):
+        elif self.addressed.put_nowait(envelope, size):
             self.waiting = True
             self.go_on()
 
@@ -85,7 +86,7 @@ class Aside:
         self._taken += 1
         if not self._taken % _YIELD_EVERY:
             await checkpoint()
-        large, addressed = self._large, self._addressed
+        large, addressed = self._large, self.addressed
         while True:
             request = large.next()
             if request is not None:
@@ -104,7 +105,7 @@ class Aside:
         if len(self._queue) or not self._queue.waiting_receivers:
             return
         request: Envelope | None = self._large.next()
-        if request is None and len(self._addressed) and not self._large.crowded:
+        if request is None and len(self.addressed) and not self._large.crowded:
             request = self._next_addressed()
         if request is not None:
             self._queue.put_nowait(request)  # an empty queue takes anything
@@ -148,14 +149,14 @@ class Aside:
         if begun:
             self._large.forget_begun()
         if not kept:
-            forgotten += self._addressed.extract(lambda one: True)
+            forgotten += self.addressed.extract(lambda one: True)
         if not ended:
             inbound.note_unserved(sum(one.token is None for one in forgotten))
         self._look()
 
     def statistics(self) -> QueueStatistics:
         """Return what the queue holds and has seen, and what is beside it."""
-        queue, addressed = self._queue.statistics(), self._addressed.statistics()
+        queue, addressed = self._queue.statistics(), self.addressed.statistics()
         items = queue.current_items + addressed.current_items + len(self._large.aside)
         size = queue.current_bytes + addressed.current_bytes + self._large.bytes_aside
         return replace(
@@ -169,9 +170,9 @@ class Aside:
 
     def _next_addressed(self) -> Envelope:
         self._addressed_first = False
-        envelope = self._addressed.get_nowait()
+        envelope = self.addressed.get_nowait()
         self._look()
         return envelope
 
     def _look(self) -> None:
-        self.waiting = len(self._addressed) > 0 or len(self._large.aside) > 0
+        self.waiting = len(self.addressed) > 0 or len(self._large.aside) > 0

@@ -105,4 +105,6 @@ class Broadcast:
     def _take(self, stream: bytes, entry_id: bytes, entry: Entry) -> None:
         if not self._is_own(entry) and not self._is_for_others(entry):
             self.received += 1
-            self._deliver(entry, entry_id, None, None)
+            if entry.again:
+                self._common.arrivals.forget(entry)  # what waits here still runs in its place
+            self._deliver(entry, entry_id, None, None, 1 + entry.again)

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from anyio import Event, current_time, sleep
 from redis.exceptions import RedisError
 
-from ..._exceptions import DeliveryError
+from ..._exceptions import DeliveryError, TransportClosedError, TransportConnectionError
 from ...abc import Envelope
 from ...kit._inbound import Inbound
 from .._connection._command import Execute
@@ -164,7 +164,7 @@ class Losses:
             lost += await self._find_answered(sent)
         if not lost:
             return
-        await self._read_on()
+        await self.read_on()
         still = {one.record.id for one in self._inbound.waiting()}  # type: ignore[union-attr]
         for one in lost:
             record = one.record
@@ -197,16 +197,24 @@ class Losses:
             start += _CHUNK
         return [one for one in sent if one.token in found]
 
-    async def _read_on(self) -> None:
-        """Wait until what is in the new inbox now was read: replies may be among it."""
+    async def read_on(self) -> bool:
+        """Wait until what is in the inbox now was read: replies may be among it.
+
+        :return: false if it took too long, or the connection was lost; true also if nothing tells
+        """
         try:
             end = await last_id(self._link.ask, self._inbox)
         except RedisError:
-            return
+            return True
+        except (TransportConnectionError, TransportClosedError):
+            if self._link.ended:
+                raise
+            return False
         for _ in range(_LOOKS):
             if self._has_read(end):
-                return
+                return True
             await sleep(2 * PATIENCE / _LOOKS)
+        return False
 
     @property
     def _position(self) -> bytes | None:

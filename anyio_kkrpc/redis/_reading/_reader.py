@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 from typing import Any, Protocol
 
+from anyio import Event
 from redis.exceptions import ResponseError
 
 from ..._exceptions import DeliveryError, ProtocolError
@@ -19,19 +20,13 @@ from .._connection._errors import Meaning, code_of, meaning_of
 from .._connection._portion import MANY_BYTES, Portion, ReadPortion
 from .._connection._resp import Connection
 from .._stream._entries import order, pairs
+from .._stream._scripts import LAST_ID
+from .._stream._server import WHO, identity_of
 from ..dialects import Dialects, Entry
 from ..dialects._signing import Signer
 from ..dialects.native import NewerWireError
 
 logger = logging.getLogger("anyio_kkrpc")
-
-_LAST_ID = b"""
-if redis.call('EXISTS', KEYS[1]) == 0 then return '0-0' end
-local info = redis.call('XINFO', 'STREAM', KEYS[1])
-for i = 1, #info, 2 do
-  if info[i] == 'last-generated-id' then return info[i + 1] end
-end
-"""
 
 Take = Callable[[bytes, bytes, Entry], None]
 
@@ -114,6 +109,8 @@ class Reader:
 
     :param positions: for each stream the id of the last entry that isn't wanted
     :ivar count: how many entries came last
+    :ivar server: the `Identity` of the one that the positions are of, if that is known
+    :ivar moved: set once they are of the next one
     """
 
     def __init__(
@@ -121,6 +118,8 @@ class Reader:
     ) -> None:
         self.positions = positions
         self.count = 0
+        self.server: bytes | None = None
+        self.moved = Event()
         self._decoder = decoder
         self._aside: dict[bytes, bytes] = {}
         self._read_at = monotonic()
@@ -168,13 +167,17 @@ class Reader:
         """
         away = monotonic() - self._read_at
         keys = list(self.positions)
-        commands = [(b"EVAL", _LAST_ID, b"1", key) for key in keys]
-        now, *ends = await connection.execute_many([(b"TIME",), *commands])
+        commands = [(b"EVAL", LAST_ID, b"1", key) for key in keys]
+        now, *ends = await connection.execute_many([(b"TIME",), *commands, *WHO])
+        *ends, server, replication = ends
+        self.server = identity_of((server, replication))
         for key, end in zip(keys, ends, strict=True):
             if isinstance(end, bytes) and order(end) < order(self.positions[key]):
                 logger.warning("%s ends before what was read of it: reading it again", key.decode())
                 since = b"0-0" if key == own else _before(now, away)
                 self.positions[key] = min(end, since, key=order)
+        self.moved.set()
+        self.moved = Event()
 
     async def not_streams(self, execute: Execute) -> set[bytes]:
         """Return those of the keys that hold something else than a stream."""
@@ -305,7 +308,7 @@ async def last_id(ask: Callable[..., Awaitable[Any]], stream: bytes) -> bytes:
         # XINFO STREAM has two entries in its reply, and is all that needs no right to run scripts.
         if entries > 1:
             return b"XINFO", b"STREAM", stream
-        return b"EVAL", _LAST_ID, b"1", stream
+        return b"EVAL", LAST_ID, b"1", stream
 
     reply = await ask("the last id", Portion(2), command)
     found = reply if isinstance(reply, bytes) else pairs(reply).get(b"last-generated-id")

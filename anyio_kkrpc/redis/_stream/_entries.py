@@ -12,9 +12,9 @@ PAGE = 500
 
 
 def order(entry_id: bytes) -> tuple[int, int]:
-    """Return what orders ids of entries."""
+    """Return what orders ids of entries. A time alone is before all ids of it."""
     ms, _, seq = entry_id.partition(b"-")
-    return int(ms), int(seq)
+    return int(ms), int(seq or 0)
 
 
 def after(entry_id: bytes) -> bytes:

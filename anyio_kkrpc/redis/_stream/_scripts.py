@@ -27,6 +27,15 @@ local function by_name(flat)
 end
 """
 
+# Returns the last id of a stream; `0-0` of one that isn't there.
+LAST_ID = b"""
+if redis.call('EXISTS', KEYS[1]) == 0 then return '0-0' end
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
+for i = 1, #info, 2 do
+  if info[i] == 'last-generated-id' then return info[i + 1] end
+end
+"""
+
 # Adds an entry to a stream that is gone after some time, also if it is made by that: in one step,
 # for a stream that lives for ever is left behind by who is killed between two. Who may not say for
 # how long, adds nothing.

@@ -18,7 +18,7 @@ from .._stream._keys import CONTROL_LENGTH, CONTROL_TTL_MS, Keys
 from .._stream._scripts import BY_NAME
 from ..dialects import Dialects
 from ..dialects._signing import FRESH, Signer
-from ..dialects.native import MARK, UNMARKED
+from ..dialects.native import AGAIN, MARK, UNMARKED
 from ._ledger import Post
 
 __all__ = ("Commands", "deadline_of", "is_control")
@@ -202,20 +202,51 @@ class Commands:
         ids = [entry_id for entry_id, _ in entries]
         return Post(pack_command((*command, *flat)), ids=ids, brings_back=True)
 
-    def renew(self, post: Post, left: int) -> None:
-        """Give a request that has waited a new budget, where its dialect carries one.
+    def renew(self, post: Post, left: int | None = None) -> None:
+        """Write a request anew into its post, where its dialect has a budget and repetitions.
 
-        :param left: milliseconds
+        :param left: its budget in milliseconds from now on, if that changes
         """
         envelope = post.envelope
         assert envelope is not None
         assert isinstance(envelope.record, Request)
+        if left is not None and post.data is None:
+            envelope.record.d = left
         if post.to_stream and post.data is None:
-            envelope.record.d = left
-            self._sealed(self._adding(self._native.encode(envelope.record, None)), post)
+            fields = self._native.encode(envelope.record, None) + _again(envelope)
+            self._sealed(self._adding(fields, bounded=envelope.attempt == 1), post)
         elif post.number is not None:
-            envelope.record.d = left
             self._add_to_inbox(self._inbox(str(envelope.recipient)), envelope, post)
+
+    def repeat(self, envelope: Envelope) -> Post:
+        """Return what writes a request once more, marked as repeated where its dialect has a mark.
+        It was accepted before, and isn't refused by ``max_backlog``.
+        """
+        envelope.attempt += 1
+        envelope.token = None
+        recipient = envelope.recipient
+        dialect = self._dialects.of(recipient)
+        if dialect is not self._native:
+            fields = dialect.encode(envelope.record, recipient)
+            assert fields is not None
+            post = Post(b"", envelope, 1, True, fields[1])
+            return self._add_to_stream(fields, post, bounded=False)
+        self.sent += 1
+        if recipient is not None:
+            post = Post(b"", envelope)
+            self.number_anew(post)
+            return post
+        if self._added is not None:
+            self._added(1)
+        post = envelope.token = Post(b"", envelope, to_stream=True)
+        self.renew(post)
+        return post
+
+    def mark_repeated(self, post: Post) -> None:
+        """Mark a request that waits as repeated: another server may have had it."""
+        if post.envelope is not None and isinstance(post.envelope.record, Request):
+            post.envelope.attempt += 1
+            self.renew(post)
 
     def refresh(self, post: Post) -> None:
         """Sign anew what has waited: a signature is good for the time in which it was made."""
@@ -360,6 +391,7 @@ class Commands:
     def _encode(self, envelope: Envelope, number: bytes) -> tuple[bytes, ...]:
         """Return the fields of a native entry with a number."""
         fields = self._native.encode(envelope.record, envelope.recipient, number)
+        fields += _again(envelope)
         self._check_size(max(map(len, fields)))
         return fields
 
@@ -392,6 +424,11 @@ def is_control(record: Record) -> bool:
     """Whether a record goes to the control stream, if it isn't for one peer."""
     kind = record.__class__
     return kind is Cancel or kind is Bye
+
+
+def _again(envelope: Envelope) -> tuple[bytes, ...]:
+    """Return the fields that say how often a request was written before."""
+    return (AGAIN, b"%d" % (envelope.attempt - 1)) if envelope.attempt > 1 else ()
 
 
 def deadline_of(request: Envelope) -> float | None:

@@ -9,6 +9,8 @@ from ..._exceptions import ProtocolError, TransportClosedError, TransportConnect
 from ...records import Request
 from .._connection._portion import Portion
 from .._connection._resp import Connection
+from .._stream._entries import order
+from .._stream._scripts import LAST_ID
 from ..dialects.native import NativeDialect
 from ._ledger import Post
 
@@ -41,8 +43,10 @@ class _Search:
                 self.others.setdefault(post.data, deque()).append(post)
             elif post.envelope is not None and isinstance(post.envelope.record, Request):
                 self.requests[post.envelope.record.id] = post
-        # An item of a stream may look like the one before, which was answered.
-        self.start = b"(" + last_added if self.others and last_added else start
+        # What isn't answered was written behind what is. An item of a stream may look like the one
+        # before, which was answered.
+        behind = last_added and (self.others or order(last_added) >= order(start))
+        self.start = b"(" + last_added if behind else start
         self.found: list[tuple[Post, bytes]] = []
 
 
@@ -66,7 +70,7 @@ class Lookup:
 
         :param connection: used by nobody else
         :param posts: of unknown outcome
-        :param start: the id from which on they may be there
+        :param start: the time, in milliseconds on Redis' clock, from which on they may be there
         :param last_added: the last id that this peer knows to be of its own, if any
         """
         search = self._search
@@ -84,6 +88,13 @@ class Lookup:
                 break
         self._search = None
         return search.found
+
+    async def last_id(self, connection: Connection) -> bytes:
+        """Return the last id of the stream.
+
+        :param connection: used by nobody else
+        """
+        return bytes(await connection.execute(b"EVAL", LAST_ID, b"1", self._stream))
 
     async def _page(self, connection: Connection, start: bytes) -> list[tuple[bytes, list[bytes]]]:
         """Return the next entries; one that can't be sent without its fields."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from math import inf
 from typing import Any
 
@@ -96,6 +96,9 @@ class Undelivered:
 
     def __len__(self) -> int:
         return len(self._weights)
+
+    def __iter__(self) -> Iterator[Post]:
+        return iter([*self._weights])
 
     def disconnected(self) -> None:
         """Note that the connection was lost."""

@@ -10,7 +10,8 @@ may be repeated.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from math import inf
 from typing import Any
 
 from anyio import Event
@@ -26,6 +27,7 @@ from ...records import Cancel, Reply, Request
 from .._connection._errors import Meaning, meaning_of, named, no_memory, reason
 from .._connection._patience import Patience
 from .._connection._resp import Connection
+from .._stream._entries import order
 from ..dialects.native import NativeDialect
 from ._commands import Commands, is_control
 from ._ledger import Post
@@ -87,6 +89,12 @@ class Writer:
         self.run, self.detach = outgoing.run, outgoing.detach
         self.will_acknowledge = outgoing.will_acknowledge
         self._reason: Exception | None = None
+        # Which requests were written once more, since another server had lost them.
+        self._repeated: set[str] = set()
+        # Whether another server answers, since something was written whose outcome isn't known.
+        self._elsewhere = False
+        # The greatest of the last connections' clock offsets, for the same time.
+        self._offset = -inf
         # Whether Redis doesn't tell who has a request.
         self._blind = False
         self.undeliverable = 0
@@ -101,6 +109,19 @@ class Writer:
     def unfinished(self) -> list[bytes]:
         """Return the entries of the group that this worker holds until they are acknowledged."""
         return [*self._outgoing.acks.unanswered, *self._outgoing.acks.settled]
+
+    def answering(self) -> list[str | None]:
+        """Return the ids of the requests that are answered by what waits."""
+        return [
+            post.envelope.record.id
+            for post in self._outgoing.ledger.waiting()
+            if post.envelope is not None and isinstance(post.envelope.record, Reply)
+        ]
+
+    def kept(self) -> list[Envelope]:
+        """Return what waits to be written or looked for."""
+        posts = (*self._outgoing.ledger.waiting(), *self.undelivered)
+        return [post.envelope for post in posts if post.envelope is not None]
 
     # Writing
 
@@ -144,6 +165,34 @@ class Writer:
         error = self._error(post)
         if error is not None:
             raise error
+
+    async def send_again(self, requests: Sequence[Envelope]) -> int:
+        """Write requests once more, in their order, that the server has lost; those whose time is
+        over are left out. Return how many.
+        """
+        count = 0
+        for request in requests:
+            record, deadline = request.record, request.deadline
+            assert isinstance(record, Request)
+            if deadline is not None:
+                left = int((deadline - self._outgoing.now()) * 1000)
+                if left <= 0:
+                    continue  # its caller knows
+                if record.d is not UNSET:
+                    record.d = left
+            try:
+                self._post(self.commands.repeat(request))
+            except OverloadedError as exc:  # there is no memory for requests
+                self._give_back(request, exc)
+                continue
+            self._repeated.add(record.id)
+            count += 1
+        await self.flush()
+        return count
+
+    def forget_repeated(self, but: Collection[str]) -> None:
+        """Forget which requests were written once more, except for some."""
+        self._repeated.intersection_update(but)
 
     def settle(self, entry_id: bytes, reply: Envelope | None, attempt: int = 1) -> Post | None:
         """Queue the acknowledgement of an entry of the group behind its reply, for one write.
@@ -225,6 +274,8 @@ class Writer:
                 logger.warning("cancels go to all peers: Redis doesn't tell who runs what: %s", why)
             holders, self._blind = [[b""]] * len(cancels), True
         for cancel, sessions in zip(cancels, holders, strict=True):
+            if cancel.id in self._repeated:
+                sessions = [b""]  # who had it before the server lost it runs it still
             for session in set(sessions):
                 envelope = Envelope(cancel, None, session.decode(errors="replace") or None)
                 post = self._make(envelope) if session else self.commands.make_control(envelope)
@@ -297,26 +348,41 @@ class Writer:
 
     # Connections
 
+    def meet_another(self) -> None:
+        """Note that another server answers than before: it may have lost what this peer wrote."""
+        self._elsewhere = True
+
     async def attach(self, connection: Connection, clock_offset: float) -> None:
         """Write to this connection from now on; first what is still open from the last one.
 
         :param clock_offset: AnyIO's clock less Redis', in seconds
         """
-        await self._look_up(connection, clock_offset)
-        self._outgoing.attach(connection)
+        # Each server's own clock is in the ids of what was written there.
+        self._offset = max(self._offset, clock_offset)
+        outgoing = self._outgoing
+        if self._elsewhere and outgoing.last_added:
+            # It may have lost its last entries, and its clock may be behind.
+            end = await self._lookup.last_id(connection)
+            outgoing.last_added = min(outgoing.last_added, end, key=order)
+        await self._look_up(connection)
+        self._offset, self._elsewhere = clock_offset, False
+        outgoing.attach(connection)
 
-    async def _look_up(self, connection: Connection, clock_offset: float) -> None:
+    async def _look_up(self, connection: Connection) -> None:
         """Take those of unknown outcome that are in the stream already."""
         outgoing = self._outgoing
         unknown = [post for post in outgoing.ledger.waiting() if post.unknown and post.to_stream]
         if not unknown:
             return
         first = min(post.written_at for post in unknown if post.written_at is not None)
-        start = b"%d" % max(int((first - clock_offset - _MARGIN) * 1000), 0)
+        start = b"%d" % max(int((first - self._offset - _MARGIN) * 1000), 0)
         found = await self._lookup.find(connection, unknown, start, outgoing.last_added)
         outgoing.ledger.remove(post for post, _ in found)
         for post in unknown:
             post.unknown = False
+            if self._elsewhere and post.waits:
+                # A worker may have read it from the server before.
+                outgoing.ledger.rewrite(post, self.commands.mark_repeated)
         for post, entry_id in found:
             if post.event is not None:
                 post.result = entry_id

@@ -19,6 +19,7 @@ class Entry(Struct):
     :ivar number: the writer's own count of what it wrote, by which a repetition is recognized
     :ivar recipient: id of the peer that it is for, where the entry itself says so
     :ivar fields: the entry as it was, where it has a recipient
+    :ivar again: how often its sender has written this request before, as far as it says so
     """
 
     record: Record
@@ -27,6 +28,7 @@ class Entry(Struct):
     number: bytes | None = None
     recipient: str | None = None
     fields: list[bytes] | None = None
+    again: int = 0
 
 
 class LargeEntry(Entry):

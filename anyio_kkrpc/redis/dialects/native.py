@@ -22,19 +22,22 @@ from ...codecs.json import decode_head
 from ...records import Record, Request
 from ._base import Dialect, Entry, leave_out
 
-__all__ = ("MARK", "UNMARKED", "VERSION", "NativeDialect", "NewerWireError", "numbered")
+__all__ = ("AGAIN", "MARK", "UNMARKED", "VERSION", "NativeDialect", "NewerWireError", "numbered")
 
 # The version of the native wire that is spoken here. Entries of the one before have no mark.
 VERSION = 2
 UNMARKED = 0
 # The last field of what is written here, but for a signature.
 MARK = (b"v", b"%d" % VERSION)
+# Behind that, in a request that is written once more: how often it was before.
+AGAIN = b"again"
 
 _MAX_PEER_ID = 256
 # Peers whose codec and version are remembered.
 _PEERS = 4096
-# Bytes of a mark, at most.
+# Bytes of a mark, at most, and digits of how often something was written before.
 _MAX_MARK = 32
+_MAX_AGAIN = 4
 # How requests in JSON begin, unless another program has written them.
 _REQUEST = b'{"t":"q",'
 # In place of the mark of an entry that was refused; equal to none, so that the next is looked at.
@@ -128,14 +131,19 @@ class NativeDialect(Dialect):
             if name not in self._codecs:
                 return None
             raise ProtocolError('an entry in CBOR: pip install "anyio_kkrpc[cbor]" to read it')
-        number = mark = None
-        if len(fields) > 5:
+        number = mark = again = None
+        length = len(fields)
+        if length > 5:
             if fields[4] == b"n":
                 number = fields[5]
-                if len(fields) > 7 and fields[6] == b"v":
+                if length > 7 and fields[6] == b"v":
                     mark = fields[7]
+                    if length > 9 and fields[8] == AGAIN:
+                        again = fields[9]
             elif fields[4] == b"v":
                 mark = fields[5]
+                if length > 7 and fields[6] == AGAIN:
+                    again = fields[7]
         sender = self._senders.get(fields[1])
         if sender is None or sender.mark != mark:
             sender = self._meet(fields, mark, codec)
@@ -143,8 +151,14 @@ class NativeDialect(Dialect):
             self._remember(sender.id, codec)
         size = len(data)
         if size > LARGE:
-            return _decode_large(fields, codec, sender.id, number)
-        return Entry(codec.decode(data), sender.id, size, number)
+            entry = _decode_large(fields, codec, sender.id, number)
+        elif again is None:
+            return Entry(codec.decode(data), sender.id, size, number)
+        else:
+            entry = Entry(codec.decode(data), sender.id, size, number)
+        if again is not None and again.isdigit() and len(again) <= _MAX_AGAIN:
+            entry.again = int(again)
+        return entry
 
     def _meet(self, fields: list[bytes], mark: bytes | None, codec: Codec) -> _Sender:
         """Return the sender of an entry, and note what it says of itself.

@@ -34,6 +34,7 @@ class Writes:
 
     def __init__(self) -> None:
         self.acknowledged: list[bytes] = []
+        self.waits: list[str] = []
         self.forwarded: list[tuple[bytes, int, str]] = []
         self.flushed = 0
         self.acknowledges = False
@@ -43,6 +44,9 @@ class Writes:
 
     def settle(self, entry_id: bytes, reply: None) -> None:
         self.acknowledged.append(entry_id)
+
+    def answering(self) -> list[str]:
+        return self.waits
 
     def forward(self, entry_id: bytes, attempt: int, recipient: str, fields: list[bytes]) -> None:
         self.forwarded.append((entry_id, attempt, recipient))
@@ -141,6 +145,51 @@ async def test_for_others() -> None:
     assert bench.writes.forwarded == [(b"1-0", 3, "other")]
     assert list(bench.held.entries) == [b"2-0"]
     assert bench.writes.acknowledged == []
+
+
+@pytest.mark.parametrize("state", ["new", "waits", "runs", "has run", "answered", "handed back"])
+async def test_what_comes_once_more(state: str) -> None:
+    """Its caller took it for lost. What runs here holds the new entry, which is acknowledged with its
+    reply. The new one takes the place of one that waits. What has run since is done with.
+    """
+    bench = Bench()
+    bench.worker.take(b"0-1", entry("other"), 1, 50.0)
+    if state == "answered":  # the reply waits to be written
+        bench.writes.waits = ["a"]
+    elif state != "new":
+        bench.worker.take(b"1-0", entry("a"), 1, 50.0)
+    queue, taken = bench.parts.reception.queue, None
+    while state != "waits" and len(queue):
+        taken = queue.get_nowait()
+    if state in ("runs", "has run", "handed back"):
+        assert taken is not None
+        bench.held.entries[b"1-0"].start(taken.record)
+    bench.worker.meet_another()
+    if state == "has run":
+        del bench.held.entries[b"1-0"]
+    elif state == "handed back":
+        bench.held.release(begun=True)
+    again = entry("a")
+    again.again = 1
+    bench.worker.take(b"9-0", again, 1, 60.0)
+    queued, held = bench.parts.queued(), bench.held.entries.get(b"9-0")
+    if state in ("new", "waits", "handed back"):
+        assert queued == (["other", "a"] if state == "waits" else ["a"])
+        assert held is not None
+        assert not held.started
+        assert bench.writes.acknowledged == ([b"1-0"] if state == "waits" else [])
+    elif state == "runs":
+        assert queued == []
+        assert held is not None
+        assert held.started
+        assert taken is not None
+        assert taken.token is held
+        assert bench.writes.acknowledged == [b"1-0"]
+    else:
+        assert queued == []
+        assert held is None
+        assert bench.writes.acknowledged == [b"9-0"]
+    assert b"1-0" not in bench.held.entries
 
 
 async def test_none_after_all() -> None:

@@ -16,6 +16,7 @@ from anyio_kkrpc.redis._reading._addressed import Addressed
 from anyio_kkrpc.redis._reading._in_order import InOrder
 from anyio_kkrpc.redis._reading._inbox import Inbox
 from anyio_kkrpc.redis._reading._losses import Losses
+from anyio_kkrpc.redis._reading._open_calls import OpenCalls
 from anyio_kkrpc.redis._reading._reader import Reader
 from anyio_kkrpc.redis._reading._repeats import Repeats
 from tests.redis.parts import KEYS, ME, Parts, Server, request, written
@@ -60,6 +61,7 @@ class Desk:
             repeats=repeats,
             in_order=InOrder(repeats, common.arrivals.deliver_addressed),
             losses=cast(Losses, None),
+            open_calls=cast(OpenCalls, None),
             signals=self.parts.signals,
             serving=lambda: serving,
         )

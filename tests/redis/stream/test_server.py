@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError
 
 from anyio_kkrpc import TransportConnectionError
 from anyio_kkrpc.redis._connection._target import Target
-from anyio_kkrpc.redis._stream._server import check_server, look_at_server
+from anyio_kkrpc.redis._stream._server import Identity, check_server, look_at_server
 
 pytestmark = pytest.mark.anyio
 NOWHERE = Target.parse("redis://nowhere")
@@ -61,3 +61,55 @@ async def test_eviction(policy: str, warned: bool, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING):
         await check_server(telling("7.0.0", policy), NOWHERE, groups=True)
     assert (policy in caplog.text) is warned
+
+
+class Told:
+    """A connection to a server that says who it is."""
+
+    def __init__(self, run_id: str, replication: str, *errors: Exception) -> None:
+        facts = (
+            ("redis_version:7", f"run_id:{run_id}"),
+            ("role:master", f"master_replid:{replication}"),
+        )
+        self.replies: list[Any] = ["\r\n".join(("# One", *lines, "")).encode() for lines in facts]
+        self.replies[: len(errors)] = errors
+        self.asked: list[Any] = []
+
+    async def execute_many(self, commands: Any) -> list[Any]:
+        self.asked += commands
+        return ["first", *self.replies]
+
+
+async def test_another_one() -> None:
+    """Another process, another history of the same one, or one that doesn't tell; not the first."""
+    identity, refusal = Identity(), NoPermissionError("NOPERM no permissions to run 'info'")
+    found = []
+
+    async def along(execute: Any) -> None:
+        assert await execute(b"TIME") == "first"
+
+    for told in [
+        Told("a", "x"),
+        Told("a", "x"),
+        Told("b", "x"),
+        Told("b", "y"),
+        Told("b", "y", refusal),
+        Told("b", "y", refusal, refusal),
+        Told("b", "y", refusal, refusal),
+        Told("b", "y"),
+        Told("b", "y"),
+    ]:
+        connection: Any = told
+        found.append(await identity.ask(connection, along))
+        assert told.asked == [(b"TIME",), (b"INFO", b"server"), (b"INFO", b"replication")]
+    assert found == [False, False, True, True, True, True, True, True, False]
+
+
+async def test_what_is_asked_along_is_refused() -> None:
+    class Refusing(Told):
+        async def execute_many(self, commands: Any) -> list[Any]:
+            return [NoPermissionError("NOPERM no"), *self.replies]
+
+    connection: Any = Refusing("a", "x")
+    with pytest.raises(NoPermissionError, match="TIME"):
+        await Identity().ask(connection, lambda execute: execute(b"TIME"))

@@ -235,6 +235,28 @@ def test_budgets_are_renewed(recipient: str | None) -> None:
     assert entry.number == number
 
 
+@pytest.mark.parametrize("recipient", [None, CALLER])
+@pytest.mark.parametrize("own", ["native", "kkrpc-2", "kkrpc-0"])
+def test_written_once_more(own: str, recipient: str | None) -> None:
+    """It is marked where its dialect has a mark, and `max_backlog` doesn't keep it out."""
+    maker = commands(GROUP, dialects(own), max_backlog=1)
+    sent = Envelope(Request("1", "call", ["f"], []), None, recipient, token=b"1-0")
+    for times in (1, 2):
+        post = maker.repeat(sent)
+        fields = fields_of(post)
+        entry = dialects(own, session_id="reader").decode(fields)
+        assert entry is not None
+        assert entry.record == Request("1", "call", ["f"], [])
+        assert entry.again == (times if own == "native" else 0)
+        assert sent.token is (post if own == "native" and recipient is None else None)
+        assert sent.attempt == times + 1
+    if own == "native":
+        maker.renew(post, 70)
+        entry = dialects(session_id="reader").decode(fields_of(post))
+        assert entry is not None
+        assert entry.again == 2
+
+
 def test_the_group() -> None:
     """What is said about its entries."""
     added: list[int] = []

@@ -29,10 +29,11 @@ from anyio_kkrpc.redis._connection._patience import Outages, Patience
 from anyio_kkrpc.redis._connection._resp import HIGH_WATER, Connection
 from anyio_kkrpc.redis._reading._repeats import Repeats
 from anyio_kkrpc.redis._stream._keys import Keys
+from anyio_kkrpc.redis._stream._scripts import LAST_ID
 from anyio_kkrpc.redis._writing._commands import Commands
 from anyio_kkrpc.redis._writing._writer import Writer
 from anyio_kkrpc.redis.dialects import Dialects
-from anyio_kkrpc.redis.dialects.native import VERSION
+from anyio_kkrpc.redis.dialects.native import AGAIN, VERSION
 from tests.redis.conftest import NOWHERE, FakeStream
 
 KEYS = Keys.of("s")
@@ -144,6 +145,8 @@ class Model:
             done = self.pending.intersection(command[3:])
             self.pending -= done
             return b":%d\r\n" % len(done)
+        if name == b"EVAL" and command[1] == LAST_ID:
+            return _pack(self.stream[-1][0] if self.stream else b"0-0")
         if name == b"EVAL":
             self.pending.update(command[6::2])
             return b":1\r\n"
@@ -731,6 +734,62 @@ def test_a_half_sent_request_is_sent_to_its_end() -> None:
             await rig.settled()
         assert len(model.stream) == 1
         assert len(model.inboxes[KEYS.control]) == 1
+
+    in_virtual_time(check)
+
+
+def test_sent_again() -> None:
+    """In their order, with what is left of their time; those whose time is over aren't. The cancel of such a request goes to all."""
+
+    async def check() -> None:
+        model = Model([])
+        async with running(model) as rig:
+            now = anyio.current_time()
+            sent = [
+                Envelope(Request(name, "call", ["f"], d=9e6), token=b"1-0", deadline=deadline)
+                for name, deadline in [("1", now + 9), ("2", now), ("3", now + 8), ("4", None)]
+            ]
+            assert await rig.writer.send_again(sent) == 3
+            await rig.settled()
+            codec = get_codec("json")
+            found = [codec.decode(entry[b"json"]) for _, entry in model.stream]
+            assert [(one.id, one.d) for one in found] == [("1", 9000), ("3", 8000), ("4", 9e6)]
+            assert [entry[AGAIN] for _, entry in model.stream] == [b"1"] * 3
+            rig.writer.forget_repeated({"3"})
+            rig.writer._cancel([Cancel("1"), Cancel("3")], [[b"one"], [b"one"]])
+            await rig.settled()
+            assert ids(model.read("one")) == ["1"]
+            (control,) = model.inboxes[KEYS.control]
+            assert codec.decode(control[b"json"]) == Cancel("3")
+
+    in_virtual_time(check)
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+@pytest.mark.parametrize("another", [False, True])
+def test_what_another_server_may_have_had(arrived: bool, another: bool) -> None:
+    """What was on its way is looked for behind what is known to be there, of what is there still. If
+    it isn't found, a worker may have read it from the server before: it says so.
+    """
+
+    async def check() -> None:
+        model = Model(["take", "cut behind" if arrived else "cut"])
+        async with running(model) as rig:
+            rig.post(Request("1", "call", ["f"]), None)
+            await rig.settled()
+            if another:
+                rig.writer.meet_another()
+                model.stream.clear()
+            sent = rig.post(Request("2", "call", ["f"]), None)
+            await anyio.sleep(0.1)
+            await rig.settled()
+            last_id, fields = model.stream[-1]
+            assert sent.token == last_id
+            assert fields.get(AGAIN) == (b"1" if another and not arrived else None)
+            assert len(model.stream) == (1 if another else 2)
+            starts = [command[2] for command in model.commands if command[0] == b"XRANGE"]
+            lost = another and not arrived
+            assert starts == [b"(0-0" if lost else b"(1-0"]
 
     in_virtual_time(check)
 

@@ -1,0 +1,177 @@
+"""What becomes of calls whose requests another server may have lost.
+
+A replica that is promoted hasn't all that the server before it had accepted, and one that is
+started again may have nothing. What is missing there nobody will run, and only its caller can know.
+So when another server answers than before, the requests that wait for their replies are looked for
+by their ids. What isn't there was lost, or was answered and trimmed; in that case its reply, which
+was written before, is in the inbox. So that is read to its end before a request is written once
+more. What is for one peer alone may have been read from its inbox: nothing tells, and it is sent in
+any case. Who runs a request already doesn't begin it again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TypeAlias
+
+from anyio import Event, move_on_after, sleep
+from redis.exceptions import RedisError
+
+from ...abc import Envelope
+from ...kit._inbound import Inbound
+from .._connection._errors import meaning_of, reason
+from .._connection._link import Link
+from .._stream._server import Identity
+from ._reader import Reader
+
+__all__ = ("OpenCalls",)
+
+logger = logging.getLogger("anyio_kkrpc")
+
+# Returns which of some requests aren't in the stream. What has one's id is another peer's entry if
+# it isn't of this sender; an empty one stands for any.
+_MISSING = b"""
+local missing = {}
+for i = 2, #ARGV do
+  local id = ARGV[i]
+  local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
+  local other = entry and ARGV[1] ~= '' and entry[2][2] ~= ARGV[1]
+  if other or not entry then missing[#missing + 1] = id end
+end
+return missing
+"""
+# A request, and its id in the stream; without one it is for one peer alone.
+_Accepted: TypeAlias = tuple[Envelope, bytes | None]
+# Requests that one script looks for, which takes Redis about a quarter of a millisecond.
+_CHUNK = 250
+# Seconds between two looks whether the inbox is read on the server that answers now, at most.
+_LOOK = 1.0
+# Seconds between two questions, and how many of them are refused before that is final.
+_AGAIN = 0.5
+_MOST_REFUSALS = 20
+
+
+class OpenCalls:
+    """Looks for them. `run` must run beside it.
+
+    :param stream: its key
+    :param sender: how this peer's entries begin, empty if that doesn't tell
+    :param inbound: has the listener
+    :param link: the connection that this peer writes on
+    :param reader: reads the inbox
+    :param read_on: returns once what is in the inbox now was read; false if that took too long
+    :param send_again: writes requests once more; returns how many
+    :param kept: returns the requests that its writer has still to write, or to look for
+    :param forget: told the ids of all requests that are open, now and then
+    :ivar identity: of the server that answers
+    :ivar looked_up: how many were looked for
+    :ivar sent_again: how many of these were lost, and were written once more
+    """
+
+    def __init__(
+        self,
+        stream: bytes,
+        sender: bytes,
+        inbound: Inbound,
+        link: Link,
+        reader: Reader,
+        read_on: Callable[[], Awaitable[bool]],
+        send_again: Callable[[Sequence[Envelope]], Awaitable[int]],
+        kept: Callable[[], Collection[Envelope]],
+        forget: Callable[[Collection[str]], object],
+    ) -> None:
+        self._stream = stream
+        self._sender = sender
+        self._inbound = inbound
+        self._link = link
+        self._reader = reader
+        self._read_on = read_on
+        self._send_again = send_again
+        self._kept = kept
+        self._forget = forget
+        self._open: list[_Accepted] = []
+        self._came = Event()
+        self.identity = Identity()
+        self.looked_up = self.sent_again = 0
+
+    def note(self) -> None:
+        """Note that another server answers: what was accepted before may not be there."""
+        waiting = self._inbound.waiting()
+        self._forget({one.record.id for one in waiting})  # type: ignore[union-attr]
+        kept = {id(one) for one in self._kept()}
+        self._open = [(one, one.token) for one in waiting if _was_accepted(one, kept)]
+        self._came.set()
+
+    async def run(self) -> None:
+        """Look for those that were open, each time that another server answers."""
+        while True:
+            await self._came.wait()
+            self._came = Event()
+            found, self._open = self._open, []
+            self._inbound.doubt()
+            if not found:
+                continue
+            self.looked_up += len(found)
+            missing = await self._find_missing(found)
+            if not missing:
+                logger.info("another server answers than before: it has what this peer waits for")
+                continue
+            await self._read_to_the_end()
+            count = await self._send_again(self._still_open(missing))
+            self.sent_again += count
+            logger.warning(
+                "another server answers than before: %d requests were open, and %d of them that it "
+                "has lost, or may have, were sent again",
+                len(found),
+                count,
+            )
+
+    async def _find_missing(self, requests: Sequence[_Accepted]) -> list[_Accepted]:
+        """Return those that the server doesn't have, or that nothing tells of: what was in an inbox
+        may have been read. If it can't be asked, return none.
+        """
+        ids = [entry_id for _, entry_id in requests if entry_id is not None]
+        missing: set[bytes | None] = {None}
+        start = refusals = 0
+        while start < len(ids):
+            chunk = ids[start : start + _CHUNK]
+            command = (b"EVAL", _MISSING, b"1", self._stream, self._sender, *chunk)
+            try:
+                missing.update(await self._link.request(*command))
+            except RedisError as exc:
+                refusals += 1
+                if meaning_of(exc).passes and refusals < _MOST_REFUSALS:
+                    await sleep(_AGAIN)
+                    continue
+                logger.warning("which requests were lost can't be found: %s", reason(exc))
+                return []
+            start += _CHUNK
+        return [one for one in requests if one[1] in missing]
+
+    async def _read_to_the_end(self) -> None:
+        """Wait until what is in the inbox now, on the server that answers now, was read."""
+        while True:
+            moved = self._reader.moved
+            if not self._is_at_server():
+                with move_on_after(_LOOK):
+                    await moved.wait()
+            elif await self._read_on():
+                return
+
+    def _is_at_server(self) -> bool:
+        """Whether the inbox is read there, as far as the server tells."""
+        current, reading = self.identity.current, self._reader.server
+        return current == reading or current is None or reading is None
+
+    def _still_open(self, requests: Sequence[_Accepted]) -> list[Envelope]:
+        """Return those that still wait for a reply, and that nobody has written once more."""
+        waiting = {id(one) for one in self._inbound.waiting()}
+        return [one for one, entry_id in requests if id(one) in waiting and one.token == entry_id]
+
+
+def _was_accepted(request: Envelope, kept: Collection[int]) -> bool:
+    """Whether Redis is known to have taken a request, into the stream or another peer's inbox."""
+    if request.token is None:
+        return request.recipient is not None and id(request) not in kept
+    return isinstance(request.token, bytes) and bool(request.token)

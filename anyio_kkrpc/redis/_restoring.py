@@ -1,0 +1,68 @@
+"""What a peer does on each new connection of its link, before anybody else uses that."""
+
+from __future__ import annotations
+
+from redis.exceptions import RedisError
+
+from ._connection._command import Execute
+from ._connection._errors import leads_elsewhere
+from ._connection._patience import Patience
+from ._connection._resp import Connection
+from ._group._worker import Worker
+from ._reading._addressed import Addressed
+from ._reading._presence import Presence
+from ._stream._clock import ServerClock
+from ._writing._writer import Writer
+
+
+class Restoring:
+    """Makes again what the server may have lost, and tells the parts if it is another one.
+
+    :param patience: of housekeeping, which makes what can't be made now
+    :ivar patience: the same
+    """
+
+    def __init__(
+        self,
+        clock: ServerClock,
+        writer: Writer,
+        addressed: Addressed,
+        worker: Worker,
+        presence: Presence,
+        patience: Patience,
+    ) -> None:
+        self._clock = clock
+        self._writer = writer
+        self._addressed = addressed
+        self._worker = worker
+        self._presence = presence
+        self.patience = patience
+        self._entered = False
+
+    def enter(self) -> None:
+        """Note that this peer has its keys: from now on they are to be there."""
+        self._entered = True
+
+    async def prepare(self, connection: Connection) -> None:
+        """Make a connection ready; from then on it is the writer's."""
+        open_calls = self._addressed.open_calls
+        if await open_calls.identity.ask(connection, self._clock.read):
+            self._writer.meet_another()
+            open_calls.note()
+            self._worker.meet_another()
+        if self._entered:
+            self._presence.lose()
+            try:
+                await self.restore(connection.execute)
+                await self._presence.sign.keep(connection.execute)
+            except RedisError as exc:
+                if leads_elsewhere(exc):
+                    raise
+                self.patience.pause(exc)
+        await self._writer.attach(connection, self._clock.offset)
+
+    async def restore(self, execute: Execute) -> None:
+        """Make again what this peer needs, should the server have lost it."""
+        await self._addressed.inbox.keep(execute)
+        if self._worker.made:
+            await self._worker.make(execute)
