@@ -120,6 +120,7 @@ class Lane:
             given_up=lambda *entry: self.worker.keeper.give_back(*entry),
             failed=failed,
             chance=options.inbox_ttl,
+            replicas=options.replicas_to_confirm,
             absent=lambda peer, error: self.presence.tell(peer, error),
         )
         patience = Patience("a new connection", outages)

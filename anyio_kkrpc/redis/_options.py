@@ -42,6 +42,8 @@ _MARGIN = 2.0
 # silent for longer, without a word to either. Nobody waits so long for a server; whoever gives more
 # has milliseconds in mind.
 _LONGEST = 300.0
+# More replicas than a server has.
+_MOST_REPLICAS = 1000
 
 
 def _key(name: str, value: Any) -> bytes:
@@ -49,6 +51,14 @@ def _key(name: str, value: Any) -> bytes:
         raise TypeError(f"{name}: needs bytes")
     if len(value) < 16:
         raise ValueError(f"{name}: needs at least 16 bytes")
+    return value
+
+
+def _number(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: needs an int, not {value!r:.80}")
+    if not 0 <= value <= _MOST_REPLICAS:
+        raise ValueError(f"{name}: must be between 0 and {_MOST_REPLICAS}, not {value}")
     return value
 
 
@@ -74,6 +84,7 @@ class PlainOptions:
     claim_idle: Annotated[float, seconds(0.05)] = 15.0
     max_deliveries: Count = 5
     max_backlog: Count | None = None
+    replicas_to_confirm: Annotated[int, _number] = 0
     reconnect_timeout: Seconds | None = None
     health_check_interval: Annotated[float, seconds(0.05, _LONGEST)] = 5.0
     watch_interval: Annotated[float, seconds(0.05, _LONGEST)] = 0.25

@@ -107,6 +107,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :param max_deliveries: how often an entry is delivered before it becomes a dead letter
     :param max_backlog: requests that may wait for the group before further ones are refused with
         `OverloadedError`; ``None`` for any number
+    :param replicas_to_confirm: how many replicas are to have a one-way call before it returns (by
+        WAIT); 0 for none. It is a measure, not a promise, unless it is all of them.
     :param reconnect_timeout: seconds to go on connecting again after a connection was lost;
         ``None`` for ever
     :param health_check_interval: seconds, at most 300, between two looks whether the server

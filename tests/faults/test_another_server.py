@@ -15,7 +15,14 @@ import anyio
 import pytest
 import redis
 
-from anyio_kkrpc import DeliveryError, RedisStreamsTransport, RPCChannel, current_call
+from anyio_kkrpc import (
+    DeliveryError,
+    RedisStreamsTransport,
+    RPCChannel,
+    RPCTimeoutError,
+    current_call,
+    with_call_options,
+)
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import CALL_BOUND
 
@@ -259,3 +266,24 @@ async def test_items_that_are_lost(
 def _ends_with(server: redis.Redis, inbox: str, part: bytes) -> bool:
     entries = server.xrevrange(inbox, count=1)
     return bool(entries) and part in entries[0][1].get(b"json", b"")
+
+
+async def test_confirmed_by_replicas(
+    own_server: RedisServer, replica: RedisServer, stream_name: str
+) -> None:
+    """A one-way call returns once so many have it. Where there are fewer it says so, in time."""
+    options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": True, **QUICK}
+    async with (
+        pair(own_server, replica) as two,
+        RedisStreamsTransport(two.url, replicas_to_confirm=1, **options) as using,
+        RPCChannel(using, timeout=CALL_BOUND) as channel,
+    ):
+        api = with_call_options(channel.get_api(), reply=False)
+        for count in range(1, 6):
+            await api.work(count)
+            assert two.new.xlen(stream_name) == count
+        await two.cut_off()
+        await until(lambda: not two.old.info("replication")["connected_slaves"])
+        with pytest.raises(RPCTimeoutError, match="0 of 1 replicas have confirmed it"):
+            await with_call_options(api, timeout=1.0, reply=False).work(6)
+        assert two.old.xlen(stream_name) == 6

@@ -43,6 +43,7 @@ class Connects(Protocol):
         claim_idle: float = ...,
         max_deliveries: int = ...,
         max_backlog: int | None = ...,
+        replicas_to_confirm: int = ...,
         reconnect_timeout: float | None = ...,
         health_check_interval: float = ...,
         watch_interval: float = ...,

@@ -7,6 +7,7 @@ back. What Redis refuses for a while waits here too, in its order.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from anyio import Event, current_time, move_on_after, sleep
@@ -24,6 +25,7 @@ from ._cancels import Cancels
 from ._commands import Commands
 from ._ledger import Ledger, Phase, Post
 from ._numbers import Numbers
+from ._replicas import Replicas
 from ._undelivered import Undelivered
 
 __all__ = ("HIGH_WATER", "Outgoing")
@@ -40,17 +42,17 @@ class Outgoing:
     :param commands: makes acknowledgements
     :param patience: with what Redis refuses
     :param finished: told of each post whose answer, in its ``result``, isn't that of most
-    :param too_late: whether a post that waited is not worth being written any more; it may change
-        what is written
-    :param given_up: told of entries of the group, with the number of their deliveries, that can't
-        be answered from here
+    :param too_late: whether a post that waited isn't worth being written; it may change it
+    :param given_up: told of entries of the group that can't be answered here, and their deliveries
     :param failed: told of an error that makes it of no use
     :param chance: seconds in which peers make inboxes again that Redis has lost
+    :param replicas: how many are to have what somebody waits for
     :ivar ledger: its posts
     :ivar acks: what it acknowledges
     :ivar cancels: what it cancels, and which requests can be taken back
     :ivar last_added: id of the last entry of the stream that is known to be this peer's
     :ivar undelivered: what waits for inboxes
+    :ivar replicas: what waits for replicas
     :ivar now: AnyIO's clock
     """
 
@@ -64,6 +66,7 @@ class Outgoing:
         given_up: Callable[[bytes, int], object],
         failed: Callable[[Exception], object],
         chance: float,
+        replicas: int,
     ) -> None:
         self._commands = commands
         self._finished, self._too_late = finished, too_late
@@ -77,12 +80,12 @@ class Outgoing:
         self._written, self._unanswered = self.ledger.written, self.acks.unanswered
         self._on_answer = self._take
         self._connection: Connection | None = None
-        self._again = Again(patience)
-        self._acknowledges = self._acks_refused = False
+        self._again, self._acks_refused = Again(patience), False
         self._stirred = Event()
-        parts = (commands, self.ledger, self.acks, self._numbers)
-        self.undelivered = Undelivered(*parts, finished, too_late, self.stir, chance)
+        parts = (commands, self.ledger, self.acks, self._numbers, finished, too_late)
+        self.undelivered = Undelivered(*parts, self.stir, chance)
         self._gone = self.undelivered.peers
+        self.replicas = Replicas(replicas, lambda: self.now(), self.stir)
         self._room: Event | None = None
 
     # What comes
@@ -120,10 +123,8 @@ class Outgoing:
                 self.ledger.crowd()
                 self._stirred.set()
             else:
-                try:
+                with suppress(TransportConnectionError, TransportClosedError):  # all is kept then
                     await connection.wait_flushed()
-                except (TransportConnectionError, TransportClosedError):
-                    pass  # all is kept, and written to the next connection
         if self._is_full():
             with move_on_after(None if deadline is None else deadline - current_time()) as scope:
                 while self._is_full():
@@ -139,9 +140,7 @@ class Outgoing:
 
     def will_acknowledge(self) -> None:
         """Note that entries of the group will be taken here: writes take acknowledgements along."""
-        self._acknowledges = True
-        if self._connection is not None:
-            self._connection.before_write = self.acknowledge
+        self.replicas.take_along(self.acknowledge)
 
     def acknowledge(self) -> None:
         """Queue the acknowledgement of what was settled, behind the replies."""
@@ -231,8 +230,7 @@ class Outgoing:
                     if post.cancel is not None:
                         self.cancels.place(post, answer)
             if post.event is not None:
-                post.result = answer
-                post.event.set()
+                self.replicas.take(post, answer)
             if self._unanswered and post.answers is not None:
                 self.acks.answer(post.answers)
                 self._stirred.set()
@@ -340,9 +338,10 @@ class Outgoing:
     async def run(self) -> None:
         """Write what waits, and what was refused, when it may be written."""
         while True:
-            with move_on_after(self._again.next_look - self.now()):
+            with move_on_after(min(self._again.next_look, self.replicas.due) - self.now()):
                 await self._stirred.wait()
             self._stirred = Event()
+            self.replicas.look()
             for post in self._again.look(self.now()):
                 self.ledger.hold(post)
             for post in self.cancels.posts():
@@ -421,7 +420,7 @@ class Outgoing:
         self.undelivered.connected(self.now())
         self._connection = connection
         self.ledger.open()
-        connection.before_write = self.acknowledge if self._acknowledges else None
+        self.replicas.attach(connection)
         self._bring_back(connection)
         self._feed(connection)  # `run` goes on
         self._stirred.set()
@@ -431,6 +430,7 @@ class Outgoing:
         self._connection = None
         self.undelivered.disconnected()
         self._again.recover(self.now())
+        self.ledger.written.extendleft(reversed(self.replicas.detach()))
         # What was being brought back is no longer this worker's affair once it is given up.
         once = [post for post in self.ledger.lost() if not post.brings_back]
         entries = [entry for post in once for entry in post.ids or ()]
@@ -440,7 +440,7 @@ class Outgoing:
 
     def end(self) -> list[Post]:
         """Let nobody wait any more; return the posts that were open."""
-        posts = self.ledger.clear() + self.undelivered.clear()
+        posts = self.ledger.clear() + self.undelivered.clear() + self.replicas.clear()
         for post in posts:
             self.cancels.leave(post)
             if post.answers is not None and post.waits:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from typing import Any
 
-from anyio import Event
+from anyio import Event, current_time, move_on_after
 from msgspec import UNSET
 from redis.exceptions import RedisError
 
@@ -38,6 +38,8 @@ logger = logging.getLogger("anyio_kkrpc")
 
 # How far, in seconds, a lookup goes back behind the moment of writing: clocks aren't exact.
 _MARGIN = 2.0
+# Seconds before its deadline in which it is told of a request what replicas it has waited for.
+_EARLY = 0.02
 
 
 class Writer:
@@ -51,6 +53,7 @@ class Writer:
         be answered from here: somebody else is to have them
     :param failed: told of an error that makes it of no use
     :param chance: seconds in which peers make inboxes again that Redis has lost
+    :param replicas: how many are to have what `send_and_confirm` writes
     :param absent: told of a peer that has no inbox
     :ivar commands: the same
     :ivar undelivered: what waits for inboxes that are gone; its `run` must run, too
@@ -67,6 +70,7 @@ class Writer:
         given_up: Callable[[bytes, int], object],
         failed: Callable[[Exception], object],
         chance: float = 60.0,
+        replicas: int = 0,
         absent: Callable[[str, Exception], object] = lambda peer, error: None,
     ) -> None:
         self.commands = commands
@@ -81,6 +85,7 @@ class Writer:
             given_up=given_up,
             failed=failed,
             chance=chance,
+            replicas=replicas,
         )
         self.undelivered = outgoing.undelivered
         # Asked for each message, and so without a detour.
@@ -145,10 +150,11 @@ class Writer:
         return None if self.flush_nowait() else post
 
     async def send_and_confirm(self, envelope: Envelope) -> None:
-        """Write a record, and wait until Redis has it. If that is cancelled before it was begun to
-        be written, it won't be.
+        """Write a record, and wait until Redis has it, a request also until enough replicas have.
+        If that is cancelled before it was begun to be written, it won't be.
 
         :raises DeliveryError: if it doesn't take it, or the recipient isn't there
+        :raises RPCTimeoutError: if too few replicas confirm it within its time
         :raises OverloadedError: if Redis takes no requests now
         """
         post = self._make(envelope)
@@ -156,10 +162,20 @@ class Writer:
             return
         post.event = Event()
         self._post(post)
+        replicas, deadline = self._outgoing.replicas, envelope.deadline
+        replicas.expect()
         try:
             await self.flush()
-            await post.event.wait()
+            early = None if deadline is None else deadline - current_time() - _EARLY
+            with move_on_after(early) as scope:
+                await post.event.wait()
+            if scope.cancelled_caught:
+                unconfirmed = replicas.error(post)
+                if unconfirmed is not None:
+                    raise unconfirmed
+                await post.event.wait()
         except BaseException:
+            replicas.forget(post)
             self._outgoing.withdraw(post)
             raise
         error = self._error(post)
@@ -376,7 +392,10 @@ class Writer:
             return
         first = min(post.written_at for post in unknown if post.written_at is not None)
         start = b"%d" % max(int((first - self._offset - _MARGIN) * 1000), 0)
-        found = await self._lookup.find(connection, unknown, start, outgoing.last_added)
+        # What replicas haven't confirmed may be there, before what is known to be.
+        unsure = any(post.entry_id for post in unknown)
+        last_added = b"" if unsure else outgoing.last_added
+        found = await self._lookup.find(connection, unknown, start, last_added)
         outgoing.ledger.remove(post for post, _ in found)
         for post in unknown:
             post.unknown = False
@@ -385,8 +404,8 @@ class Writer:
                 outgoing.ledger.rewrite(post, self.commands.mark_repeated)
         for post, entry_id in found:
             if post.event is not None:
-                post.result = entry_id
-                post.event.set()
+                post.entry_id = entry_id
+                outgoing.replicas.take(post, entry_id)
             elif post.envelope is not None and isinstance(post.envelope.record, Request):
                 outgoing.cancels.place(post, entry_id)
             if post.answers is not None:

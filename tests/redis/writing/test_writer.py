@@ -120,6 +120,9 @@ class Model:
         self.unanswered: set[bytes] = set()
         self.refuses: Callable[[list[bytes]], bytes | None] = lambda command: None
         self.numbers = itertools.count(1)
+        # How many replicas there are, and where in `commands` it was waited for them.
+        self.replicas = 0
+        self.waits: list[int] = []
 
     def answer(self, command: list[bytes]) -> bytes | None:
         self.commands.append(command)
@@ -150,6 +153,9 @@ class Model:
         if name == b"EVAL":
             self.pending.update(command[6::2])
             return b":1\r\n"
+        if name == b"WAIT":
+            self.waits.append(len(self.commands) - 1)
+            return b":%d\r\n" % self.replicas
         if name == b"PEXPIRE":
             return b":1\r\n"
         assert name == b"XADD"
@@ -210,7 +216,13 @@ class Rig:
     """A writer whose connection to a model is made again when it is lost."""
 
     def __init__(
-        self, model: Model, version: int = VERSION, *, serves: bool = True, **options: Any
+        self,
+        model: Model,
+        version: int = VERSION,
+        *,
+        serves: bool = True,
+        replicas: int = 0,
+        **options: Any,
     ) -> None:
         self.model = model
         self.returned: list[Envelope] = []
@@ -248,6 +260,7 @@ class Rig:
             dialects.native,
             returned=self.returned.append,
             patience=Patience("writes", Outages(NOWHERE)),
+            replicas=replicas,
             given_up=lambda entry_id, attempt: self.given_up.append((entry_id, attempt)),
             failed=self.failures.append,
         )
@@ -276,6 +289,12 @@ class Rig:
                     await anyio.aclose_forcefully(server)
                     group.cancel_scope.cancel()
             await anyio.sleep(0.001)
+
+    async def confirm(self, name: str, deadline: float | None = None) -> Envelope:
+        """Make a one-way call."""
+        sent = Envelope(Request(name, "call", ["f"], o=True), deadline=deadline)
+        await self.writer.send_and_confirm(sent)
+        return sent
 
     async def settled(self) -> None:
         """Wait until nothing is on its way, nor waits."""
@@ -736,6 +755,117 @@ def test_a_half_sent_request_is_sent_to_its_end() -> None:
         assert len(model.inboxes[KEYS.control]) == 1
 
     in_virtual_time(check)
+
+
+class TestReplicas:
+    """Who wants them to have a one-way call waits until they do."""
+
+    def test_they_have_it(self) -> None:
+        """It is asked once for all that is written together; nobody waits for what has a reply."""
+
+        async def check() -> None:
+            model = Model([])
+            model.replicas = 2
+            async with running(model, replicas=2) as rig:
+                rig.post(Request("0", "call", ["f"]), None)
+                await rig.settled()
+                assert model.waits == []
+                async with anyio.create_task_group() as group:
+                    for name in ("1", "2", "3"):
+                        group.start_soon(rig.confirm, name)
+                assert len(model.stream) == 4
+                assert 1 <= len(model.waits) <= 2
+                assert model.commands[-1][0] == b"WAIT"
+
+        in_virtual_time(check)
+
+    def test_too_few(self, caplog: pytest.LogCaptureFixture) -> None:
+        """They are waited for; the call isn't written twice. It is said once."""
+
+        async def check() -> None:
+            model = Model([])
+            async with running(model, replicas=1) as rig:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(rig.confirm, "1")
+                    await anyio.sleep(10)
+                    assert 5 < len(model.waits) < 30
+                    model.replicas = 1
+                await rig.confirm("2")
+                assert len(model.stream) == 2
+            assert caplog.text.count("0 of 1 replicas have what was written") == 1
+
+        in_virtual_time(check)
+
+    def test_out_of_time(self) -> None:
+        async def check() -> None:
+            model = Model([])
+            async with running(model, replicas=1) as rig:
+                now = anyio.current_time()
+                with pytest.raises(RPCTimeoutError, match="may run, but 0 of 1 replicas have"):
+                    await rig.confirm("1", now + 5)
+                assert now + 4.9 < anyio.current_time() < now + 5
+                await anyio.sleep(5)
+                asked = len(model.waits)
+                await anyio.sleep(5)
+                assert len(model.waits) == asked  # nobody waits any more
+
+        in_virtual_time(check)
+
+    @pytest.mark.parametrize("lost", [False, True])
+    def test_connection_that_is_lost(self, lost: bool) -> None:
+        """The next server is looked at: what it lacks is written once more, and says so."""
+
+        async def check() -> None:
+            model = Model([])
+            async with running(model, replicas=1) as rig:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(rig.confirm, "1")
+                    await anyio.sleep(1)
+                    assert len(model.stream) == 1
+                    if lost:
+                        model.stream.clear()
+                        rig.writer.meet_another()
+                    model.replicas = 1
+                    await anyio.aclose_forcefully(rig.stream)
+                ((_, fields),) = model.stream
+                assert fields.get(AGAIN) == (b"1" if lost else None)
+
+        in_virtual_time(check)
+
+    def test_without_the_right(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def check() -> None:
+            model = Model([])
+            model.refuses = lambda command: NOPERM if command[0] == b"WAIT" else None
+            async with running(model, replicas=1) as rig:
+                for name in ("1", "2"):
+                    await rig.confirm(name)
+            assert caplog.text.count("no replica is waited for (replicas_to_confirm): NOPERM") == 1
+
+        in_virtual_time(check)
+
+    def test_the_end(self) -> None:
+        """Whoever waits then is told; for who has given up before nothing is asked any more."""
+
+        async def check() -> None:
+            model = Model([])
+            async with running(model, replicas=1) as rig:
+                with anyio.move_on_after(1):
+                    await rig.confirm("1")
+                told: list[Exception] = []
+
+                async def wait() -> None:
+                    try:
+                        await rig.confirm("2")
+                    except RuntimeError as exc:
+                        told.append(exc)
+
+                async with anyio.create_task_group() as group:
+                    group.start_soon(wait)
+                    await anyio.sleep(1)
+                    rig.writer.end(RuntimeError("over"))
+                assert [str(exc) for exc in told] == ["over"]
+
+        in_virtual_time(check)
 
 
 def test_sent_again() -> None:
