@@ -86,7 +86,7 @@ class Consumer:
         # Index and weight of those that aren't small and wait for the reader.
         self._heavy: deque[tuple[int, int]] = deque()
         # Whether what was sent to the source, or came from it, may be lost.
-        self.doubted = False
+        self.doubted: bool = False
         # Items that were granted, and taken for lost.
         self._spare = 0
         # Whether this side has to weigh them, and what the heaviest of late was then.

@@ -1,0 +1,87 @@
+"""What is done on a new connection of the link, in which order; with parts that note it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+from redis.exceptions import OutOfMemoryError, ReadOnlyError
+
+from anyio_kkrpc.redis._restoring import Restoring
+
+pytestmark = pytest.mark.anyio
+
+
+class Parts:
+    """All of them in one."""
+
+    def __init__(self, *, another: bool, error: Exception | None = None) -> None:
+        self.told: list[str] = []
+        self.inbox = self.sign = self.open_calls = self.identity = self
+        self.made, self.offset, self.read = True, 1.5, None
+        self._another, self._error = another, error
+
+    async def ask(self, connection: Any, along: Any) -> bool:
+        await anyio.lowlevel.checkpoint()
+        return self._another
+
+    def meet_another(self) -> None:
+        self.told.append("another")
+
+    def note(self) -> None:
+        self.told.append("open calls")
+
+    def lose(self) -> None:
+        self.told.append("lose")
+
+    def pause(self, exc: Exception) -> None:
+        self.told.append("pause")
+
+    async def keep(self, execute: Any) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self._error is not None:
+            raise self._error
+        self.told.append("keep")
+
+    async def make(self, execute: Any) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.told.append("make")
+
+    async def attach(self, connection: Any, offset: float) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.told.append(f"attach {offset}")
+
+    execute = None
+
+
+def restoring(parts: Any) -> Restoring:
+    return Restoring(parts, parts, parts, parts, parts, parts)
+
+
+@pytest.mark.parametrize("another", [False, True])
+@pytest.mark.parametrize("entered", [False, True])
+async def test_order(another: bool, entered: bool) -> None:
+    """What there is to restore is there before anything is written."""
+    parts: Any = Parts(another=another)
+    part = restoring(parts)
+    if entered:
+        part.enter()
+    await part.prepare(parts)
+    told = ["another", "open calls", "another"] if another else []
+    restored = ["lose", "keep", "make", "keep"] if entered else []
+    assert parts.told == [*told, *restored, "attach 1.5"]
+
+
+async def test_refused() -> None:
+    """For now, housekeeping makes up for it; a replica is left."""
+    parts: Any = Parts(another=False, error=OutOfMemoryError("OOM not now"))
+    part = restoring(parts)
+    part.enter()
+    await part.prepare(parts)
+    assert parts.told == ["lose", "pause", "attach 1.5"]
+    parts = Parts(another=False, error=ReadOnlyError("READONLY You can't write"))
+    part = restoring(parts)
+    part.enter()
+    with pytest.raises(ReadOnlyError):
+        await part.prepare(parts)
