@@ -55,7 +55,8 @@ class Envelope(Struct):
     :ivar sent_at: when it was sent, or came here if that isn't known, on AnyIO's clock in seconds
     :ivar deadline: when the caller of this request of ours gives up, or the one whom this reply of
         ours is for, on AnyIO's clock
-    :ivar error: set on a record of *ours* that comes back because it could not be delivered
+    :ivar error: set on a record of *ours* that comes back because it could not be delivered, or
+        whose sending was cancelled, if there is more to be said of that
     :ivar token: the transport's own reference: for `Transport.settle`, and, on a request of ours
         that was sent, for the cancel that may follow
     """

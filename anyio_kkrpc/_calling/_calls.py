@@ -202,7 +202,7 @@ class Calls:
         with move_on_after(None if deadline is None else deadline - current_time()) as scope:
             await self._core.send_envelope(envelope)
         if scope.cancelled_caught:
-            raise _timed_out(path, timeout, deadline)
+            raise envelope.error or _timed_out(path, timeout, deadline)
 
     def _bounded(self, options: CallOptions, call: Invocation, given: float | None) -> CallOptions:
         """Return the options with what the middleware leaves of the call's time.

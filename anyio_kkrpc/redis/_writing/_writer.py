@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from typing import Any
 
-from anyio import Event, current_time, move_on_after
+from anyio import Event
 from msgspec import UNSET
 from redis.exceptions import RedisError
 
@@ -38,8 +38,6 @@ logger = logging.getLogger("anyio_kkrpc")
 
 # How far, in seconds, a lookup goes back behind the moment of writing: clocks aren't exact.
 _MARGIN = 2.0
-# Seconds before its deadline in which it is told of a request what replicas it has waited for.
-_EARLY = 0.02
 
 
 class Writer:
@@ -151,10 +149,10 @@ class Writer:
 
     async def send_and_confirm(self, envelope: Envelope) -> None:
         """Write a record, and wait until Redis has it, a request also until enough replicas have.
-        If that is cancelled before it was begun to be written, it won't be.
+        If that is cancelled before it was begun to be written, it won't be; if it only lacked
+        replicas, the envelope has the error that says so.
 
         :raises DeliveryError: if it doesn't take it, or the recipient isn't there
-        :raises RPCTimeoutError: if too few replicas confirm it within its time
         :raises OverloadedError: if Redis takes no requests now
         """
         post = self._make(envelope)
@@ -162,19 +160,13 @@ class Writer:
             return
         post.event = Event()
         self._post(post)
-        replicas, deadline = self._outgoing.replicas, envelope.deadline
+        replicas = self._outgoing.replicas
         replicas.expect()
         try:
             await self.flush()
-            early = None if deadline is None else deadline - current_time() - _EARLY
-            with move_on_after(early) as scope:
-                await post.event.wait()
-            if scope.cancelled_caught:
-                unconfirmed = replicas.error(post)
-                if unconfirmed is not None:
-                    raise unconfirmed
-                await post.event.wait()
+            await post.event.wait()
         except BaseException:
+            envelope.error = replicas.error(post)  # for who has no more time
             replicas.forget(post)
             self._outgoing.withdraw(post)
             raise
