@@ -23,6 +23,7 @@ from anyio_kkrpc._cli._server import run
 from anyio_kkrpc._cli._terminal import ends_on_sigterm
 from anyio_kkrpc._cli._worker import BACKENDS
 from anyio_kkrpc.testing import ServerError
+from tests.bounds import BOUND
 
 
 @pytest.mark.parametrize(
@@ -113,5 +114,6 @@ def test_port_that_is_taken() -> None:
         with pytest.raises(ServerError, match=f"port {port} can't be used"):
             run(port)
         url = f"redis://127.0.0.1:{port}"
-        with pytest.raises(TransportConnectionError, match="refused"), asking(url, 5.0) as client:
+        refused = pytest.raises(TransportConnectionError, match="refused")
+        with refused, asking(url, BOUND, "jobs") as client:
             client.ping()

@@ -1,4 +1,7 @@
-"""Instructions per call, counted by callgrind: the same on every run, whatever else a machine does.
+"""Instructions per call, counted by callgrind: the same on every run on a quiet machine.
+
+How many calls share a read or a write depends on how fast the other side is, so on a busy machine
+there are more of them.
 
 As a program it is one side of the calls that are counted: ``instructions.py SIDE MODE LOOP URL``.
 """

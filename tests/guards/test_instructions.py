@@ -23,6 +23,7 @@ pytestmark = [
 MOST = {"client": 125, "worker": 123}
 # What another build of Python or of a library may add.
 _SPARE = 0.03
+_TRIES = 6
 
 
 @pytest.mark.parametrize("side", MOST)
@@ -30,5 +31,11 @@ def test_instructions_per_call(side: str, tmp_path: Path, servers: Servers) -> N
     library = build_switch(tmp_path)
     if library is None:
         pytest.skip("needs valgrind with its headers, and gcc")
-    found = count(tmp_path, library, side, "group", "uvloop", servers["valkey8"].url)
-    assert 10_000 < found <= MOST[side] * 1000 * (1 + _SPARE)
+    most = MOST[side] * 1000 * (1 + _SPARE)
+    # What else the machine does makes the batches smaller, never larger: the least one counts.
+    for _ in range(_TRIES):
+        found = count(tmp_path, library, side, "group", "uvloop", servers["valkey8"].url)
+        assert found > 10_000, "the count is wrong"
+        if found <= most:
+            return
+    pytest.fail(f"{found:.0f} instructions per call, and {most:.0f} at most")
