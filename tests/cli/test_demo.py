@@ -109,10 +109,8 @@ def test_errors_are_one_line() -> None:
     assert done.stderr.startswith("anyio-kkrpc: Redis Streams connection error")
     assert "secret" not in done.stderr
     done = cli("demo", "--url", "http://x")
-    assert (done.returncode, done.stderr) == (
-        2,
-        "anyio-kkrpc: url: needs to begin with redis://, rediss:// or unix://\n",
-    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("anyio-kkrpc: url: needs to begin with redis://, rediss://")
 
 
 def test_help() -> None:
