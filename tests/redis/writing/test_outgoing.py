@@ -63,6 +63,7 @@ def outgoing(given_up: Callable[[bytes, int], object]) -> Outgoing:
         given_up=given_up,
         failed=lambda exc: None,
         chance=60.0,
+        replicas=0,
     )
 
 
