@@ -20,7 +20,8 @@ At the end they are compared, what is wrong is told call by call, and one line o
 With ``--topology sentinel`` or ``cluster`` there are several servers, without persistence: masters
 are killed, stopped, and made replicas, in a Cluster the slot moves key by key. A writer beside the
 callers adds entries: ``written`` tells how many were acknowledged, ``missing`` how many of them the
-next masters didn't have. Requests that ran on both sides of that aren't ``unexplained``.
+next masters didn't have. Cancels and acknowledgements are lost as well: what ran on both sides of
+that is neither ``unexplained`` nor ``overrun``.
 
 The exit code is 0 only if these are 0. ``timeout`` and ``given_up`` are calls that ended in these
 errors, which is allowed. Time in which the caller, the server or the worker was stopped, paused or
@@ -194,6 +195,7 @@ class Caller:
         except Exception as exc:
             # A handler may be told that the stream that it reads can't be had.
             given_up = isinstance(exc, DeliveryError) or str(exc).startswith("DeliveryError: ")
+            given_up = given_up or "items of the stream were lost" in str(exc)
             outcome = "given_up" if given_up else "failed"
             found = {"error": f"{type(exc).__name__}: {exc}"}
         self._ledger.note(outcome, key=key, due=self._due, **found)
@@ -669,7 +671,10 @@ class Judge:
 
     def _judge_runs(self, key: str) -> None:
         runs, outcome = self.runs[key], self.outcomes.get(key)
+        times = [run["at"] for run in runs]
         if outcome is not None and outcome["what"] == "cancelled":
+            if self._taken_over([outcome["at"], *times]):
+                return
             for run in runs:
                 pid = run["pid"]
                 end = self.ends.get(run["proof"], self.chaos.killed.get(pid, run["at"] + LONG))
@@ -684,16 +689,15 @@ class Judge:
                     )
         if self.chaos.mode == "group" and len(runs) > 1:
             self.counts["twice"] += 1
-            if self._taken_over(runs):
+            if self._taken_over(times):
                 return
             if not any(run["pid"] in self.chaos.hurt or run["attempt"] > 1 for run in runs):
                 self._complain("unexplained", key, f"{len(runs)} runs")
 
-    def _taken_over(self, runs: list[dict[str, Any]]) -> bool:
-        """Whether another server took over between the first run and the last, or shortly before
-        the first.
+    def _taken_over(self, times: list[float]) -> bool:
+        """Whether another server took over between the first of these times and the last, or
+        shortly before: it may have lost an acknowledgement, or a cancel.
         """
-        times = [run["at"] for run in runs]
         return any(
             outage.since < max(times) and min(times) < outage.until
             for outage in self.chaos.taken_over
