@@ -357,8 +357,12 @@ class Writer:
     # Connections
 
     def meet_another(self) -> None:
-        """Note that another server answers than before: it may have lost what this peer wrote."""
+        """Note that another server answers than before: it may have lost what this peer wrote.
+
+        Replies among it: their entries, where they are pending there, are answered once more.
+        """
         self._elsewhere = True
+        self._outgoing.acks.forget()
 
     async def attach(self, connection: Connection, clock_offset: float) -> None:
         """Write to this connection from now on; first what is still open from the last one.
