@@ -39,6 +39,7 @@ class HeldEntry(Struct, gc=False):
     :ivar attempt: how often it has been delivered
     :ivar sure_until: until when no other worker has got it, on the clock of `Keeper`; `STARTED`
         once it runs, `GONE` once it is to run elsewhere
+    :ivar sender: whose it is
     :ivar lost: whether another worker has got it all the same
     :ivar record: what runs
     """
@@ -46,6 +47,7 @@ class HeldEntry(Struct, gc=False):
     id: bytes
     attempt: int
     sure_until: float
+    sender: str | None = None
     lost: bool = False
     record: Record | None = None
 

@@ -35,6 +35,8 @@ logger = logging.getLogger("anyio_kkrpc")
 
 # Seconds for which it is known what was held when another server answered than before.
 _REMEMBER = 60.0
+# A request: who sent it, and the id that it has among those of this peer.
+_Named: TypeAlias = tuple[str | None, str | None]
 Run: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 Beside: TypeAlias = Callable[[Run], Coroutine[Any, Any, None]]
 
@@ -85,8 +87,8 @@ class Worker:
         rest = (common.outages, common.decoder, now, self.take, self._admit)
         self.takeover = Takeover(groups, writer, keeper, *rest)
         # What was held, or answered and not written yet, when another server answered than before,
-        # by the ids of the requests.
-        self._before: dict[str | None, HeldEntry | Literal[True]] = {}
+        # by whose the requests are, and their ids.
+        self._before: dict[_Named, HeldEntry | Literal[True]] = {}
         self._forget_at = 0.0
         self.made = False
         self.received = 0
@@ -190,7 +192,7 @@ class Worker:
         if entry_id in entries:  # the group was made anew: it waits or runs here already
             self.held.regain(entry_id, sure_until)
             return
-        entries[entry_id] = held = HeldEntry(entry_id, attempt, sure_until)
+        entries[entry_id] = held = HeldEntry(entry_id, attempt, sure_until, entry.sender)
         if not self._deliver(entry, entry_id, None, held, attempt + entry.again):
             del entries[entry_id]
             self._skip(entry_id)
@@ -201,10 +203,10 @@ class Worker:
         self._forget_at = self.keeper.now() + _REMEMBER
         for held in self._entries.values():
             if held.record is not None:
-                self._before[id_of(held.record)] = held
+                self._before[held.sender, id_of(held.record)] = held
         for envelope in self._arrivals.waiting():
             if envelope.token is not None:
-                self._before[id_of(envelope.record)] = envelope.token
+                self._before[envelope.sender, id_of(envelope.record)] = envelope.token
 
     def _goes_on(self, entry_id: bytes, entry: Entry, attempt: int) -> bool:
         """Whether a request runs here, or has, that its caller took for lost and has written again.
@@ -212,9 +214,9 @@ class Worker:
         What runs holds this entry from now on: that is acknowledged with its reply, not before.
         What waits is forgotten, and waits once more.
         """
-        request = id_of(entry.record)
+        request: _Named = entry.sender, id_of(entry.record)
         for known, held in self._entries.items():
-            if held.started and id_of(held.record) == request:
+            if held.started and (held.sender, id_of(held.record)) == request:
                 del self._entries[known]
                 self._skip(known)
                 held.id, held.attempt, held.lost = entry_id, attempt, False

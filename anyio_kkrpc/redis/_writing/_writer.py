@@ -113,10 +113,10 @@ class Writer:
         """Return the entries of the group that this worker holds until they are acknowledged."""
         return [*self._outgoing.acks.unanswered, *self._outgoing.acks.settled]
 
-    def answering(self) -> list[str | None]:
-        """Return the ids of the requests that are answered by what waits."""
+    def answering(self) -> list[tuple[str | None, str | None]]:
+        """Return the requests that are answered by what waits: whose each is, and its id."""
         return [
-            post.envelope.record.id
+            (post.envelope.recipient, post.envelope.record.id)
             for post in self._outgoing.ledger.waiting()
             if post.envelope is not None and isinstance(post.envelope.record, Reply)
         ]

@@ -34,7 +34,7 @@ class Writes:
 
     def __init__(self) -> None:
         self.acknowledged: list[bytes] = []
-        self.waits: list[str] = []
+        self.waits: list[tuple[str, str]] = []
         self.forwarded: list[tuple[bytes, int, str]] = []
         self.flushed = 0
         self.acknowledges = False
@@ -45,7 +45,7 @@ class Writes:
     def settle(self, entry_id: bytes, reply: None) -> None:
         self.acknowledged.append(entry_id)
 
-    def answering(self) -> list[str]:
+    def answering(self) -> list[tuple[str, str]]:
         return self.waits
 
     def forward(self, entry_id: bytes, attempt: int, recipient: str, fields: list[bytes]) -> None:
@@ -155,7 +155,7 @@ async def test_what_comes_once_more(state: str) -> None:
     bench = Bench()
     bench.worker.take(b"0-1", entry("other"), 1, 50.0)
     if state == "answered":  # the reply waits to be written
-        bench.writes.waits = ["a"]
+        bench.writes.waits = [("other", "a")]
     elif state != "new":
         bench.worker.take(b"1-0", entry("a"), 1, 50.0)
     queue, taken = bench.parts.reception.queue, None
@@ -190,6 +190,28 @@ async def test_what_comes_once_more(state: str) -> None:
         assert held is None
         assert bench.writes.acknowledged == [b"9-0"]
     assert b"1-0" not in bench.held.entries
+
+
+@pytest.mark.parametrize("state", ["waits", "runs", "has run", "answered"])
+async def test_what_has_the_id_of_another_peers(state: str) -> None:
+    """Peers choose their ids, so one's request is none that comes once more of another one's."""
+    bench = Bench()
+    if state == "answered":
+        bench.writes.waits = [("victim", "a")]
+    else:
+        bench.worker.take(b"1-0", entry("a", "victim"), 1, 50.0)
+    if state in ("runs", "has run"):
+        bench.held.entries[b"1-0"].start(bench.parts.reception.queue.get_nowait().record)
+    bench.worker.meet_another()
+    if state == "has run":
+        del bench.held.entries[b"1-0"]
+    again = entry("a", "another")
+    again.again = 1
+    bench.worker.take(b"9-0", again, 1, 60.0)
+    assert bench.parts.queued() == (["a", "a"] if state == "waits" else ["a"])
+    assert bench.writes.acknowledged == []
+    assert (b"1-0" in bench.held.entries) == (state in ("waits", "runs"))
+    assert not bench.held.entries[b"9-0"].started
 
 
 async def test_none_after_all() -> None:
