@@ -109,6 +109,7 @@ _BY_TEXT = {
     "AUTH <password> called without": Meaning.LOGIN,
     "Client sent AUTH, but no password": Meaning.LOGIN,
     "problem with LDAP service": Meaning.ELSEWHERE,
+    "WAIT cannot be used with replica": Meaning.ELSEWHERE,
 }
 # Redis before 7.0 puts the error of a command behind what it says of the script that gave it, or
 # behind the line alone if the script returned it (pcall).

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from ..._exceptions import RPCTimeoutError, TransportClosedError, TransportConnectionError
 from ...records import Request
 from .._connection._command import pack
-from .._connection._errors import reason
+from .._connection._errors import Meaning, leads_elsewhere, meaning_of, reason
 from .._connection._resp import Connection
 from ._ledger import Post
 
@@ -28,6 +28,8 @@ logger = logging.getLogger("anyio_kkrpc")
 # Milliseconds that one WAIT may take, and seconds until the next one, at first and at most.
 _WAIT = 100
 _SOONEST, _LATEST = 0.05, 1.0
+# What an error means after which no answer is to be had, whoever asks again.
+_NEVER = frozenset((Meaning.RIGHTS, Meaning.REFUSED))
 
 
 class Replicas:
@@ -119,13 +121,13 @@ class Replicas:
     def attach(self, connection: Connection) -> None:
         """Ask on this connection from now on, also for what was found to be there already."""
         self._connection = connection
-        self._asked = 0
         self._expects = bool(self._unconfirmed)
         connection.before_write = self._before_write()
 
     def detach(self) -> list[Post]:
         """Take what isn't confirmed: whether the next server has it isn't known."""
         self._connection, self.due = None, inf
+        self._asked = 0
         return self.clear()
 
     def clear(self) -> list[Post]:
@@ -150,19 +152,30 @@ class Replicas:
         if isinstance(answer, (TransportConnectionError, TransportClosedError)):
             return
         self._asked -= 1
-        if isinstance(answer, RedisError):
+        if isinstance(answer, RedisError) and meaning_of(answer) in _NEVER:
             logger.warning("no replica is waited for (replicas_to_confirm): %s", reason(answer))
             self._wanted = 0
-        elif answer < self._wanted:
-            self._has = answer
-            if self._unconfirmed:
-                self._wait_on()
+        elif not isinstance(answer, int) or answer < self._wanted:
+            self._take_too_few(answer)
             return
         else:
             self._complained, self._pause = False, _SOONEST
         for post in self.clear():
             if post.event is not None:
                 post.event.set()
+
+    def _take_too_few(self, answer: Any) -> None:
+        """Wait on. A server that becomes a replica says so to who waits just then, and the next one
+        is asked.
+        """
+        if isinstance(answer, int):
+            self._has = answer
+        elif isinstance(answer, RedisError) and leads_elsewhere(answer):
+            if self._connection is not None:
+                self._connection.break_off(answer)
+            return
+        if self._unconfirmed:
+            self._wait_on()
 
     def _wait_on(self) -> None:
         if not self._complained:

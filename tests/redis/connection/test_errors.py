@@ -64,6 +64,7 @@ REPLIES = {
     "ERR wrong number of arguments for 'auth' command": Meaning.LOGIN,
     "ERR AUTH <password> called without any password configured for the default user. Are you "
     "sure your configuration is correct?": Meaning.LOGIN,
+    "ERR WAIT cannot be used with replica instances. Please also note": Meaning.ELSEWHERE,
     "BUSYGROUP Consumer Group name already exists": Meaning.REFUSED,
     "WRONGTYPE Operation against a key holding the wrong kind of value": Meaning.REFUSED,
     "CROSSSLOT Keys in request don't hash to the same slot": Meaning.REFUSED,

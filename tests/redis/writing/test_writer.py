@@ -833,6 +833,83 @@ class TestReplicas:
 
         in_virtual_time(check)
 
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            b"-UNBLOCKED force unblock from blocking operation, instance state changed\r\n",
+            b"-ERR WAIT cannot be used with replica instances. Please also note\r\n",
+        ],
+        ids=["while it waits", "before it waits"],
+    )
+    def test_server_that_becomes_a_replica(
+        self, answer: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What it had written and not passed on is lost: it has confirmed nothing by that."""
+
+        async def check() -> None:
+            model = Model([])
+            model.replicas = 1
+            model.refuses = lambda command: answer if command[0] == b"WAIT" else None
+            async with running(model, replicas=1) as rig:
+                confirmed = anyio.Event()
+
+                async def confirm() -> None:
+                    await rig.confirm("1")
+                    confirmed.set()
+
+                async with anyio.create_task_group() as group:
+                    group.start_soon(confirm)
+                    await anyio.sleep(1)
+                    assert not confirmed.is_set()
+                    model.stream.clear()
+                    model.refuses = lambda command: None
+                    rig.writer.meet_another()
+                    await anyio.aclose_forcefully(rig.stream)
+                ((_, fields),) = model.stream
+                assert fields[AGAIN] == b"1"
+                asked = len(model.waits)
+                await rig.confirm("2")
+                assert len(model.waits) > asked
+            assert "no replica is waited for" not in caplog.text
+
+        in_virtual_time(check)
+
+    @pytest.mark.parametrize("taken", [0, 1])
+    def test_connection_that_is_lost_while_it_waits(self, taken: int) -> None:
+        """It is asked again on the next one, also if nothing else is written there."""
+
+        async def check() -> None:
+            model = Model(["take"] * (1 + taken) + ["cut"])
+            async with running(model, replicas=1) as rig:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(rig.confirm, "1")
+                    while rig.connections < 2:
+                        await anyio.sleep(0.01)
+                    model.replicas = 1
+                    with anyio.fail_after(10):
+                        while not model.waits[taken:]:
+                            await anyio.sleep(0.01)
+                assert len(model.stream) == 1
+
+        in_virtual_time(check)
+
+    def test_answer_that_is_none(self) -> None:
+        """What isn't a number confirms nothing."""
+
+        async def check() -> None:
+            model = Model([])
+            model.refuses = lambda command: b"$3\r\none\r\n" if command[0] == b"WAIT" else None
+            async with running(model, replicas=1) as rig:
+                with anyio.fail_after(20):
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(rig.confirm, "1")
+                        await anyio.sleep(5)
+                        assert sum(command[0] == b"WAIT" for command in model.commands) > 1
+                        model.refuses, model.replicas = (lambda command: None), 1
+                assert model.waits
+
+        in_virtual_time(check)
+
     def test_without_the_right(self, caplog: pytest.LogCaptureFixture) -> None:
         async def check() -> None:
             model = Model([])
