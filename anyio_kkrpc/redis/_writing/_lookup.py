@@ -89,6 +89,10 @@ class Lookup:
         self._search = None
         return search.found
 
+    def begin_anew(self) -> None:
+        """Note that another server answers: what was found so far was found on the one before."""
+        self._search = None
+
     async def last_id(self, connection: Connection) -> bytes:
         """Return the last id of the stream.
 

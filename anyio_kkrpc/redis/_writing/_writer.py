@@ -363,6 +363,7 @@ class Writer:
         """
         self._elsewhere = True
         self._outgoing.acks.forget()
+        self._lookup.begin_anew()
 
     async def attach(self, connection: Connection, clock_offset: float) -> None:
         """Write to this connection from now on; first what is still open from the last one.
@@ -398,6 +399,8 @@ class Writer:
             if self._elsewhere and post.waits:
                 # A worker may have read it from the server before.
                 outgoing.ledger.rewrite(post, self.commands.mark_repeated)
+                if post.envelope is not None and isinstance(post.envelope.record, Request):
+                    self._repeated.add(post.envelope.record.id)
         for post, entry_id in found:
             if post.event is not None:
                 post.entry_id = entry_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -15,6 +15,7 @@ from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.redis._connection._address import Address
 from anyio_kkrpc.redis._connection._login import open_connection
+from anyio_kkrpc.redis._connection._resp import Connection
 from anyio_kkrpc.redis._writing._ledger import Post
 from anyio_kkrpc.redis._writing._lookup import Lookup
 from anyio_kkrpc.redis.dialects.native import NativeDialect
@@ -79,3 +80,42 @@ async def test_more_than_the_server_sends(
     assert used <= connections
     if max(sizes):
         assert used > 1
+
+
+class Pages:
+    """A connection to a server whose stream has these entries, lost after so many pages."""
+
+    def __init__(self, entries: list[Any], pages: int) -> None:
+        self.entries = entries
+        self.pages = pages
+        self.starts: list[bytes] = []
+
+    async def execute(self, *command: bytes) -> list[Any]:
+        if not self.pages:
+            raise TransportConnectionError("lost")
+        self.pages -= 1
+        self.starts.append(command[2])
+        page = self.entries[: int(command[-1])]
+        del self.entries[: len(page)]
+        return page
+
+
+@pytest.mark.parametrize("another", [False, True])
+async def test_server_that_is_lost_meanwhile(another: bool) -> None:
+    """It goes on where it was, but on another server, which may lack what this one had."""
+    native = NativeDialect("me", get_codec("json"))
+    asked = Request("1", "call", ["f"])
+    posts = [
+        Post(b"", Envelope(asked), to_stream=True),
+        Post(b"", Envelope(Request("2", "call", ["f"])), to_stream=True),
+    ]
+    entries: list[Any] = [[b"5-%d" % n, [b"from", b"other", b"x", b"y"]] for n in range(600)]
+    entries[0] = [b"5-0", [*native.encode(asked, None)]]
+    lookup, first, second = Lookup(b"s", native), Pages(entries, 1), Pages([], 1)
+    with pytest.raises(TransportConnectionError):
+        await lookup.find(cast(Connection, first), posts, b"4", b"")
+    if another:
+        lookup.begin_anew()
+    found = await lookup.find(cast(Connection, second), posts, b"3" if another else b"4", b"")
+    assert found == ([] if another else [(posts[0], b"5-0")])
+    assert second.starts == [b"3" if another else b"(5-499"]

@@ -998,6 +998,47 @@ def test_what_another_server_may_have_had(arrived: bool, another: bool) -> None:
             starts = [command[2] for command in model.commands if command[0] == b"XRANGE"]
             lost = another and not arrived
             assert starts == [b"(0-0" if lost else b"(1-0"]
+            # Who may run what the server before had is told of a cancel, too.
+            rig.writer._cancel([Cancel("2")], [[b"one"]])
+            await rig.settled()
+            assert [*model.inboxes] == [KEYS.control if lost else KEYS.inbox("one")]
+
+    in_virtual_time(check)
+
+
+def test_another_server_while_it_is_looked() -> None:
+    """What the one before had shown to have until then, this one may lack."""
+
+    async def check() -> None:
+        model = Model(["cut behind"])
+        pages = 0
+
+        def look(command: list[bytes]) -> bytes | None:
+            nonlocal pages
+            if command[0] != b"XRANGE":
+                return None
+            pages += 1
+            if pages == 1:
+                ((entry_id, fields),) = model.stream
+                others = [[b"2-%d" % n, [b"from", b"other"]] for n in range(499)]
+                return _pack([[entry_id, _flat(fields)], *others])
+            if pages == 2:
+                model.stream.clear()
+                rig.writer.meet_another()
+                rig.stream.feed(b"")
+            return None
+
+        model.refuses = look
+        async with running(model) as rig:
+            for name in ("1", "2"):
+                rig.post(Request(name, "call", ["f"]), None)
+            with anyio.fail_after(100):
+                while len(model.stream) < 2:
+                    await anyio.sleep(0.01)
+            await rig.settled()
+            codec = get_codec("json")
+            assert ids([codec.decode(entry[b"json"]) for _, entry in model.stream]) == ["1", "2"]
+            assert [entry[AGAIN] for _, entry in model.stream] == [b"1", b"1"]
 
     in_virtual_time(check)
 
