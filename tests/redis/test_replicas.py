@@ -12,7 +12,7 @@ import redis
 
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel, with_call_options
 from anyio_kkrpc.redis._connection import _replicas
-from anyio_kkrpc.redis._connection._role import Copies, read_copies
+from anyio_kkrpc.redis._connection._role import Copies, read_copies, read_role
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 from tests.servers import Servers
@@ -225,6 +225,11 @@ def test_not_in_a_group() -> None:
         ([b"master", 7, [[b"h", b"1", b"5"]]], Copies(7, {("h", 1): 5})),
         ([b"master", 7, [[b"h", b"1"]]], None),
         ([b"master", 7, [[b"h", b"one", b"5"]]], None),
+        ([b"master", 7, [[b"h", b"1", 5]]], None),
+        ([b"master", 7, [[b"h", b"1", b"9" * 5000]]], None),
+        ([b"master", 7, [[b"h", b"9" * 5000, b"5"]]], None),
+        ([b"master", 7, [[b"h", b"65536", b"5"]]], None),
+        ([b"master", 7, [[b"h", b"1", b"5"], 7, None]], None),
         ([b"slave", b"h", 1, b"connected", 5], None),
         ([b"sentinel", []], None),
         (None, None),
@@ -232,3 +237,7 @@ def test_not_in_a_group() -> None:
 )
 def test_role(reply: Any, copies: Copies | None) -> None:
     assert read_copies(reply) == copies
+    role = read_role(reply)
+    if copies is not None:
+        assert role is not None
+        assert dict.fromkeys(role.nodes) == dict.fromkeys(copies.nodes)

@@ -146,7 +146,7 @@ def parse_moving_error(text: str) -> Exception:
     words = text.split(" ")
     if words[0] == "MOVED" and len(words) == 3:
         host, _, port = words[2].rpartition(":")
-        if port.isascii() and port.isdigit() and 0 < int(port) < 65536:
+        if port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536:
             # A question mark stands for a node that hasn't told its name.
             return MovedAway(text, "" if host == "?" else host.strip("[]"), int(port))
     return parse_error(text)

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple, TypeAlias
 # Host and port.
 Node: TypeAlias = tuple[str, int]
 
+# Of a number in a reply.
+_MOST_DIGITS = 20
+
 
 class Role(NamedTuple):
     """What a server is among those that copy one another.
@@ -33,7 +36,7 @@ def read_role(reply: Any) -> Role | None:
     """Return what a reply of ROLE says; ``None`` if the server doesn't tell."""
     match reply:
         case [b"master", int(), [*replicas]]:
-            return Role("master", len(replicas), None, tuple(_nodes(replicas)))
+            return Role("master", len(replicas), None, tuple(node for node, _ in _each(replicas)))
         case [b"slave", bytes(host), int(port), *_]:
             return Role("slave", 0, (host.decode(errors="backslashreplace"), port))
         case [b"sentinel", *_]:
@@ -56,20 +59,27 @@ def read_copies(reply: Any) -> Copies | None:
     """Return what a reply of ROLE says; ``None`` if it isn't that of a master."""
     match reply:
         case [b"master", int(offset), [*replicas]]:
-            said = [
-                r[2] for r in replicas if len(r) > 2 and str(r[2], "ascii", "replace").isdigit()
-            ]
-            nodes = list(_nodes(replicas))
-            if len(said) == len(nodes):
-                return Copies(offset, dict(zip(nodes, map(int, said), strict=True)))
+            found = [(node, said) for node, said in _each(replicas) if said is not None]
+            if len(found) == len(replicas):
+                return Copies(offset, dict(found))
     return None
 
 
-def _nodes(replicas: list[Any]) -> Iterator[tuple[str, int]]:
+def _each(replicas: list[Any]) -> Iterator[tuple[Node, int | None]]:
+    """Return each replica that makes sense, and how far it said that it is, if it did."""
     for replica in replicas:
         match replica:
-            case [bytes(host), bytes(port), *_] if host and port.isdigit():
-                yield host.decode(errors="backslashreplace"), int(port)
+            case [bytes(host), bytes(port), *rest]:
+                number = _number(port)
+                if host and number is not None and number < 65536:
+                    said = _number(rest[0]) if rest else None
+                    yield (host.decode(errors="backslashreplace"), number), said
+
+
+def _number(text: Any) -> int | None:
+    """Return the number that a reply has as text; ``None`` if it isn't one of 64 bits or less."""
+    whole = isinstance(text, bytes) and text.isdigit() and len(text) <= _MOST_DIGITS
+    return int(text) if whole else None
 
 
 class WrongRoleError(OSError):

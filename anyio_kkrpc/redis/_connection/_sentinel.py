@@ -133,7 +133,8 @@ class Sentinel:
         like = self._target.seeds[0]
         for flat in reply if isinstance(reply, list) else ():
             facts = flat if isinstance(flat, list) else []
-            named = dict(zip(facts[::2], facts[1::2], strict=False))
+            pairs = zip(facts[::2], facts[1::2], strict=False)
+            named = {name: value for name, value in pairs if isinstance(name, bytes)}
             where = _host_and_port(named.get(b"ip"), named.get(b"port"))
             if where is not None:
                 sentinel = replace(like, host=where[0], port=where[1])

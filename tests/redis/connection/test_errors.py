@@ -132,7 +132,9 @@ def test_what_does_not_lead_anywhere(text: str) -> None:
         assert meaning_of(parse_error(text)) is Meaning.MOVED
 
 
-@pytest.mark.parametrize("where", ["h", "h:", "h:0", "h:65536", "h:-1", "h:x", "h:1 more", ""])
+@pytest.mark.parametrize(
+    "where", ["h", "h:", "h:0", "h:65536", f"h:{'9' * 5000}", "h:-1", "h:x", "h:1 more", ""]
+)
 def test_moved_to_no_address(where: str) -> None:
     """It can't be followed."""
     exc = parse_moving_error(f"MOVED 3999 {where}")

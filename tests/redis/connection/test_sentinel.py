@@ -132,7 +132,7 @@ async def test_others_are_learned() -> None:
     async with sentinels(2) as group:
         first, second = group.nodes
         other = [b"name", b"x", b"ip", b"127.0.0.1", b"port", str(second.port).encode()]
-        nonsense = [[b"ip"], b"x", None, [b"ip", b"h", b"port", b"many"]]
+        nonsense = [[b"ip"], b"x", None, [b"ip", b"h", b"port", b"many"], [[b"ip"], b"h", [], 1]]
         tell(first, [b"10.0.0.1", b"7000"], [other, *nonsense])
         finder = group.finder(first=0)
         await finder.find()
