@@ -82,7 +82,7 @@ class Arrivals:
         return False
 
     def waiting(self) -> list[Envelope]:
-        """Return what waits in the queues."""
+        """Return what waits to be served."""
         found: list[Envelope] = []
 
         def note(envelope: Envelope) -> bool:
@@ -91,21 +91,24 @@ class Arrivals:
 
         for queue in (self._queue, self._aside.addressed):
             queue.extract(note)
-        return found
+        return [*found, *(envelope for envelope, _ in self.intake.waiting)]
 
-    def forget(self, entry: Entry) -> list[Envelope]:
-        """Forget a request that waits: an entry came by which it came once more. Return it."""
+    def forget(self, entry: Entry, *, addressed: bool = False) -> list[Envelope]:
+        """Forget a request that waits: an entry came by which it came once more. Return it.
+
+        :param addressed: whether it is for this peer alone; what isn't has nothing to do with that
+        """
         record, sender = entry.record, entry.sender
         if not isinstance(record, Request):
             return []
         name = record.id
-        return [
-            forgotten
-            for queue in (self._queue, self._aside.addressed)
-            for forgotten in queue.extract(
-                lambda one: one.sender == sender and id_of(one.record) == name
-            )
-        ]
+
+        def same(one: Envelope) -> bool:
+            return one.sender == sender and id_of(one.record) == name
+
+        if addressed:
+            return self._aside.addressed.extract(same)
+        return self._queue.extract(same) + self.intake.extract(same)
 
     def deliver_addressed(self, entry_id: bytes, entry: Entry) -> None:
         """Hand on what is for this peer alone."""
@@ -113,7 +116,7 @@ class Arrivals:
         # from the stream.
         if self._grouped or not isinstance(entry.sender, SharedPeer):
             if entry.again:
-                self.forget(entry)
+                self.forget(entry, addressed=True)
             self.deliver(entry, entry_id, self._session_id, None, 1 + entry.again)
 
 

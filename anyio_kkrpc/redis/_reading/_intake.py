@@ -8,6 +8,7 @@ them at a time lets in what is first.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from anyio import Lock
@@ -39,6 +40,13 @@ class Intake(Generic[T]):
         count = len(self.waiting)
         self.waiting.clear()
         return count
+
+    def extract(self, predicate: Callable[[T], bool]) -> list[T]:
+        """Take out all items for which the predicate holds, in their order."""
+        found = [one for one in self.waiting if predicate(one[0])]
+        for one in found:
+            self.waiting.remove(one)
+        return [item for item, _ in found]
 
     async def wait(self) -> None:
         """Wait until nothing waits any more. If it is cancelled, the rest waits on.

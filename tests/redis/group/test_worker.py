@@ -214,6 +214,23 @@ async def test_what_has_the_id_of_another_peers(state: str) -> None:
     assert not bench.held.entries[b"9-0"].started
 
 
+async def test_what_is_for_this_peer_alone() -> None:
+    """It is another request, though its sender gave it the same id; each stays where it is."""
+    bench = Bench()
+    arrivals, aside = bench.parts.common.arrivals, bench.parts.reception.aside
+    bench.worker.take(b"1-0", entry("a"), 1, 50.0)
+    arrivals.deliver_addressed(b"5-0", entry("a"))
+    again = entry("a")
+    again.again = 1
+    bench.worker.take(b"9-0", again, 1, 60.0)
+    assert bench.writes.acknowledged == [b"1-0"]
+    assert len(aside.addressed) == 1
+    arrivals.deliver_addressed(b"6-0", again)
+    assert len(aside.addressed) == 1
+    assert [*bench.held.entries] == [b"9-0"]
+    assert bench.parts.queued() == ["a"]
+
+
 async def test_none_after_all() -> None:
     bench = Bench()
     bench.worker.take(b"1-0", entry("a"), 1, 50.0)

@@ -83,3 +83,17 @@ def test_forwarded(group: str | None) -> None:
     parts.common.arrivals.deliver_addressed(b"1-0", asked)
     assert parts.reception.aside.waiting is (group is not None)
     assert sender != ME
+
+
+def test_once_more() -> None:
+    """What comes once more is run once, also if it has waited for room in the queue."""
+    parts = Parts(Server(), overflow="block")
+    arrivals = parts.common.arrivals
+    for name in "12345":
+        arrivals.deliver(ask(name), b"1-0", None, None)
+    assert [id_of(one) for one in arrivals.waiting()] == [*"12345"]
+    for name in "24":
+        (forgotten,) = arrivals.forget(ask(name))
+        assert id_of(forgotten) == name
+        assert arrivals.forget(ask(name)) == []
+    assert [id_of(one) for one in arrivals.waiting()] == [*"135"]
