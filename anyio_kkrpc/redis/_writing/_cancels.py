@@ -65,10 +65,15 @@ class Cancels:
         """Take the cancel of a request to the group, whose token is that of the request: its post,
         and once it is in the stream its id.
         """
-        if self.take_back(envelope):
-            return
-        cancel, place = envelope.record, envelope.token
+        cancel = envelope.record
         assert isinstance(cancel, Cancel)
+        waits = self.waiting.get(cancel.id)
+        if self.take_back(envelope):
+            if waits is not None and _may_run(waits.envelope):
+                self._unplaced.append(cancel)
+                self._stir()
+            return
+        place = envelope.token
         self._stir()
         if place.__class__ is Post:
             if place.entry_id is None:
@@ -92,6 +97,10 @@ class Cancels:
         """Note that what a post holds won't be in the stream."""
         if post.envelope is not None and isinstance(post.envelope.record, Request):
             post.envelope.token = post.entry_id = _NOWHERE
+            if post.cancel is not None and _may_run(post.envelope):
+                self._unplaced.append(post.cancel)
+                post.cancel = None
+                self._stir()
 
     def posts(self) -> Iterator[Post]:
         """Take what may be written."""
@@ -103,3 +112,8 @@ class Cancels:
             ids, cancels = zip(*due[start : start + MOST], strict=True)
             command = find_holders(self._commands.keys, ids)
             yield Post(pack(command), cancels=cancels)
+
+
+def _may_run(request: Envelope | None) -> bool:
+    """Whether somebody who had a request from the server before may run it, wherever it is now."""
+    return request is not None and request.attempt > 1

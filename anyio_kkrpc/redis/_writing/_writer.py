@@ -191,7 +191,7 @@ class Writer:
             try:
                 self._post(self.commands.repeat(request))
             except OverloadedError as exc:  # there is no memory for requests
-                self._give_back(request, exc)
+                self._give_back(request, _lost(exc))
                 continue
             self._repeated.add(record.id)
             count += 1
@@ -296,7 +296,8 @@ class Writer:
         result, envelope = post.result, post.envelope
         if isinstance(result, Exception):
             if meaning_of(result) is Meaning.FULL:
-                return no_memory(result)
+                repeated = envelope is not None and envelope.attempt > 1
+                return _lost(result) if repeated else no_memory(result)
             return refusal(result)
         if result is None and envelope is not None:
             return DeliveryError(f"peer {envelope.recipient!r} is not there: it has no inbox")
@@ -417,6 +418,16 @@ class Writer:
             if post.event is not None:
                 post.result = reason
                 post.event.set()
+
+
+def _lost(exc: Exception) -> DeliveryError:
+    """Return the error for a request that another server has lost, and has no memory for."""
+    error = DeliveryError(
+        "another Redis server answers than before, and has no memory for the request, which it may "
+        "have lost: whether it ran isn't known"
+    )
+    error.__cause__ = exc
+    return error
 
 
 def refusal(exc: Exception) -> Exception:

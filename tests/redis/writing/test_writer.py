@@ -21,7 +21,12 @@ from hypothesis import strategies as st
 from redis.backoff import FullJitterBackoff
 from trio.testing import MockClock
 
-from anyio_kkrpc import OverloadedError, RPCTimeoutError, TransportConnectionError
+from anyio_kkrpc import (
+    DeliveryError,
+    OverloadedError,
+    RPCTimeoutError,
+    TransportConnectionError,
+)
 from anyio_kkrpc._protocol._records import CallbackCall, Cancel, Record, Reply, Request
 from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.codecs import get_codec
@@ -969,6 +974,63 @@ def test_sent_again() -> None:
             assert ids(model.read("one")) == ["1"]
             (control,) = model.inboxes[KEYS.control]
             assert codec.decode(control[b"json"]) == Cancel("3")
+
+    in_virtual_time(check)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_no_memory_for_what_is_sent_again(known: bool) -> None:
+    """It may have run, so it isn't refused as what is new is; whoever runs it is told of a cancel."""
+
+    async def check() -> None:
+        model = Model([])
+        async with running(model) as rig:
+            model.refuses = adds(OOM, KEYS.stream, KEYS.inbox(CALLER))
+            if known:
+                rig.post(CallbackCall("c", []))
+                await anyio.sleep(1)
+            again = Envelope(Request("1", "call", ["f"]), token=b"1-0")
+            assert await rig.writer.send_again([again]) == (0 if known else 1)
+            if not known:
+                await anyio.sleep(1)
+            (back,) = rig.returned
+            assert isinstance(back.error, DeliveryError)
+            assert "whether it ran isn't known" in str(back.error)
+            if not known:
+                with pytest.raises(OverloadedError, match="did not run"):
+                    rig.post(CallbackCall("c", []))
+                    await anyio.sleep(1)
+                    rig.post(Request("2", "call", ["f"]), None)
+
+    in_virtual_time(check)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("early", [False, True])
+def test_cancel_of_what_waits_to_be_sent_again(repeated: bool, early: bool) -> None:
+    """It is taken back, and who had it from the server before is told."""
+
+    async def check() -> None:
+        model = Model([])
+        async with running(model) as rig:
+            model.refuses = adds(NOREPLICAS, KEYS.stream, KEYS.inbox(CALLER))
+            if not early:
+                rig.post(CallbackCall("c", []))
+                await anyio.sleep(1)
+            asked = Envelope(Request("1", "call", ["f"]), token=b"1-0" if repeated else None)
+            if repeated:
+                assert await rig.writer.send_again([asked]) == 1
+            else:
+                rig.writer.send_nowait(asked)
+            if not early:
+                await anyio.sleep(1)
+            rig.writer.send_nowait(Envelope(Cancel("1"), token=asked.token))
+            await anyio.sleep(1)
+            model.refuses = lambda command: None
+            await anyio.sleep(10)
+            await rig.settled()
+            assert model.stream == []
+            assert (KEYS.control in model.inboxes) is repeated
 
     in_virtual_time(check)
 
