@@ -91,10 +91,6 @@ class Acknowledgements:
         self.settled = self.take()
         self.acknowledged(entries)
 
-    def forget(self) -> None:
-        """Acknowledge nothing whose reply was taken, nor what had none."""
-        self.settled = []
-
     def to_bring_back(self) -> list[tuple[bytes, int]]:
         """Return the entries that may not be pending, with the number of their deliveries."""
         return [(entry, self._unanswered[entry]) for entry in self._lost]

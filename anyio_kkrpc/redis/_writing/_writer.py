@@ -358,12 +358,8 @@ class Writer:
     # Connections
 
     def meet_another(self) -> None:
-        """Note that another server answers than before: it may have lost what this peer wrote.
-
-        Replies among it: their entries, where they are pending there, are answered once more.
-        """
+        """Note that another server answers than before: it may have lost what this peer wrote."""
         self._elsewhere = True
-        self._outgoing.acks.forget()
         self._lookup.begin_anew()
 
     async def attach(self, connection: Connection, clock_offset: float) -> None:

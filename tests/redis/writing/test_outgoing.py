@@ -81,25 +81,6 @@ async def test_an_acknowledgement_goes_behind_its_reply() -> None:
     assert not post.unknown
 
 
-@pytest.mark.parametrize("another", [False, True])
-async def test_an_acknowledgement_that_another_server_would_take(another: bool) -> None:
-    """The reply was taken, and nobody knows whether the acknowledgement was. It isn't repeated at a
-    server that may not have the reply: there the entry is pending, and is answered again.
-    """
-    parts = outgoing(lambda *entry: None)
-    connections: list[Any] = [Connection() for _ in range(2)]
-    parts.attach(connections[0])
-    parts_reply(parts)
-    parts.acknowledge()
-    connections[0].answer(b"5-0")
-    parts.detach()
-    if another:
-        parts.acks.forget()
-    parts.attach(connections[1])
-    parts.acknowledge()
-    assert connections[1].names == ([] if another else [b"XACK"])
-
-
 async def test_what_was_given_up_is_not_acknowledged() -> None:
     """An entry is brought back, and told so twice; the second answer is lost with its connection.
 
