@@ -20,10 +20,11 @@ from ..._exceptions import DeliveryError, TransportClosedError, TransportConnect
 from ...abc import Envelope
 from ...kit._inbound import Inbound
 from .._connection._command import Execute
-from .._connection._errors import meaning_of, reason
+from .._connection._errors import reason
 from .._connection._link import Link
 from .._stream._entries import order
 from .._stream._scripts import BEFORE, BY_NAME
+from ._by_id import select_ids
 from ._reader import Reader, last_id
 from ._repeats import PATIENCE, Repeats
 
@@ -65,13 +66,8 @@ end
 return answered
 """
 )
-# Requests that one script looks at.
-_CHUNK = 250
 # Seconds after which an inbox that somebody waits for, and that nothing came into, is looked for.
 _LOOK = 2.0
-# Seconds between two looks, and how many of them are refused before that is final.
-_PAUSE = 0.5
-_MOST_REFUSALS = 20
 # Looks whether the new inbox was read, while it is waited for that.
 _LOOKS = 1000
 _STREAM = "the inbox of this peer was deleted from Redis, and what was in it is lost"
@@ -177,24 +173,14 @@ class Losses:
 
     async def _find_answered(self, sent: Sequence[Envelope]) -> list[Envelope]:
         """Return those requests that nobody will answer any more; all, if that can't be found."""
-        found: set[bytes] = set()
-        refusals = 0
-        start = 0
-        while start < len(sent):
-            ids = [one.token for one in sent[start : start + _CHUNK]]
-            command = (b"EVAL", _ANSWERED, b"1", self._stream, self._group or b"", *ids)
-            try:
-                found.update(await self._link.request(*command))
-            except RedisError as exc:
-                refusals += 1
-                if meaning_of(exc).passes and refusals < _MOST_REFUSALS:
-                    await sleep(_PAUSE)
-                    continue
-                if not self._complained:
-                    self._complained = True
-                    logger.warning("which replies were lost can't be found: %s", reason(exc))
-                return [*sent]
-            start += _CHUNK
+        ids = [one.token for one in sent]
+        try:
+            found = await select_ids(self._link, _ANSWERED, self._stream, self._group or b"", ids)
+        except RedisError as exc:
+            if not self._complained:
+                self._complained = True
+                logger.warning("which replies were lost can't be found: %s", reason(exc))
+            return [*sent]
         return [one for one in sent if one.token in found]
 
     async def read_on(self) -> bool:

@@ -15,14 +15,15 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeAlias
 
-from anyio import Event, move_on_after, sleep
+from anyio import Event, move_on_after
 from redis.exceptions import RedisError
 
 from ...abc import Envelope
 from ...kit._inbound import Inbound
-from .._connection._errors import meaning_of, reason
+from .._connection._errors import reason
 from .._connection._link import Link
 from .._stream._server import Identity
+from ._by_id import select_ids
 from ._reader import Reader
 
 __all__ = ("OpenCalls",)
@@ -43,13 +44,8 @@ return missing
 """
 # A request, and its id in the stream; without one it is for one peer alone.
 _Accepted: TypeAlias = tuple[Envelope, bytes | None]
-# Requests that one script looks for, which takes Redis about a quarter of a millisecond.
-_CHUNK = 250
 # Seconds between two looks whether the inbox is read on the server that answers now, at most.
 _LOOK = 1.0
-# Seconds between two questions, and how many of them are refused before that is final.
-_AGAIN = 0.5
-_MOST_REFUSALS = 20
 
 
 class OpenCalls:
@@ -132,22 +128,12 @@ class OpenCalls:
         may have been read. If it can't be asked, return none.
         """
         ids = [entry_id for _, entry_id in requests if entry_id is not None]
-        missing: set[bytes | None] = {None}
-        start = refusals = 0
-        while start < len(ids):
-            chunk = ids[start : start + _CHUNK]
-            command = (b"EVAL", _MISSING, b"1", self._stream, self._sender, *chunk)
-            try:
-                missing.update(await self._link.request(*command))
-            except RedisError as exc:
-                refusals += 1
-                if meaning_of(exc).passes and refusals < _MOST_REFUSALS:
-                    await sleep(_AGAIN)
-                    continue
-                logger.warning("which requests were lost can't be found: %s", reason(exc))
-                return []
-            start += _CHUNK
-        return [one for one in requests if one[1] in missing]
+        try:
+            found = await select_ids(self._link, _MISSING, self._stream, self._sender, ids)
+        except RedisError as exc:
+            logger.warning("which requests were lost can't be found: %s", reason(exc))
+            return []
+        return [one for one in requests if one[1] is None or one[1] in found]
 
     async def _read_to_the_end(self) -> None:
         """Wait until what is in the inbox now, on the server that answers now, was read."""
