@@ -23,9 +23,9 @@ from ._acks import Acknowledgements
 from ._again import Again
 from ._cancels import Cancels
 from ._commands import Commands
+from ._confirmations import Confirmations
 from ._ledger import Ledger, Phase, Post
 from ._numbers import Numbers
-from ._replicas import Replicas
 from ._undelivered import Undelivered
 
 __all__ = ("HIGH_WATER", "Outgoing")
@@ -52,7 +52,7 @@ class Outgoing:
     :ivar cancels: what it cancels, and which requests can be taken back
     :ivar last_added: id of the last entry of the stream that is known to be this peer's
     :ivar undelivered: what waits for inboxes
-    :ivar replicas: what waits for replicas
+    :ivar confirmations: what waits until replicas have it
     :ivar now: AnyIO's clock
     """
 
@@ -85,7 +85,7 @@ class Outgoing:
         parts = (commands, self.ledger, self.acks, self._numbers, finished, too_late)
         self.undelivered = Undelivered(*parts, self.stir, chance)
         self._gone = self.undelivered.peers
-        self.replicas = Replicas(replicas, lambda: self.now(), self.stir)
+        self.confirmations = Confirmations(replicas, lambda: self.now(), self.stir)
         self._room: Event | None = None
 
     # What comes
@@ -140,7 +140,7 @@ class Outgoing:
 
     def will_acknowledge(self) -> None:
         """Note that entries of the group will be taken here: writes take acknowledgements along."""
-        self.replicas.take_along(self.acknowledge)
+        self.confirmations.take_along(self.acknowledge)
 
     def acknowledge(self) -> None:
         """Queue the acknowledgement of what was settled, behind the replies."""
@@ -230,7 +230,7 @@ class Outgoing:
                     if post.cancel is not None:
                         self.cancels.place(post, answer)
             if post.event is not None:
-                self.replicas.take(post, answer)
+                self.confirmations.take(post, answer)
             if self._unanswered and post.answers is not None:
                 self.acks.answer(post.answers)
                 self._stirred.set()
@@ -338,10 +338,10 @@ class Outgoing:
     async def run(self) -> None:
         """Write what waits, and what was refused, when it may be written."""
         while True:
-            with move_on_after(min(self._again.next_look, self.replicas.due) - self.now()):
+            with move_on_after(min(self._again.next_look, self.confirmations.due) - self.now()):
                 await self._stirred.wait()
             self._stirred = Event()
-            self.replicas.look()
+            self.confirmations.look()
             for post in self._again.look(self.now()):
                 self.ledger.hold(post)
             for post in self.cancels.posts():
@@ -420,7 +420,7 @@ class Outgoing:
         self.undelivered.connected(self.now())
         self._connection = connection
         self.ledger.open()
-        self.replicas.attach(connection)
+        self.confirmations.attach(connection)
         self._bring_back(connection)
         self._feed(connection)  # `run` goes on
         self._stirred.set()
@@ -430,7 +430,7 @@ class Outgoing:
         self._connection = None
         self.undelivered.disconnected()
         self._again.recover(self.now())
-        self.ledger.written.extendleft(reversed(self.replicas.detach()))
+        self.ledger.written.extendleft(reversed(self.confirmations.detach()))
         # What was being brought back is no longer this worker's affair once it is given up.
         once = [post for post in self.ledger.lost() if not post.brings_back]
         entries = [entry for post in once for entry in post.ids or ()]
@@ -440,7 +440,7 @@ class Outgoing:
 
     def end(self) -> list[Post]:
         """Let nobody wait any more; return the posts that were open."""
-        posts = self.ledger.clear() + self.undelivered.clear() + self.replicas.clear()
+        posts = self.ledger.clear() + self.undelivered.clear() + self.confirmations.clear()
         for post in posts:
             self.cancels.leave(post)
             if post.answers is not None and post.waits:

@@ -160,14 +160,14 @@ class Writer:
             return
         post.event = Event()
         self._post(post)
-        replicas = self._outgoing.replicas
-        replicas.expect()
+        confirmations = self._outgoing.confirmations
+        confirmations.expect()
         try:
             await self.flush()
             await post.event.wait()
         except BaseException:
-            envelope.error = replicas.error(post)  # for who has no more time
-            replicas.forget(post)
+            envelope.error = confirmations.error(post)  # for who has no more time
+            confirmations.forget(post)
             self._outgoing.withdraw(post)
             raise
         error = self._error(post)
@@ -401,7 +401,7 @@ class Writer:
         for post, entry_id in found:
             if post.event is not None:
                 post.entry_id = entry_id
-                outgoing.replicas.take(post, entry_id)
+                outgoing.confirmations.take(post, entry_id)
             elif post.envelope is not None and isinstance(post.envelope.record, Request):
                 outgoing.cancels.place(post, entry_id)
             if post.answers is not None:

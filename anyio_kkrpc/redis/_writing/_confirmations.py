@@ -21,7 +21,7 @@ from .._connection._errors import Meaning, leads_elsewhere, meaning_of, reason
 from .._connection._resp import Connection
 from ._ledger import Post
 
-__all__ = ("Replicas",)
+__all__ = ("Confirmations",)
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -32,7 +32,7 @@ _SOONEST, _LATEST = 0.05, 1.0
 _NEVER = frozenset((Meaning.RIGHTS, Meaning.REFUSED))
 
 
-class Replicas:
+class Confirmations:
     """Lets posts wait for them, and has what else is due go along with writes.
 
     :param wanted: how many are to have what was written; 0 if nobody waits for that

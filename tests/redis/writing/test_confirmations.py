@@ -10,8 +10,8 @@ from anyio import Event
 
 from anyio_kkrpc._protocol._records import Bye, Request
 from anyio_kkrpc.abc import Envelope
+from anyio_kkrpc.redis._writing._confirmations import Confirmations
 from anyio_kkrpc.redis._writing._ledger import Post
-from anyio_kkrpc.redis._writing._replicas import Replicas
 
 from .pure import parsed
 
@@ -42,17 +42,17 @@ def post(record: Any) -> Post:
 async def test_who_waits(wanted: int) -> None:
     """Requests do, where replicas are wanted; the destroy signal doesn't."""
     also: list[bool] = []
-    replicas, line = Replicas(wanted, lambda: 0.0, lambda: None), Line()
+    confirmations, line = Confirmations(wanted, lambda: 0.0, lambda: None), Line()
     connection: Any = line
-    replicas.attach(connection)
-    replicas.take_along(lambda: also.append(True))
+    confirmations.attach(connection)
+    confirmations.take_along(lambda: also.append(True))
     request, bye = post(Request("1", "call", ["f"])), post(Bye())
-    replicas.expect()
+    confirmations.expect()
     assert line.before_write is not None
     line.before_write()
     assert also == [True]
     for one in (request, bye):
-        replicas.take(one, b"1-0")
+        confirmations.take(one, b"1-0")
         assert one.result == b"1-0"
     assert bye.event is not None
     assert bye.event.is_set()
@@ -63,7 +63,7 @@ async def test_who_waits(wanted: int) -> None:
         assert parsed(packed) == [[b"WAIT", b"2", b"100"]]
         on_reply(1)
         assert not request.event.is_set()
-        assert "1 of 2 replicas" in str(replicas.error(request))
+        assert "1 of 2 replicas" in str(confirmations.error(request))
         on_reply(2)
         assert request.event.is_set()
-        assert replicas.error(request) is None
+        assert confirmations.error(request) is None
