@@ -111,6 +111,8 @@ WITH_LOWEST = (
     "tests/conformance",
     "tests/redis",
     "tests/values/test_validation.py",
+    "tests/cli/test_cli.py",
+    "tests/cli/test_top.py",
 )
 
 # What depends on the version of Python most: the code of the library, part by part.
@@ -222,11 +224,13 @@ def tests(session: nox.Session) -> None:
     """Run the tests that may depend on the version of Python: those of `CODE`.
 
     The oldest runs the rest instead, since it runs most of those in ``lowest``; the newest uses
-    uvloop, too.
+    uvloop, too. Those between the oldest and the newest start no servers.
     """
     _install_for_tests(session)
     loops = () if session.python == AVAILABLE[-1] else ("-k", "not uvloop")
     chosen = [f"tests/{folder}" for folder in CODE]
+    if session.python not in (AVAILABLE[0], AVAILABLE[-1]):
+        chosen = [*WITHOUT_SERVERS]
     if session.python == AVAILABLE[0]:
         chosen = [f"--ignore={path}" for path in WITH_LOWEST]
     chosen += loops
@@ -356,5 +360,4 @@ def lowest(session: nox.Session) -> None:
     constraints.write_text("\n".join(lines) + "\n")
     _install_for_tests(session, "-c", str(constraints))
     session.run("python", "-m", "pip", "list", "--format", "freeze", silent=False)
-    more = ("tests/cli/test_cli.py", "tests/cli/test_top.py")
-    _pytest(session, "-m", "not slow", *WITH_LOWEST, *more)
+    _pytest(session, "-m", "not slow", *WITH_LOWEST)
