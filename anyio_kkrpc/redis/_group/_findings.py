@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
@@ -12,6 +12,7 @@ from ...abc import Envelope
 from ...records import Reply, Request
 from ..dialects import Entry
 from ._claims import Claims, Taken
+from ._held import HeldEntry
 
 __all__ = ("Findings", "sort_out")
 
@@ -32,20 +33,19 @@ class Findings(Struct):
 
 
 def sort_out(
-    claims: Claims, held: Container[bytes], decode: Callable[[Taken], Entry | None]
+    claims: Claims, held: Mapping[bytes, HeldEntry], decode: Callable[[Taken], Entry | None]
 ) -> Findings:
     """Return what is to be done with what was found.
 
-    :param held: ids of what this worker holds
+    :param held: what this worker holds, by id
     :param decode: returns what an entry holds, ``None`` if it can't be read
     """
     found = Findings()
     for item in claims.taken:
-        if item.id in held:
+        entry, known = decode(item), held.get(item.id)
+        if known is not None and (entry is None or known.holds(entry.sender, entry.record)):
             found.regained.append(item.id)
-            continue
-        entry = decode(item)
-        if entry is None:
+        elif entry is None:
             found.unreadable.append(item.id)
         else:
             found.taken.append((item, entry))

@@ -19,7 +19,7 @@ from enum import Enum, auto
 
 from msgspec import Struct
 
-from ...records import Record
+from ...records import Record, Request
 
 __all__ = ("GONE", "STARTED", "Held", "HeldEntry", "Standing")
 
@@ -41,7 +41,7 @@ class HeldEntry(Struct, gc=False):
         once it runs, `GONE` once it is to run elsewhere
     :ivar sender: whose it is
     :ivar lost: whether another worker has got it all the same
-    :ivar record: what runs
+    :ivar record: the request
     """
 
     id: bytes
@@ -50,6 +50,17 @@ class HeldEntry(Struct, gc=False):
     sender: str | None = None
     lost: bool = False
     record: Record | None = None
+
+    def holds(self, sender: str, record: Record) -> bool:
+        """Whether it is the request that a record is, of a sender. An id names an entry on one
+        server only.
+        """
+        mine = self.record
+        return (
+            isinstance(mine, Request)
+            and isinstance(record, Request)
+            and (self.sender, mine.id) == (sender, record.id)
+        )
 
     @property
     def started(self) -> bool:
@@ -88,6 +99,7 @@ class Held:
         self.dropped: dict[bytes, int] = {}
         self.ended = False
         self.handed_back = self.lost = 0
+        self._displaced = 0
 
     # Whose an entry is
 
@@ -103,6 +115,19 @@ class Held:
         entry.lost = False
         if not entry.started:
             entry.sure_until = sure_until
+
+    def displace(self, entry: HeldEntry) -> None:
+        """Note that the server has another request under the id of one that is held.
+
+        So it has lost that, and nobody else there will run it. From now on it has an id that no
+        server gives: it isn't kept, and what runs is acknowledged in vain.
+        """
+        del self.entries[entry.id]
+        self._displaced += 1
+        entry.id, entry.lost = b"0-%d" % self._displaced, True
+        if not entry.started:
+            entry.sure_until = _FOR_EVER
+        self.entries[entry.id] = entry
 
     def own_all(self) -> None:
         """Note that the group was made anew: what is held here is nobody else's."""

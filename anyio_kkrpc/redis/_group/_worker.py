@@ -189,10 +189,15 @@ class Worker:
         if entry.again and self._goes_on(entry_id, entry, attempt):
             return
         entries = self._entries
-        if entry_id in entries:  # the group was made anew: it waits or runs here already
-            self.held.regain(entry_id, sure_until)
-            return
-        entries[entry_id] = held = HeldEntry(entry_id, attempt, sure_until, entry.sender)
+        if entry_id in entries:
+            if entries[entry_id].holds(entry.sender, entry.record):
+                # The group was made anew: it waits or runs here already.
+                self.held.regain(entry_id, sure_until)
+                return
+            self.held.displace(entries[entry_id])
+        record = entry.record
+        held = HeldEntry(entry_id, attempt, sure_until, entry.sender, False, record)
+        entries[entry_id] = held
         if not self._deliver(entry, entry_id, None, held, attempt + entry.again):
             del entries[entry_id]
             self._skip(entry_id)

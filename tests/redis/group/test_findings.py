@@ -9,9 +9,9 @@ import pytest
 from anyio_kkrpc._protocol._records import Bye, Reply, Request
 from anyio_kkrpc.redis._group._claims import Claims, Taken
 from anyio_kkrpc.redis._group._findings import sort_out
+from anyio_kkrpc.redis._group._held import HeldEntry
 from anyio_kkrpc.redis.dialects import Entry
 
-HELD = {b"1-0"}
 ENTRIES = {
     b"1-0": Entry(Request("held", "call", ["f"]), "a", 1),
     b"2-0": Entry(Request("new", "call", ["f"]), "a", 1),
@@ -19,6 +19,7 @@ ENTRIES = {
     b"4-0": Entry(Request("nobody waits", "call", ["f"], o=True), "a", 1),
     b"5-0": Entry(Bye(), "a", 1),
 }
+HELD = {b"1-0": HeldEntry(b"1-0", 1, 50.0, "a", False, Request("held", "call", ["f"]))}
 
 
 def found(*ids: bytes) -> list[Taken]:
@@ -40,6 +41,20 @@ def test_taken_over() -> None:
     assert done.answers == []
 
 
+@pytest.mark.parametrize(("sender", "name"), [("b", "held"), ("a", "new")])
+def test_another_request_under_the_id(sender: str, name: str) -> None:
+    """Another server has given it to another one: what is held isn't that."""
+    entry = Entry(Request(name, "call", ["f"]), sender, 1)
+    done = sort_out(Claims(found(b"1-0"), [], []), HELD, lambda item: entry)
+    assert done.regained == []
+    assert [(item.id, one) for item, one in done.taken] == [(b"1-0", entry)]
+
+
+def test_held_and_no_longer_readable() -> None:
+    done = sort_out(Claims(found(b"1-0"), [], []), HELD, lambda item: None)
+    assert (done.regained, done.unreadable) == ([b"1-0"], [])
+
+
 @pytest.mark.parametrize("dead", [True, False])
 def test_given_up(dead: bool) -> None:
     """Who waits for a request is told what became of it; nobody waits for anything else."""
@@ -58,5 +73,5 @@ def test_given_up(dead: bool) -> None:
 
 
 def test_nothing() -> None:
-    done = sort_out(Claims([], [], []), set(), decode)
+    done = sort_out(Claims([], [], []), {}, decode)
     assert (done.regained, done.taken, done.unreadable, done.answers) == ([], [], [], [])

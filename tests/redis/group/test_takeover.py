@@ -86,7 +86,9 @@ class Group:
         self.admitted += 1
 
     def hold(self, entry_id: bytes) -> HeldEntry:
-        held = self.keeper.held.entries[entry_id] = HeldEntry(entry_id, 1, 50.0)
+        held = self.keeper.held.entries[entry_id] = HeldEntry(
+            entry_id, 1, 50.0, "x", False, Request("r", "call", ["f"])
+        )
         return held
 
 

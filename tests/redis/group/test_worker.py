@@ -13,9 +13,11 @@ from anyio_kkrpc import TransportConnectionError
 from anyio_kkrpc._protocol._records import Cancel, Request
 from anyio_kkrpc.redis._connection._link import Link
 from anyio_kkrpc.redis._group._claims import Groups
+from anyio_kkrpc.redis._group._held import Standing
 from anyio_kkrpc.redis._group._keeping import Keeper
 from anyio_kkrpc.redis._group._worker import Worker
 from anyio_kkrpc.redis._reading._hints import Hints
+from anyio_kkrpc.redis._stream._entries import order
 from anyio_kkrpc.redis._writing._writer import Writer
 from anyio_kkrpc.redis.dialects import Entry, SharedPeer
 from tests.bounds import BOUND
@@ -212,6 +214,37 @@ async def test_what_has_the_id_of_another_peers(state: str) -> None:
     assert bench.writes.acknowledged == []
     assert (b"1-0" in bench.held.entries) == (state in ("waits", "runs"))
     assert not bench.held.entries[b"9-0"].started
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_an_id_that_another_server_gave_again(started: bool) -> None:
+    """An id names an entry on one server only: both requests run, and the acknowledgement of one is
+    none of the other's.
+    """
+    bench = Bench()
+    bench.worker.take(b"1-0", entry("a"), 1, 50.0)
+    lost = bench.held.entries[b"1-0"]
+    if started:
+        lost.start(bench.parts.reception.queue.get_nowait().record)
+    bench.worker.meet_another()
+    bench.worker.take(b"1-0", entry("b"), 1, 60.0)
+    new = bench.held.entries[b"1-0"]
+    assert len(bench.parts.reception.queue) == 2 - started
+    assert new is not lost
+    assert not new.started
+    assert bench.held.entries[lost.id] is lost
+    assert order(lost.id) < order(b"1-0")
+    assert bench.held.to_keep() == {b"1-0": new}
+    assert started or bench.held.standing(lost, 1e9) is Standing.SURE
+    bench.worker.take(b"1-0", entry("b"), 2, 70.0)
+    assert bench.held.entries[b"1-0"] is new
+    assert new.sure_until == 70.0
+    again = entry("a")
+    again.again = 1
+    bench.worker.take(b"9-0", again, 1, 60.0)  # its caller had it written once more
+    assert bench.held.entries.keys() == {b"1-0", b"9-0"}
+    assert (bench.held.entries[b"9-0"] is lost) == started
+    assert bench.parts.queued() == (["b"] if started else ["b", "a"])
 
 
 async def test_what_is_for_this_peer_alone() -> None:
