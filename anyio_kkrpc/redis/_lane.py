@@ -191,8 +191,7 @@ class Lane:
         reader = Reader({}, self.decoder, options.block_timeout)
         told = (self.writer.undelivered.open, lambda now: self.presence.lose())
         losses = Losses(keys.stream, group, key, inbound, repeats, link, reader, told)
-        native, writer = self._dialects.native, self.writer
-        sender = native.sender if self._dialects.own is native else b""
+        writer, sender = self.writer, self._dialects.native.sender
         again = (losses.read_on, writer.send_again, writer.kept, writer.forget_repeated)
         open_calls = OpenCalls(keys.stream, sender, inbound, link, reader, *again)
         self.addressed = Addressed(

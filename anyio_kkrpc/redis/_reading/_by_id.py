@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from anyio import sleep
 from redis.exceptions import RedisError
@@ -20,17 +21,22 @@ _MOST_REFUSALS = 20
 
 
 async def select_ids(
-    link: Link, script: bytes, stream: bytes, what: bytes, ids: Sequence[bytes]
+    link: Link,
+    script: bytes,
+    stream: bytes,
+    what: bytes,
+    asked: Sequence[tuple[bytes | str, ...]],
 ) -> set[bytes]:
     """Return those ids that a script selects. What is refused for now is asked for again.
 
-    :param script: is given the stream's key, then ``what`` and some of the ids
+    :param script: is given the stream's key, then ``what`` and some of what is asked
+    :param asked: ids, each with what else the script needs to know of it
     :raises redis.exceptions.RedisError: if it is refused for good, or for long
     """
     found: set[bytes] = set()
     start = refusals = 0
-    while start < len(ids):
-        chunk = ids[start : start + _CHUNK]
+    while start < len(asked):
+        chunk = chain.from_iterable(asked[start : start + _CHUNK])
         try:
             found.update(await link.request(b"EVAL", script, b"1", stream, what, *chunk))
         except RedisError as exc:

@@ -173,9 +173,10 @@ class Losses:
 
     async def _find_answered(self, sent: Sequence[Envelope]) -> list[Envelope]:
         """Return those requests that nobody will answer any more; all, if that can't be found."""
-        ids = [one.token for one in sent]
+        ids = [(one.token,) for one in sent]
+        group = self._group or b""
         try:
-            found = await select_ids(self._link, _ANSWERED, self._stream, self._group or b"", ids)
+            found = await select_ids(self._link, _ANSWERED, self._stream, group, ids)
         except RedisError as exc:
             if not self._complained:
                 self._complained = True

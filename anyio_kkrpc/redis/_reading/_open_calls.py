@@ -30,15 +30,30 @@ __all__ = ("OpenCalls",)
 
 logger = logging.getLogger("anyio_kkrpc")
 
-# Returns which of some requests aren't in the stream. What has one's id is another peer's entry if
-# it isn't of this sender; an empty one stands for any.
+# Returns which of some requests aren't in the stream, given the ids of their entries and their own.
+# An entry's id names it on one server only: what has it there may be another one. It is the request
+# if it has that one's id, as JSON has it, also within a text, or CBOR, where its length stands
+# before it; and this sender, in the native dialect. Others have that elsewhere.
 _MISSING = b"""
+local function has(text, id)
+  local from, to = string.find(text, id, 1, true)
+  while from do
+    local behind = string.byte(text, to + 1)
+    local length = #id < 24 and 96 + #id or #id
+    if behind == 34 or behind == 92 or string.byte(text, from - 1) == length then return true end
+    from, to = string.find(text, id, to + 1, true)
+  end
+  return false
+end
 local missing = {}
-for i = 2, #ARGV do
-  local id = ARGV[i]
-  local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
-  local other = entry and ARGV[1] ~= '' and entry[2][2] ~= ARGV[1]
-  if other or not entry then missing[#missing + 1] = id end
+for i = 2, #ARGV, 2 do
+  local entry, there = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])[1], false
+  if entry and (entry[2][1] ~= 'from' or entry[2][2] == ARGV[1]) then
+    for value = 2, #entry[2], 2 do
+      there = there or has(entry[2][value], ARGV[i + 1])
+    end
+  end
+  if not there then missing[#missing + 1] = ARGV[i] end
 end
 return missing
 """
@@ -52,7 +67,7 @@ class OpenCalls:
     """Looks for them. `run` must run beside it.
 
     :param stream: its key
-    :param sender: how this peer's entries begin, empty if that doesn't tell
+    :param sender: this peer, as its entries in the native dialect have it
     :param inbound: has the listener
     :param link: the connection that this peer writes on
     :param reader: reads the inbox
@@ -127,9 +142,13 @@ class OpenCalls:
         """Return those that the server doesn't have, or that nothing tells of: what was in an inbox
         may have been read. If it can't be asked, return none.
         """
-        ids = [entry_id for _, entry_id in requests if entry_id is not None]
+        asked = [
+            (entry_id, one.record.id)  # type: ignore[union-attr]
+            for one, entry_id in requests
+            if entry_id is not None
+        ]
         try:
-            found = await select_ids(self._link, _MISSING, self._stream, self._sender, ids)
+            found = await select_ids(self._link, _MISSING, self._stream, self._sender, asked)
         except RedisError as exc:
             logger.warning("which requests were lost can't be found: %s", reason(exc))
             return []

@@ -12,6 +12,8 @@ from trio.testing import MockClock
 from anyio_kkrpc.redis._reading._by_id import select_ids
 
 IDS = [b"%d-0" % number for number in range(600)]
+# Each with what else its script needs to know of it.
+ASKED = [(entry_id, f"request {entry_id!r}") for entry_id in IDS]
 
 
 class Link:
@@ -29,12 +31,12 @@ class Link:
         error = self.answers.get(len(self.asked))
         if error is not None:
             raise error
-        return list(command[5::2])
+        return list(command[5::4])
 
 
-def select(link: Any, ids: list[bytes]) -> set[bytes]:
+def select(link: Any, asked: list[tuple[bytes, str]]) -> set[bytes]:
     async def main() -> set[bytes]:
-        return await select_ids(link, b"script", b"s", b"what", ids)
+        return await select_ids(link, b"script", b"s", b"what", asked)
 
     return trio.run(main, clock=MockClock(autojump_threshold=0))
 
@@ -42,16 +44,17 @@ def select(link: Any, ids: list[bytes]) -> set[bytes]:
 @pytest.mark.parametrize(("count", "parts"), [(0, 0), (1, 1), (250, 1), (251, 2), (600, 3)])
 def test_parts(count: int, parts: int) -> None:
     link = Link({})
-    assert select(link, IDS[:count]) == set(IDS[:count:2])
+    assert select(link, ASKED[:count]) == set(IDS[:count:2])
     assert len(link.asked) == parts
     assert {command[:5] for command in link.asked} <= {(b"EVAL", b"script", b"1", b"s", b"what")}
-    assert [one for command in link.asked for one in command[5:]] == IDS[:count]
+    words = [word for command in link.asked for word in command[5:]]
+    assert words == [word for one in ASKED[:count] for word in one]
 
 
 def test_refused_for_now() -> None:
     """Only what was refused is asked again."""
     link = Link({2: OutOfMemoryError("OOM no"), 3: OutOfMemoryError("OOM no")})
-    assert select(link, IDS) == set(IDS[::2])
+    assert select(link, ASKED) == set(IDS[::2])
     assert [command[5] for command in link.asked] == [IDS[0], *[IDS[250]] * 3, IDS[500]]
 
 
@@ -61,5 +64,5 @@ def test_refused_for_now() -> None:
 def test_refused_for_good(error: RedisError, asked: int) -> None:
     link = Link(dict.fromkeys(range(1, 100), error))
     with pytest.raises(type(error)):
-        select(link, IDS)
+        select(link, ASKED)
     assert len(link.asked) == asked

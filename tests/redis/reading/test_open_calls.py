@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import anyio
 import pytest
+import redis
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,9 +16,11 @@ from trio.testing import MockClock
 
 from anyio_kkrpc._protocol._records import Reply, Request
 from anyio_kkrpc.abc import Envelope, Listener
+from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.kit._inbound import Inbound
 from anyio_kkrpc.kit._queue import BoundedQueue
-from anyio_kkrpc.redis._reading._open_calls import OpenCalls
+from anyio_kkrpc.redis._reading._open_calls import _MISSING, OpenCalls
+from anyio_kkrpc.redis.dialects import Dialects
 
 # There; lost; answered, and trimmed, the reply being in the inbox; the same, and given up meanwhile.
 Fate: TypeAlias = Literal["there", "lost", "answered", "given up"]
@@ -78,7 +81,7 @@ class Rig:
         self.asked.append(command)
         if self.refusals:
             raise self.refusals.pop(0)
-        return [one for one in command[5:] if one not in self.has]
+        return [one for one in command[5::2] if one not in self.has]
 
     async def read_on(self) -> bool:
         await anyio.sleep(0.01)
@@ -146,7 +149,7 @@ def test_any_loss(requests: list[tuple[bool, Fate]], late: int) -> None:
         await anyio.sleep(100)
         assert rig.sent == expected
         asked = sum(not addressed for addressed, _ in requests)
-        assert sum(len(command) - 5 for command in rig.asked) == asked
+        assert sum(len(command) - 5 for command in rig.asked) == 2 * asked
         assert rig.calls.looked_up == len(requests)
         assert rig.calls.sent_again == len(expected)
 
@@ -174,7 +177,7 @@ def test_many() -> None:
             rig.ask(str(number), b"%d-0" % number)
         rig.has = {b"%d-0" % number for number in range(0, 1000, 2)}
         await rig.look()
-        assert [len(command) - 5 for command in rig.asked] == [250] * 4
+        assert [len(command) - 5 for command in rig.asked] == [500] * 4
         assert rig.sent == [str(number) for number in range(1, 1000, 2)]
 
     with_rig(check)
@@ -195,6 +198,40 @@ def test_the_next_server() -> None:
         assert rig.sent == ["2"]
 
     with_rig(check)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("dialect", ["native", "cbor", "kkrpc-0", "kkrpc-2"])
+@pytest.mark.parametrize("mine", [True, False])
+def test_what_a_server_has(
+    witness: redis.Redis, stream_name: str, dialect: str, mine: bool
+) -> None:
+    """An entry counts if it is the request: another one may have its id on another server."""
+    writer = Dialects(
+        "native" if dialect == "cbor" else dialect,
+        "me",
+        get_codec("cbor" if dialect == "cbor" else "json"),
+        superjson=True,
+        remote_peer_id=None,
+        skips_own=False,
+        max_queue_size=10,
+        max_queue_bytes=10_000,
+        deliver=None,
+        now=lambda: 0.0,
+        time_of_day=lambda: 0.0,
+    ).own
+    name = "0123456789abcdef-1"
+    ids = []
+    # This one, one whose id begins as its does, none, and one of somebody else.
+    for one in (name, name + "a"):
+        fields = writer.encode(Request(one, "call", ["f"], [name[:-1]]), None)
+        assert fields is not None
+        ids.append(witness.xadd(stream_name, dict(zip(fields[::2], fields[1::2], strict=True))))
+    sender = b"me" if mine else b"other"
+    missing = witness.eval(
+        _MISSING, 1, stream_name, sender, ids[0], name, ids[1], name, "9-9", name
+    )
+    assert missing == ([] if mine or writer.shared else ids[:1]) + [ids[1], b"9-9"]
 
 
 def test_refused(caplog: pytest.LogCaptureFixture) -> None:
