@@ -47,7 +47,7 @@ class Restoring:
         """Make a connection ready; from then on it is the writer's."""
         open_calls = self._addressed.open_calls
         if await open_calls.identity.ask(connection, self._clock.read):
-            self._writer.meet_another()
+            self._writer.meet_another(sure=open_calls.identity.is_sure)
             open_calls.note()
             self._worker.meet_another()
         if self._entered:

@@ -19,15 +19,15 @@ class Parts:
     def __init__(self, *, another: bool, error: Exception | None = None) -> None:
         self.told: list[str] = []
         self.inbox = self.sign = self.open_calls = self.identity = self
-        self.made, self.offset, self.read = True, 1.5, None
+        self.made, self.offset, self.read, self.is_sure = True, 1.5, None, False
         self._another, self._error = another, error
 
     async def ask(self, connection: Any, along: Any) -> bool:
         await anyio.lowlevel.checkpoint()
         return self._another
 
-    def meet_another(self) -> None:
-        self.told.append("another")
+    def meet_another(self, sure: bool | None = None) -> None:
+        self.told.append("another" if sure is None else f"another, {sure}")
 
     def note(self) -> None:
         self.told.append("open calls")
@@ -60,15 +60,17 @@ def restoring(parts: Any) -> Restoring:
 
 
 @pytest.mark.parametrize("another", [False, True])
+@pytest.mark.parametrize("sure", [False, True])
 @pytest.mark.parametrize("entered", [False, True])
-async def test_order(another: bool, entered: bool) -> None:
+async def test_order(another: bool, sure: bool, entered: bool) -> None:
     """What there is to restore is there before anything is written."""
     parts: Any = Parts(another=another)
+    parts.is_sure = sure
     part = restoring(parts)
     if entered:
         part.enter()
     await part.prepare(parts)
-    told = ["another", "open calls", "another"] if another else []
+    told = [f"another, {sure}", "open calls", "another"] if another else []
     restored = ["lose", "keep", "make", "keep"] if entered else []
     assert parts.told == [*told, *restored, "attach 1.5"]
 

@@ -61,6 +61,9 @@ return missing
 _Accepted: TypeAlias = tuple[Envelope, bytes | None]
 # Seconds between two looks whether the inbox is read on the server that answers now, at most.
 _LOOK = 1.0
+# Seconds for which the inbox is waited for. A request that is sent again needlessly is marked as
+# repeated; one that waits for longer may be out of time.
+_CATCH_UP = 15.0
 
 
 class OpenCalls:
@@ -155,14 +158,25 @@ class OpenCalls:
         return [one for one in requests if one[1] is None or one[1] in found]
 
     async def _read_to_the_end(self) -> None:
-        """Wait until what is in the inbox now, on the server that answers now, was read."""
-        while True:
-            moved = self._reader.moved
-            if not self._is_at_server():
-                with move_on_after(_LOOK):
-                    await moved.wait()
-            elif await self._read_on():
-                return
+        """Wait until what is in the inbox now, on the server that answers now, was read.
+
+        That may never be: two connections to one address may lead to two servers for good.
+        """
+        with move_on_after(_CATCH_UP):
+            while True:
+                moved = self._reader.moved
+                if not self._is_at_server():
+                    with move_on_after(_LOOK):
+                        await moved.wait()
+                elif await self._read_on():
+                    return
+        logger.warning(
+            "this peer's inbox isn't read to its end%s: requests whose replies are there may be "
+            "sent again",
+            ""
+            if self._is_at_server()
+            else ", but on another server than the one that is written to",
+        )
 
     def _is_at_server(self) -> bool:
         """Whether the inbox is read there, as far as the server tells."""

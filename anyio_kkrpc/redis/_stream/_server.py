@@ -60,10 +60,12 @@ class Identity:
     behind the same address, a replica that was promoted, or the same one started again.
 
     :ivar current: that of the one asked last; ``None`` if it doesn't tell
+    :ivar is_sure: whether that is known to be another one than before
     """
 
     def __init__(self) -> None:
         self.current: bytes | None = None
+        self.is_sure = False
         self._asked = False
 
     async def ask(
@@ -85,6 +87,7 @@ class Identity:
         await along(execute)
         before, self.current = self.current, identity_of(told)
         first, self._asked = not self._asked, True
+        self.is_sure = None not in (before, self.current) and self.current != before
         return not first and (self.current is None or self.current != before)
 
 

@@ -357,8 +357,11 @@ class Writer:
 
     # Connections
 
-    def meet_another(self) -> None:
-        """Note that another server answers than before: it may have lost what this peer wrote."""
+    def meet_another(self, *, sure: bool = True) -> None:
+        """Note that another server answers than before: it may have lost what this peer wrote.
+
+        :param sure: whether it is known to be another one
+        """
         self._elsewhere = True
         self._lookup.begin_anew()
 

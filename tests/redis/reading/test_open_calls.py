@@ -64,6 +64,7 @@ class Rig:
         self.refusals: list[Exception] = []
         self.asked: list[Any] = []
         self.server, self.moved = b"new", anyio.Event()
+        self.reads = True
         self.forgotten: list[Collection[str]] = []
         link: Any = self
         reader: Any = self
@@ -86,6 +87,9 @@ class Rig:
     async def read_on(self) -> bool:
         await anyio.sleep(0.01)
         assert self.server == b"new"
+        if not self.reads:
+            await anyio.sleep(4)
+            return False
         for name in self.unread:
             self.inbound.deliver(Envelope(Reply(name), "worker"))
         return True
@@ -142,7 +146,7 @@ def test_any_loss(requests: list[tuple[bool, Fate]], late: int) -> None:
         for number, (_, fate) in enumerate(requests):
             if fate == "given up":
                 del rig.caller.open[str(number)]
-        await anyio.sleep(late * 10)
+        await anyio.sleep(late * 4)
         assert not late or not rig.sent
         rig.server = b"new"
         rig.moved.set()
@@ -152,6 +156,28 @@ def test_any_loss(requests: list[tuple[bool, Fate]], late: int) -> None:
         assert sum(len(command) - 5 for command in rig.asked) == 2 * asked
         assert rig.calls.looked_up == len(requests)
         assert rig.calls.sent_again == len(expected)
+
+    with_rig(check)
+
+
+@pytest.mark.parametrize("server", [b"new", b"other"])
+def test_an_inbox_that_cannot_be_read(server: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """It is read from another server for good, or too slowly: what is lost doesn't wait for ever."""
+
+    async def check(rig: Rig) -> None:
+        rig.ask("lost", b"1-0")
+        rig.server, rig.reads = server, False
+        rig.calls.note()
+        await anyio.sleep(14)
+        assert rig.sent == []
+        await anyio.sleep(2)
+        assert rig.sent == ["lost"]
+        assert ("on another server" in caplog.text) == (server == b"other")
+        rig.server, rig.reads = b"new", True
+        rig.ask("later", b"2-0")
+        rig.calls.note()
+        await anyio.sleep(1)
+        assert "later" in rig.sent
 
     with_rig(check)
 

@@ -83,7 +83,7 @@ class Told:
 async def test_another_one() -> None:
     """Another process, another history of the same one, or one that doesn't tell; not the first."""
     identity, refusal = Identity(), NoPermissionError("NOPERM no permissions to run 'info'")
-    found = []
+    found, sure = [], []
 
     async def along(execute: Any) -> None:
         assert await execute(b"TIME") == "first"
@@ -101,8 +101,11 @@ async def test_another_one() -> None:
     ]:
         connection: Any = told
         found.append(await identity.ask(connection, along))
+        sure.append(identity.is_sure)
         assert told.asked == [(b"TIME",), (b"INFO", b"server"), (b"INFO", b"replication")]
     assert found == [False, False, True, True, True, True, True, True, False]
+    # The fifth tells its run_id, and no more.
+    assert sure == [False, False, True, True, True, False, False, False, False]
 
 
 async def test_what_is_asked_along_is_refused() -> None:
