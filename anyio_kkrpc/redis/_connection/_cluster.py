@@ -140,11 +140,11 @@ class ClusterFinder:
         for _ in range(_HOPS):
             if address in failed:
                 break
+            self._silent.add(address)  # unless it answers, also if who asks has no time for that
             try:
                 there = (await self._ask(address)).there
             except TransportConnectionError as exc:
                 failed[address] = exc
-                self._silent.add(address)
                 break
             self._silent.discard(address)
             if there is None:

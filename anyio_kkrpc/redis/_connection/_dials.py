@@ -108,7 +108,7 @@ class Dials:
         bound = min(_SOON, self._timeout) if moves else self._timeout
         while True:
             try:
-                connection = await self._attempt(what, bound)
+                connection = await self._attempt(what, bound, end)
             except TransportConnectionError as exc:
                 final = not moves or meaning_of(exc) is not Meaning.ELSEWHERE
                 if final or current_time() >= end:
@@ -119,15 +119,27 @@ class Dials:
                 if connection is not None:
                     return connection
 
-    async def _attempt(self, what: str, bound: float) -> Connection | None:
+    async def _attempt(self, what: str, bound: float, end: float) -> Connection | None:
         """Connect to where the server is; ``None`` if it has left there meanwhile."""
         topology = self._topology
-        address = await topology.resolve()
+        address = await self._resolve(end)
         try:
             return await self._open(what, address, topology.generation, bound)
         except TransportConnectionError as exc:
             topology.note(address, exc)
             raise
+
+    async def _resolve(self, end: float) -> Address:
+        """Return where the server is. Who shares the question asks on once this one's time is over.
+
+        :param end: when it is, on AnyIO's clock
+        """
+        with move_on_after(end - current_time()):
+            return await self._topology.resolve()
+        raise TransportConnectionError(
+            "Redis Streams connection error: nobody told where the server is within "
+            f"{self._timeout:g} seconds (connect_timeout). Check that those in the url are running."
+        ) from TimeoutError()
 
     async def _open(
         self, what: str, address: Address, generation: int, bound: float
@@ -165,7 +177,8 @@ class Dials:
         :raises TransportConnectionError: if that fails
         """
         topology = self._topology
-        server, generation = await topology.resolve(), topology.generation
+        server = await self._resolve(current_time() + self._timeout)
+        generation = topology.generation
         address = replace(server, host=node[0], port=node[1], path=None)
         connection = await open_connection(
             address,

@@ -55,6 +55,7 @@ class Sentinel:
         for seconds in (_SOON, _LATE):
             for sentinel in list(self._known):
                 if sentinel not in failures or _is_late(failures[sentinel]):
+                    self._ask_last(sentinel)  # unless it answers, also if who asks has no time
                     try:
                         return await self._ask_once(sentinel, seconds)
                     except _FAILURES as exc:

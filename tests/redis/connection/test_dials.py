@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -87,6 +87,36 @@ async def test_fixed(redis_server: RedisServer) -> None:
     assert await fixed.find() is await fixed.find() is NOWHERE
     with pytest.raises(TransportConnectionError, match="127.0.0.1:1"):
         await dials(Topology(fixed)).dial("tests")
+
+
+async def test_nobody_tells_in_time(redis_server: RedisServer) -> None:
+    """The search has an end; who shares it and has more time is told once it is known."""
+    told = anyio.Event()
+
+    class Slow(Moved):
+        async def find(self) -> Address:
+            await told.wait()
+            return await super().find()
+
+    topology = Topology(Slow(Address.parse(redis_server.url)))
+    found = []
+
+    async def wait() -> None:
+        async with await dials(topology).dial("patient") as connection:
+            found.append(connection.address)
+
+    async with anyio.create_task_group() as group:
+        with anyio.fail_after(BOUND), pytest.raises(TransportConnectionError, match="0.1 seconds"):
+            group.start_soon(ask_once_it_is_asked, topology, wait)
+            await dials(topology, 0.1).dial("tests")
+        assert found == []
+        told.set()
+    assert found == [topology.address]
+
+
+async def ask_once_it_is_asked(topology: Topology, wait: Callable[[], Awaitable[None]]) -> None:
+    await anyio.wait_all_tasks_blocked()
+    await wait()
 
 
 async def test_change(redis_server: RedisServer) -> None:

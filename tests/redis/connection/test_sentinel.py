@@ -127,6 +127,19 @@ async def test_those_that_do_not_answer_are_passed_over(monkeypatch: pytest.Monk
         assert [node.connections for node in group.nodes] == before
 
 
+async def test_who_asks_has_no_time() -> None:
+    """It isn't the silent one that is asked first next time."""
+    async with sentinels(2) as group:
+        group.nodes[0].frozen = True
+        finder = group.finder()
+        finder._known.sort(key=lambda one: one.port != group.nodes[0].port)
+        with anyio.move_on_after(0.1):
+            await finder.find()
+        with anyio.fail_after(BOUND):
+            await finder.find()
+        assert group.nodes[1].connections == 1
+
+
 async def test_others_are_learned() -> None:
     """A sentinel tells of others, which are asked when it is gone."""
     async with sentinels(2) as group:
