@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from socket import socket
 from typing import Any, TypeVar
 
 import redis
@@ -18,6 +19,7 @@ from redis.retry import Retry
 
 from ..redis._connection._address import Address
 from ..redis._connection._target import Target
+from ..redis._connection._tls import CertificateFileError, Tls
 
 T = TypeVar("T")
 
@@ -158,17 +160,35 @@ def _make_client(address: Address, timeout: float) -> redis.Redis:
     }
     if address.path is not None:
         return redis.Redis(unix_socket_path=address.path, **options)
-    tls = address.tls
-    if tls is not None:
-        options |= {
-            "ssl": True,
-            "ssl_cert_reqs": tls.ssl_cert_reqs,
-            "ssl_check_hostname": tls.ssl_check_hostname,
-            "ssl_ca_certs": tls.ssl_ca_certs,
-            "ssl_certfile": tls.ssl_certfile,
-            "ssl_keyfile": tls.ssl_keyfile,
-        }
-    return redis.Redis(str(address.host), address.port, **options)
+    if address.tls is None:
+        return redis.Redis(str(address.host), address.port, **options)
+    options |= {"host": str(address.host), "port": address.port, "tls": address.tls}
+    pool = redis.ConnectionPool(connection_class=_TlsConnection, **options)
+    client = redis.Redis(connection_pool=pool)
+    client.auto_close_connection_pool = True
+    return client
+
+
+class _TlsConnection(redis.Connection):
+    """A connection that is encrypted as the transport's are. redis-py's own takes no name for the
+    servers' certificates.
+    """
+
+    def __init__(self, *, tls: Tls, **options: Any) -> None:
+        self._tls = tls
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+
+    def _connect(self) -> socket:
+        try:
+            context = self._tls.load()
+        except CertificateFileError as exc:
+            raise OSError(str(exc)) from exc
+        plain: socket = super()._connect()  # type: ignore[no-untyped-call]
+        try:
+            return context.wrap_socket(plain, server_hostname=self._tls.name_of(self.host))
+        except OSError:
+            plain.close()
+            raise
 
 
 def _text(value: Any) -> str:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
+from pathlib import Path
 
+import anyio
 import pytest
+import trustme
 
 from anyio_kkrpc import (
     MethodNotFoundError,
@@ -24,6 +28,7 @@ from anyio_kkrpc._cli._terminal import ends_on_sigterm
 from anyio_kkrpc._cli._worker import BACKENDS
 from anyio_kkrpc.testing import ServerError
 from tests.bounds import BOUND
+from tests.fake_server import fake_node
 
 
 @pytest.mark.parametrize(
@@ -104,6 +109,32 @@ def test_ended_by_the_terminal(number: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt), ends_on_sigterm():
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("named", [True, False])
+async def test_name_of_the_certificate(named: bool, tmp_path: Path) -> None:
+    """As of peers: the servers' certificates may be for another name than that in the URL."""
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("redis.example").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    name = "&ssl_server_hostname=redis.example" if named else ""
+
+    def ask(port: int) -> str:
+        url = f"rediss://127.0.0.1:{port}?ssl_ca_certs={tmp_path}/ca.pem{name}"
+        with (
+            pytest.raises(TransportConnectionError) as caught,
+            asking(url, BOUND, "jobs") as client,
+        ):
+            client.ping()
+        return str(caught.value)
+
+    async with fake_node(context) as node:
+        node.answers = {}  # it knows no command, but who gets that far has agreed on TLS
+        said = await anyio.to_thread.run_sync(ask, node.port)
+        assert bool(node.asked) == named
+        assert ("or give ssl_server_hostname" in said) != named
 
 
 def test_port_that_is_taken() -> None:

@@ -22,6 +22,7 @@ from anyio_kkrpc import (
     expose,
     with_call_options,
 )
+from anyio_kkrpc._cli._asking import Servers
 from anyio_kkrpc._cli._check import by_redis
 from anyio_kkrpc._cli._dead import purge_older
 from anyio_kkrpc._cli._report import NotReadyError
@@ -29,7 +30,7 @@ from anyio_kkrpc._cli._top_look import Search, look
 from anyio_kkrpc.testing import RedisServer
 from anyio_kkrpc.testing._server import server_version
 from tests.bounds import BOUND, CALL_BOUND
-from tests.servers import Servers
+from tests.servers import Servers as SharedServers
 from tests.topologies import ClusterSetup, Node, SentinelSetup
 from tests.wire import peer
 
@@ -328,14 +329,14 @@ class Several:
 
 
 @pytest.fixture(scope="module")
-def sentinels(servers: Servers) -> Iterator[SentinelSetup]:
+def sentinels(servers: SharedServers) -> Iterator[SentinelSetup]:
     executable = servers["valkey8"].executable
     with SentinelSetup(executable, replicas=1, sentinels=1, down_after=60_000) as setup:
         yield setup
 
 
 @pytest.fixture(scope="module")
-def cluster(servers: Servers) -> Iterator[ClusterSetup]:
+def cluster(servers: SharedServers) -> Iterator[ClusterSetup]:
     with ClusterSetup(servers["valkey8"].executable, masters=1, replicas=1) as setup:
         yield setup
 
@@ -350,6 +351,17 @@ def several(request: pytest.FixtureRequest) -> tuple[Several, Callable[[], objec
     cluster: ClusterSetup = request.getfixturevalue("cluster")
     version = server_version(cluster.executable)
     return Several(cluster.url, version, cluster.nodes), partial(cluster.failover, "jobs")
+
+
+def _streams(url: str) -> list[str]:
+    """Return what `top` finds."""
+    servers, found = Servers(url, BOUND), []
+    for client in servers.every():
+        search = Search(client)
+        search.go_on(None)
+        found += [stream.name for stream in look(client, search.names)]
+    servers.close()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -381,6 +393,7 @@ async def test_several_servers(
         assert await api.who() == "served"
     if caller == "web":
         assert users.denied() == []
+        assert await anyio.to_thread.run_sync(_streams, users.url("look")) == ["jobs"]
     else:
         told = [r.getMessage() for r in caplog.records if "NOPERM" in r.getMessage()]
         assert len(told) <= 2, told

@@ -78,7 +78,7 @@ class Tls:
         """
         if self.given is not None:
             return self.given
-        return await in_thread(partial(self._kept.current, self._look, self._load))
+        return await in_thread(partial(self._kept.current, self._look, self.load))
 
     def advice(self, exc: ssl.SSLError) -> str:
         """Return what to check after an error of TLS."""
@@ -113,7 +113,11 @@ class Tls:
             return None
         return tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found)
 
-    def _load(self) -> ssl.SSLContext:
+    def load(self) -> ssl.SSLContext:
+        """Return what connections are made with, read from the files as they are now. It blocks.
+
+        :raises CertificateFileError: if a file can't be used
+        """
         names = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
         for name, path in zip(
             names, (self.ssl_ca_certs, self.ssl_certfile, self.ssl_keyfile), strict=True
