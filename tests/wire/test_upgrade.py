@@ -304,3 +304,34 @@ async def test_an_old_worker_that_is_killed(
             with anyio.fail_after(BOUND), pytest.raises(DeliveryError, match="its inbox is"):
                 async for _ in items:
                     pass
+
+
+async def test_a_request_that_is_written_once_more(
+    server: RedisServer, raw: redis.Redis, stream_name: str, before: Path, anyio_backend_name: str
+) -> None:
+    """An old worker doesn't know what says so, and ignores it: the request runs and is answered."""
+    common: dict[str, Any] = {"url": server.url, "stream": stream_name}
+    async with (
+        RedisStreamsTransport(**common, use_consumer_group=True) as transport,
+        RPCChannel(transport, timeout=CALL_BOUND) as channel,
+        anyio.create_task_group() as group,
+    ):
+        answers: list[Any] = []
+
+        async def call() -> None:
+            answers.append(await channel.get_api().who())
+
+        group.start_soon(call)
+        await until(
+            lambda: [one for one in transport._inbound.waiting() if one.token.__class__ is bytes]
+        )
+        raw.xtrim(stream_name, maxlen=0, approximate=False)  # as another server would have lost it
+        transport._lane.addressed.open_calls.note()
+        await until(lambda: raw.xlen(stream_name))
+        ((_, fields),) = raw.xrange(stream_name)
+        assert fields[b"again"] == b"1"
+        async with old(before, "serve", anyio_backend_name, grouped=True, **common) as worker:
+            await until(lambda: answers)
+            worker.end()
+            assert (await worker.outcome())["invalid"] == 0
+        assert answers == ["served"]
