@@ -3,10 +3,14 @@
 What waits to be written is taken back. A cancel names the request by its id in the stream, which
 Redis tells in its answer. Until that has come the cancel waits with the request; one that isn't in
 the stream, and won't be, needs none.
+
+Another server may have lost what was cancelled lately, and its cancel, too, or have given its id to
+another request. So then those cancels go to all peers, and nothing is looked for.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from ...abc import Envelope
@@ -20,6 +24,9 @@ __all__ = ("Cancels",)
 
 # In place of the id of what isn't in the stream.
 _NOWHERE = b""
+# For how many seconds cancels are remembered, and how many. What a failover loses is younger.
+_LATELY = 10.0
+_MOST_LATELY = 100
 
 
 class Cancels:
@@ -28,6 +35,7 @@ class Cancels:
     :param commands: makes what is written
     :param withdraw: takes back a post, or returns false
     :param stir: has `posts` called
+    :param now: tells the time in seconds
     :ivar waiting: the requests that wait and may be taken back, by their ids
     """
 
@@ -36,6 +44,7 @@ class Cancels:
         commands: Commands,
         withdraw: Callable[[Post], bool],
         stir: Callable[[], object],
+        now: Callable[[], float],
     ) -> None:
         self._commands = commands
         self._withdraw = withdraw
@@ -44,6 +53,8 @@ class Cancels:
         self._due: list[tuple[bytes, Cancel]] = []
         # Of requests of which nothing is known here.
         self._unplaced: list[Cancel] = []
+        self._now = now
+        self._lately: deque[tuple[float, Cancel]] = deque(maxlen=_MOST_LATELY)
 
     def let_wait(self, request_id: str, post: Post) -> None:
         """Note that a request waits."""
@@ -102,12 +113,25 @@ class Cancels:
                 post.cancel = None
                 self._stir()
 
+    def repeat(self) -> None:
+        """Note that another server answers: it may have lost what was cancelled lately."""
+        since = self._now() - _LATELY
+        again = [cancel for at, cancel in self._lately if at >= since]
+        self._lately.clear()
+        if again:
+            self._unplaced += again
+            self._stir()
+
     def posts(self) -> Iterator[Post]:
         """Take what may be written."""
         unplaced, self._unplaced = self._unplaced, []
+        due, self._due = self._due, []
+        if unplaced or due:
+            now = self._now()
+            self._lately.extend((now, cancel) for cancel in unplaced)
+            self._lately.extend((now, cancel) for _, cancel in due)
         for cancel in unplaced:
             yield self._commands.make_control(Envelope(cancel))
-        due, self._due = self._due, []
         for start in range(0, len(due), MOST):
             ids, cancels = zip(*due[start : start + MOST], strict=True)
             command = find_holders(self._commands.keys, ids)

@@ -74,7 +74,7 @@ class Outgoing:
         self.ledger = Ledger()
         self._numbers = Numbers(commands, self.ledger)
         self.acks = Acknowledgements()
-        self.cancels = Cancels(commands, self.withdraw, self.stir)
+        self.cancels = Cancels(commands, self.withdraw, self.stir, lambda: self.now())
         self.last_added = b""
         self.now: Callable[[], float] = current_time
         self._written, self._unanswered = self.ledger.written, self.acks.unanswered

@@ -363,6 +363,8 @@ class Writer:
         :param sure: whether it is known to be another one
         """
         self._elsewhere = True
+        if sure:
+            self._outgoing.cancels.repeat()
         self._lookup.begin_anew()
 
     async def attach(self, connection: Connection, clock_offset: float) -> None:

@@ -56,11 +56,51 @@ def peer(server: RedisServer, stream: str, **options: Any) -> RedisStreamsTransp
     return RedisStreamsTransport(server.url, stream=stream, use_consumer_group=True, **options)
 
 
+def test_cancelled_lately() -> None:
+    """At another server, which may have lost them, cancels of the last seconds go to all peers; not
+    more than so many.
+    """
+    times, stirred = [0.0], list[bool]()
+    commands = RedisStreamsTransport(stream="s", use_consumer_group=True)._writer.commands
+    cancels = Cancels(
+        commands, lambda post: post.waits, lambda: stirred.append(True), lambda: times[0]
+    )
+
+    def written() -> list[Any]:
+        return [
+            post.cancels or (None if post.envelope is None else post.envelope.record)
+            for post in cancels.posts()
+        ]
+
+    for time, name in [(0.0, "old"), (5.0, "a"), (11.0, "b")]:
+        times[0] = time
+        cancels.add(Envelope(Cancel(name), token=b"1-0"))
+        assert written() == [(Cancel(name),)]
+    stirred.clear()
+    cancels.repeat()
+    assert stirred
+    assert written() == [Cancel("a"), Cancel("b")]
+    times[0] = 20.0
+    cancels.repeat()  # the next one follows soon
+    assert written() == [Cancel("a"), Cancel("b")]
+    times[0] = 31.0
+    stirred.clear()
+    cancels.repeat()
+    assert not stirred
+    for number in range(300):
+        cancels.add(Envelope(Cancel(str(number)), token=b"1-0"))
+    assert len(written()) == 300 / MOST
+    cancels.repeat()
+    assert written() == [Cancel(str(number)) for number in range(200, 300)]
+
+
 def test_where_a_request_is() -> None:
     """A cancel waits until that is known, goes where the request is, and is dropped if nowhere."""
     stirred: list[bool] = []
     made = RedisStreamsTransport(stream="s", use_consumer_group=True)
-    cancels = Cancels(made._writer.commands, lambda post: post.waits, lambda: stirred.append(True))
+    cancels = Cancels(
+        made._writer.commands, lambda post: post.waits, lambda: stirred.append(True), lambda: 0.0
+    )
 
     def request(name: str) -> Post:
         envelope = Envelope(Request(name, "call", ["f"]))

@@ -1068,6 +1068,23 @@ def test_what_another_server_may_have_had(arrived: bool, another: bool) -> None:
     in_virtual_time(check)
 
 
+@pytest.mark.parametrize("sure", [False, True])
+def test_cancels_that_another_server_may_have_lost(sure: bool) -> None:
+    async def check() -> None:
+        model = Model([])
+        async with running(model) as rig:
+            sent = rig.post(Request("1", "call", ["f"]), None)
+            await rig.settled()
+            rig.writer.send_nowait(Envelope(Cancel("1"), token=sent.token))
+            await anyio.sleep(1)
+            before = len(model.inboxes.get(KEYS.control, ()))
+            rig.writer.meet_another(sure=sure)
+            await anyio.sleep(1)
+            assert len(model.inboxes.get(KEYS.control, ())) == before + sure
+
+    in_virtual_time(check)
+
+
 def test_another_server_while_it_is_looked() -> None:
     """What the one before had shown to have until then, this one may lack."""
 
