@@ -178,7 +178,7 @@ class Streams:
             answer.v = record.v
         elif sender is not None and self._given_up.get(record.sid) == sender:
             answer.e = _delivery("the stream was closed: its reader was silent, and taken for gone")
-        elif producer is None or producer.consumer == sender:
+        elif producer is None:
             answer.e = _unknown(record.sid)
         elif producer.shared is None:
             answer.e = _delivery("the stream is read by another peer that got the same request")
@@ -187,10 +187,10 @@ class Streams:
             answer.d, answer.e, answer.i = last.d, last.e, last.i
         else:
             how = f"has had {producer.sent} items of it" if producer.sent else "has closed it"
-            answer.e = _delivery(
-                "the stream can't be read from its start: another worker of the group, which had "
-                f"the request before, {how}"
-            )
+            who = "another worker of the group, which had the request before,"
+            if producer.consumer == sender:  # the server has lost what it had finished
+                who = "this peer, which runs the request once more,"
+            answer.e = _delivery(f"the stream can't be read from its start: {who} {how}")
         return Answer(answer, sender)
 
     def receive_reply(self, record: StreamReply, sender: str | None) -> Event | None:

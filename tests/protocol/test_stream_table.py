@@ -191,6 +191,30 @@ def test_stream_that_is_over_for_the_worker_before(how: str) -> None:
     assert side.answer(call, "two", v=1) == StreamsClosed([], [])
 
 
+@pytest.mark.parametrize("read", [False, True])
+def test_worker_that_runs_the_request_once_more(read: bool) -> None:
+    """It had finished, and another server hadn't the reply: an empty stream is read once more, and
+    of another one it gets a precise error, as long as somebody waits for the call.
+    """
+    side = Side()
+    call, producer = side.call()
+    side.pull(producer, "one")
+    if read:
+        producer.item("x")
+    side.peer.end_production(producer, None)
+    side.peer.forget(producer)
+    answer = side.pull(producer, "one")
+    assert answer is not None
+    if read:
+        assert "this peer, which runs the request once more, has had 1 items" in refusal(answer)
+    else:
+        assert (answer.d, answer.e) == (True, UNSET)
+    side.answer(call, "one", v=1)
+    unknown = side.pull(producer, "one")
+    assert unknown is not None
+    assert unknown.e == {"n": "Error", "m": f"Unknown RPC stream {producer.id}"}
+
+
 @pytest.mark.parametrize("failed", [False, True], ids=["result", "error"])
 def test_answer_of_one_who_has_not_pulled(failed: bool) -> None:
     """After a result it may still read what nobody has begun to read; after an error it won't."""
