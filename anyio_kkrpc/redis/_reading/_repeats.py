@@ -8,6 +8,7 @@ others, which versions before this one write, what isn't greater than the last o
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections import OrderedDict
 from heapq import heappop, heappush
@@ -17,6 +18,8 @@ from typing import Any
 from msgspec import Struct
 
 __all__ = ("PATIENCE", "Repeats")
+
+logger = logging.getLogger("anyio_kkrpc")
 
 # Bytes of a number, and digits of its count.
 _MAX_NUMBER = 40
@@ -64,6 +67,7 @@ class Repeats:
 
     :param inbox: the key whose entries are put in order
     :ivar dropped: how many entries came before
+    :ivar lost: how many were missing, and not waited for, since entries may have been lost
     :ivar disorder: the counts below which something is missing and waited for, with the time, on
         AnyIO's clock, up to when; ``None`` if that is not known yet
     """
@@ -74,7 +78,7 @@ class Repeats:
         self._incomplete: OrderedDict[_Counts, None] = OrderedDict()
         self._gaps = 0
         self._weight = 0
-        self.dropped = 0
+        self.dropped = self.lost = 0
         self.disorder: dict[_Counts, float | None] = {}
 
     def came_before(self, stream: bytes, sender: str, number: bytes) -> bool:
@@ -188,6 +192,13 @@ class Repeats:
         self._incomplete[counts] = None
         if counts.unsure:
             counts.given_up, counts.unsure = last, False
+            self.lost += last - first + 1
+            logger.warning(
+                "%d entries that a peer wrote for this one are missing, and aren't waited for: "
+                "another server may have lost them (%d so far)",
+                last - first + 1,
+                self.lost,
+            )
         elif counts.in_order:
             self.disorder.setdefault(counts, None)
         while self._gaps > _GAPS:

@@ -151,19 +151,27 @@ def test_epoch_that_is_left() -> None:
     assert repeats.disorder == {}
 
 
-def test_lost_entries() -> None:
-    """After entries of the inbox may have been lost the next gap of each sender isn't waited for."""
+def test_lost_entries(caplog: pytest.LogCaptureFixture) -> None:
+    """After entries of the inbox may have been lost the next gap of each sender isn't waited for. It
+    is counted and said.
+    """
     repeats = Repeats(KEY)
     for sender in ("a", "b"):
         assert sorted_ids(repeats, 1, sender=sender) == [1]
     repeats.lose()
+    assert repeats.lost == 0
     assert sorted_ids(repeats, 3) == [3]
+    assert repeats.lost == 1
     assert sorted_ids(repeats, 2, sender="b") == [2]
     assert sorted_ids(repeats, 4, sender="b") == [4]
     assert sorted_ids(repeats, 5) == []
     assert sorted_ids(repeats, 2) == [2]
     assert sorted_ids(repeats, 4) == [4, 5]
     assert sorted_ids(repeats, 6, sender="b") == []
+    assert repeats.lost == 2
+    said = [one.message for one in caplog.records]
+    assert [one[:10] for one in said] == ["1 entries "] * 2
+    assert "(2 so far)" in said[1]
 
 
 def test_early_ones_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
