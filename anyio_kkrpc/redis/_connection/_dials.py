@@ -104,12 +104,13 @@ class Dials:
         :raises TransportConnectionError: if it fails
         """
         end = current_time() + self._timeout
-        moves = self._topology.moves
+        moves, failed = self._topology.moves, None
         bound = min(_SOON, self._timeout) if moves else self._timeout
         while True:
             try:
-                connection = await self._attempt(what, bound, end)
+                connection = await self._attempt(what, bound, end, failed)
             except TransportConnectionError as exc:
+                failed = exc
                 final = not moves or meaning_of(exc) is not Meaning.ELSEWHERE
                 if final or current_time() >= end:
                     raise
@@ -119,23 +120,28 @@ class Dials:
                 if connection is not None:
                     return connection
 
-    async def _attempt(self, what: str, bound: float, end: float) -> Connection | None:
+    async def _attempt(
+        self, what: str, bound: float, end: float, failed: TransportConnectionError | None
+    ) -> Connection | None:
         """Connect to where the server is; ``None`` if it has left there meanwhile."""
         topology = self._topology
-        address = await self._resolve(end)
+        address = await self._resolve(end, failed)
         try:
             return await self._open(what, address, topology.generation, bound)
         except TransportConnectionError as exc:
             topology.note(address, exc)
             raise
 
-    async def _resolve(self, end: float) -> Address:
+    async def _resolve(self, end: float, failed: TransportConnectionError | None = None) -> Address:
         """Return where the server is. Who shares the question asks on once this one's time is over.
 
         :param end: when it is, on AnyIO's clock
+        :param failed: the error of the attempt before, which says more
         """
         with move_on_after(end - current_time()):
             return await self._topology.resolve()
+        if failed is not None:
+            raise failed
         raise TransportConnectionError(
             "Redis Streams connection error: nobody told where the server is within "
             f"{self._timeout:g} seconds (connect_timeout). Check that those in the url are running."
