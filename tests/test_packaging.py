@@ -121,7 +121,7 @@ def test_readme_as_registries_show_it(wheel: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "names"),
     [
-        ("redis", {"redis", "hiredis"}),
+        ("redis", {"hiredis"}),
         ("cbor", {"cbor2"}),
         ("cli", {"redis", "hiredis", "rich", "typer", "watchfiles"}),
         ("otel", {"opentelemetry-api"}),

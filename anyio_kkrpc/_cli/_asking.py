@@ -14,15 +14,41 @@ from typing import Any, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import MovedError, RedisError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.retry import Retry
 
 from ..redis._connection._address import Address
+from ..redis._connection._errors import OF_CONNECTION, parse_error
 from ..redis._connection._target import Target
 from ..redis._connection._tls import CertificateFileError, Tls
 
 T = TypeVar("T")
 
+_CODES: dict[type[RedisError], str] = {
+    AskError: "ASK",
+    AuthenticationError: "WRONGPASS",
+    BusyLoadingError: "LOADING",
+    ClusterDownError: "CLUSTERDOWN",
+    MasterDownError: "MASTERDOWN",
+    MovedError: "MOVED",
+    NoPermissionError: "NOPERM",
+    OutOfMemoryError: "OOM",
+    ReadOnlyError: "READONLY",
+    TryAgainError: "TRYAGAIN",
+}
 # Nodes of a Cluster that may lead to one another.
 _HOPS = 5
 
@@ -125,12 +151,24 @@ class Servers:
         """Return the error for servers that can't be asked: why, and what to check."""
         # redis-py's own error hides that of the operating system, which tells what to check.
         cause = exc.__cause__ or exc.__context__
-        return self._last.cannot_connect(cause if isinstance(cause, OSError) else exc)
+        return self._last.cannot_connect(cause if isinstance(cause, OSError) else as_reply(exc))
 
     def close(self) -> None:
         """Close all connections."""
         for address in list(self._clients):
             self._drop(address)
+
+
+def as_reply(exc: RedisError) -> Exception:
+    """Return an error of redis-py as the transport has it; redis-py may have taken its code away.
+
+    What is no reply stays as it is.
+    """
+    text, code = str(exc), _CODES.get(type(exc))
+    if code is not None:
+        return parse_error(text if text.startswith(code) else f"{code} {text}")
+    replied = isinstance(exc, ResponseError) or text.startswith(OF_CONNECTION)
+    return parse_error(text) if replied else exc
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from redis.exceptions import AskError, MovedError, RedisError
 from rich.console import Console
 from rich.live import Live
 
-from ..redis._connection._address import describe
-from ._asking import Servers
+from ..redis._connection._errors import reason
+from ._asking import Servers, as_reply
 from ._terminal import ends_on_sigterm
 from ._top_look import Search, StreamLook, look
 from ._top_view import Fitted, Frame
@@ -68,7 +68,7 @@ class Watch:
             last = self._frame
             if last.trouble is None:
                 since = time.strftime("%H:%M:%S")
-                last.trouble = f"since {since} ({describe(exc)}); this is how it was before"
+                last.trouble = f"since {since} ({reason(as_reply(exc))}); this is how it was before"
             return last
 
     def _look(self, seconds: float | None) -> Frame:

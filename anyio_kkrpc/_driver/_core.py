@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -90,7 +90,7 @@ class Core:
         self.send_tracebacks: bool = send_tracebacks
         self.broadcast: bool = transport.capabilities.broadcast
         self.conversation: Conversation = Conversation(
-            secrets.token_hex(8) + "-",
+            os.urandom(8).hex() + "-",
             remote_callback,
             broadcast=self.broadcast,
             depend=transport.watch,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import cache
 from inspect import Parameter, Signature, signature
 from typing import (
@@ -73,6 +72,8 @@ def takes(
 
 def _meant(own: Signature, given: Mapping[str, Any]) -> str:
     """Return what Python adds to its error from 3.13 on."""
+    from difflib import get_close_matches
+
     for name in given:
         if name not in own.parameters:
             for known in get_close_matches(name, own.parameters, 1):

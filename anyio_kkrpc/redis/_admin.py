@@ -8,11 +8,10 @@ from functools import partial
 from typing import Any
 
 from msgspec import Struct
-from redis.exceptions import RedisError, ResponseError
 
 from .._exceptions import ProtocolError
 from .._runtime._log import quoted
-from ._connection._errors import Meaning, meaning_of
+from ._connection._errors import Meaning, RedisError, ResponseError, meaning_of
 from ._connection._link import Link
 from ._connection._portion import Portion
 from ._group._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter

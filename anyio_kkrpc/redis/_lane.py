@@ -32,13 +32,13 @@ from functools import partial
 from anyio import CancelScope, current_time, move_on_after
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
-from redis.exceptions import RedisError
 
 from .._exceptions import RPCError
 from ..abc import Envelope
 from ..records import Bye
 from ._admin import Admin
 from ._connection._entering import Entering
+from ._connection._errors import RedisError
 from ._connection._errors import reason as describe
 from ._connection._link import Link
 from ._connection._patience import Outages, Patience

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from secrets import token_hex
+from functools import partial
 from time import time
 from typing import Any
 
@@ -125,7 +126,7 @@ def make_capabilities(options: Options) -> Capabilities:
 def make_signer(options: Options, clock: ServerClock) -> Signer | None:
     """Return what signs entries, if they are to be signed."""
     key = options.signing_key
-    return None if key is None else Signer(key, clock.now, lambda: token_hex(8).encode())
+    return None if key is None else Signer(key, clock.now, partial(_token, 8))
 
 
 def make_commands(
@@ -134,7 +135,7 @@ def make_commands(
     """Return what makes commands of envelopes."""
     added = None if trim is None else trim.count
     group = options.consumer_group.encode() if options.use_consumer_group else None
-    consumer, epoch = options.consumer_name.encode(), token_hex(4).encode()
+    consumer, epoch = options.consumer_name.encode(), _token(4)
     sizes = options.max_message_size, options.max_backlog
     return Commands(keys, dialects, group, consumer, *sizes, signer, epoch, added)
 
@@ -163,3 +164,8 @@ def make_reasons(options: Options, link: Link) -> Reasons:
     """Return what tells why requests have no answer."""
     group = options.consumer_group.encode() if options.use_consumer_group else None
     return Reasons(link, Keys.of(options.stream), group, options.target)
+
+
+def _token(size: int) -> bytes:
+    """Return so many random bytes as text."""
+    return os.urandom(size).hex().encode()

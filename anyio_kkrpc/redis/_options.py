@@ -7,13 +7,11 @@ the rest.
 
 from __future__ import annotations
 
-import secrets
 import ssl
 import string
 from dataclasses import dataclass, field
+from random import SystemRandom
 from typing import Annotated, Any, Literal, TypeAlias
-
-from redis.credentials import CredentialProvider
 
 from ..abc import Codec
 from ..kit._options import (
@@ -30,12 +28,15 @@ from ..kit._options import (
 )
 from ..kit._queue import Overflow
 from ._connection._target import Target
+from ._connection._url import CredentialProvider
 
 ReadFrom: TypeAlias = Literal["master", "replica"]
 AnyReadFrom: TypeAlias = Annotated[ReadFrom, one_of(ReadFrom)]
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _SESSION_ID_LENGTH = 26
+# As `secrets` has it, which loads hash functions that nothing else here needs.
+_random = SystemRandom()
 # Seconds that a blocking read may last longer than it should, at least.
 _MARGIN = 2.0
 # Seconds that a connection may be silent: what stands between here and a server forgets one that is
@@ -161,4 +162,4 @@ def _check_dialect(given: GivenOptions) -> None:
 
 def new_session_id() -> str:
     """Return 26 random characters."""
-    return "".join(secrets.choice(_ALPHABET) for _ in range(_SESSION_ID_LENGTH))
+    return "".join(_random.choice(_ALPHABET) for _ in range(_SESSION_ID_LENGTH))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from redis.exceptions import RedisError
-
 from ._connection._command import Execute
-from ._connection._errors import leads_elsewhere
+from ._connection._errors import RedisError, leads_elsewhere
 from ._connection._patience import Patience
 from ._connection._resp import Connection
 from ._group._worker import Worker

@@ -30,7 +30,6 @@ import anyio
 from anyio import AsyncContextManagerMixin, move_on_after
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
-from redis.exceptions import RedisError
 
 from .._exceptions import TransportClosedError, TransportConnectionError
 from .._runtime._lone import lone_error
@@ -39,6 +38,7 @@ from ..kit._options import takes
 from ..records import Request
 from ._admin import Admin, StreamEntry, StreamInfo, check_max_len
 from ._connection._entering import Entering
+from ._connection._errors import RedisError
 from ._connection._patience import Outages
 from ._group._dead_letters import DeadLetter
 from ._group._held import STARTED, HeldEntry
@@ -122,7 +122,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         from the server itself. Not with a consumer group.
     :param signing_key: secret of at least 16 bytes that all peers share: entries are signed, and
         those that are not, or were written before, are refused
-    :param credential_provider: redis-py's, in place of a password in the URL
+    :param credential_provider: in place of a password in the URL: redis-py's, or what has the same
+            method ``get_credentials``
     :param ssl_context: for ``rediss://``
     :raises ValueError: if an option is out of range; the text names it. Nothing was connected.
     :raises TypeError: if an option has the wrong type

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from anyio import current_time, sleep
-from redis.exceptions import RedisError
 
 from ..abc import Envelope
 from ..records import CallbackRelease
 from ..typescript._releases import Releases
-from ._connection._errors import meaning_of
+from ._connection._errors import RedisError, meaning_of
 from ._connection._patience import Patience
 
 Step = Callable[[], Awaitable[None]]
@@ -32,7 +31,7 @@ class Upkeep:
     async def run(self) -> None:
         """Go on for ever.
 
-        :raises redis.exceptions.RedisError: if no further attempt is of use
+        :raises RedisError: if no further attempt is of use
         """
         pause = self._interval
         while True:

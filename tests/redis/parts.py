@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, cast
 
 import anyio
-from redis.exceptions import ResponseError
 
 from anyio_kkrpc import TransportConnectionError
 from anyio_kkrpc._protocol._records import Record, Reply, Request
 from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.kit._queue import Overflow
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._link import Dialer
 from anyio_kkrpc.redis._connection._patience import Outages
 from anyio_kkrpc.redis._connection._resp import Connection

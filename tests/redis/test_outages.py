@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 
 import pytest
-from redis.exceptions import ResponseError
+from hypothesis import given
+from hypothesis import strategies as st
 
-from anyio_kkrpc.redis._connection._patience import Outages
+from anyio_kkrpc.redis._connection._errors import ResponseError
+from anyio_kkrpc.redis._connection._patience import FIRST_PAUSE, LONGEST_PAUSE, Outages, jittered
 from anyio_kkrpc.redis._connection._target import Target
 
 pytestmark = pytest.mark.anyio
@@ -36,3 +38,11 @@ async def test_what_is_left_out_is_no_outage(caplog: pytest.LogCaptureFixture) -
         "takes all commands again, after 0.0 seconds",
         "refuses words",
     ]
+
+
+@given(st.integers(1, 40) | st.integers(min_value=1))
+def test_pauses(failures: int) -> None:
+    """However long an outage lasts, a pause is within its bounds, and the first one is short."""
+    assert 0 <= jittered(failures) <= LONGEST_PAUSE
+    assert jittered(1) <= 2 * FIRST_PAUSE
+    assert max(jittered(failures + 10) for _ in range(50)) > LONGEST_PAUSE / 10

@@ -6,8 +6,8 @@ from typing import Any
 
 import anyio
 import pytest
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._restoring import Restoring
 
 pytestmark = pytest.mark.anyio
@@ -77,13 +77,13 @@ async def test_order(another: bool, sure: bool, entered: bool) -> None:
 
 async def test_refused() -> None:
     """For now, housekeeping makes up for it; a replica is left."""
-    parts: Any = Parts(another=False, error=OutOfMemoryError("OOM not now"))
+    parts: Any = Parts(another=False, error=ResponseError("OOM not now"))
     part = restoring(parts)
     part.enter()
     await part.prepare(parts)
     assert parts.told == ["lose", "pause", "attach 1.5"]
-    parts = Parts(another=False, error=ReadOnlyError("READONLY You can't write"))
+    parts = Parts(another=False, error=ResponseError("READONLY You can't write"))
     part = restoring(parts)
     part.enter()
-    with pytest.raises(ReadOnlyError):
+    with pytest.raises(ResponseError, match="READONLY"):
         await part.prepare(parts)

@@ -8,14 +8,14 @@ import anyio
 import pytest
 from anyio import create_task_group, fail_after
 from anyio.lowlevel import checkpoint
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
+from anyio_kkrpc.redis._connection._errors import RedisError, ResponseError
 from anyio_kkrpc.redis._upkeep import Upkeep
 from tests.bounds import BOUND
 
 pytestmark = pytest.mark.anyio
 
-FULL = OutOfMemoryError("OOM command not allowed")
+FULL = ResponseError("OOM command not allowed")
 WRONG = ResponseError("ERR syntax error")
 
 

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from redis.exceptions import ResponseError
 
 from anyio_kkrpc._runtime._log import quoted
 from anyio_kkrpc.redis._connection._address import Address, describe
-from anyio_kkrpc.redis._connection._errors import reason
+from anyio_kkrpc.redis._connection._errors import ResponseError, reason
 from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.redis._writing._writer import refusal
 

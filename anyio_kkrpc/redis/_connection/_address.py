@@ -6,33 +6,19 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from anyio import BrokenResourceError, EndOfStream, aclose_forcefully, create_task_group, sleep
 from anyio.abc import ByteStream
-from anyio.streams.tls import TLSStream
-from redis.exceptions import (
-    AuthenticationError,
-    AuthenticationWrongNumberOfArgsError,
-    BusyLoadingError,
-    ResponseError,
-)
-from redis.exceptions import (
-    ConnectionError as NotReadyError,
-)
 
 from ..._exceptions import TransportConnectionError
 from ..._runtime._lone import lone_error
 from . import _socket
-from ._errors import reason
+from ._errors import Meaning, RedisError, ResponseError, code_of, meaning_of, reason
 from ._role import WrongRoleError
 from ._threads import in_thread
 from ._tls import CertificateFileError, Tls
-from ._url import check_context, check_provider, read_url
-
-if TYPE_CHECKING:
-    from redis.credentials import CredentialProvider
+from ._url import CredentialProvider, check_context, check_provider, read_url
 
 _DEFAULT_PORT = 6379
 # Seconds that a server may think about a TLS handshake before it is asked whether it speaks TLS.
@@ -82,7 +68,7 @@ class Address:
             ``db``, ``username``, ``password``, ``socket_connect_timeout`` (seconds), and for TLS
             ``ssl_cert_reqs`` (``required``, ``optional``, ``none``), ``ssl_check_hostname``,
             ``ssl_server_hostname``, ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``.
-        :param credential_provider: redis-py's, in place of user and password in the URL
+        :param credential_provider: in place of user and password in the URL
         :param ssl_context: for ``rediss://``, in place of the ``ssl_`` options
         :raises ValueError: if something is wrong; the text names the option, and no password
         :raises TypeError: if an option has the wrong type
@@ -141,6 +127,8 @@ class Address:
             raise
 
     async def _encrypt(self, stream: ByteStream, context: ssl.SSLContext, name: str) -> ByteStream:
+        from anyio.streams.tls import TLSStream
+
         # A server that doesn't speak TLS waits for the rest of what looks like a command to it.
         async with create_task_group() as group:
             group.start_soon(self._doubt)
@@ -178,18 +166,18 @@ class Address:
     def _advice(self, exc: BaseException) -> str:
         while isinstance(exc, BrokenResourceError) and exc.__cause__ is not None:
             exc = exc.__cause__
-        if isinstance(exc, (AuthenticationError, AuthenticationWrongNumberOfArgsError)):
+        if isinstance(exc, RedisError) and meaning_of(exc) is Meaning.LOGIN:
             if self.credential_provider is not None:
                 return "user and password that the credential_provider gives"
             if self.username is None and self.password is None:
                 return "user and password: the url has none, and the server asks for them"
             return "user and password in the url, and that the server knows them"
-        if isinstance(exc, BusyLoadingError):
+        if isinstance(exc, RedisError) and code_of(exc) == "LOADING":
             return "whether the server has loaded its data meanwhile"
-        if isinstance(exc, NotReadyError):
-            return "maxclients of the server, and what else is connected to it"
         if isinstance(exc, ResponseError):
             return "the number of the database in the url, and what the user may do"
+        if isinstance(exc, RedisError):
+            return "maxclients of the server, and what else is connected to it"
         if isinstance(exc, WrongRoleError):
             return (
                 "the url: with sentinels it is redis+sentinel://host1,host2/service; and with "

@@ -13,11 +13,10 @@ from re import search
 from typing import Any, NamedTuple
 
 from anyio import move_on_after, sleep
-from redis.exceptions import RedisError
 
 from ..._exceptions import TransportConnectionError
 from ._address import Address
-from ._errors import Meaning, meaning_of, moved_to
+from ._errors import Meaning, RedisError, meaning_of, moved_to
 from ._login import open_connection
 from ._resolver import Probe, Told
 from ._resp import Connection

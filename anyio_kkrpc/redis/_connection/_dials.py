@@ -9,11 +9,10 @@ from functools import partial
 from random import random
 
 from anyio import CancelScope, aclose_forcefully, current_time, move_on_after, sleep
-from redis.exceptions import ResponseError
 
 from ..._exceptions import TransportConnectionError
 from ._address import Address
-from ._errors import Meaning, meaning_of
+from ._errors import Meaning, ResponseError, meaning_of
 from ._link import Dial, Dialer
 from ._login import open_connection
 from ._patience import Outages, Patience

@@ -8,12 +8,11 @@ from math import inf
 from typing import Any
 
 from anyio import CancelScope, current_time
-from redis.exceptions import RedisError
 
 from ..._exceptions import TransportConnectionError
 from ._address import describe
 from ._command import Argument, Command
-from ._errors import command_name, reason
+from ._errors import RedisError, command_name, reason
 from ._link import Link
 from ._patience import Outages, Patience, persist
 from ._portion import Portion

@@ -7,18 +7,16 @@ from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import TypeAlias
 
-from redis.connection import DefaultParser
-from redis.exceptions import ConnectionError as NotReadyError
-from redis.exceptions import InvalidResponse, RedisError, ResponseError
-from redis.exceptions import TimeoutError as TooLateError
-
 from ..._exceptions import OverloadedError, TransportClosedError, TransportConnectionError
 from ..._runtime._log import quoted
 
 __all__ = (
     "Meaning",
     "Parse",
+    "OF_CONNECTION",
     "MovedAway",
+    "RedisError",
+    "ResponseError",
     "code_of",
     "leads_elsewhere",
     "meaning_of",
@@ -33,6 +31,14 @@ __all__ = (
 
 # Returns the exception for the text of an error reply.
 Parse: TypeAlias = Callable[[str], Exception]
+
+
+class RedisError(Exception):
+    """An error reply of Redis. Its text is what the server sent, but for a leading ``ERR``."""
+
+
+class ResponseError(RedisError):
+    """An error reply that is about the command, and neither about connection nor login."""
 
 
 class Meaning(Enum):
@@ -96,6 +102,10 @@ _BY_CODE = {
     "WRONGPASS": Meaning.LOGIN,
 }
 _UNNAMED = "The user executing the script can't run this command"
+_NO_MORE_CLIENTS = "max number of clients"
+_NO_LDAP = "problem with LDAP service"
+# What is no fault of a command begins so.
+OF_CONNECTION = ("LOADING ", _NO_MORE_CLIENTS, _NO_LDAP)
 _CALLED = re.compile(rb"redis\.p?call\('(\w+)'")
 # By the beginning of what follows the word ERR.
 _BY_TEXT = {
@@ -103,31 +113,29 @@ _BY_TEXT = {
     "The XGROUP subcommand requires the key to exist": Meaning.GONE,
     "ACL failure in script": Meaning.RIGHTS,
     _UNNAMED: Meaning.RIGHTS,
-    "max number of clients": Meaning.ELSEWHERE,
+    _NO_MORE_CLIENTS: Meaning.ELSEWHERE,
     "invalid password": Meaning.LOGIN,
     "wrong number of arguments for 'auth'": Meaning.LOGIN,
     "AUTH <password> called without": Meaning.LOGIN,
     "Client sent AUTH, but no password": Meaning.LOGIN,
-    "problem with LDAP service": Meaning.ELSEWHERE,
+    _NO_LDAP: Meaning.ELSEWHERE,
     "WAIT cannot be used with replica": Meaning.ELSEWHERE,
 }
 # Redis before 7.0 puts the error of a command behind what it says of the script that gave it, or
 # behind the line alone if the script returned it (pcall).
 _IN_SCRIPT = re.compile(r"^(?:ERR )?(?:Error running script .*)?@user_script: ?\d+: -?", re.DOTALL)
-_CONNECTION_ERRORS = (NotReadyError, TooLateError, InvalidResponse)
 _WITH_SUBCOMMAND = frozenset(("CLIENT", "XGROUP", "XINFO"))
 _WITHOUT_KEY = frozenset(("AUTH", "CLIENT", "INFO", "PING", "ROLE", "SELECT", "TIME"))
 # Characters of a key that a text shows.
 _SHOWN = 200
 
 
-def parse_error(text: str) -> Exception:
-    """Return the exception for an error reply, in redis-py's classes. Never raises."""
-    try:
-        error = DefaultParser.parse_error(text)  # type: ignore[no-untyped-call]
-    except Exception:  # of a MOVED whose address it can't read
-        error = None
-    return error if isinstance(error, RedisError) else ResponseError(text)
+def parse_error(text: str) -> RedisError:
+    """Return the exception for an error reply. Never raises."""
+    error = ResponseError(text.removeprefix("ERR "))
+    if str(error).startswith(OF_CONNECTION) or meaning_of(error) is Meaning.LOGIN:
+        return RedisError(str(error))
+    return error
 
 
 class MovedAway(ResponseError):
@@ -159,35 +167,14 @@ def moved_to(exc: BaseException) -> MovedAway | None:
     return exc if isinstance(exc, MovedAway) else None
 
 
-def _classes() -> dict[type, str]:
-    """Return the codes by redis-py's classes. Which codes have one depends on its version."""
-    found: dict[type, str] = {}
-    texts = [f"{code} 1 host:1" for code in _BY_CODE] + [f"ERR {text}" for text in _BY_TEXT]
-    texts.append("ERR wrong number of arguments for 'auth' command")
-    for text in texts:
-        error = parse_error(text)
-        if type(error) is not ResponseError:
-            found.setdefault(type(error), text.partition(" ")[0])
-    return found
-
-
-_CODES = _classes()
-
-
 def code_of(exc: BaseException) -> str:
-    """Return the code of an error reply, such as ``"OOM"``; ``"ERR"`` if it has none.
-
-    redis-py takes the code from the text where it has a class for it, and leaves it otherwise.
-    """
-    code = _CODES.get(type(exc))
-    if code is None or code == "ERR":
-        word = _text(exc).partition(" ")[0]
-        code = word if word.isupper() and word.isalpha() else "ERR"
-    return code
+    """Return the code of an error reply, such as ``"OOM"``; ``"ERR"`` if it has none."""
+    word = _text(exc).partition(" ")[0]
+    return word if word.isupper() and word.isalpha() else "ERR"
 
 
 def meaning_of(exc: BaseException) -> Meaning:
-    """Return what an error means: redis-py's for an error reply, or one of a connection."""
+    """Return what an error means: that of an error reply, or one of a connection."""
     if isinstance(exc, TransportConnectionError):
         cause = exc.__cause__
         if isinstance(cause, RedisError):
@@ -207,7 +194,7 @@ def meaning_of(exc: BaseException) -> Meaning:
     for beginning, meaning in _BY_TEXT.items():
         if text.startswith(beginning):
             return meaning
-    return Meaning.ELSEWHERE if isinstance(exc, _CONNECTION_ERRORS) else Meaning.REFUSED
+    return Meaning.REFUSED
 
 
 def leads_elsewhere(exc: BaseException) -> bool:
@@ -222,17 +209,17 @@ def leads_elsewhere(exc: BaseException) -> bool:
 
 
 def reason(exc: BaseException) -> str:
-    """Return an error in words, with the code that redis-py takes from its text."""
+    """Return an error in words. The code says nothing more where it is about the login."""
     code, text, meaning = code_of(exc), quoted(exc), meaning_of(exc)
-    if not isinstance(exc, RedisError) or meaning is Meaning.LOGIN:
-        return text
+    if meaning is Meaning.LOGIN:
+        return text.removeprefix(f"{code} ")
     if meaning is Meaning.MOVED:
         where = text.removeprefix("MOVED ")
         return (
             f"MOVED {where}: the server is a node of a Redis Cluster, and what this needs is on "
             "another node: the url is to begin with redis+cluster://, or rediss+cluster:// for TLS"
         )
-    return text if code == "ERR" or code in text else f"{code} {text}"
+    return text
 
 
 def named(exc: Exception, command: Sequence[bytes | str | int | float]) -> Exception:

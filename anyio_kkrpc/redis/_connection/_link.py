@@ -9,14 +9,12 @@ from typing import Any
 
 import anyio.lowlevel
 from anyio import Event, aclose_forcefully, current_time, sleep
-from redis.backoff import FullJitterBackoff
-from redis.exceptions import RedisError
 
 from ..._exceptions import RPCError, TransportClosedError, TransportConnectionError
 from ..._runtime._fresh import fresh_copy
 from ._command import Argument, Command
-from ._errors import Meaning, leads_elsewhere, meaning_of
-from ._patience import FIRST_PAUSE, LONGEST_PAUSE, Patience
+from ._errors import Meaning, RedisError, leads_elsewhere, meaning_of
+from ._patience import LONGEST_PAUSE, Patience, jittered
 from ._portion import Portion
 from ._resp import Connection
 
@@ -44,7 +42,6 @@ class Dialer:
         self.note_lost = lost
         self._limit = limit
         self._patience = patience
-        self._pauses = FullJitterBackoff(cap=LONGEST_PAUSE, base=FIRST_PAUSE)
         self._failures = 0
         self._failing_since = self._made_at = -inf
 
@@ -74,7 +71,7 @@ class Dialer:
             self._failures += 1
         while True:
             if self._failures:
-                await sleep(self._pauses.compute(self._failures))
+                await sleep(jittered(self._failures))
             try:
                 return await self.first()
             except TransportConnectionError as exc:
@@ -118,7 +115,7 @@ class Link:
         """Keep it up until `end`.
 
         :raises TransportConnectionError: if it can't be made again
-        :raises redis.exceptions.RedisError: if a new connection can't be prepared
+        :raises RedisError: if a new connection can't be prepared
         """
         try:
             while True:
@@ -178,7 +175,7 @@ class Link:
 
         A server that takes no writes for now, such as a replica, is left for the next connection.
 
-        :raises redis.exceptions.ResponseError: the server's error reply
+        :raises ResponseError: the server's error reply
         """
         while True:
             try:

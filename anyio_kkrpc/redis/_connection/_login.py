@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 
 from anyio import aclose_forcefully, move_on_after
-from redis.exceptions import ResponseError
 
 from ..._exceptions import TransportConnectionError
 from ._address import Address
 from ._command import Argument
-from ._errors import Meaning, meaning_of, named, parse_error, parse_moving_error
+from ._errors import Meaning, ResponseError, meaning_of, named, parse_error, parse_moving_error
 from ._resp import Connection
 from ._role import read_role
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from random import uniform
 from typing import TypeVar
 
 from anyio import current_time, sleep
-from redis.backoff import FullJitterBackoff
-from redis.exceptions import RedisError
 
 from ..._exceptions import RPCError
-from ._errors import Meaning, code_of, meaning_of, reason
+from ._errors import Meaning, RedisError, code_of, meaning_of, reason
 from ._target import Target
 
 logger = logging.getLogger("anyio_kkrpc")
@@ -21,10 +20,21 @@ T = TypeVar("T")
 # Seconds of the first and of the longest pause between two attempts, at most (full jitter).
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 1.0
+_MOST_DOUBLINGS = 16
 # The same while a slot of a Cluster moves, which is over soon.
 MOVING_PAUSE = 0.1
 # Seconds that a right which was taken away, or a login which isn't known yet, may take to come.
 HEALING = 10.0
+
+
+def jittered(failures: int) -> float:
+    """Return the seconds to wait after so many failures: at most twice as many as after one less.
+
+    Any time up to that may be it, so that those who fail together don't try again together.
+    """
+    # An outage of days has more failures than a float has powers of two.
+    longest = FIRST_PAUSE * 2 ** min(failures, _MOST_DOUBLINGS)
+    return uniform(0, min(LONGEST_PAUSE, longest))
 
 
 class Outages:
@@ -98,7 +108,6 @@ class Patience:
         self._outages = outages
         self._heals = set(heals)
         self._spare = spare
-        self._pauses = FullJitterBackoff(cap=LONGEST_PAUSE, base=FIRST_PAUSE)
         self._failures = 0
         self._ill_since: float | None = None
         self.refusal: Exception | None = None
@@ -123,7 +132,7 @@ class Patience:
         self._failures += 1
         if meaning is not Meaning.GONE:  # whoever makes it again says so
             self._outages.begin(self._part, exc)
-        pause = float(self._pauses.compute(self._failures))
+        pause = jittered(self._failures)
         return min(pause, MOVING_PAUSE) if meaning is Meaning.MOVING else pause
 
     def worked(self) -> None:

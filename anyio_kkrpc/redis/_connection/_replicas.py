@@ -14,11 +14,11 @@ from random import shuffle
 from typing import Any
 
 from anyio import current_time, sleep
-from redis.exceptions import RedisError
 
 from ..._exceptions import RPCError, TransportConnectionError
 from ._command import Argument, Command
 from ._dials import Dials
+from ._errors import RedisError
 from ._link import Dialer, Link
 from ._patience import Outages
 from ._resp import Connection

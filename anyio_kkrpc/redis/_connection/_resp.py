@@ -38,14 +38,13 @@ from anyio import (
 from anyio.abc import AsyncResource, ByteStream, TaskStatus
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from hiredis import ProtocolError, Reader
-from redis.exceptions import RedisError
 
 from ..._exceptions import TransportClosedError, TransportConnectionError
 from ..._runtime._fresh import fresh_copy
 from ._address import Address, describe
 from ._chunks import CHUNK, take_chunk
 from ._command import Argument, pack
-from ._errors import Parse, named, parse_error
+from ._errors import Parse, RedisError, named, parse_error
 from ._role import Role
 from ._socket import SocketTraffic, Traffic
 
@@ -144,8 +143,8 @@ class Connection(AsyncResource):
     async def execute(self, *args: Argument) -> Any:
         """Send a command and return its reply. If it is cancelled, the connection is closed.
 
-        :raises redis.exceptions.ResponseError: the server's error reply, in redis-py's classes;
-            if it is about the command, its text names command and key
+        :raises RedisError: the server's error reply; if it is about the command, its text names
+            command and key
         :raises TransportConnectionError: if the connection breaks or is broken
         :raises TransportClosedError: if it is closed
         """
@@ -222,8 +221,8 @@ class Connection(AsyncResource):
 
         If it is cancelled, the command may or may not have been sent, and its reply is dropped.
 
-        :raises redis.exceptions.ResponseError: the server's error reply, in redis-py's classes;
-            if it is about the command, its text names command and key
+        :raises RedisError: the server's error reply; if it is about the command, its text names
+            command and key
         :raises TransportConnectionError: if the connection breaks or is broken
         :raises TransportClosedError: if it is closed
         """
@@ -245,7 +244,7 @@ class Connection(AsyncResource):
         """Append packed commands to what is to be written; `flush` must follow.
 
         :param replies: how many commands these are
-        :param on_reply: called with each reply or error (redis-py's, or this connection's if it
+        :param on_reply: called with each reply or error (the server's, or this connection's if it
             ends first). It must not block. If ``None``, error replies are logged and counted.
         :raises TransportConnectionError: if the connection is broken
         :raises TransportClosedError: if it is closed

@@ -9,13 +9,12 @@ from random import random, shuffle
 from typing import Any
 
 from anyio import fail_after, sleep
-from redis.exceptions import RedisError
 
 from ..._exceptions import TransportConnectionError
 from ..._runtime._log import quoted
 from ._address import Address, describe
 from ._command import Command
-from ._errors import Meaning, meaning_of
+from ._errors import Meaning, RedisError, meaning_of
 from ._login import open_connection
 from ._resolver import Probe, Told
 from ._resp import Connection

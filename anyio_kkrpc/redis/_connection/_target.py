@@ -9,12 +9,10 @@ from urllib.parse import quote
 from ..._exceptions import RPCError, TransportConnectionError
 from ._address import Address
 from ._errors import Meaning, code_of, meaning_of, reason
-from ._url import Parts, split_url
+from ._url import CredentialProvider, Parts, split_url
 
 if TYPE_CHECKING:
     import ssl
-
-    from redis.credentials import CredentialProvider
 
 Kind: TypeAlias = Literal["server", "sentinel", "cluster"]
 
@@ -49,7 +47,7 @@ class Target:
             ``rediss+`` for TLS. Options of the query are those of `Address.parse`, and with
             sentinels ``sentinel_username`` and ``sentinel_password``, with which to log in there;
             user and password of the URL are those of the servers.
-        :param credential_provider: redis-py's, for the servers
+        :param credential_provider: for the servers
         :param ssl_context: for TLS, with servers and sentinels
         :raises ValueError: if something is wrong; the text names the option, and no password
         :raises TypeError: if an option has the wrong type

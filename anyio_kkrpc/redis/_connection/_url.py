@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import ssl
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
-
-from redis.connection import parse_url
 
 CERT_REQS = {
     "none": ssl.CERT_NONE,
@@ -19,6 +18,14 @@ _OPTIONS = frozenset(("client_name", "db", "password", "socket_connect_timeout",
 _CONTEXT_OPTIONS = frozenset(
     ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile")
 )
+# What isn't a text.
+_TYPES: dict[str, Callable[[str], Any]] = {
+    "db": int,
+    "socket_connect_timeout": float,
+    "ssl_check_hostname": lambda text: text.upper() not in ("0", "F", "FALSE", "N", "NO"),
+}
+# Of the number of a database.
+_MOST_DIGITS = 10
 _SSL_OPTIONS = _CONTEXT_OPTIONS | {"ssl_server_hostname"}
 _BEGINNINGS = (
     "redis://, rediss:// or unix://, redis+sentinel://, rediss+sentinel://, redis+cluster:// or "
@@ -35,6 +42,14 @@ _FOREIGN = {
     "rediss-cluster": "rediss+cluster://host1,host2",
 }
 _PORTS = {"sentinel": 26379, "cluster": 6379}
+
+
+class CredentialProvider(Protocol):
+    """Who knows user and password at each login, as redis-py's ``CredentialProvider`` does."""
+
+    def get_credentials(self) -> tuple[str, ...]:
+        """Return user and password, or the password alone; may block, and is called in a thread."""
+        ...
 
 
 class Parts(NamedTuple):
@@ -122,19 +137,21 @@ def read_url(url: str) -> dict[str, Any]:
     if not isinstance(url, str):
         raise TypeError(f"url: needs a str, not {type(url).__name__}")
     parts = _split(url)
-    unix = parts.scheme == "unix"
     _check_query(parts, parts.scheme == "rediss")
-    try:
-        found: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
-    except ValueError as exc:
-        # redis-py names the query option, and shows no value.
-        raise ValueError(f"url: {exc}") from None
-    found.pop("connection_class", None)
-    if not unix:
-        _check_path(parts)
+    found = _query(parts)
+    for name, text in (("username", parts.username), ("password", parts.password)):
+        if text:
+            found[name] = unquote(text)
+    if parts.scheme == "unix":
+        found |= {"host": None, "path": unquote(parts.path)}
+    else:
+        found["host"] = unquote(parts.hostname or "localhost")
+        if parts.port is not None:
+            found["port"] = parts.port
+        _take_path(parts, found)
     found["connect_timeout"] = found.pop("socket_connect_timeout", None)
     _check_values(found)
-    return {"host": None if unix else "localhost", **found}
+    return found
 
 
 def _split(url: str) -> SplitResult:
@@ -171,10 +188,24 @@ def _check_query(parts: SplitResult, tls: bool) -> None:
             raise ValueError(f"url: unknown option {shown}")
 
 
-def _check_path(parts: SplitResult) -> None:
+def _query(parts: SplitResult) -> dict[str, Any]:
+    """Return the options of the query; of those with one name the first, and none without value."""
+    found: dict[str, Any] = {}
+    for name, text in parse_qsl(parts.query):
+        try:
+            found.setdefault(name, _TYPES.get(name, str)(text))
+        except ValueError:
+            raise ValueError(f"url: the value of {name} is not valid") from None
+    return found
+
+
+def _take_path(parts: SplitResult, found: dict[str, Any]) -> None:
+    """Take the database from the path; one in the query has priority."""
     db = parts.path.strip("/")
-    if db and not (db.isascii() and db.isdigit()):
+    if db and not (db.isascii() and db.isdigit() and len(db) <= _MOST_DIGITS):
         raise ValueError("url: what follows the port is the number of the database")
+    if db:
+        found.setdefault("db", int(db))
 
 
 def _check_values(found: dict[str, Any]) -> None:
@@ -207,8 +238,8 @@ def check_provider(provider: Any, found: dict[str, Any]) -> None:
     """Refuse what gives no credentials, and a URL that has some already."""
     if not callable(getattr(provider, "get_credentials", None)):
         raise TypeError(
-            "credential_provider: needs redis.credentials.CredentialProvider, "
-            f"not {type(provider).__name__}"
+            "credential_provider: needs a method get_credentials, as redis-py's CredentialProvider "
+            f"has; not {type(provider).__name__}"
         )
     if "username" in found or "password" in found:
         raise ValueError("credential_provider: the url has a user or password already")

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from anyio import Event, current_time, move_on_after, sleep
-from redis.exceptions import RedisError
 
+from .._connection._errors import RedisError
 from .._connection._patience import Patience
 from ._claims import Groups, Look
 from ._keeping import LIVES, Keeper
@@ -75,7 +75,7 @@ class Claimer:
     async def run(self) -> None:
         """Go on for ever.
 
-        :raises redis.exceptions.RedisError: if no further attempt is of use
+        :raises RedisError: if no further attempt is of use
         """
         await self._wake.wait()  # for the group
         while True:

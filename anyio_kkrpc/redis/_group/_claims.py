@@ -15,12 +15,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from msgspec import Struct
-from redis.exceptions import ResponseError
 
 from ..._exceptions import TransportClosedError, TransportConnectionError
 from ..._runtime._log import quoted
 from .._connection._command import Command, Execute
-from .._connection._errors import Meaning, meaning_of, reason
+from .._connection._errors import Meaning, ResponseError, meaning_of, reason
 from .._connection._link import Link
 from .._connection._portion import Portion
 from .._connection._resp import Connection

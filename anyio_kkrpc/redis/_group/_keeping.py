@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from anyio import Event, Lock, move_on_after
-from redis.exceptions import RedisError
 
-from .._connection._errors import Meaning, meaning_of
+from .._connection._errors import Meaning, RedisError, meaning_of
 from .._connection._patience import Outages, Patience
 from .._writing._writer import Writer
 from ._claims import Groups
@@ -154,7 +153,7 @@ class Keeper:
     async def run(self) -> None:
         """Keep what is held, often enough, and hand back what isn't wanted. Goes on for ever.
 
-        :raises redis.exceptions.RedisError: if no further attempt is of use
+        :raises RedisError: if no further attempt is of use
         """
         patience = Patience("keeping what it holds", self._outages, spare=True)
         while True:

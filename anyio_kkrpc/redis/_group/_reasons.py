@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from msgspec import Struct
-from redis.exceptions import RedisError
 
 from ..._exceptions import RPCError
 from ..._runtime._log import quoted
 from ...abc import Envelope, Explanation
+from .._connection._errors import RedisError
 from .._connection._link import Link
 from .._stream._entries import order
 from .._stream._keys import DELAYED, HANDED_BACK, Keys

@@ -6,9 +6,8 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from anyio import Lock
-from redis.exceptions import RedisError
 
-from .._connection._errors import Meaning, meaning_of
+from .._connection._errors import Meaning, RedisError, meaning_of
 from .._connection._patience import Outages
 from .._reading._reader import Decoder
 from .._writing._writer import Writer

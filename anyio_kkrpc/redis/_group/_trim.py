@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from anyio import Event, move_on_after, sleep
-from redis.exceptions import RedisError
 
 from ..._exceptions import TransportClosedError, TransportConnectionError
+from .._connection._errors import RedisError
 from .._connection._link import Link
 from .._connection._patience import Outages, Patience
 from .._stream._scripts import BEFORE, BY_NAME
@@ -94,7 +94,7 @@ class Trim:
     async def run(self, link: Link) -> None:
         """Trim until the link ends.
 
-        :raises redis.exceptions.RedisError: if no further attempt is of use
+        :raises RedisError: if no further attempt is of use
         """
         try:
             while True:

@@ -9,13 +9,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from anyio import CancelScope
-from redis.exceptions import ResponseError
 
 from ...abc import Envelope
 from ...kit._inbound import Inbound
 from ...records import Bye, Cancel, Request
 from .._connection._command import Execute
-from .._connection._errors import Meaning, code_of, meaning_of
+from .._connection._errors import Meaning, ResponseError, code_of, meaning_of
 from .._connection._patience import Patience
 from .._connection._portion import ReadPortion
 from .._connection._resp import Connection

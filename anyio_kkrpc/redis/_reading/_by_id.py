@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from itertools import chain
 
 from anyio import sleep
-from redis.exceptions import RedisError
 
-from .._connection._errors import meaning_of
+from .._connection._errors import RedisError, meaning_of
 from .._connection._link import Link
 
 __all__ = ("select_ids",)
@@ -31,7 +30,7 @@ async def select_ids(
 
     :param script: is given the stream's key, then ``what`` and some of what is asked
     :param asked: ids, each with what else the script needs to know of it
-    :raises redis.exceptions.RedisError: if it is refused for good, or for long
+    :raises RedisError: if it is refused for good, or for long
     """
     found: set[bytes] = set()
     start = refusals = 0

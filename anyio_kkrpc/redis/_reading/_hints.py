@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from redis.exceptions import RedisError
-
+from .._connection._errors import RedisError
 from .._connection._patience import Outages
 from .._stream._keys import CONTROL_LENGTH, CONTROL_TTL_MS
 from .._stream._scripts import add_briefly

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from anyio import Lock, current_time, sleep
-from redis.exceptions import RedisError
 
 from ..._exceptions import RPCError
 from .._connection._command import Execute
+from .._connection._errors import RedisError
 from .._connection._resp import Connection
 from .._stream._entries import order
 from .._stream._scripts import add_briefly

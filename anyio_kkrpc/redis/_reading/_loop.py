@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from anyio import aclose_forcefully, sleep
-from redis.exceptions import RedisError
 
 from ..._exceptions import RPCError, TransportConnectionError
-from .._connection._errors import Meaning, leads_elsewhere, meaning_of
+from .._connection._errors import Meaning, RedisError, leads_elsewhere, meaning_of
 from .._connection._link import Dialer
 from .._connection._patience import Patience
 from .._connection._portion import ReadPortion

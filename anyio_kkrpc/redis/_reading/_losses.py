@@ -14,13 +14,12 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from anyio import Event, current_time, sleep
-from redis.exceptions import RedisError
 
 from ..._exceptions import DeliveryError, TransportClosedError, TransportConnectionError
 from ...abc import Envelope
 from ...kit._inbound import Inbound
 from .._connection._command import Execute
-from .._connection._errors import reason
+from .._connection._errors import RedisError, reason
 from .._connection._link import Link
 from .._stream._entries import order
 from .._stream._scripts import BEFORE, BY_NAME

@@ -16,11 +16,10 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeAlias
 
 from anyio import Event, move_on_after
-from redis.exceptions import RedisError
 
 from ...abc import Envelope
 from ...kit._inbound import Inbound
-from .._connection._errors import reason
+from .._connection._errors import RedisError, reason
 from .._connection._link import Link
 from .._stream._server import Identity
 from ._by_id import select_ids

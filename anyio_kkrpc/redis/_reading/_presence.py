@@ -14,13 +14,12 @@ from typing import Any
 
 from anyio import Event, current_time, move_on_after
 from msgspec import Struct
-from redis.exceptions import RedisError
 
 from ..._exceptions import DeliveryError, RPCError, TransportClosedError, TransportConnectionError
 from ...abc import Role
 from .._connection._command import Argument, Execute
 from .._connection._command import pack as pack_command
-from .._connection._errors import leads_elsewhere
+from .._connection._errors import RedisError, leads_elsewhere
 from .._connection._link import Link
 from .._connection._patience import Outages
 from .._stream._clock import ServerClock

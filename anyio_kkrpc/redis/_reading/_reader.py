@@ -8,7 +8,6 @@ from time import monotonic
 from typing import Any, Protocol
 
 from anyio import Event
-from redis.exceptions import ResponseError
 
 from ..._exceptions import DeliveryError, ProtocolError
 from ..._runtime._log import quoted
@@ -16,7 +15,7 @@ from ..._wire_errors import library_error
 from ...abc import Envelope
 from ...records import Reply
 from .._connection._command import Command, Execute
-from .._connection._errors import Meaning, code_of, meaning_of
+from .._connection._errors import Meaning, ResponseError, code_of, meaning_of
 from .._connection._portion import MANY_BYTES, Portion, ReadPortion
 from .._connection._resp import Connection
 from .._stream._entries import order, pairs

@@ -6,10 +6,8 @@ only once something went wrong. So each is tried once, on nothing.
 
 from __future__ import annotations
 
-from redis.exceptions import NoPermissionError
-
 from .._connection._command import Argument, ExecuteMany
-from .._connection._errors import Meaning, meaning_of, named
+from .._connection._errors import Meaning, ResponseError, meaning_of, named
 from ._keys import Keys
 
 # An id that no entry has: nothing is acknowledged, claimed or added under it.
@@ -21,7 +19,7 @@ async def check_rights(
 ) -> None:
     """Raise if the user lacks rights that a worker needs; the error names each, and its key.
 
-    :raises redis.exceptions.NoPermissionError: if so
+    :raises ResponseError: if so
     """
     stream = keys.stream
     entry = (_NOTHING, b"hint", b"")
@@ -42,4 +40,4 @@ async def check_rights(
         if isinstance(reply, Exception) and meaning_of(reply) is Meaning.RIGHTS
     ]
     if refused:
-        raise NoPermissionError("; ".join(map(str, refused)))
+        raise ResponseError("; ".join(map(str, refused)))

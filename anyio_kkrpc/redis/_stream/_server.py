@@ -7,10 +7,8 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from redis.exceptions import ResponseError
-
 from .._connection._command import Argument, Execute
-from .._connection._errors import named
+from .._connection._errors import ResponseError, named
 from .._connection._resp import Connection
 from .._connection._target import Target
 

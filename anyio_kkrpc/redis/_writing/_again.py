@@ -56,7 +56,7 @@ class Again:
 
         Meanwhile something else, such as an acknowledgement, may have been taken: then it is 0.
 
-        :raises redis.exceptions.RedisError: if nothing more can be read
+        :raises RedisError: if nothing more can be read
         """
         return 0.0 if self.refusal is None else self._patience.pause(self.refusal)
 

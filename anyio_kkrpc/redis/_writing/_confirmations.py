@@ -12,12 +12,10 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from ..._exceptions import RPCTimeoutError, TransportClosedError, TransportConnectionError
 from ...records import Request
 from .._connection._command import pack
-from .._connection._errors import Meaning, leads_elsewhere, meaning_of, reason
+from .._connection._errors import Meaning, RedisError, leads_elsewhere, meaning_of, reason
 from .._connection._resp import Connection
 from ._ledger import Post
 

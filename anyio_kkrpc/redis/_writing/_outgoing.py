@@ -11,12 +11,11 @@ from contextlib import suppress
 from typing import Any
 
 from anyio import Event, current_time, move_on_after, sleep
-from redis.exceptions import RedisError
 
 from ..._exceptions import TransportClosedError, TransportConnectionError
 from ..._runtime._clock import clock
 from ...records import Request
-from .._connection._errors import Meaning, meaning_of, named, no_memory
+from .._connection._errors import Meaning, RedisError, meaning_of, named, no_memory
 from .._connection._patience import Patience
 from .._connection._resp import Connection
 from ._acks import Acknowledgements

@@ -17,10 +17,9 @@ from typing import Any
 
 from anyio import Event, current_time, sleep
 from msgspec import Struct
-from redis.exceptions import RedisError
 
 from ...records import Cancel, Request
-from .._connection._errors import meaning_of
+from .._connection._errors import RedisError, meaning_of
 from ._acks import Acknowledgements
 from ._commands import Commands
 from ._ledger import Ledger, Post

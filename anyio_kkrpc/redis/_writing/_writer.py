@@ -16,7 +16,6 @@ from typing import Any
 
 from anyio import Event
 from msgspec import UNSET
-from redis.exceptions import RedisError
 
 from ..._exceptions import DeliveryError, OverloadedError, RPCTimeoutError
 from ..._runtime._fresh import fresh_copy
@@ -24,7 +23,7 @@ from ..._runtime._log import quoted
 from ..._wire_errors import library_error
 from ...abc import Envelope
 from ...records import Cancel, Reply, Request
-from .._connection._errors import Meaning, meaning_of, named, no_memory, reason
+from .._connection._errors import Meaning, RedisError, meaning_of, named, no_memory, reason
 from .._connection._patience import Patience
 from .._connection._resp import Connection
 from .._stream._entries import order

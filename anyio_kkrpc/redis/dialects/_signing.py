@@ -9,9 +9,9 @@ it has seen itself: within the window, a request of a group may be repeated to a
 
 from __future__ import annotations
 
-import hmac
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 from ..._exceptions import ProtocolError
 
@@ -35,7 +35,10 @@ class Signer:
     """
 
     def __init__(self, key: bytes, now: Callable[[], float], nonce: Callable[[], bytes]) -> None:
-        self._key = key
+        import hmac  # loads OpenSSL's hash functions, which only those need who sign
+
+        self._hmac = partial(hmac.digest, key, digest="sha256")
+        self._same = hmac.compare_digest
         self._nonce = nonce
         self.now = now
         self._seen: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()
@@ -68,7 +71,7 @@ class Signer:
         if len(fields) < 2 or fields[-2] != b"sig":
             raise ProtocolError("an entry without a signature")
         head, _, digest = fields[-1].rpartition(b".")
-        if not hmac.compare_digest(digest, self._digest(stream, head, fields[:-2])):
+        if not self._same(digest, self._digest(stream, head, fields[:-2])):
             raise ProtocolError("an entry whose signature is wrong")
         time, _, nonce = head.partition(b".")
         if not time.isdigit() or len(time) > _MOST_DIGITS:
@@ -81,4 +84,4 @@ class Signer:
     def _digest(self, stream: bytes, head: bytes, fields: tuple[bytes, ...] | list[bytes]) -> bytes:
         # Each part with its length, so that parts can't be shifted.
         text = b"".join(b"%d:%s" % (len(part), part) for part in (stream, head, *fields))
-        return hmac.digest(self._key, text, "sha256").hex().encode()
+        return self._hmac(text).hex().encode()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+from functools import partial
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.connection import parse_url
 from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
 
 from anyio_kkrpc.redis._connection._address import Address, describe
+from anyio_kkrpc.redis._connection._url import read_url
 from tests.bounds import BOUND
 
 
@@ -241,3 +244,45 @@ def test_describe_causes() -> None:
     broken = anyio.BrokenResourceError()
     broken.__cause__ = ConnectionResetError(104, "whatever")
     assert describe(broken) == "Connection reset by peer"
+
+
+TEXTS = st.text("aZ0-_.~%/@:?&= é", max_size=6)
+QUERIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "db": st.sampled_from(["0", "7", "", "x"]),
+        "client_name": st.sampled_from(["me", "a%62c", ""]),
+        "socket_connect_timeout": st.sampled_from(["1", "2.5", "", "soon"]),
+        "username": TEXTS,
+        "password": TEXTS,
+    },
+)
+
+
+@given(
+    user=st.none() | st.tuples(TEXTS, st.none() | TEXTS),
+    host=st.sampled_from(["", "h", "Redis.example", "[::1]", "127.0.0.1", "h:7000"]),
+    path=st.sampled_from(["", "/", "/3", "/3/"]),
+    query=QUERIES,
+    raw=st.booleans(),
+)
+def test_urls_are_read_as_by_another_client(
+    user: tuple[str, str | None] | None, host: str, path: str, query: dict[str, str], raw: bool
+) -> None:
+    """What redis-py makes of a URL is in it, unless it is refused."""
+    write = str if raw else partial(quote, safe="")
+    login = "" if user is None else ":".join(write(one) for one in user if one is not None) + "@"
+    more = "&".join(f"{name}={write(value)}" for name, value in query.items())
+    url = f"redis://{login}{host}{path}{'?' if more else ''}{more}"
+    try:
+        found = read_url(url)
+    except ValueError:
+        return
+    theirs = {"host": "localhost", "connect_timeout": None, **parse_url(url)}
+    if "socket_connect_timeout" in theirs:
+        theirs["connect_timeout"] = theirs.pop("socket_connect_timeout")
+    # Versions differ in how often they take the quoting off what is in the query.
+    for name in ("client_name", "username", "password"):
+        if name in query and name in theirs:
+            assert unquote(found.pop(name)) == unquote(theirs.pop(name))
+    assert found == theirs

@@ -8,11 +8,11 @@ from typing import Any
 import anyio
 import pytest
 import trio
-from redis.exceptions import ReadOnlyError, ResponseError
 from trio.testing import MockClock
 
 from anyio_kkrpc import TransportConnectionError
 from anyio_kkrpc.redis._connection._entering import Entering
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._patience import Outages
 from anyio_kkrpc.redis._connection._portion import Portion
 from anyio_kkrpc.redis._connection._target import Target
@@ -94,7 +94,10 @@ async def test_refused_for_now() -> None:
 @pytest.mark.parametrize(
     ("cause", "text"),
     [
-        (ReadOnlyError("You can't write against a read only replica."), "but \"READONLY You can't"),
+        (
+            ResponseError("READONLY You can't write against a read only replica."),
+            "but \"READONLY You can't",
+        ),
         (anyio.EndOfStream(), "(the connection was lost: closed by the server)"),
     ],
 )

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from anyio import Event, create_task_group, fail_after
 from anyio.lowlevel import checkpoint
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from anyio_kkrpc import TransportClosedError, TransportConnectionError
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._link import Link
 from anyio_kkrpc.redis._connection._portion import Portion
 from tests.bounds import BOUND
@@ -143,7 +143,7 @@ async def test_errors_of_the_command_are_its_own() -> None:
 
 async def test_a_server_that_takes_no_writes_is_left() -> None:
     """A replica refuses what it was asked, so even what must not be repeated is."""
-    rig = Rig(Line(ReadOnlyError("READONLY You can't write against a read only replica.")), Line(1))
+    rig = Rig(Line(ResponseError("READONLY You can't write against a read only replica.")), Line(1))
     async with running(rig) as link:
         assert await link.attempt("a") == 1
         assert link.reconnects == 1
@@ -154,8 +154,8 @@ async def test_nobody_uses_it_before_it_is_prepared() -> None:
     """What is refused then is tried again on it, unless another server is to be asked."""
     rig = Rig(Line(1), Line(2))
     first, second = rig.first, rig.others[0]
-    full = OutOfMemoryError("OOM command not allowed")
-    rig.refusals = [full, ReadOnlyError("READONLY You can't write")]
+    full = ResponseError("OOM command not allowed")
+    rig.refusals = [full, ResponseError("READONLY You can't write")]
     async with running(rig) as link:
         assert await link.request("a") == 2
     assert rig.prepared == [first, first, second]

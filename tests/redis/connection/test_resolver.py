@@ -8,11 +8,11 @@ from typing import Any
 
 import anyio
 import pytest
-from redis.exceptions import ReadOnlyError, ResponseError
 
 from anyio_kkrpc import TransportConnectionError
 from anyio_kkrpc.redis._connection import _resolver
 from anyio_kkrpc.redis._connection._address import Address
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._resolver import (
     Fixed,
     Probe,
@@ -197,8 +197,8 @@ class TestKnowledge:
     @pytest.mark.parametrize(
         "exc",
         [
-            ReadOnlyError("You can't write against a read only replica."),
-            lost(ReadOnlyError("You can't write against a read only replica.")),
+            ResponseError("READONLY You can't write against a read only replica."),
+            lost(ResponseError("READONLY You can't write against a read only replica.")),
             lost(WrongRoleError("it is a replica")),
         ],
     )
@@ -223,7 +223,7 @@ class TestKnowledge:
         topology, finder = await self.known(HERE)
         topology.found(THERE)
         assert topology.generation == 1
-        topology.note(HERE, ReadOnlyError("no"))
+        topology.note(HERE, ResponseError("READONLY no"))
         topology.found(THERE)
         assert (topology.generation, await topology.resolve()) == (1, THERE)
         assert len(finder.asked_at) == 1
@@ -266,7 +266,7 @@ class TestFixed:
         """A replica in the URL is what was asked for: no other connection suffers."""
         topology = Topology(Fixed(HERE))
         await topology.resolve()
-        for exc in (ReadOnlyError("no"), ResponseError("MOVED 1 there:6379"), REFUSED):
+        for exc in (ResponseError("READONLY no"), ResponseError("MOVED 1 there:6379"), REFUSED):
             topology.note(HERE, exc)
             assert await topology.resolve() == HERE
         assert topology.generation == 0

@@ -6,9 +6,9 @@ from collections import deque
 from typing import Any
 
 import pytest
-from redis.exceptions import NoPermissionError, ResponseError
 
 from anyio_kkrpc import TransportConnectionError
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._group._claims import Groups, Look, Taken
 from anyio_kkrpc.redis._group._scripts import HAND_BACK, LEAVE, LOOK, REMOVE, TAKE, TOUCH
 from anyio_kkrpc.redis._stream._keys import DELAYED, HANDED_BACK, Keys
@@ -162,7 +162,7 @@ async def test_lead(reply: Any, leads: bool) -> None:
 
 async def test_everybody_leads_where_it_can_not_be_kept(caplog: pytest.LogCaptureFixture) -> None:
     """That is said once, and once more when it has come and gone; other errors are raised."""
-    refusal = NoPermissionError("NOPERM no permissions to access a key")
+    refusal = ResponseError("NOPERM no permissions to access a key")
     parts = groups(Link(refusal, refusal, 0, refusal, ResponseError("OOM command not allowed")))
     assert [await parts.lead() for _ in range(4)] == [True, True, False, True]
     assert caplog.text.count("each worker of the group looks") == 2

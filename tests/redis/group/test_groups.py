@@ -13,10 +13,9 @@ from typing import Any
 import anyio
 import pytest
 import redis
-from redis.exceptions import RedisError
 
 from anyio_kkrpc import DeliveryError, RedisStreamsTransport, RPCChannel, current_call
-from anyio_kkrpc.redis._connection._errors import meaning_of
+from anyio_kkrpc.redis._connection._errors import RedisError, meaning_of
 from anyio_kkrpc.redis._group import _claiming, _keeping
 from anyio_kkrpc.redis._group import _claims as _group
 from anyio_kkrpc.redis._group._claims import Groups, Look

@@ -9,9 +9,9 @@ from typing import Any, cast
 import anyio
 import pytest
 import redis
-from redis.exceptions import ResponseError
 
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel, current_call
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._patience import Outages
 from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.redis._group._claims import Groups

@@ -6,10 +6,10 @@ from typing import Any
 
 import anyio
 import pytest
-from redis.exceptions import ResponseError
 
 from anyio_kkrpc._protocol._records import Request
 from anyio_kkrpc.abc import Envelope
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._patience import Outages
 from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.redis._group._claims import Claims, Taken

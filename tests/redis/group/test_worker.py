@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import anyio
 import pytest
-from redis.exceptions import ResponseError
 
 from anyio_kkrpc import TransportConnectionError
 from anyio_kkrpc._protocol._records import Cancel, Request
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._link import Link
 from anyio_kkrpc.redis._group._claims import Groups
 from anyio_kkrpc.redis._group._held import Standing

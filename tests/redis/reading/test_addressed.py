@@ -6,11 +6,11 @@ from typing import Any, cast
 
 import anyio
 import pytest
-from redis.exceptions import NoPermissionError, ResponseError
 
 from anyio_kkrpc import TransportConnectionError
 from anyio_kkrpc._protocol._records import Bye, Cancel, Record, Reply, Request
 from anyio_kkrpc.abc import Envelope, Listener
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._portion import Portion
 from anyio_kkrpc.redis._reading._addressed import Addressed
 from anyio_kkrpc.redis._reading._in_order import InOrder
@@ -88,8 +88,8 @@ async def test_start(shared: bool) -> None:
 
 async def test_start_without_a_right() -> None:
     """A key that holds something else is left out by who reads it; nothing else is."""
-    desk = Desk(EVAL=NoPermissionError("NOPERM no"))
-    with pytest.raises(NoPermissionError):
+    desk = Desk(EVAL=ResponseError("NOPERM no"))
+    with pytest.raises(ResponseError, match="NOPERM"):
         await desk.addressed.find_start(desk.server.execute, desk.ask, shared=False)
 
 

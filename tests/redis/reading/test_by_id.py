@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import trio
-from redis.exceptions import NoPermissionError, OutOfMemoryError, RedisError
 from trio.testing import MockClock
 
+from anyio_kkrpc.redis._connection._errors import RedisError, ResponseError
 from anyio_kkrpc.redis._reading._by_id import select_ids
 
 IDS = [b"%d-0" % number for number in range(600)]
@@ -53,13 +53,13 @@ def test_parts(count: int, parts: int) -> None:
 
 def test_refused_for_now() -> None:
     """Only what was refused is asked again."""
-    link = Link({2: OutOfMemoryError("OOM no"), 3: OutOfMemoryError("OOM no")})
+    link = Link({2: ResponseError("OOM no"), 3: ResponseError("OOM no")})
     assert select(link, ASKED) == set(IDS[::2])
     assert [command[5] for command in link.asked] == [IDS[0], *[IDS[250]] * 3, IDS[500]]
 
 
 @pytest.mark.parametrize(
-    ("error", "asked"), [(NoPermissionError("NOPERM no"), 1), (OutOfMemoryError("OOM no"), 20)]
+    ("error", "asked"), [(ResponseError("NOPERM no"), 1), (ResponseError("OOM no"), 20)]
 )
 def test_refused_for_good(error: RedisError, asked: int) -> None:
     link = Link(dict.fromkeys(range(1, 100), error))

@@ -8,9 +8,9 @@ from typing import Any
 import anyio
 import pytest
 import redis
-from redis.exceptions import ResponseError
 
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel, TransportConnectionError
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._patience import Patience
 from anyio_kkrpc.redis._reading._broadcast import Broadcast
 from anyio_kkrpc.redis._reading._flow import Flow

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from redis.exceptions import OutOfMemoryError
 
 from anyio_kkrpc import ProtocolError
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._patience import Outages
 from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.redis._reading._hints import Hints
@@ -67,7 +67,7 @@ async def test_other_words() -> None:
 async def test_refused(caplog: pytest.LogCaptureFixture) -> None:
     """It is lost, which is said once."""
     peer = Peer()
-    peer.error = OutOfMemoryError("OOM no")
+    peer.error = ResponseError("OOM no")
     await peer.hints.tell_claim()
     await peer.hints.tell_claim()
     assert caplog.text.count("words to all peers") == 1

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import anyio
 import pytest
-from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 from anyio_kkrpc import TransportConnectionError
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._link import Dialer
 from anyio_kkrpc.redis._connection._patience import Outages, Patience
 from anyio_kkrpc.redis._connection._portion import ReadPortion
@@ -59,7 +59,7 @@ def patience() -> Patience:
     return Patience("reading", Outages(Target.parse("redis://nowhere")), heals=())
 
 
-@pytest.mark.parametrize("error", [LOST, ResponseError("NOGROUP no"), OutOfMemoryError("OOM no")])
+@pytest.mark.parametrize("error", [LOST, ResponseError("NOGROUP no"), ResponseError("OOM no")])
 async def test_goes_on(error: Exception) -> None:
     """What is lost is read on a new connection, what is refused for now on the same one."""
     failures: list[Exception] = []
@@ -75,7 +75,7 @@ async def test_goes_on(error: Exception) -> None:
 
     await loop.run("requests", read, patience())
     assert [str(failure) for failure in failures] == ["there is no server any more"]
-    kept = isinstance(error, OutOfMemoryError)
+    kept = "OOM" in str(error)
     assert (used[0] is used[1]) is kept
     assert loop.reconnects == len(dialled.sockets) == 2
     assert all(socket.closed for socket in dialled.sockets)
@@ -84,7 +84,7 @@ async def test_goes_on(error: Exception) -> None:
 async def test_no_right(caplog: pytest.LogCaptureFixture) -> None:
     """What will not pass is the end."""
     failures: list[Exception] = []
-    first, error = Socket(), NoPermissionError("NOPERM no")
+    first, error = Socket(), ResponseError("NOPERM no")
     loop = looped(Dialled(0), failures.append)
 
     async def read(connection: Connection, portion: ReadPortion) -> None:

@@ -11,7 +11,6 @@ import redis
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from redis.exceptions import NoPermissionError, OutOfMemoryError
 from trio.testing import MockClock
 
 from anyio_kkrpc._protocol._records import Reply, Request
@@ -19,6 +18,7 @@ from anyio_kkrpc.abc import Envelope, Listener
 from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.kit._inbound import Inbound
 from anyio_kkrpc.kit._queue import BoundedQueue
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._reading._open_calls import _MISSING, OpenCalls
 from anyio_kkrpc.redis.dialects import Dialects
 
@@ -265,10 +265,10 @@ def test_refused(caplog: pytest.LogCaptureFixture) -> None:
 
     async def check(rig: Rig) -> None:
         rig.ask("1", b"1-0")
-        rig.refusals.append(OutOfMemoryError("OOM not now"))
+        rig.refusals.append(ResponseError("OOM not now"))
         await rig.look()
         assert rig.sent == ["1"]
-        rig.refusals.append(NoPermissionError("NOPERM this user has no permissions"))
+        rig.refusals.append(ResponseError("NOPERM this user has no permissions"))
         await rig.look()
         assert rig.sent == ["1"]
         assert "which requests were lost can't be found: NOPERM" in caplog.text

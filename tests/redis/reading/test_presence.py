@@ -10,11 +10,11 @@ from typing import Any
 import anyio
 import pytest
 import trio
-from redis.exceptions import NoPermissionError
 from trio.testing import MockClock
 
 from anyio_kkrpc import DeliveryError
 from anyio_kkrpc._protocol._dependencies import Role
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._patience import Outages
 from anyio_kkrpc.redis._reading._presence import Presence
 from anyio_kkrpc.redis._stream._clock import ServerClock
@@ -83,7 +83,7 @@ class Store:
         name = command[0]
         key = command[3] if name == b"EVAL" else command[2] if name == b"XINFO" else command[1]
         if key in self.refused:
-            return NoPermissionError("No permissions to access a key")
+            return ResponseError("NOPERM No permissions to access a key")
         if name == b"EVAL":
             assert command[1:3] == (ADD_BRIEFLY, b"1")
             self._ttls[key] = command[-1]

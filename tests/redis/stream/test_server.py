@@ -6,9 +6,9 @@ import logging
 from typing import Any
 
 import pytest
-from redis.exceptions import NoPermissionError
 
 from anyio_kkrpc import TransportConnectionError
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.redis._stream._server import Identity, check_server, look_at_server
 
@@ -42,7 +42,7 @@ async def test_version(text: str, version: tuple[int, ...]) -> None:
 
 async def test_one_that_hides_itself() -> None:
     async def execute(*command: bytes) -> bytes:
-        raise NoPermissionError("NOPERM no permissions to run the 'info' command")
+        raise ResponseError("NOPERM no permissions to run the 'info' command")
 
     assert await look_at_server(execute) == ((6, 2), "")
     assert await check_server(execute, NOWHERE, groups=True)
@@ -82,7 +82,7 @@ class Told:
 
 async def test_another_one() -> None:
     """Another process, another history of the same one, or one that doesn't tell; not the first."""
-    identity, refusal = Identity(), NoPermissionError("NOPERM no permissions to run 'info'")
+    identity, refusal = Identity(), ResponseError("NOPERM no permissions to run 'info'")
     found, sure = [], []
 
     async def along(execute: Any) -> None:
@@ -111,8 +111,8 @@ async def test_another_one() -> None:
 async def test_what_is_asked_along_is_refused() -> None:
     class Refusing(Told):
         async def execute_many(self, commands: Any) -> list[Any]:
-            return [NoPermissionError("NOPERM no"), *self.replies]
+            return [ResponseError("NOPERM no"), *self.replies]
 
     connection: Any = Refusing("a", "x")
-    with pytest.raises(NoPermissionError, match="TIME"):
+    with pytest.raises(ResponseError, match="TIME"):
         await Identity().ask(connection, lambda execute: execute(b"TIME"))

@@ -6,14 +6,14 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from redis.exceptions import NoPermissionError, OutOfMemoryError
 
+from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._patience import HEALING, LONGEST_PAUSE
 from anyio_kkrpc.redis._writing._again import Again
 from anyio_kkrpc.redis._writing._ledger import Post
 
-FULL = OutOfMemoryError("OOM command not allowed")
-RIGHTS = NoPermissionError("NOPERM no permissions")
+FULL = ResponseError("OOM command not allowed")
+RIGHTS = ResponseError("NOPERM no permissions")
 
 
 class Patience:

@@ -18,7 +18,6 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from redis.backoff import FullJitterBackoff
 from trio.testing import MockClock
 
 from anyio_kkrpc import (
@@ -30,6 +29,7 @@ from anyio_kkrpc import (
 from anyio_kkrpc._protocol._records import CallbackCall, Cancel, Record, Reply, Request
 from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.codecs import get_codec
+from anyio_kkrpc.redis._connection import _patience
 from anyio_kkrpc.redis._connection._patience import Outages, Patience
 from anyio_kkrpc.redis._connection._resp import HIGH_WATER, Connection
 from anyio_kkrpc.redis._reading._repeats import Repeats
@@ -532,7 +532,7 @@ def test_acknowledgement_that_is_taken_at_the_second_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is over then, and no pause is needed before what waits is written."""
-    monkeypatch.setattr(FullJitterBackoff, "compute", lambda self, failures: 0.0)
+    monkeypatch.setattr(_patience, "jittered", lambda failures: 0.0)
 
     async def check() -> None:
         model = Model(["take", "noreplicas"], [1])
