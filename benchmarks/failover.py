@@ -7,6 +7,7 @@ of several runs.
 - ``unanswered``: calls that ended in an error or not at all, over all runs;
 - ``longest``: seconds of the longest call;
 - ``twice``: requests that ran more than once;
+- ``again``: accepted requests that the next server lacked, and that were sent again;
 - ``event``: seconds that the event took, where somebody made it;
 - ``calls``: how many there were.
 """
@@ -18,6 +19,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,6 +37,8 @@ NODE_TIMEOUT = 1500
 DOWN_AFTER = 1000
 # Seconds for which writes are refused.
 REFUSED = 3.0
+# Seconds for which replicas get nothing.
+LAG = 0.3
 
 
 class Run(NamedTuple):
@@ -44,6 +48,7 @@ class Run(NamedTuple):
     unanswered: int
     longest: float
     twice: int
+    again: int
     event: float
 
 
@@ -52,14 +57,15 @@ class Load:
 
     :param in_flight: how many at a time
     :param some: how many are answered before the event, and after it, until the run is over
+    :param at_once: how many of them each worker runs at a time
     :ivar answered: how many had a result
     :ivar runs: how often each ran
     :ivar failed: the errors of those that failed
     :ivar longest: seconds of the longest call since the event began
     """
 
-    def __init__(self, in_flight: int = 64, some: int = 500) -> None:
-        self._in_flight, self._some = in_flight, some
+    def __init__(self, in_flight: int = 64, some: int = 500, at_once: int = 100) -> None:
+        self._in_flight, self._some, self._at_once = in_flight, some, at_once
         self.answered = 0
         self.runs: Counter[int] = Counter()
         self.failed: list[RPCError] = []
@@ -97,8 +103,8 @@ class Load:
             RedisStreamsTransport(url, **options) as first,
             RedisStreamsTransport(url, **options) as second,
             RedisStreamsTransport(url, **options) as using,
-            RPCChannel(first, expose=self),
-            RPCChannel(second, expose=self),
+            RPCChannel(first, expose=self, max_concurrency=self._at_once),
+            RPCChannel(second, expose=self, max_concurrency=self._at_once),
             RPCChannel(using) as client,
             anyio.create_task_group() as group,
         ):
@@ -114,7 +120,8 @@ class Load:
                 await self.more()
             self._ending = True
         twice = sum(1 for count in self.runs.values() if count > 1)
-        return Run(self._number, len(self.failed), self.longest, twice, took)
+        again = using.statistics().sent_again
+        return Run(self._number, len(self.failed), self.longest, twice, again, took)
 
 
 # What happens
@@ -131,6 +138,19 @@ def freeze(setup: ClusterSetup | SentinelSetup) -> None:
     """Stop the process of the master, and wait until there is another one."""
     master = _master(setup)
     master.freeze()
+    _wait_other(setup, master)
+
+
+def lose(setup: ClusterSetup | SentinelSetup) -> None:
+    """Kill the master once its replicas lack what it has accepted for a while."""
+    master = _master(setup)
+    replicas = setup.replicas() if isinstance(setup, SentinelSetup) else [setup.replica_of(master)]
+    with ExitStack() as stack:
+        for replica in replicas:
+            stack.enter_context(replica.freezing())  # so that none connects again
+        master.run("CLIENT", "KILL", "TYPE", "replica")
+        time.sleep(LAG)
+        master.kill()
     _wait_other(setup, master)
 
 
@@ -160,6 +180,12 @@ def move(setup: ClusterSetup) -> None:
     setup.move(STREAM, setup.stranger(STREAM), pause=0.1)
 
 
+def move_at_once(setup: ClusterSetup) -> None:
+    """Move the slot in one step, where the server can (Valkey 9, Redis 8.4)."""
+    if not setup.move_atomically(STREAM, setup.stranger(STREAM)):
+        print("  it can't")
+
+
 def _master(setup: ClusterSetup | SentinelSetup) -> Node:
     return setup.owner(STREAM) if isinstance(setup, ClusterSetup) else setup.master()
 
@@ -177,10 +203,18 @@ EVENTS: dict[str, dict[str, Callable[[Any], object]]] = {
         "takeover": take_over,
         "killed": kill,
         "frozen": freeze,
+        "lost": lose,
         "moved": move,
+        "moved at once": move_at_once,
         "noreplicas": refuse,
     },
-    "sentinel": {"failover": fail_over, "killed": kill, "frozen": freeze, "noreplicas": refuse},
+    "sentinel": {
+        "failover": fail_over,
+        "killed": kill,
+        "frozen": freeze,
+        "lost": lose,
+        "noreplicas": refuse,
+    },
 }
 
 
@@ -189,10 +223,11 @@ def main() -> None:
     parser.add_argument("topology", choices=EVENTS)
     parser.add_argument("--event", action="append", help="only these")
     parser.add_argument("--server", choices=("redis", "valkey"))
+    parser.add_argument("--executable", help="path of a server program, of any version")
     parser.add_argument("--backend", choices=("asyncio", "trio"), default="asyncio")
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
-    executable = find_server(options.server)
+    executable = options.executable or find_server(options.server)
     setup = (
         ClusterSetup(executable, node_timeout=NODE_TIMEOUT)
         if options.topology == "cluster"
@@ -204,7 +239,9 @@ def main() -> None:
                 continue
             runs = []
             for _ in range(options.runs):
-                load, happens = Load(), partial(event, setup)
+                # What is lost and runs is answered all the same: some are to wait in the stream.
+                load = Load(at_once=8) if event is lose else Load()
+                happens = partial(event, setup)
                 runs.append(anyio.run(load.run, setup.url, happens, backend=options.backend))
                 for exc in load.failed[:3]:
                     print(f"  {type(exc).__name__}: {exc}")
@@ -214,6 +251,7 @@ def main() -> None:
                 f"longest={statistics.median(run.longest for run in runs):.2f} "
                 f"(at most {max(run.longest for run in runs):.2f}) "
                 f"twice={statistics.median(run.twice for run in runs):g} "
+                f"again={statistics.median(run.again for run in runs):g} "
                 f"event={statistics.median(run.event for run in runs):.2f} "
                 f"calls={statistics.median(run.calls for run in runs):g}",
                 flush=True,

@@ -642,15 +642,23 @@ class ClusterSetup(_Setup):
         self._elected[replica] = time.monotonic()
         return replica
 
+    def begin_move(self, key: str | bytes, target: Node) -> tuple[int, Node]:
+        """Have the slot of a key begin to move to another master; return it, and where it still is.
+
+        From now on either of them refuses what needs keys that it lacks.
+        """
+        slot, source = hash_slot(key.encode() if isinstance(key, str) else key), self.owner(key)
+        target.run("CLUSTER", "SETSLOT", slot, "IMPORTING", self._id(source))
+        source.run("CLUSTER", "SETSLOT", slot, "MIGRATING", self._id(target))
+        return slot, source
+
     def move(self, key: str | bytes, target: Node, *, pause: float = 0.0) -> float:
         """Move the slot of a key to another master, key by key.
 
         :param pause: seconds before, between and after the keys
         :return: the seconds from the first key's move to the slot's
         """
-        slot, source = hash_slot(key.encode() if isinstance(key, str) else key), self.owner(key)
-        target.run("CLUSTER", "SETSLOT", slot, "IMPORTING", self._id(source))
-        source.run("CLUSTER", "SETSLOT", slot, "MIGRATING", self._id(target))
+        slot, source = self.begin_move(key, target)
         time.sleep(pause)
         began = time.monotonic()
         while keys := source.run("CLUSTER", "GETKEYSINSLOT", slot, 1):

@@ -44,12 +44,17 @@ class Calls(Load):
         assert run.calls == self.answered >= 20 * (1 + len(events))
 
 
+def begin_move(cluster: ClusterSetup) -> None:
+    cluster.begin_move(STREAM, cluster.stranger(STREAM))
+
+
 async def test_stream_that_moves(cluster: ClusterSetup) -> None:
     """Its slot moves key by key, and a replica takes the place of its master, who agrees: nothing is
-    lost, and nothing runs twice.
+    lost, and nothing runs twice. Until its keys have moved, calls go on.
     """
     calls = Calls()
-    await calls.see(cluster.url, partial(move, cluster), partial(fail_over, cluster))
+    events = partial(begin_move, cluster), partial(move, cluster), partial(fail_over, cluster)
+    await calls.see(cluster.url, *events)
     assert set(calls.runs.values()) == {1}
 
 

@@ -103,7 +103,13 @@ class Server:
     request = execute
 
     async def execute_many(self, commands: list[Any]) -> list[Any]:
-        return [await self.execute(*command) for command in commands]
+        return [await self._attempt(*command) for command in commands]
+
+    async def _attempt(self, *command: Any) -> Any:
+        try:
+            return await self.execute(*command)
+        except ResponseError as exc:
+            return exc
 
     async def again(self) -> Connection:
         """Connect, as a dialer does."""

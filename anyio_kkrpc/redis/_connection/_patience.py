@@ -27,14 +27,16 @@ MOVING_PAUSE = 0.1
 HEALING = 10.0
 
 
-def jittered(failures: int) -> float:
+def jittered(failures: int, longest: float = LONGEST_PAUSE) -> float:
     """Return the seconds to wait after so many failures: at most twice as many as after one less.
 
     Any time up to that may be it, so that those who fail together don't try again together.
+
+    :param longest: seconds
     """
     # An outage of days has more failures than a float has powers of two.
-    longest = FIRST_PAUSE * 2 ** min(failures, _MOST_DOUBLINGS)
-    return uniform(0, min(LONGEST_PAUSE, longest))
+    doubled = FIRST_PAUSE * 2 ** min(failures, _MOST_DOUBLINGS)
+    return uniform(0, min(longest, doubled))
 
 
 class Outages:
@@ -132,8 +134,8 @@ class Patience:
         self._failures += 1
         if meaning is not Meaning.GONE:  # whoever makes it again says so
             self._outages.begin(self._part, exc)
-        pause = jittered(self._failures)
-        return min(pause, MOVING_PAUSE) if meaning is Meaning.MOVING else pause
+        longest = MOVING_PAUSE if meaning is Meaning.MOVING else LONGEST_PAUSE
+        return jittered(self._failures, longest)
 
     def worked(self) -> None:
         """Note that an attempt worked. Needed after those only that `calm` isn't set for."""

@@ -150,12 +150,18 @@ class Addressed:
         if before is not None and reader.server != before:
             self.repeats.lose()  # another server may have lost what is missing
         connection.silence = common.silence
+        moving = None
         while True:
             try:
-                await reader.read(connection, portion, self._take)
+                await reader.read(connection, portion, self._take, moving)
             except ResponseError as exc:
+                if moving is None and meaning_of(exc) is Meaning.MOVING:
+                    moving = self.inbox.key
+                    continue
+                moving = None
                 await self._mend(connection.execute, exc)
                 continue
+            moving = None
             if not patience.calm:
                 patience.worked()
             if reader.count > 1:

@@ -29,6 +29,9 @@ logger = logging.getLogger("anyio_kkrpc")
 
 Take = Callable[[bytes, bytes, Entry], None]
 
+# Milliseconds for which a key is waited for while others of its slot are asked for, too.
+_A_MOMENT = b"100"
+
 
 class Asked(Protocol):
     """What leads to the server: a connection, or another way to ask it."""
@@ -124,19 +127,30 @@ class Reader:
         self._read_at = monotonic()
         self._head = (b"XREAD", b"BLOCK", block_ms(block_timeout), b"COUNT")
 
-    async def read(self, connection: Connection, portion: ReadPortion, take: Take) -> None:
+    async def read(
+        self,
+        connection: Connection,
+        portion: ReadPortion,
+        take: Take,
+        moving: bytes | None = None,
+    ) -> None:
         """Wait for entries once, and hand each that is valid to ``take``.
 
         :param portion: how many of each stream to ask for
+        :param moving: the key to wait for, a moment, while their slot moves to another node
 
         Nothing is awaited between the reply and the last ``take``, so a position is never ahead
         of what was taken.
         """
         positions, decode = self.positions, self._decoder.decode
         count, before = b"%d" % portion.size, connection.received
-        reply = await connection.execute(
-            *self._head, count, b"STREAMS", *positions.keys(), *positions.values()
-        )
+        refusal = None
+        if moving is None:
+            reply = await connection.execute(
+                *self._head, count, b"STREAMS", *positions.keys(), *positions.values()
+            )
+        else:
+            reply, refusal = await self._ask_apart(connection, count, moving)
         self._read_at = monotonic()
         self.count = 0
         for stream, entries in reply or ():
@@ -149,6 +163,31 @@ class Reader:
         received = connection.received - before
         if portion.wary or not portion.few < self.count < portion.many or received > MANY_BYTES:
             portion.took(self.count, received)
+        if refusal is not None:
+            raise refusal
+
+    async def _ask_apart(
+        self, connection: Connection, count: bytes, last: bytes
+    ) -> tuple[list[Any], Exception | None]:
+        """Ask for each key by itself; return what came, and what refuses more than a move does.
+
+        As soon as a node of a Cluster lacks one key of a slot that moves, also one that is nowhere,
+        it refuses what is about several of them.
+
+        :param last: the key to wait for; without it there is nothing to read
+        """
+        keys = sorted(self.positions, key=lambda key: key == last)
+        ends = [(b"COUNT", count, b"STREAMS", key, self.positions[key]) for key in keys]
+        commands: list[Command] = [(b"XREAD", *end) for end in ends[:-1]]
+        commands.append((b"XREAD", b"BLOCK", _A_MOMENT, *ends[-1]))
+        found: list[Any] = []
+        refusal = None
+        for key, reply in zip(keys, await connection.execute_many(commands), strict=True):
+            if not isinstance(reply, Exception):
+                found += reply or ()
+            elif key == last or meaning_of(reply) is not Meaning.MOVING:
+                refusal = refusal or reply
+        return found, refusal
 
     def begin(self, positions: dict[bytes, bytes]) -> None:
         """Note from where on to read, as it is now."""

@@ -135,6 +135,44 @@ async def test_wrong_keys(caplog: pytest.LogCaptureFixture) -> None:
     assert [str(one) for one in desk.parts.failures] == ["there is no server any more"]
 
 
+AGAIN = ResponseError("TRYAGAIN Multiple keys request during rehashing of slot")
+ASK = ResponseError("ASK 3999 127.0.0.1:6381")
+
+
+async def test_slot_that_moves() -> None:
+    """What is there still is read, whichever of the keys are on another node, or nowhere."""
+    reply, cancel = Reply("r", v=1), Cancel("c")
+    inbox, control = [(b"5-0", written(reply))], [(b"6-0", written(cancel))]
+    replies: list[Any] = [AGAIN, ASK, [(INBOX, inbox)]]
+    replies += [ASK, [(CONTROL, control)], ASK, LOST]
+    desk = Desk(*replies)
+    await desk.run()
+    assert desk.ear.heard == [reply, cancel]
+    assert desk.reader.positions == {CONTROL: b"6-0", INBOX: b"5-0"}
+    reads = [command for command in desk.server.asked if command[0] == b"XREAD"]
+    assert [command[-2:] for command in reads[1:3]] == [(CONTROL, b"1-0"), (INBOX, b"1-0")]
+    assert [b"BLOCK" in command for command in reads[:3]] == [True, False, True]
+    assert not desk.addressed.misplaced
+
+
+async def test_slot_that_moves_and_something_else() -> None:
+    """What no move explains is said, and what came beside it isn't lost."""
+    denied = ResponseError("NOPERM no")
+    inbox = [(b"5-0", written(Reply("r", v=1)))]
+    desk = Desk(AGAIN, denied, [(INBOX, inbox)])
+    await desk.run()
+    assert desk.ear.heard == [Reply("r", v=1)]
+    assert desk.parts.failures == [denied]
+
+
+async def test_slot_that_moves_and_wrong_keys() -> None:
+    """A control stream that is none is left out then, too."""
+    desk = Desk(AGAIN, WRONG, [], LOST, XINFO=WRONG, EVAL=b"9-0")
+    await desk.run()
+    assert desk.addressed.misplaced == 2
+    assert [str(one) for one in desk.parts.failures] == ["there is no server any more"]
+
+
 async def test_listens_to_the_stream() -> None:
     """From what came first on, but not from before this peer came; and its read is ended once."""
     desk = Desk(EVAL=b"7-0")
