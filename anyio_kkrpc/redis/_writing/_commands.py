@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
 
@@ -181,8 +181,8 @@ class Commands:
         packed = pack_command(command)
         return Post(packed, answers=entry_id, attempt=attempt, forwarded_to=recipient)
 
-    def acknowledge(self, entries: list[bytes]) -> Post:
-        """Return what acknowledges entries of the group."""
+    def acknowledge(self, entries: Mapping[bytes, Post | None]) -> Post:
+        """Return what acknowledges entries of the group, which are given with their replies."""
         assert self._group is not None
         if self._added is not None:
             self._added(len(entries))
@@ -199,7 +199,7 @@ class Commands:
         for entry_id, attempt in entries:
             flat += (entry_id, b"%d" % attempt)
         command = (b"EVAL", _BRING_BACK, b"1", self.keys.stream, self._group, self._consumer)
-        ids = [entry_id for entry_id, _ in entries]
+        ids: dict[bytes, Post | None] = dict.fromkeys(entry_id for entry_id, _ in entries)
         return Post(pack_command((*command, *flat)), ids=ids, brings_back=True)
 
     def renew(self, post: Post, left: int | None = None) -> None:

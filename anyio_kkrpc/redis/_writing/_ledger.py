@@ -17,7 +17,7 @@ was refused and what waits, it waits for the next connection, again in the order
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any
 
@@ -45,8 +45,8 @@ class Post(Struct, eq=False):
     :ivar answers: the entry of the group that this is the reply to
     :ivar attempt: how often that entry has been delivered
     :ivar forwarded_to: the peer whose inbox it hands an entry on to
-    :ivar ids: the entries that it acknowledges, or brings back. Such a post isn't written again;
-        what it is about may have changed.
+    :ivar ids: the entries that it acknowledges, or brings back, with what their replies were. Such
+        a post isn't written again; what it is about may have changed.
     :ivar brings_back: which of the two
     :ivar cancels: those of requests whose holders it asks for
     :ivar event: set once the outcome is known, if somebody waits for that
@@ -70,7 +70,7 @@ class Post(Struct, eq=False):
     answers: bytes | None = None
     attempt: int = 1
     forwarded_to: str | None = None
-    ids: list[bytes] | None = None
+    ids: Mapping[bytes, Post | None] | None = None
     brings_back: bool = False
     cancels: Sequence[Cancel] | None = None
     event: Event | None = None
@@ -228,6 +228,15 @@ class Ledger:
         """Take away posts that wait, though they may have arrived: now it is known."""
         for post in posts:
             self._let_go(post)
+
+    def repeat(self, posts: Sequence[Post]) -> None:
+        """Let posts wait, before all others, that the server before had taken; this one may lack
+        them.
+        """
+        for post in posts:
+            post.unknown = True
+            self._keep(post)
+        self._waiting.extendleft(reversed(posts))
 
     def lost(self) -> list[Post]:
         """Note that the connection was lost.

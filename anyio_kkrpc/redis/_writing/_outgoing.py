@@ -6,7 +6,7 @@ back. What Redis refuses for a while waits here too, in its order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -101,9 +101,9 @@ class Outgoing:
             post.written_at = self.now()
             if post.answers is not None:
                 if self.acks.careful:
-                    self._write_carefully(post.answers, post.attempt)
+                    self._write_carefully(post.answers, post)
                 else:
-                    self.acks.settled.append(post.answers)
+                    self.acks.settled[post.answers] = post
             self._written.append(post)
             connection.post(post.packed, post.replies, self._on_answer)
         else:
@@ -189,12 +189,12 @@ class Outgoing:
         self.ledger.hold(post)
         self._stirred.set()
 
-    def _write_carefully(self, entry_id: bytes, attempt: int) -> None:
+    def _write_carefully(self, entry_id: bytes, reply: Post) -> None:
         """Acknowledge an entry only when its reply was taken, unless that is long past."""
         now = self.now()
         if not self._unanswered and now > self.undelivered.until:
             self.acks.be_careful(not self._again.is_long_past(now))
-        self.acks.write(entry_id, attempt)
+        self.acks.write(entry_id, reply)
 
     def _write_beside(self, post: Post, connection: Connection) -> None:
         """Write what has no place in the order."""
@@ -231,7 +231,7 @@ class Outgoing:
             if post.event is not None:
                 self.confirmations.take(post, answer)
             if self._unanswered and post.answers is not None:
-                self.acks.answer(post.answers)
+                self.acks.answer(post.answers, post)
                 self._stirred.set()
         elif answer.__class__ is int and post.ids is not None:
             self._written.popleft()
@@ -243,7 +243,7 @@ class Outgoing:
                 self._again.recover(self.now())
             self._stirred.set()
 
-    def _take_acknowledgement(self, entries: list[bytes], brought_back: bool) -> None:
+    def _take_acknowledgement(self, entries: Iterable[bytes], brought_back: bool) -> None:
         if brought_back:
             for entry, attempt in self.acks.brought_back(entries):
                 self._given_up(entry, attempt)
@@ -283,7 +283,7 @@ class Outgoing:
         if lost or (meaning is Meaning.RIGHTS and post.cancels is not None):
             self._numbers.leave_out(post)
             if post.brings_back:  # there is no group to bring it back to
-                self._take_acknowledgement(post.ids or [], brought_back=True)
+                self._take_acknowledgement(post.ids or (), brought_back=True)
             self._finish(post)
             return True
         if meaning is Meaning.FULL and request is not None and not post.unknown:
@@ -397,7 +397,7 @@ class Outgoing:
             self._commands.refresh(post)
             post.written_at = post.written_at or self.now()
             if post.answers is not None:
-                self.acks.write(post.answers, post.attempt)
+                self.acks.write(post.answers, post)
             ledger.write(post)
             connection.post(post.packed, post.replies, self._on_answer)
         connection.flush_nowait()
@@ -431,11 +431,10 @@ class Outgoing:
         self._again.recover(self.now())
         self.ledger.written.extendleft(reversed(self.confirmations.detach()))
         # What was being brought back is no longer this worker's affair once it is given up.
-        once = [post for post in self.ledger.lost() if not post.brings_back]
-        entries = [entry for post in once for entry in post.ids or ()]
+        once = [post.ids or {} for post in self.ledger.lost() if not post.brings_back]
         waiting = self.ledger.waiting()
         replies = [(post.answers, post.attempt) for post in waiting if post.answers is not None]
-        self.acks.lose(entries, replies)
+        self.acks.lose(once, replies)
 
     def end(self) -> list[Post]:
         """Let nobody wait any more; return the posts that were open."""

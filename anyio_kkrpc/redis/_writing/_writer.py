@@ -209,7 +209,7 @@ class Writer:
         """
         post = None if reply is None else self._make(reply)
         if post is None:
-            self._outgoing.acks.settled.append(entry_id)
+            self._outgoing.acks.settled[entry_id] = None
             self._outgoing.acknowledge()
         else:
             post.answers, post.attempt = entry_id, attempt
@@ -361,10 +361,11 @@ class Writer:
 
         :param sure: whether it is known to be another one
         """
-        self._elsewhere = True
+        outgoing, self._elsewhere = self._outgoing, True
         if sure:
-            self._outgoing.cancels.repeat()
+            outgoing.cancels.repeat()
         self._lookup.begin_anew()
+        outgoing.ledger.repeat(outgoing.acks.doubt())
 
     async def attach(self, connection: Connection, clock_offset: float) -> None:
         """Write to this connection from now on; first what is still open from the last one.
@@ -390,8 +391,8 @@ class Writer:
             return
         first = min(post.written_at for post in unknown if post.written_at is not None)
         start = b"%d" % max(int((first - self._offset - _MARGIN) * 1000), 0)
-        # What replicas haven't confirmed may be there, before what is known to be.
-        unsure = any(post.entry_id for post in unknown)
+        # What replicas haven't confirmed may be there, before what is known to be; so may replies.
+        unsure = any(post.entry_id or post.answers for post in unknown)
         last_added = b"" if unsure else outgoing.last_added
         found = await self._lookup.find(connection, unknown, start, last_added)
         outgoing.ledger.remove(post for post, _ in found)
@@ -409,7 +410,7 @@ class Writer:
             elif post.envelope is not None and isinstance(post.envelope.record, Request):
                 outgoing.cancels.place(post, entry_id)
             if post.answers is not None:
-                outgoing.acks.answer(post.answers)
+                outgoing.acks.answer(post.answers, post)
 
     def end(self, reason: Exception) -> None:
         """Fail what is open: there will be no connection any more."""

@@ -16,7 +16,7 @@ import anyio
 import hiredis
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -85,7 +85,7 @@ class Server(FakeStream):
     def _check(self, entries: list[bytes]) -> None:
         """Note those not answered whose reply isn't ahead, so that it could be taken."""
         ahead = {self.model.answered(command) for command in self.commands}
-        self.model.unanswered |= set(entries) - ahead - self.model.replied_to
+        self.model.unanswered |= set(entries) - ahead - {*self.model.replied_to}
 
     async def serve(self) -> None:
         while not self.closed:
@@ -121,10 +121,12 @@ class Model:
         self.inboxes: dict[bytes, list[dict[bytes, bytes]]] = {}
         self.stream: list[tuple[bytes, dict[bytes, bytes]]] = []
         self.commands: list[list[bytes]] = []
-        self.replied_to: set[bytes] = set()
+        self.replied_to: list[bytes] = []
         self.unanswered: set[bytes] = set()
         self.refuses: Callable[[list[bytes]], bytes | None] = lambda command: None
         self.numbers = itertools.count(1)
+        # What makes undone what was executed, in its order.
+        self.undo: list[Callable[[], object]] = []
         # How many replicas there are, and where in `commands` it was waited for them.
         self.replicas = 0
         self.waits: list[int] = []
@@ -152,11 +154,14 @@ class Model:
         if name == b"XACK":
             done = self.pending.intersection(command[3:])
             self.pending -= done
+            self.undo.append(lambda: self.pending.update(done))
             return b":%d\r\n" % len(done)
         if name == b"EVAL" and command[1] == LAST_ID:
             return _pack(self.stream[-1][0] if self.stream else b"0-0")
         if name == b"EVAL":
-            self.pending.update(command[6::2])
+            added = {*command[6::2]} - self.pending
+            self.pending |= added
+            self.undo.append(lambda: self.pending.difference_update(added))
             return b":1\r\n"
         if name == b"WAIT":
             self.waits.append(len(self.commands) - 1)
@@ -169,9 +174,12 @@ class Model:
         entry = dict(zip(fields[::2], fields[1::2], strict=True))
         if command[1] == KEYS.stream:
             self.stream.append((entry_id, entry))
+            self.undo.append(self.stream.pop)
         else:
             self.inboxes.setdefault(command[1], []).append(entry)
-            self.replied_to.add(self.answered(command))
+            self.replied_to.append(self.answered(command))
+            entries = self.inboxes[command[1]]
+            self.undo.append(lambda: (entries.pop(), self.replied_to.pop()))
         return _pack(entry_id)
 
     @staticmethod
@@ -273,12 +281,15 @@ class Rig:
             self.writer.will_acknowledge()
         self.stream = FakeStream()
         self.connections = 0
+        # Called between two connections.
+        self.meet: Callable[[], object] = lambda: None
         self.reachable = anyio.Event()
         self.reachable.set()
 
     async def keep_up(self) -> None:
         while True:
             await self.reachable.wait()
+            self.meet()
             self.stream = server = Server(self.model)
             connection = Connection(server, NOWHERE)
             self.connections += 1
@@ -1118,6 +1129,85 @@ def test_another_server_while_it_is_looked() -> None:
             codec = get_codec("json")
             assert ids([codec.decode(entry[b"json"]) for _, entry in model.stream]) == ["1", "2"]
             assert [entry[AGAIN] for _, entry in model.stream] == [b"1", b"1"]
+
+    in_virtual_time(check)
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.sampled_from(["take", "take", "oom", "cut", "cut behind"]), max_size=20),
+    st.lists(st.integers(1, 3), min_size=1, max_size=5),
+    st.lists(st.tuples(st.sampled_from("rrrc"), st.integers(0, 3)), max_size=10),
+    st.lists(st.one_of(st.none(), st.integers(0, 6)), min_size=1, max_size=5),
+)
+@example(["take", "cut"], [1], [("r", 0)], [1])
+@example(["take", "cut", "take", "cut"], [1], [("r", 0), ("r", 0)], [0, 1])
+@example(["take", "cut", "take", "oom", "cut"], [1], [("r", 0), ("c", 0), ("r", 3)], [1])
+def test_any_failover(
+    verdicts: list[str], sizes: list[int], work: list[tuple[str, int]], losses: list[int | None]
+) -> None:
+    """Each connection that is lost leads to the same server or to another one, which lacks the last
+    so many of what was executed: whose acknowledgement it has, that has its reply, or gets it.
+    """
+
+    async def check() -> None:
+        model = Model(verdicts, sizes)
+        lost = itertools.cycle(losses)
+
+        def meet() -> None:
+            count = next(lost)
+            if count is not None and rig.connections:
+                for _ in range(min(count, len(model.undo))):
+                    model.undo.pop()()
+                rig.writer.meet_another()
+
+        async with running(model) as rig:
+            rig.meet = meet
+            for number, (kind, pause) in enumerate(work):
+                if kind == "r":
+                    rig.reply(number)
+                else:
+                    rig.post(CallbackCall(f"c{number}", []))
+                await anyio.sleep(pause / 1000)
+            await rig.settled()
+            await anyio.sleep(20)
+            await rig.settled()
+        replied = {record.id for record in model.read(in_order=False) if isinstance(record, Reply)}
+        answered = {f"r{number}" for number, (kind, _) in enumerate(work) if kind == "r"}
+        pending = {f"r{entry[:-2].decode()}" for entry in model.pending}
+        assert answered - pending <= replied
+        # What is known to be acknowledged is pending again where the acknowledgement is lost.
+        assert replied | pending == answered
+        assert model.unanswered == set()
+        assert (rig.given_up, rig.failures) == ([], [])
+
+    in_virtual_time(check)
+
+
+@pytest.mark.parametrize("lost", [None, 0, 1])
+def test_acknowledgement_that_another_server_would_take(lost: int | None) -> None:
+    """A reply was taken, and nobody knows whether its acknowledgement was. Another server gets the
+    reply first, under its number, whatever it has; the same one only the acknowledgement.
+    """
+
+    async def check() -> None:
+        model = Model(["take", "cut"], [1])
+        async with running(model) as rig:
+            if lost is not None:
+                rig.meet = lambda: rig.writer.meet_another()
+            rig.reply(1)
+            with anyio.fail_after(100):
+                while rig.connections < 2:
+                    await anyio.sleep(0.001)
+            for _ in range(lost or 0):
+                model.undo.pop()()
+            rig.reply(2)
+            await rig.settled()
+            await anyio.sleep(1)
+            assert ids(model.read()) == ["r1", "r2"]
+            assert len(model.inboxes[KEYS.inbox(CALLER)]) == (3 if lost == 0 else 2)
+            assert acknowledged(model) == [b"1-0", b"1-0", b"2-0"]
+            assert model.pending == model.unanswered == set()
 
     in_virtual_time(check)
 
