@@ -22,12 +22,14 @@ from ._protocol._events import (
     HandlingCancelled,
     PeerLeft,
     PeerReplied,
+    StreamAnswered,
     StreamEnded,
     StreamFailed,
     StreamItem,
     StreamLeft,
     StreamPulled,
     StreamsClosed,
+    StreamThrown,
 )
 from ._protocol._records import CallbackCall, Reply, Request, StreamReply
 from ._protocol._state import ConsumerState
@@ -105,7 +107,8 @@ class Reactions(Listener):
         """End the streams of which items, pulls or their end may have been lost."""
         core = self._core
         for consumer in [*core.conversation.consumers.values()]:
-            if consumer.state is ConsumerState.OPEN and consumer.driver is not None:
+            waited_for = consumer.state is ConsumerState.OPEN or consumer.asked is not None
+            if waited_for and consumer.driver is not None:
                 left = core.conversation.leave(consumer)
                 if left is not None:
                     core.post(left, consumer.producer)
@@ -122,6 +125,9 @@ class Reactions(Listener):
     def doubted(self) -> None:
         """Let nothing wait for a record that may be lost, and isn't sent again by itself."""
         core = self._core
+        for consumer in core.conversation.consumers.values():
+            if consumer.driver is not None:
+                consumer.driver.doubt()
         for asked in core.conversation.ask_again():
             core.post(asked.record, asked.recipient)
         for ahead in core.conversation.doubt_callbacks():
@@ -220,6 +226,13 @@ class Reactions(Listener):
         if event.consumer.driver is not None:
             event.consumer.driver.finish(stream_error(event.error))
 
+    def _on_stream_answer(self, event: StreamAnswered) -> None:
+        event.consumer.driver.answered(event.reply)
+
+    def _on_throw(self, event: StreamThrown) -> None:
+        pump: Pump = event.producer.driver
+        pump.throw(event.answer_id, event.error)
+
     def _on_pull(self, event: StreamPulled) -> None:
         pump: Pump = event.producer.driver
         pump.wake()
@@ -245,6 +258,8 @@ _REACT: dict[type, Callable[[Reactions, Any], None]] = {
     StreamItem: Reactions._on_item,
     StreamEnded: Reactions._on_stream_end,
     StreamFailed: Reactions._on_stream_error,
+    StreamAnswered: Reactions._on_stream_answer,
+    StreamThrown: Reactions._on_throw,
     StreamPulled: Reactions._on_pull,
     StreamLeft: Reactions._on_left,
     Answer: Reactions._on_answer,

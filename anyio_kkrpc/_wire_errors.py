@@ -25,6 +25,8 @@ from ._exceptions import (
     TransportConnectionError,
 )
 
+# Marks a value that was raised in a generator: there, any can be.
+BARE = "bare"
 _RESERVED = frozenset({"n", "m", "s", "cause", "rpc_error"})
 _MAX_CAUSES = 8
 _MAX_NAME = 200
@@ -143,6 +145,20 @@ def library_error(exc: RPCError) -> dict[str, Any]:
         if cls in _CODE_OF:
             return {"n": cls.__name__, "m": str(exc), "rpc_error": _CODE_OF[cls]}
     return {"n": type(exc).__name__, "m": str(exc)}
+
+
+def is_bare(error: dict[str, Any]) -> bool:
+    """Whether an error stands for a value that a reader of kkrpc raised, and that is no error."""
+    return error.get("rpc_error") == BARE
+
+
+def unraised(error: dict[str, Any]) -> dict[str, Any]:
+    """Return what tells a reader that its error could not be raised in a source that isn't a
+    generator.
+    """
+    if not is_bare(error):
+        return error
+    return {"n": "Error", "m": f"Error: {error.get('m')}", "rpc_error": BARE}
 
 
 def error_from_wire(error: dict[str, Any]) -> RPCError:

@@ -9,12 +9,14 @@ from typing import Any, Generic, TypeVar, final
 
 from anyio import BusyResourceError, Event, current_time
 from anyio.lowlevel import checkpoint_if_cancelled
+from msgspec import UNSET
 
-from .._exceptions import ProtocolError, RemoteError, RPCTimeoutError
+from .._exceptions import DeliveryError, ProtocolError, RemoteError, RPCTimeoutError
+from .._protocol._records import StreamReply, StreamRequest
 from .._protocol._streams import Consumer
 from .._runtime._timer import TimerEntry
 from .._values._conversion import convert_items, convert_value
-from .._wire_errors import error_from_wire
+from .._wire_errors import error_from_wire, handler_error
 from ._core import Core
 from ._endings import StreamOver
 
@@ -59,6 +61,37 @@ class RemoteStream(AsyncIterator[T], Generic[T]):
         self._inflow.leave()
         await checkpoint_if_cancelled()
 
+    async def areturn(self, value: Any = UNSET) -> Any:
+        """End the stream, and wait until its source is closed.
+
+        :param value: what is returned unless the source has something else; a generator in
+            JavaScript can end with a value of its own
+        :return: the value that the source ended with
+        :raises RemoteError: if closing the source failed
+        :raises DeliveryError: if the peer that has the source is gone
+        :raises RPCTimeoutError: if no answer came within the call's timeout
+        :raises TypeError: if the value can't be sent; the stream is ended all the same
+        """
+        return await self._inflow.end_with(value)
+
+    async def athrow(self, error: BaseException) -> T:
+        """Raise an error in the source, where it yields, as with a generator here.
+
+        What the source had yielded before is still to be read. If this is cancelled, the answer of
+        the source is lost.
+
+        :return: what the source yields next, if it has caught the error
+        :raises StopAsyncIteration: if it has caught the error, and ended
+        :raises RemoteError: if it hasn't, or has raised another one
+        :raises DeliveryError: if the peer that has the source is gone
+        :raises RPCTimeoutError: if no answer came within the call's timeout; the stream is ended
+        """
+        if not isinstance(error, Exception):
+            self._inflow.leave()
+            raise error
+        item: T = await self._inflow.throw(error)
+        return item
+
     async def __aenter__(self) -> RemoteStream[T]:
         return self
 
@@ -89,10 +122,26 @@ def _(stream: RemoteStream[Any], kind: Any, name: str, phase: str) -> None:
     stream._inflow.convert_items(kind, name, phase)
 
 
+class _Question:
+    """What is asked of a source, with the answer once it is there, or why there is none."""
+
+    __slots__ = ("answered", "error", "reply")
+
+    def __init__(self) -> None:
+        self.answered = Event()
+        self.reply: StreamReply | None = None
+        self.error: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.answered.set()
+
+
 class Inflow:
     """What a `RemoteStream` reads from. Held by the channel, so that the other can be collected."""
 
     __slots__ = (
+        "_asked",
         "_consumer",
         "_core",
         "_end",
@@ -118,6 +167,7 @@ class Inflow:
         self._end: Exception | None = None
         self._reading = self._left = False
         self._over: StreamOver | None = None
+        self._asked: _Question | None = None
         consumer.driver = self
 
     async def next(self, stream: object) -> Any:
@@ -166,6 +216,88 @@ class Inflow:
             if entry is not None:
                 entry.cancel()
 
+    async def end_with(self, value: Any) -> Any:
+        """End it, and return what the source ended with; raises as `RemoteStream.areturn`."""
+        if self._asked is not None:
+            raise BusyResourceError("reading from")
+        record = None
+        if self._end is None:
+            record = self._core.conversation.leave(self._consumer, value, ask=True)
+        self._items.clear()
+        if record is None:
+            await checkpoint_if_cancelled()
+            self._end = StopAsyncIteration()
+            return None if value is UNSET else value
+        self._end, self._left = StopAsyncIteration(), True
+        self._notify()
+        try:
+            reply = await self._ask(record)
+        except TypeError:
+            record.v = UNSET
+            self._core.post(record, self._consumer.producer)
+            raise
+        finally:
+            self._tell()
+        if reply.e is not UNSET:
+            raise error_from_wire(reply.e)
+        return None if reply.v is UNSET else reply.v
+
+    async def throw(self, error: Exception) -> Any:
+        """Raise an error in the source; see `RemoteStream.athrow`."""
+        if self._reading or self._asked is not None:
+            raise BusyResourceError("reading from")
+        if self._end is not None:
+            raise error
+        sent = handler_error(error, traceback=self._core.send_tracebacks)
+        reply = await self._ask(self._consumer.throw(sent))
+        if reply.e is not UNSET or reply.d is True:
+            end = StopAsyncIteration() if reply.e is UNSET else error_from_wire(reply.e)
+            self.finish(end)
+            self._end = StopAsyncIteration()
+            raise end
+        if self._kind is Any:
+            return reply.v
+        return convert_value(reply.v, self._kind, self._name, self._phase)
+
+    async def _ask(self, record: StreamRequest) -> StreamReply:
+        """Send what the source has to answer, and wait for that."""
+        core, asked = self._core, _Question()
+        self._asked, entry = asked, None
+        try:
+            await core.send(record, self._consumer.producer)
+            if self._timeout is not None:
+                entry = core.timer.at(current_time() + self._timeout, self._expire_question)
+            await asked.answered.wait()
+        finally:
+            self._asked = None
+            if entry is not None:
+                entry.cancel()
+        if asked.reply is None:
+            assert asked.error is not None
+            raise asked.error
+        return asked.reply
+
+    def _expire_question(self) -> None:
+        if self._asked is not None:
+            error = RPCTimeoutError(
+                f"no answer of the stream's source came within {self._timeout} s"
+            )
+            self._asked.fail(error)
+            self.leave()
+
+    def answered(self, reply: StreamReply) -> None:
+        """Take the answer of the source."""
+        if self._asked is not None:
+            self._asked.reply = reply
+            self._asked.answered.set()
+        elif reply.e is not UNSET or reply.d is True:
+            self.finish(StopAsyncIteration())  # nobody waits for it any more
+
+    def doubt(self) -> None:
+        """Note that the answer of the source, or what was asked, may be lost."""
+        if self._asked is not None and not self._left:
+            self._asked.fail(DeliveryError("whether the error reached the source isn't known"))
+
     def add(self, item: Any) -> None:
         """Take an item that came."""
         self._items.append(item)
@@ -175,6 +307,8 @@ class Inflow:
         """Note how it ended; what came before is read first."""
         if self._end is None:
             self._end = end
+        if self._asked is not None:
+            self._asked.fail(end)
         self._tell()
         self._notify()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import deque
 from contextvars import Context
 from typing import Any
 
@@ -23,7 +24,14 @@ from .._protocol._streams import Producer
 from .._protocol._values import unpack_result
 from .._runtime._timer import TimerEntry
 from .._values._conversion import UnfitResultError, check_own
-from .._wire_errors import handler_error, library_error, send_shortened
+from .._wire_errors import (
+    error_from_wire,
+    handler_error,
+    is_bare,
+    library_error,
+    send_shortened,
+    unraised,
+)
 from ..abc import Envelope
 from ._context import begin_awaiting, go_on, run_in_context
 from ._core import Core
@@ -52,11 +60,14 @@ class Pump:
 
     __slots__ = (
         "_answer",
+        "_answering",
         "_bounded",
         "_context",
         "_core",
         "_end",
         "_gone",
+        "_halted",
+        "_held",
         "_kind",
         "_life",
         "_name",
@@ -67,6 +78,7 @@ class Pump:
         "_scope",
         "_started",
         "_stopped",
+        "_thrown",
         "_unread",
         "_wake",
     )
@@ -91,7 +103,13 @@ class Pump:
         # Around all of it: in a channel that is cancelled, sources go on until they are stopped.
         self._life = CancelScope(shield=True)
         self._scope = CancelScope()
-        self._started = self._stopped = False
+        # Halted: there is something else to do than to send items.
+        self._started = self._stopped = self._halted = False
+        # An item that waits for credit.
+        self._held: Any = _NONE
+        # What its reader raises in it, and whom that is to be told then.
+        self._thrown: deque[tuple[str, dict[str, Any]]] = deque()
+        self._answering: str | None = None
         # Whether something is waited for with the source at its yield.
         self._paused = self._raising = False
         # Whether the source is being closed, and has CLOSE_TIMEOUT for it.
@@ -102,17 +120,26 @@ class Pump:
         producer.driver = self
 
     def expect_reader(self) -> None:
-        """Close the source unless somebody begins to read within `FIRST_PULL` seconds."""
+        """Close the source unless somebody reads within `FIRST_PULL` seconds."""
         self._unread = self._core.timer.at(current_time() + FIRST_PULL, self._give_up)
 
     def _give_up(self) -> None:
-        error = RPCTimeoutError(f"nobody began to read the stream within {FIRST_PULL:.0f} s")
+        what = "went on reading" if self._producer.sent else "began to read"
+        error = RPCTimeoutError(f"nobody {what} the stream within {FIRST_PULL:.0f} s")
         logger.warning("the stream of %s was closed: %s", self._name, error)
         answer = self._core.conversation.end_production(self._producer, library_error(error))
         self.stop(answer, error)
 
     def wake(self) -> None:
         """Note that credit came."""
+        if self._wake is not None:
+            self._wake.set()
+        self._start()
+
+    def throw(self, answer_id: str, error: dict[str, Any]) -> None:
+        """Raise an error in the source once it yields, and answer with what it makes of that."""
+        self._thrown.append((answer_id, error))
+        self._halted = True
         if self._wake is not None:
             self._wake.set()
         self._start()
@@ -126,7 +153,7 @@ class Pump:
             left = error is None and answer is not None
             self._end = ("left" if left else "lost", error)
         self._answer = answer
-        self._stopped = True
+        self._stopped = self._halted = True
         if self._raising:
             self._bound(self._scope)
         elif self._wake is not None:
@@ -158,13 +185,20 @@ class Pump:
             with self._life:
                 error = await self._run_source()
                 if self._answer is not None:
-                    await core.send(self._answer, producer.consumer)
+                    answer = self._answer
+                    if error is not None and answer.d is True:
+                        answer = StreamReply(id=answer.id, sid=answer.sid, e=error)
+                    await core.send(answer, producer.consumer)
                 elif producer.open and not self._stopped:
                     await self._send_end(error)
+                for answer_id, thrown in self._thrown:  # they came when it had ended
+                    core.post(StreamReply(answer_id, producer.id, e=thrown), producer.consumer)
         except RPCError as exc:
             logger.warning("the end of the stream of %s was not sent: %s", self._name, exc)
         finally:
             core.conversation.forget(producer)
+            if self._unread is not None:
+                self._unread.cancel()
             if self._gone is not None:
                 self._gone.set()
             if self._over is not None:
@@ -174,6 +208,7 @@ class Pump:
     async def _send_end(self, error: dict[str, Any] | None) -> None:
         core, consumer = self._core, self._producer.consumer
         end = core.conversation.end_production(self._producer, error)
+        end.id = self._answering or end.id
         try:
             await core.send(end, consumer)
         except Exception as exc:
@@ -192,35 +227,85 @@ class Pump:
         iterator: Any = self._producer.source
         error: dict[str, Any] | None = None
         failure: BaseException | None = None
-        closed = False
+        closed: BaseException | bool = False
         with self._scope:
             try:
                 iterator = type(iterator).__aiter__(iterator)
-                error = await self._send_items(iterator)
+                error = await self._serve(iterator)
             except BaseException as exc:
                 failure = exc
             # In its scopes; if this one was cancelled, what that takes is cut short.
             closed = await self._close_source(iterator, self._scope)
-        if not closed and not self._bounded:
+        if closed is False and not self._bounded:
             with CancelScope() as scope:
-                await self._close_source(iterator, scope)
+                closed = await self._close_source(iterator, scope)
         if failure is None:
             self._end = self._end or ("ok", None)
+            if error is None and isinstance(closed, BaseException):
+                error = handler_error(closed, traceback=self._core.send_tracebacks)
             return error
         if isinstance(failure, KeyboardInterrupt):
             raise failure
         await checkpoint_if_cancelled()
+        if self._stopped and isinstance(failure, get_cancelled_exc_class()):
+            return None
         # Nobody has cancelled this task: whatever it is, the source raised it.
         self._end = self._end or ("failed", failure)
         return handler_error(failure, traceback=self._core.send_tracebacks)
 
-    async def _send_items(self, iterator: Any) -> dict[str, Any] | None:
-        """Send them; return the error if one doesn't fit the annotation of its handler."""
+    async def _serve(self, iterator: Any) -> dict[str, Any] | None:
+        """Do what the reader wants until the source ends; return its error if it has one."""
+        while True:
+            error = await self._send_items(iterator)
+            self._halted = self._stopped
+            while error is _NONE and self._thrown and not self._stopped:
+                error = await self._raise(iterator, *self._thrown.popleft())
+            if self._stopped or error is not _NONE:
+                return None if error is _NONE else error
+
+    async def _raise(self, iterator: Any, answer_id: str, error: dict[str, Any]) -> Any:
+        """Raise an error of the reader in the source, and answer with the item that comes of it.
+
+        :return: as `_send_items`
+        """
+        producer, throw = self._producer, getattr(iterator, "athrow", None)
+        self._answering = answer_id
+        raised = error_from_wire(error)
+        if throw is None:
+            self._end = ("failed", raised)
+            return unraised(error)
+        try:
+            item = await run_in_context(self._context, throw(raised))
+            if self._kind is not Any:
+                item = check_own(item, self._kind, self._name)
+        except StopAsyncIteration:
+            return None
+        except UnfitResultError as exc:
+            self._end = ("failed", exc)
+            return library_error(exc)
+        except RPCError as exc:
+            if exc is not raised:
+                raise
+            self._end = ("failed", exc)
+            return error
+        self._answering = None
+        record = StreamReply(answer_id, producer.id, d=False, v=item)
+        await self._core.send_envelope(Envelope(record, None, producer.consumer))
+        if is_bare(error):
+            self.expect_reader()  # kkrpc's reader has ended with that, and doesn't say so
+        return _NONE
+
+    async def _send_items(self, iterator: Any) -> Any:
+        """Send them.
+
+        :return: the error if one doesn't fit the annotation of its handler, ``None`` if there are
+            no more, `_NONE` if there is something else to do
+        """
         producer, context, send = self._producer, self._context, self._core.send_envelope
         step = type(iterator).__anext__
-        item: Any = _NONE
+        item, self._held = self._held, _NONE
         try:
-            while not self._stopped:
+            while not self._halted:
                 if producer.state is ProducerState.PAUSED:
                     raised = await self._wait_for_credit(iterator)
                     item = raised if item is _NONE else item
@@ -247,7 +332,8 @@ class Pump:
         except UnfitResultError as exc:
             self._end = ("failed", exc)
             return library_error(exc)
-        return None
+        self._held = item
+        return _NONE
 
     async def _wait_for_credit(self, iterator: Any) -> Any:
         """Wait until the consumer wants more, or leaves; return what `_raise_in_source` does."""
@@ -280,8 +366,8 @@ class Pump:
         await checkpoint_if_cancelled()
         return item
 
-    async def _close_source(self, iterator: Any, scope: CancelScope) -> bool:
-        """Close it within the present scope; return whether that was not cut short."""
+    async def _close_source(self, iterator: Any, scope: CancelScope) -> BaseException | bool:
+        """Close it within the present scope; return false if that was cut short, or its error."""
         close = getattr(iterator, "aclose", None)
         if close is None:
             return True
@@ -299,6 +385,7 @@ class Pump:
             await checkpoint_if_cancelled()
             if not _is_closing(exc):
                 logger.exception("closing the source of a stream failed")
+                return exc
         return True
 
     def _bound(self, scope: CancelScope) -> None:

@@ -11,6 +11,7 @@ from math import isqrt
 from typing import Any
 
 import msgspec
+from msgspec import UnsetType
 
 # What items may weigh that are on their way or wait for their reader, beside one more. A link of
 # 100 MB/s carries it in 10 ms, so more of it would make few readers quicker.
@@ -28,7 +29,7 @@ _DEPTH = 50
 _MARKS = b",:[{"
 
 _encode = msgspec.json.Encoder().encode
-_PLAIN = frozenset({int, float, bool, type(None)})
+_PLAIN = frozenset({int, float, bool, type(None), UnsetType})
 # Modules whose values are small, though nobody can look into them.
 _SCALARS = frozenset({"datetime", "decimal"})
 _TEXT = (str, bytes, bytearray)

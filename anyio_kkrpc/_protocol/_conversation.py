@@ -107,7 +107,7 @@ class Conversation:
         self._streams = streams = Streams(self._new_id, dependencies)
         self.consumers: dict[tuple[str | None, str], Consumer] = streams.consumers
         self.producers: dict[str, Producer] = streams.producers
-        self.leave: Callable[[Consumer], StreamRequest | None] = streams.leave
+        self.leave: Callable[..., StreamRequest | None] = streams.leave
         self.forget: Callable[[Producer], None] = streams.forget
         self.lose_peer: Callable[[str, Role], PeerGone] = streams.lose_peer
         self.ask_again: Callable[[], list[Answer]] = streams.ask_again
@@ -238,7 +238,9 @@ class Conversation:
         return args, kwargs
 
     def unpack_value(self, request: Request, handling: Handling) -> Any:
-        """Return the value of a ``set``."""
+        """Return the value of a ``set``, ``UNSET`` for undefined."""
+        if request.v is UNSET:
+            return UNSET
         return unpack_result(
             request.v,
             lambda stream_id: self._streams.consume(stream_id, handling.sender, request.id),
@@ -247,7 +249,7 @@ class Conversation:
     def reply(self, handling: Handling, value: Any) -> Reply:
         """Finish a request with a result. A stream result is entered in the table."""
         self._finish(handling, HandlingInput.FINISH)
-        if value.__class__ not in PLAIN:
+        if value.__class__ not in PLAIN and value is not UNSET:
             value = pack_result(value, lambda v: self._export_result(v, handling))
         return Reply(handling.id, value)
 

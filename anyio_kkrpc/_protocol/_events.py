@@ -107,6 +107,21 @@ class StreamFailed(Struct):
     left: StreamRequest | None = None
 
 
+class StreamAnswered(Struct):
+    """The source of a stream has answered what somebody waits for, a ``throw`` or ``return``."""
+
+    consumer: Consumer
+    reply: StreamReply
+
+
+class StreamThrown(Struct):
+    """The consumer raises an error in the source, which is to answer with this id."""
+
+    producer: Producer
+    answer_id: str
+    error: dict[str, Any]
+
+
 class StreamPulled(Struct):
     """The consumer allows more items."""
 
@@ -134,6 +149,8 @@ Event: TypeAlias = (
     | StreamItem
     | StreamEnded
     | StreamFailed
+    | StreamAnswered
+    | StreamThrown
     | StreamPulled
     | StreamLeft
     | Answer

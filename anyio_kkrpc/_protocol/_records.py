@@ -135,8 +135,11 @@ class CallbackProgress(Struct, tag_field="t", tag="cbp", omit_defaults=True):
 
 
 class StreamRequest(Struct, tag_field="t", tag="sq", omit_defaults=True):
-    """From a stream's consumer: ``pull`` allows ``n`` more items; ``return``, ``throw`` end it.
+    """From a stream's consumer: ``pull`` allows ``n`` more items; ``return`` ends it, and ``throw``
+    raises an error in its source. Both are answered by a reply with the same ``id``.
 
+    :ivar v: of ``return``, what its answer has as ``v`` unless the source has something else
+    :ivar e: of ``throw``, the error, in place of kkrpc's ``v`` (ours)
     :ivar b: what the items may weigh that are sent beyond what was allowed before; without it that
         isn't bounded (ours)
     """
@@ -147,6 +150,7 @@ class StreamRequest(Struct, tag_field="t", tag="sq", omit_defaults=True):
     n: Any = UNSET
     v: Any = UNSET
     b: Index | UnsetType = UNSET
+    e: dict[str, Any] | UnsetType = UNSET
 
 
 class StreamReply(Struct, tag_field="t", tag="sr", omit_defaults=True):

@@ -124,11 +124,13 @@ class ConsumerInput(IntEnum):
     ERROR = 3
     LEAVE = 4
     LOSE = 5
+    ANSWER = 6
 
 
 CONSUMER: Mapping[ConsumerState, Mapping[ConsumerInput, ConsumerState]] = {
     ConsumerState.IDLE: {
         ConsumerInput.PULL: ConsumerState.OPEN,
+        ConsumerInput.ANSWER: ConsumerState.IDLE,
         ConsumerInput.END: ConsumerState.ENDED,
         ConsumerInput.ERROR: ConsumerState.FAILED,
         ConsumerInput.LEAVE: ConsumerState.LEAVING,
@@ -137,6 +139,7 @@ CONSUMER: Mapping[ConsumerState, Mapping[ConsumerInput, ConsumerState]] = {
     ConsumerState.OPEN: {
         ConsumerInput.PULL: ConsumerState.OPEN,
         ConsumerInput.ITEM: ConsumerState.OPEN,
+        ConsumerInput.ANSWER: ConsumerState.OPEN,
         ConsumerInput.END: ConsumerState.ENDED,
         ConsumerInput.ERROR: ConsumerState.FAILED,
         ConsumerInput.LEAVE: ConsumerState.LEAVING,
@@ -145,6 +148,7 @@ CONSUMER: Mapping[ConsumerState, Mapping[ConsumerInput, ConsumerState]] = {
     # Items that were under way when the consumer left are dropped.
     ConsumerState.LEAVING: {
         ConsumerInput.ITEM: ConsumerState.LEAVING,
+        ConsumerInput.ANSWER: ConsumerState.LEAVING,
         ConsumerInput.END: ConsumerState.ENDED,
         ConsumerInput.ERROR: ConsumerState.ENDED,
         ConsumerInput.LOSE: ConsumerState.ENDED,

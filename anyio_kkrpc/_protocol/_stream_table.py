@@ -18,12 +18,14 @@ from ._events import (
     Answer,
     Event,
     PeerGone,
+    StreamAnswered,
     StreamEnded,
     StreamFailed,
     StreamItem,
     StreamLeft,
     StreamPulled,
     StreamsClosed,
+    StreamThrown,
 )
 from ._records import StreamReply, StreamRequest
 from ._state import ConsumerInput
@@ -78,9 +80,14 @@ class Streams:
         self._dependencies.add(producer, "source", consumer)
         return consumer
 
-    def leave(self, consumer: Consumer) -> StreamRequest | None:
-        """End a stream early at the reading side; return what tells the producer, if any."""
-        record = consumer.leave()
+    def leave(
+        self, consumer: Consumer, value: Any = UNSET, *, ask: bool = False
+    ) -> StreamRequest | None:
+        """End a stream early at the reading side; return what tells the producer, if any.
+
+        :param value: see `Consumer.leave`, as for ``ask``
+        """
+        record = consumer.leave(value, ask=ask)
         if record is None:
             self._drop(consumer)
         return record
@@ -165,9 +172,13 @@ class Streams:
             producer.pull(record.n, record.b)
             self._give(producer, sender)
             return StreamPulled(producer)
+        if record.op == "throw" and producer.open:
+            self._give(producer, sender)
+            error = {"n": "Error", "m": ""} if record.e is UNSET else record.e
+            return StreamThrown(producer, record.id, error)
         producer.leave()
         self._give(producer, sender)
-        return StreamLeft(producer, StreamReply(id=record.id, sid=record.sid, d=True))
+        return StreamLeft(producer, StreamReply(id=record.id, sid=record.sid, d=True, v=record.v))
 
     def _refuse(
         self, record: StreamRequest, sender: str | None, producer: Producer | None
@@ -207,8 +218,9 @@ class Streams:
             self.ignored += 1
             return None
         if step is ConsumerInput.ITEM:
-            value = record.v
-            return StreamItem(consumer, None if value is UNSET else value)
+            return StreamItem(consumer, record.v)
+        if step is ConsumerInput.ANSWER:
+            return StreamAnswered(consumer, record)
         if step is ConsumerInput.END:
             return StreamEnded(consumer)
         if step is ConsumerInput.ERROR:
@@ -242,9 +254,10 @@ class Streams:
         """
         gone = PeerGone([], [], [])
         for consumer in self._dependencies.of(peer, "source") if role == "source" else ():
-            record = consumer.leave()
-            if record is not None:
+            asked, record = consumer.asked, consumer.leave()
+            if record is not None or asked is not None:
                 gone.consumers.append(consumer)
+            if record is not None:
                 gone.told.append(Answer(record, peer))
             consumer.lose()
             self._drop(consumer)

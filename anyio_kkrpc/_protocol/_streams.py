@@ -42,6 +42,7 @@ class Consumer:
     :ivar id: id of the stream
     :ivar producer: id of the peer that has the source
     :ivar driver: the driver's object for it
+    :ivar asked: id of the ``throw`` or ``return`` whose answer somebody waits for
     :ivar doubted: whether what was sent to the source, or came from it, may be lost
     """
 
@@ -55,9 +56,11 @@ class Consumer:
         "_received",
         "_room",
         "_spare",
+        "_value",
         "_waits",
         "_weighs",
         "_window",
+        "asked",
         "call_id",
         "doubted",
         "driver",
@@ -73,6 +76,8 @@ class Consumer:
         self.producer: str | None = producer
         self.call_id: str = call_id
         self.driver: Any = None
+        self.asked: str | None = None
+        self._value: Any = UNSET
         self.state: ConsumerState = ConsumerState.IDLE
         self._new_id = new_id
         self._window = FIRST_CREDIT
@@ -143,12 +148,32 @@ class Consumer:
                 self._window *= 2
             self._judged, self._waits = self._delivered, 0
 
-    def leave(self) -> StreamRequest | None:
-        """End it early; return what tells the producer, ``None`` if it has ended already."""
+    def leave(self, value: Any = UNSET, *, ask: bool = False) -> StreamRequest | None:
+        """End it early; return what tells the producer, ``None`` if it has ended already.
+
+        :param value: goes along
+        :param ask: whether somebody waits for the answer
+        """
         if not self.readable:
             return None
         self.state = advance(CONSUMER, self.state, ConsumerInput.LEAVE)
-        return StreamRequest(id=self._new_id(), sid=self.id, op="return")
+        self._value = value
+        return self._return(ask=ask)
+
+    def _return(self, *, ask: bool) -> StreamRequest:
+        record = StreamRequest(id=self._new_id(), sid=self.id, op="return", v=self._value)
+        self.asked = record.id if ask else None
+        return record
+
+    def throw(self, error: dict[str, Any]) -> StreamRequest:
+        """Return what raises an error in the source; somebody waits for the answer.
+
+        :raises ProtocolError: if it can't be read any more
+        """
+        self.state = advance(CONSUMER, self.state, ConsumerInput.ANSWER)
+        record = StreamRequest(id=self._new_id(), sid=self.id, op="throw", e=error)
+        self.asked = record.id
+        return record
 
     def ask_again(self) -> StreamRequest | None:
         """Note that what was sent, or was to come, may be lost; return what makes the source go on.
@@ -159,7 +184,7 @@ class Consumer:
             return None
         self.doubted = True
         if self.state is ConsumerState.LEAVING:
-            return StreamRequest(id=self._new_id(), sid=self.id, op="return")
+            return self._return(ask=self.asked is not None)
         self.state = advance(CONSUMER, self.state, ConsumerInput.PULL)
         window = self._window
         if self._heaviest:
@@ -178,6 +203,8 @@ class Consumer:
 
         :raises ProtocolError: if it isn't legal now
         """
+        if self.asked is not None and record.id == self.asked:
+            return self._receive_answer(record)
         if record.e is not UNSET:
             step = ConsumerInput.ERROR
         elif record.d is True:
@@ -193,7 +220,10 @@ class Consumer:
                 return ConsumerInput.LOSE
         self.state = advance(CONSUMER, self.state, step)
         if leaving:
-            return None
+            if self.asked is None or step is ConsumerInput.ITEM:
+                return None
+            self.asked = None  # it ended by itself before it heard of that
+            return ConsumerInput.ANSWER
         if step is ConsumerInput.ITEM:
             if self._received == self._granted:
                 if not self._spare:
@@ -208,6 +238,17 @@ class Consumer:
                 self._weigh(record.v)
             self._received += 1
         return step
+
+    def _receive_answer(self, record: StreamReply) -> ConsumerInput:
+        """Take what the source makes of a ``throw`` or ``return``; an item is beside the others."""
+        step = ConsumerInput.ANSWER
+        if record.e is not UNSET:
+            step = ConsumerInput.ERROR
+        elif record.d is True:
+            step = ConsumerInput.END
+        self.state = advance(CONSUMER, self.state, step)
+        self.asked = None
+        return ConsumerInput.ANSWER
 
     def _weigh(self, item: Any) -> None:
         """Weigh an item of a source that doesn't do so, as its first item shows."""
@@ -331,7 +372,7 @@ class Producer:
         return self.last
 
     def leave(self) -> None:
-        """Note that the consumer has left; the source must be closed, then `left` answers."""
+        """Note that the consumer has left; the source must be closed, then that is answered."""
         self.state = advance(PRODUCER, self.state, ProducerInput.LEAVE)
 
     def lose(self) -> None:

@@ -51,6 +51,8 @@ def pack_argument(value: Any, export: Export) -> Any:
         return value
     if isinstance(value, dict):
         return {ARGUMENT: "value", "v": value} if ARGUMENT in value or STREAM in value else value
+    if value is UNSET:
+        return {ARGUMENT: "value"}
     envelope = export(value)
     if envelope is None:
         return value
@@ -58,7 +60,7 @@ def pack_argument(value: Any, export: Export) -> Any:
 
 
 def unpack_argument(item: Any, callback: Callable[[str], Any], stream: Callable[[str], Any]) -> Any:
-    """Return the value that ``item`` in a list of arguments stands for.
+    """Return the value that ``item`` in a list of arguments stands for, ``UNSET`` for undefined.
 
     :param callback: returns the callable for a callback id
     :param stream: returns the asynchronous iterator for a stream id
@@ -68,7 +70,7 @@ def unpack_argument(item: Any, callback: Callable[[str], Any], stream: Callable[
         return item
     kind = item[ARGUMENT]
     if kind == "value":
-        value = item.get("v")
+        value = item.get("v", UNSET)
         return unpack_result(value, stream) if value.__class__ is dict else value
     if kind == "callback":
         callback_id = item.get("id")
@@ -81,7 +83,7 @@ def unpack_argument(item: Any, callback: Callable[[str], Any], stream: Callable[
 
 def pack_result(value: Any, export: Export) -> Any:
     """Return what stands for ``value`` as the result of a request or an item of a stream."""
-    if value.__class__ in PLAIN or isinstance(value, dict):
+    if value.__class__ in PLAIN or value is UNSET or isinstance(value, dict):
         return value
     envelope = export(value)
     return value if envelope is None else envelope

@@ -9,6 +9,8 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
+from msgspec import UNSET
+
 from .._driver._context import begin, go_on, run_in_context, run_in_thread
 from .._driver._core import Core
 from .._driver._inflow import Inflow, RemoteStream
@@ -43,6 +45,8 @@ class Invoker:
             if handling.consumers:
                 args = [self._open_stream(value) for value in args]
                 kwargs = {name: self._open_stream(value) for name, value in kwargs.items()}
+            if args is not request.a and any(value is UNSET for value in args):
+                args, kwargs = method.arguments.without_undefined(args, kwargs)
             checked, kwargs = method.arguments.convert(args, kwargs)
         except (ProtocolError, RPCValidationError) as exc:
             raise Refused(exc) from None

@@ -306,6 +306,8 @@ class Server:
             raise NoReply
         if error is not None:
             return self._conversation.reply_error(handling, error)
+        if value is None and source is not None and source.void:
+            value = UNSET
         reply = self._conversation.reply(handling, value)
         if handling.producer is not None:
             self._begin_stream(handling.producer, source, request, handling.sender, context)

@@ -67,7 +67,7 @@ def in_thread(function: F) -> F:
 class Method(Counted):
     """A function or class that peers may call or construct."""
 
-    __slots__ = ("arguments", "function", "in_thread", "item", "result")
+    __slots__ = ("arguments", "function", "in_thread", "item", "result", "void")
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         super().__init__(name)
@@ -78,14 +78,19 @@ class Method(Counted):
         # What results are checked against, and the items of a result that is a stream.
         self.result: Any = Any
         self.item: Any = Any
+        # Whether its result is undefined in JavaScript, and not null.
+        self.void: bool = False
         if not isinstance(function, type):
             self.result, self.item = result_of(hints)
+            self.void = self.result is type(None)
 
 
 class Property(Counted):
     """An attribute or item that peers may read, and write if that was allowed."""
 
     __slots__ = ("_accepts", "_is_item", "_key", "_owner", "item", "result", "writable")
+
+    void = False
 
     def __init__(self, name: str, owner: Any, key: str, static: object, annotation: Any) -> None:
         super().__init__(name)

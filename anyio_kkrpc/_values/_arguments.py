@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from msgspec.structs import astuple
 
 from .._exceptions import RPCValidationError
@@ -26,6 +26,7 @@ from ._conversion import (
     stream_kind,
 )
 from ._pydantic import MOST_ISSUES, ModelKind, Unfit
+from ._undefined import defined
 
 _INDEX = re.compile(r"\[(\d+)\](.*)", re.DOTALL)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -37,6 +38,7 @@ class ArgumentConverter:
 
     __slots__ = (
         "_by_count",
+        "_defaults",
         "_keywords",
         "_maximum",
         "_minimum",
@@ -70,12 +72,13 @@ class ArgumentConverter:
             elif p.kind is inspect.Parameter.VAR_KEYWORD:
                 self._others = checked[p.name]
         self._keywords = {p.name: checked[p.name] for p in parameters if p.kind in _BY_NAME}
-        required = [p for p in positional if p.default is inspect.Parameter.empty]
+        empty = inspect.Parameter.empty
+        self._defaults = {p.name: p.default for p in parameters if p.default is not empty}
+        required = [p for p in positional if p.default is empty]
         self._minimum = len(required)
         self._maximum = len(positional)
         if signature is None or any(
-            p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty
-            for p in parameters
+            p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is empty for p in parameters
         ):
             self._maximum = -1  # never the short way
         if any(
@@ -103,8 +106,29 @@ class ArgumentConverter:
             try:
                 return astuple(by_msgspec(args, kind)), kwargs
             except msgspec.ValidationError as exc:
-                raise self._error(self._locate(*split(exc))) from None
+                if defined(args) is args:
+                    raise self._error(self._locate(*split(exc))) from None
         return self._convert_each(args, kwargs)
+
+    def without_undefined(
+        self, args: list[Any], kwargs: dict[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Return arguments without those that are undefined and have a default, as in JavaScript.
+
+        Those behind one that is left out are given by name, as far as they have one.
+        """
+        names, defaults = self._names, self._defaults
+        kept = {name: v for name, v in kwargs.items() if v is not UNSET or name not in defaults}
+        for index, name in enumerate(names[: len(args)]):
+            if args[index] is not UNSET or name not in defaults:
+                continue
+            later = names[index + 1 :]
+            if len(args) > len(names) or not all(one in self._keywords for one in later):
+                args = [*args[:index], defaults[name], *args[index + 1 :]]
+                continue
+            by_name = dict(zip(later, args[index + 1 :], strict=False))
+            return self.without_undefined(args[:index], {**by_name, **kept})
+        return args, kept
 
     def trust_callbacks(self) -> None:
         """Don't check what functions that come are called with."""

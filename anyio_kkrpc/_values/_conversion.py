@@ -20,12 +20,13 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from .._exceptions import RPCValidationError
 from .._protocol._values import PLAIN, is_stream
 from ._alike import KeyGuard
 from ._pydantic import ModelKind, Unfit, decode, mentions_model, plain
+from ._undefined import UndefinedInsideError, defined
 
 AWAITABLES = (Awaitable, Coroutine)
 _NATIVE = (
@@ -268,6 +269,8 @@ def fit_own(value: Any, kind: Any, name: str, phase: str) -> Any:
     try:
         # As the other side will see it: msgspec takes an instance of the right class unseen.
         seen = msgspec.to_builtins(value, builtin_types=_NATIVE, enc_hook=plain)
+    except UndefinedInsideError:
+        seen = defined(value)
     except (TypeError, ValueError, RecursionError):
         seen = value  # whether it can be sent is for the codec to say
     convert(seen, kind, name, phase)
@@ -275,17 +278,29 @@ def fit_own(value: Any, kind: Any, name: str, phase: str) -> Any:
 
 
 def convert(value: Any, kind: Any, name: str, phase: str) -> Any:
-    if isinstance(kind, ModelKind):
-        return kind.convert(value)
-    if isinstance(kind, (StreamKind, GuardedKind)):
-        return kind.convert(value, name, phase)
-    if is_stream(value) and kind is not object:
-        raise Unfit([("", "Expected a value, got a stream")])
+    """Return a value as annotated; without what is undefined in it, where that doesn't fit.
+
+    :raises Unfit: if it doesn't fit
+    """
     try:
-        return by_msgspec(value, kind)
-    except msgspec.ValidationError as exc:
-        message, path = split(exc)
-        raise Unfit([(path, message)]) from None
+        if isinstance(kind, ModelKind):
+            return kind.convert(value)
+        if isinstance(kind, (StreamKind, GuardedKind)):
+            return kind.convert(value, name, phase)
+        if is_stream(value) and kind is not object:
+            raise Unfit([("", "Expected a value, got a stream")])
+        try:
+            return by_msgspec(value, kind)
+        except msgspec.ValidationError as exc:
+            message, path = split(exc)
+            raise Unfit([(path, message)]) from None
+    except Unfit:
+        if value is UNSET and UnsetType in typing.get_args(kind):
+            return value
+        plainer = defined(value)
+        if plainer is value:
+            raise
+    return convert(plainer, kind, name, phase)
 
 
 def by_msgspec(value: Any, kind: Any) -> Any:

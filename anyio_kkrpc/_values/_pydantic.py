@@ -13,6 +13,10 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+from msgspec import UNSET
+
+from ._undefined import UndefinedInsideError
+
 # Wrong values that are told one by one.
 MOST_ISSUES = 100
 _VENDORS = ("pydantic", "annotated_types")
@@ -104,6 +108,8 @@ def plain(value: Any) -> Any:
             return base(value)
     if is_model(value):
         return dump(value)
+    if value is UNSET:
+        raise UndefinedInsideError("undefined can't be encoded within a value of a class")
     raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
 
 

@@ -16,6 +16,7 @@ import msgspec
 from .._exceptions import ProtocolError
 from .._runtime._log import quoted
 from .._values._pydantic import plain
+from .._values._undefined import UndefinedInsideError, defined_record
 from ..abc import Codec
 from ..records import Record
 from ._cbor_keys import check_keys
@@ -122,6 +123,14 @@ def _decode_keys(data: bytes) -> Any:
     return _decode(data, immutable=True)
 
 
+def _builtins(record: Record) -> Any:
+    try:
+        return msgspec.to_builtins(record, builtin_types=_NATIVE, enc_hook=plain)
+    except UndefinedInsideError:
+        record = defined_record(record)
+        return msgspec.to_builtins(record, builtin_types=_NATIVE, enc_hook=plain)
+
+
 @final
 class CBORCodec(Codec):
     """Encodes records as CBOR.
@@ -135,7 +144,7 @@ class CBORCodec(Codec):
 
     def encode(self, record: Record) -> bytes:
         try:
-            plainer = msgspec.to_builtins(record, builtin_types=_NATIVE, enc_hook=plain)
+            plainer = _builtins(record)
             data = cbor2.dumps(plainer, encoders=_ENCODERS)
             if _LARGE.search(data) is not None:
                 self.decode(data)

@@ -11,6 +11,7 @@ from .._exceptions import ProtocolError
 from .._protocol._records import Id, Number, Record, Request
 from .._runtime._log import quoted
 from .._values._pydantic import plain
+from .._values._undefined import UndefinedInsideError, defined_record
 from ..abc import Codec
 
 __all__ = ("JSONCodec",)
@@ -63,7 +64,10 @@ class JSONCodec(Codec):
 
     def encode(self, record: Record) -> bytes:
         try:
-            return _encoder.encode(record)
+            try:
+                return _encoder.encode(record)
+            except UndefinedInsideError:
+                return _encoder.encode(defined_record(record))
         except (RecursionError, ValueError) as exc:  # surrogates; integers of too many digits
             raise TypeError(f"can't be encoded as JSON: {quoted(exc)}") from exc
 

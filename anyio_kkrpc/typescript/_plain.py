@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
+from .._wire_errors import BARE
 from .superjson import MAX_SAFE
 
 # Not the digits of a fraction or exponent.
@@ -20,6 +22,7 @@ _NOT_FOUND = re.compile(
 )
 # Members of an error that only our own peers know.
 OURS = frozenset({"cause", "rpc_error", "at"})
+_NOT_FIELDS = OURS | {"name", "message", "stack", "n", "m", "s"}
 NOT_FOUND = "method_not_found"
 NO_CONSTRUCTOR = "undefined is not a constructor"
 
@@ -63,6 +66,35 @@ def mark_kind(error: dict[str, Any]) -> None:
         error["rpc_error"] = NOT_FOUND
     elif error.get("n") == "RPCValidationError" and isinstance(error.get("issues"), list):
         error["rpc_error"] = "validation"
+
+
+def thrown_error(value: Any) -> dict[str, Any]:
+    """Return what stands for a value that was raised in JavaScript: its text is what String() makes
+    of it there, and members of an object are fields of the error.
+    """
+    error: dict[str, Any] = {}
+    if isinstance(value, dict):
+        error.update((key, item) for key, item in value.items() if key not in _NOT_FIELDS)
+    error.update(n="Error", m=_text_of(value), rpc_error=BARE)
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        error["n"] = value["name"]
+    if isinstance(value, dict) and isinstance(value.get("message"), str):
+        error["m"] = value["message"]
+    return error
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if value is UNSET:
+        return "undefined"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, list):
+        return ",".join("" if item is None else _text_of(item) for item in value)
+    return "[object Object]" if isinstance(value, dict) else str(value)
 
 
 def unknown_segment(path: list[str], error: dict[str, Any]) -> int:

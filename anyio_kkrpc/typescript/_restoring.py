@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, final
 
 import msgspec
+from msgspec import UNSET
 
 from .._exceptions import RemoteError
 from .._protocol._hashes import check_hashes
@@ -328,7 +329,7 @@ def _error(plain: dict[str, Any]) -> RemoteError:
 
 
 _RESTORE: dict[str, Any] = {
-    "undefined": lambda value: None,
+    "undefined": lambda value: UNSET,
     "bigint": _bigint,
     "Date": _date,
     "number": float,

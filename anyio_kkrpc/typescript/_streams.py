@@ -125,7 +125,7 @@ class ClassicStreams:
     def _request_out(self, record: StreamRequest, producer: str | None) -> StreamRequest | None:
         key = (producer, record.sid)
         inflow = self._inflows.get(key)
-        if inflow is None or record.op == "throw":
+        if inflow is None or (record.op == "throw" and record.e is UNSET):
             return record if record.op != "pull" else None
         if record.op == "pull":
             inflow.credit += record.n if record.n.__class__ is int else 1
@@ -133,7 +133,11 @@ class ClassicStreams:
             return None
         del self._inflows[key]
         self._waiting_bytes -= sum(size for _, size in inflow.waiting)
-        self._deliver(StreamReply(record.id, record.sid, d=True), producer)
+        # kkrpc 0.x ends its source, and tells nothing of that.
+        answer = StreamReply(record.id, record.sid, d=True, v=record.v)
+        if record.e is not UNSET:
+            answer = StreamReply(record.id, record.sid, e=record.e)
+        self._deliver(answer, producer)
         return None if inflow.ended else record
 
     def was_addressed(self, record: Record) -> bool:

@@ -101,12 +101,12 @@ class ClassicCodec(Codec):
         line = bytes(data)
         try:
             if line.startswith(SUPERJSON):
-                message, values = superjson.loads(line)
+                message = superjson.loads(line)
             else:
-                message, values = msgspec.json.decode(line), None
+                message = msgspec.json.decode(line)
                 if b'"Uint8Array"' in line:
                     message = _revive(message)
-            return _TAKE[message["type"]](message, values if isinstance(values, dict) else {})
+            return _TAKE[message["type"]](message)
         except RPCError:
             raise
         except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are
@@ -156,7 +156,7 @@ def _argument(item: Any, callbacks: list[str]) -> Any:
         if item[ARGUMENT] == "callback":
             callbacks.append(item["id"])
             return CALLBACK + item["id"]
-        item = item["v"]
+        item = item.get("v", UNSET)
         if item.__class__ is dict and item.get(STREAM) == "async-iterable" and len(item) == 2:
             raise TypeError("kkrpc 0.x takes no streams as arguments")
     elif isinstance(item, str) and item.startswith(CALLBACK):
@@ -244,6 +244,8 @@ def _plain(value: Any) -> Any:
     cls = value.__class__
     if value is None or cls in (str, int, float, bool):
         return value
+    if value is UNSET:
+        return None
     if cls is dict:
         return {key: _plain(item) for key, item in value.items() if item is not UNSET}
     if isinstance(value, (list, tuple)):
@@ -295,12 +297,12 @@ def _take_arguments(message: dict[str, Any]) -> list[Any]:
     return [_take_argument(value) for value in args]
 
 
-def _take_call(message: dict[str, Any], values: dict[str, Any]) -> Record:
+def _take_call(message: dict[str, Any]) -> Record:
     path = _text(message["method"], "method").split(".")
     return Request(_take_id(message["id"]), "call", path, _take_arguments(message))
 
 
-def _take_construct(message: dict[str, Any], values: dict[str, Any]) -> Record:
+def _take_construct(message: dict[str, Any]) -> Record:
     path = _text(message["method"], "method").split(".")
     return Request(_take_id(message["id"]), "new", path, _take_arguments(message))
 
@@ -312,26 +314,22 @@ def _path(message: dict[str, Any]) -> list[str]:
     return [_text(segment, "path") for segment in path]
 
 
-def _take_get(message: dict[str, Any], values: dict[str, Any]) -> Record:
+def _take_get(message: dict[str, Any]) -> Record:
     return Request(_take_id(message["id"]), "get", _path(message))
 
 
-def _take_set(message: dict[str, Any], values: dict[str, Any]) -> Record:
+def _take_set(message: dict[str, Any]) -> Record:
     value = message.get("value", UNSET)
-    if values.get("value") == ["undefined"]:
-        value = UNSET
     return Request(_take_id(message["id"]), "set", _path(message), v=value)
 
 
-def _take_response(message: dict[str, Any], values: dict[str, Any]) -> Record:
+def _take_response(message: dict[str, Any]) -> Record:
     identifier, args = _take_id(message["id"]), message["args"]
     if not isinstance(args, dict):
         raise ProtocolError("a response whose args are no object")
     if "error" in args:
         return Reply(identifier, e=_take_error(args["error"]))
     value = args.get("result", UNSET)
-    if values.get("args.result") == ["undefined"]:
-        value = UNSET
     if value == _STREAM_RESULT:
         value = stream_envelope(identifier)
     return Reply(identifier, v=value)
@@ -353,13 +351,13 @@ def _take_error(error: Any) -> dict[str, Any]:
     elif isinstance(error, str) and is_not_found(error):
         return {"n": "MethodNotFoundError", "m": error, "rpc_error": NOT_FOUND}
     else:
-        return {"n": "Error", "m": str(error)}
+        return {"n": "Error", "m": "undefined" if error is UNSET else str(error)}
     if isinstance(cause, (RemoteError, str)) or (isinstance(cause, dict) and cause.get("name")):
         taken["cause"] = _take_error(cause)
     return taken
 
 
-def _take_callback(message: dict[str, Any], values: dict[str, Any]) -> Record:
+def _take_callback(message: dict[str, Any]) -> Record:
     args = message["args"]
     if not isinstance(args, list):
         raise ProtocolError("a callback whose args are no list")
@@ -375,31 +373,31 @@ def _stream_record(message: dict[str, Any]) -> StreamReply:
     return StreamReply(identifier, identifier)
 
 
-def _take_chunk(message: dict[str, Any], values: dict[str, Any]) -> Record:
+def _take_chunk(message: dict[str, Any]) -> Record:
     record = _stream_record(message)
     record.d = False
-    record.v = message["args"].get("value")
+    record.v = message["args"].get("value", UNSET)
     return record
 
 
-def _take_end(message: dict[str, Any], values: dict[str, Any]) -> Record:
+def _take_end(message: dict[str, Any]) -> Record:
     record = _stream_record(message)
     record.d = True
     return record
 
 
-def _take_stream_error(message: dict[str, Any], values: dict[str, Any]) -> Record:
+def _take_stream_error(message: dict[str, Any]) -> Record:
     record = _stream_record(message)
     record.e = _take_error(message["args"].get("error"))
     return record
 
 
-def _take_cancel(message: dict[str, Any], values: dict[str, Any]) -> Record:
+def _take_cancel(message: dict[str, Any]) -> Record:
     identifier = _take_id(message["id"])
     return StreamRequest(identifier, identifier, "return")
 
 
-_TAKE: dict[str, Callable[[dict[str, Any], dict[str, Any]], Record]] = {
+_TAKE: dict[str, Callable[[dict[str, Any]], Record]] = {
     "request": _take_call,
     "construct": _take_construct,
     "get": _take_get,

@@ -15,6 +15,8 @@ from .._exceptions import ProtocolError
 from .._protocol._values import ARGUMENT
 from .._runtime._log import quoted
 from .._values._pydantic import plain
+from .._values._undefined import UndefinedInsideError, defined_record
+from .._wire_errors import is_bare
 from ..abc import Codec
 from ..records import (
     Bye,
@@ -28,7 +30,15 @@ from ..records import (
     StreamReply,
     StreamRequest,
 )
-from ._plain import NO_CONSTRUCTOR, NOT_FOUND, OURS, check_numbers, mark_kind, unknown_segment
+from ._plain import (
+    NO_CONSTRUCTOR,
+    NOT_FOUND,
+    OURS,
+    check_numbers,
+    mark_kind,
+    thrown_error,
+    unknown_segment,
+)
 
 __all__ = ("CompactCodec",)
 
@@ -72,7 +82,10 @@ def encode_json(message: Any) -> bytes:
     :raises TypeError: if it can't be encoded, or JavaScript would round a number in it
     """
     try:
-        text = _encoder.encode(message)
+        try:
+            text = _encoder.encode(message)
+        except UndefinedInsideError:
+            text = _encoder.encode(defined_record(message))
         check_numbers(text)
     except (RecursionError, ValueError) as exc:
         raise TypeError(f"can't be encoded as JSON: {quoted(exc)}") from exc
@@ -123,14 +136,17 @@ def _stream_reply(record: StreamReply) -> StreamReply:
     plain = StreamReply(record.id, record.sid, d=record.d, v=record.v)
     if record.e is not UNSET:
         name, message = str(record.e.get("n", "Error")), str(record.e.get("m", ""))
-        if not message.startswith(UNKNOWN_STREAM):
+        if not is_bare(record.e) and not message.startswith(UNKNOWN_STREAM):
             message = f"{name}: {message}" if message else name
         plain.e = {"n": "Error", "m": message}
     return plain
 
 
 def _stream_request(record: StreamRequest) -> StreamRequest:
-    return StreamRequest(record.id, record.sid, record.op, n=record.n, v=record.v)
+    value = record.v
+    if record.e is not UNSET and not is_bare(record.e):  # itself, it would be {} there
+        value = ": ".join(filter(None, (str(record.e.get("n", "")), str(record.e.get("m", "")))))
+    return StreamRequest(record.id, record.sid, record.op, n=record.n, v=value)
 
 
 _PLAIN: dict[type, Callable[[Any], Record | None]] = {
@@ -166,6 +182,8 @@ def received(record: Record) -> Record:
         record.i = record.w = UNSET
     elif isinstance(record, StreamRequest):
         record.b = UNSET
+        if record.op == "throw":
+            record.e = thrown_error(record.v)
     return record
 
 

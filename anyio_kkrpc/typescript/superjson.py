@@ -279,13 +279,13 @@ def _fields(value: Any) -> Iterator[tuple[str, Any]]:
 # Decoding
 
 
-def loads(data: bytes | bytearray | memoryview) -> tuple[Any, Any]:
-    """Decode a document; return the value and the annotations of it as they stood.
+def loads(data: bytes | bytearray | memoryview) -> Any:
+    """Decode a document.
 
-    ``undefined`` is ``None``, a date an aware datetime, a bigint `BigInt`, a ``Map`` `Map` (a list
-    of pairs if a key can't be one of a dict), a ``Set`` a set (a list if an item can't be one of a
-    set), a ``RegExp`` a compiled pattern (text, if Python can't compile it), a ``URL`` `URL`,
-    ``Uint8Array`` and ``Buffer`` bytes, another typed array `array.array`, an ``Error``
+    ``undefined`` is ``msgspec.UNSET``, a date an aware datetime, a bigint `BigInt`, a ``Map`` `Map`
+    (a list of pairs if a key can't be one of a dict), a ``Set`` a set (a list if an item can't be
+    one of a set), a ``RegExp`` a compiled pattern (text, if Python can't compile it), a ``URL``
+    `URL`, ``Uint8Array`` and ``Buffer`` bytes, another typed array `array.array`, an ``Error``
     `RemoteError`.
 
     :raises ProtocolError: if it isn't a valid document, whatever is wrong with it
@@ -293,9 +293,9 @@ def loads(data: bytes | bytearray | memoryview) -> tuple[Any, Any]:
     try:
         document = msgspec.json.decode(data)
         meta = document.get("meta") or {}
-        values, holder = meta.get("values"), [document["json"]]
+        holder = [document["json"]]
         restore(holder, meta, len(data))
-        return holder[0], values
+        return holder[0]
     except RPCError:
         raise
     except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are

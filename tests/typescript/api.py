@@ -43,6 +43,12 @@ class Api:
     def echo(self, value: Any = None) -> Any:
         return value
 
+    def greet(self, name: str = "you", greeting: str = "hello") -> str:
+        return f"{greeting} {name}"
+
+    def same(self, value: Any) -> Any:
+        return value
+
     def nothing(self) -> None:
         return None
 

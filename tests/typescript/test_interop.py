@@ -30,6 +30,7 @@ from anyio_kkrpc import (
 )
 from anyio_kkrpc.testing._server import RedisServer
 from anyio_kkrpc.transports.links import open_process
+from anyio_kkrpc.typescript import UNDEFINED
 from anyio_kkrpc.typescript.superjson import URL, Map
 from tests.bounds import BOUND, CALL_BOUND
 from tests.servers import Servers
@@ -223,6 +224,10 @@ async def check_calls(channel: RPCChannel, dialect: str, *, silent: bool) -> Non
     value = {"a": [1, 2.5, None, True, "", [], {}], "k.e y": {"d\\ot.": 1}, "héllo 🚀": "\n"}
     assert await api.echo(value) == value
     assert await api.nothing() is None
+    missing = "null" if dialect == "kkrpc-0-json" else "you"
+    assert await api.greet(UNDEFINED, "hi") == f"hi {missing}"
+    kept = "true undefined" if dialect == "kkrpc-0-superjson" else "false null"
+    assert await api.has({"u": UNDEFINED, "list": [UNDEFINED]}) == kept
     large = "ü" * (1 << 19)
     assert await api.echo(large) == large
 
@@ -436,7 +441,10 @@ async def check_released(channel: RPCChannel, *, rich: bool) -> None:
         await api.fail()
     large = "x" * (1 << 20)
     assert await api.echo(large) == large
+    assert await api.nothing() is None
+    assert await api.greet(UNDEFINED) == ("hello you" if rich else "hello null")
     if rich:
+        assert await api.echo({"u": [UNDEFINED, None]}) == {"u": [UNDEFINED, None]}
         value = {"when": datetime.fromtimestamp(0, timezone.utc), "m": {1: {2}}, "big": 2**70}
         assert await api.echo(value) == value
     else:

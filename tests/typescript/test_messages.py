@@ -110,13 +110,8 @@ RECORDS: dict[str, tuple[type[Record], dict[str, Any]]] = {
 }
 # What can't come back as it was, by a piece of the note, and why.
 LOSSY = {
-    "undefined member": "undefined within a value is None, which is null",
-    "[undefined, 1]": "undefined within a value is None, which is null",
-    "echo(undefined)": "an undefined argument is None, which is null",
     "echo(Buffer)": "bytes are an Uint8Array, which TypeScript peers can read",
-    "rich nested": "undefined within a value is None, which is null",
     "looks like a callback": "as at TypeScript peers, it is a callback now",
-    "rich arguments": "undefined within a value is None, which is null",
     "throwWithCause": "TypeScript's JSON makes {} of a cause; it is left out",
     "without the argument envelope": "arguments are put into envelopes",
     "without a": "a call has a list of arguments",
@@ -272,7 +267,7 @@ values = values_with(st.sets(hashable, max_size=4))
 def test_superjson_round_trip(value: Any) -> None:
     """What superjson has types for comes back equal, also with equal parts."""
     text = dumps({"value": value, "again": [value]})
-    back, _ = loads(text)
+    back = loads(text)
     assert back == {"value": value, "again": [value]}
     json.loads(text)
 
@@ -281,7 +276,7 @@ def test_superjson_round_trip(value: Any) -> None:
 def test_a_reencoded_document_is_the_same(value: Any) -> None:
     """What was read is written as it was, types and all."""
     text = dumps(value)
-    assert dumps(loads(text)[0]) == text
+    assert dumps(loads(text)) == text
 
 
 @given(st.binary(max_size=60) | values.map(dumps))
@@ -363,12 +358,12 @@ def test_superjson_errors_with_causes() -> None:
     """A cause travels with its error, and comes back as its cause."""
     outer = ValueError("outer")
     outer.__cause__ = KeyError("inner")
-    back, _ = loads(dumps([outer]))
+    back = loads(dumps([outer]))
     assert isinstance(back[0], RemoteError)
     assert isinstance(back[0].__cause__, RemoteError)
     assert back[0].__cause__.name == "KeyError"
     plain = RemoteError("A", "b", {"cause": {"why": MOMENT}})
-    back, _ = loads(dumps(plain))
+    back = loads(dumps(plain))
     assert back.data == {"cause": {"why": MOMENT}}
 
 
@@ -383,7 +378,7 @@ def test_superjson_equalities() -> None:
         "x": ["y.0", "m.0.1"],
         "loop": ["loop.0"],
     }
-    back, _ = loads(text)
+    back = loads(text)
     assert back["y"][0] is back["x"]
     assert back["m"][1] is back["x"]
     assert back["loop"][0] is back["loop"]
@@ -391,7 +386,7 @@ def test_superjson_equalities() -> None:
     root["c"] = root
     text = dumps(root)
     assert json.loads(text)["meta"]["referentialEqualities"] == [["c"], {"s": ["t"]}]
-    back, _ = loads(text)
+    back = loads(text)
     assert back["c"] is back
     assert back["s"] is back["t"]
 
@@ -434,13 +429,13 @@ def test_superjson_cannot_carry(value: Any, text: str) -> None:
 def test_superjson_that_python_lacks(plain: Any, annotation: Any, value: Any) -> None:
     """What Python can't make of it stays as near as can be."""
     document = {"json": plain, "meta": {"values": annotation, "v": 1}}
-    assert loads(json.dumps(document).encode())[0] == value
+    assert loads(json.dumps(document).encode()) == value
 
 
 def test_superjson_flags_survive() -> None:
     """Flags that Python lacks come back, also for a pattern of which there are two."""
     document = {"json": ["/x/gi", "/x/iy"], "meta": {"values": {"0": ["regexp"], "1": ["regexp"]}}}
-    back, _ = loads(json.dumps(document).encode())
+    back = loads(json.dumps(document).encode())
     assert all(isinstance(pattern, re.Pattern) and pattern.pattern == "x" for pattern in back)
     assert json.loads(dumps(back))["json"] == ["/x/gi", "/x/iy"]
 
@@ -448,7 +443,7 @@ def test_superjson_flags_survive() -> None:
 def test_superjson_of_the_first_version() -> None:
     """Without ``v``, a backslash in a path stands for itself."""
     document = {"json": {"a\\b": {"c.d": [1]}}, "meta": {"values": {"a\\b.c\\.d": ["set"]}}}
-    assert loads(json.dumps(document).encode())[0] == {"a\\b": {"c.d": {1}}}
+    assert loads(json.dumps(document).encode()) == {"a\\b": {"c.d": {1}}}
 
 
 def test_equalities_that_multiply() -> None:

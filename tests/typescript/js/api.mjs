@@ -23,6 +23,8 @@ export function makeApi(peer) {
 		"dotted.name": () => "dotted",
 		echo: (value) => value,
 		nothing: () => undefined,
+		greet: (name = "you", greeting = "hello") => `${greeting} ${name}`,
+		has: (value) => `${"u" in value} ${value.list[0]}`,
 		typeOf: (value) => (value === null ? "null" : value?.constructor?.name ?? typeof value),
 		counter: 42,
 		settings: { theme: "light" },

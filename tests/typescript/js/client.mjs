@@ -35,9 +35,16 @@ const checks = {
 		assert.equal(await api.math.grade1.add(5, 3), 8)
 		const value = { a: [1, 2.5, null, true, "", [], {}], "k.e y": { "d\\ot.": 1 }, "héllo ✓ 🚀": "\n \"quoted\" 👩‍👩‍👧" }
 		assert.deepEqual(await api.echo(value), value)
-		assert.equal(await api.nothing(), null)
+		assert.strictEqual(await api.nothing(), undefined)
+		assert.strictEqual(await api.same(null), null)
 		const large = "ü".repeat(1 << 19)
 		assert.equal(await api.echo(large), large)
+	},
+	async undefineds() {
+		if (!compact && !rich) return
+		assert.strictEqual(await api.same(undefined), undefined)
+		assert.equal(await api.greet(undefined, "hi"), "hi you")
+		assert.equal(await api.greet("ada", undefined), "hello ada")
 	},
 	async concurrent() {
 		const sums = await Promise.all(Array.from({ length: 200 }, (_, i) => api.add(i, 1)))
@@ -150,9 +157,10 @@ const checks = {
 		assert.equal(await api.typeName(1n), names.bigint)
 		assert.equal(await api.typeName(new Set([1])), names.Set)
 		assert.equal(await api.typeName(/x/), names.RegExp)
-		assert.equal(await api.typeName(undefined), "NoneType")
+		assert.equal(await api.typeName(undefined), "UnsetType")
+		assert.equal(await api.typeName(null), "NoneType")
 		assert.equal(await api.typeName(Buffer.from("ab")), "bytes")
-		assert.deepEqual(await api.echo({ u: undefined }), { u: null })
+		assert.deepEqual(await api.echo({ u: undefined, n: null }), { u: undefined, n: null })
 	},
 	async destroy() {
 		if (!compact && where !== "stdio") await peer.signalDestroy()

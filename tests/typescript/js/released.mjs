@@ -44,6 +44,8 @@ const served = {
 	add: (a, b) => a + b,
 	math: { grade1: { add: (a, b) => a + b } },
 	echo: (value) => value,
+	nothing: () => undefined,
+	greet: (name = "you") => `hello ${name}`,
 	hello: (name) => `hi ${name}`,
 	withProgress: async (n, onStep) => {
 		for (let step = 1; step <= n; step += 1) await onStep(step)
@@ -72,9 +74,14 @@ if (role === "client") {
 		const large = "x".repeat(1 << 20)
 		assert.equal(await api.echo(large), large)
 		await assert.rejects(api.throwCustom())
+		assert.strictEqual(await api.nothing(), undefined)
+		assert.strictEqual(await api.same(null), null)
 		if (version === "superjson") {
 			const rich = { d: new Date(0), m: new Map([[1, new Set([2n])]]), b: 2n ** 70n }
 			assert.deepEqual(await api.echo(rich), rich)
+			assert.strictEqual(await api.same(undefined), undefined)
+			assert.equal(await api.greet(undefined, "hi"), "hi you")
+			assert.deepEqual(await api.same({ u: [undefined, null] }), { u: [undefined, null] })
 		}
 	} catch (error) {
 		console.error(error.stack)
