@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 
 from anyio import CancelScope, current_time, move_on_after
@@ -34,6 +35,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from .._exceptions import RPCError
+from .._runtime._at_once import at_once
 from ..abc import Envelope
 from ..records import Bye
 from ._admin import Admin
@@ -68,7 +70,6 @@ from ._restoring import Restoring
 from ._statistics import RedisStatistics
 from ._stream._clock import ServerClock
 from ._stream._keys import Keys
-from ._stream._server import check_server
 from ._upkeep import Upkeep, release_callbacks
 from ._writing._writer import Writer
 from .dialects import Dialects, SharedPeer
@@ -248,21 +249,19 @@ class Lane:
         self._spawn(tasks, "where", look_around)
         self._spawn(tasks, "repeats", self.writer.run)
         self._spawn(tasks, "order", addressed.in_order.run)
-        grouped, execute = options.use_consumer_group, entering.execute
-        modern = await check_server(execute, options.target, groups=grouped)
-        self.writer.commands.meet_server(modern=modern)
-        addressed.inbox.meet_server(modern=modern)
-        shared = self._dialects.own.shared
-        start = await addressed.find_start(execute, entering.ask, shared=shared)
+        async with AsyncExitStack() as unused:
+            connect = partial(self.dials.first, "inbox", unused)
+            known = options.target, options.use_consumer_group, self._dialects.own.shared
+            reading, start = await at_once(connect, partial(self._restoring.meet, entering, *known))
+            unused.pop_all()
         self.shared.begin_after(start, tasks)
         self.broadcast.begin_after(start)
-        reading = await self.dials.dialer("inbox").first()
         self._tasks = tasks
         self._restoring.enter()
         tasks.start_soon(addressed.run, reading, name="anyio_kkrpc redis inbox")
         for name, run in self._housekeeping():
             self._spawn(tasks, name, run)
-        if not grouped:
+        if not options.use_consumer_group:
             self.want_requests()
 
     def _spawn(self, tasks: TaskGroup, name: str, run: Callable[[], Awaitable[None]]) -> None:

@@ -1,15 +1,21 @@
-"""What a peer does on each new connection of its link, before anybody else uses that."""
+"""What a peer does on entering, and on each new connection of its link before others use that."""
 
 from __future__ import annotations
 
+from functools import partial
+
+from .._runtime._at_once import at_once
 from ._connection._command import Execute
+from ._connection._entering import Entering
 from ._connection._errors import RedisError, leads_elsewhere
 from ._connection._patience import Patience
 from ._connection._resp import Connection
+from ._connection._target import Target
 from ._group._worker import Worker
 from ._reading._addressed import Addressed
 from ._reading._presence import Presence
 from ._stream._clock import ServerClock
+from ._stream._server import check_server
 from ._writing._writer import Writer
 
 
@@ -36,6 +42,21 @@ class Restoring:
         self._presence = presence
         self.patience = patience
         self._entered = False
+
+    async def meet(self, entering: Entering, target: Target, groups: bool, shared: bool) -> bytes:
+        """Find out what the server is, and where to read on; return the last id of the stream.
+
+        :param groups: whether it has to know them
+        :param shared: whether this peer is spoken to on the stream from the beginning
+        """
+        find = self._addressed.find_start
+        modern, start = await at_once(
+            partial(check_server, entering.execute, target, groups=groups),
+            partial(find, entering.execute, entering.ask, shared=shared),
+        )
+        self._writer.commands.meet_server(modern=modern)
+        self._addressed.inbox.meet_server(modern=modern)
+        return bytes(start)
 
     def enter(self) -> None:
         """Note that this peer has its keys: from now on they are to be there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from random import random
@@ -93,6 +94,12 @@ class Dials:
         """
         patience = Patience("the login", self._outages, heals=self._heals)
         return Dialer(dial or partial(self.dial, what), self._limit, patience, self._lost)
+
+    async def first(self, what: str, unused: AsyncExitStack) -> Connection:
+        """Connect; so far, the connection is closed with ``unused``."""
+        connection = await self.dialer(what).first()
+        unused.push_async_callback(aclose_forcefully, connection)
+        return connection
 
     async def dial(self, what: str) -> Connection:
         """Connect to wherever the server is.

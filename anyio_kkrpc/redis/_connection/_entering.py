@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from anyio import CancelScope, current_time
 
@@ -19,10 +19,23 @@ from ._portion import Portion
 from ._target import Target
 
 
+class _Wait(NamedTuple):
+    """That a command is to be answered.
+
+    :ivar end: when it is late, on AnyIO's clock; those that are waited for have the same time, so
+        the first one is late first
+    """
+
+    end: float
+    what: str
+    patience: Patience
+
+
 class Entering:
     """Bounds the time until the server has answered each of the few commands that entering takes.
 
-    A refusal that may pass is no answer. Connecting has its own bound, of the same length.
+    Several may be sent at once. A refusal that may pass is no answer. Connecting has its own bound,
+    of the same length.
 
     :param target: of the server
     :param timeout: seconds for each answer; ``socket_connect_timeout`` in the URL has priority
@@ -37,8 +50,8 @@ class Entering:
         self._timeout = timeout if target.connect_timeout is None else target.connect_timeout
         self._link = link
         self._outages = outages
-        self._patience = self._make_patience()
-        self._what = ""
+        # What is waited for; also what wasn't answered in time.
+        self._waits: list[_Wait] = []
 
     async def execute(self, *command: Argument) -> Any:
         """Send a command, as `Link.request` does."""
@@ -50,21 +63,25 @@ class Entering:
         return await self._wait(name, partial(self._link.ask, what, portion, command))
 
     async def _wait(self, what: str, attempt: Callable[[], Awaitable[Any]]) -> Any:
-        self._what = what
-        self._patience = self._make_patience()
-        self.scope.deadline = current_time() + self._timeout
-        try:
-            return await persist(self._patience, attempt)
-        finally:
-            self.scope.deadline = inf
-
-    def _make_patience(self) -> Patience:
         # A new one for each command: that one was allowed is no reason to wait for another right.
-        return Patience("the start", self._outages, heals=())
+        patience = Patience("the start", self._outages, heals=())
+        wait = _Wait(current_time() + self._timeout, what, patience)
+        self._waits.append(wait)
+        self._aim()
+        try:
+            return await persist(patience, attempt)
+        finally:
+            if not self.scope.cancel_called:
+                self._waits.remove(wait)
+                self._aim()
+
+    def _aim(self) -> None:
+        self.scope.deadline = self._waits[0].end if self._waits else inf
 
     def error(self) -> TransportConnectionError:
         """Return the error for an answer that didn't come in time."""
-        cause: BaseException | None = self._patience.refusal or self._link.lost_by
+        late = self._waits[0]
+        cause: BaseException | None = late.patience.refusal or self._link.lost_by
         if isinstance(cause, TransportConnectionError) and cause.__cause__ is not None:
             cause = cause.__cause__
         why, advice = "", "whether the server is paused (CLIENT PAUSE), or busy with something else"
@@ -76,7 +93,7 @@ class Entering:
             advice = "what closes connections, there or in between"
         error = TransportConnectionError(
             f"Redis Streams connection error: {self._target} did not let this peer in: no answer "
-            f"to {self._what} within {self._timeout:g} seconds{why}. Check {advice}."
+            f"to {late.what} within {self._timeout:g} seconds{why}. Check {advice}."
         )
-        error.__cause__ = cause if cause is not None else TimeoutError(self._what)
+        error.__cause__ = cause if cause is not None else TimeoutError(late.what)
         return error

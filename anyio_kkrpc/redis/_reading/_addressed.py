@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from anyio import CancelScope
 
+from ..._runtime._at_once import at_once
 from ...abc import Envelope
 from ...kit._inbound import Inbound
 from ...records import Bye, Cancel, Request
@@ -98,25 +100,28 @@ class Addressed:
         :return: the last id of the stream
         """
         keys = self._keys
-        inbox_id = await self.inbox.make(execute)
-        ids = []
-        for key in (keys.control, keys.stream):
-            try:
-                ids.append(await last_id(ask, key))
-                if key == keys.control:  # whoever was to see to that may have been killed
-                    await execute(b"PEXPIRE", key, CONTROL_TTL_MS)
-            except ResponseError as exc:
-                # Whoever reads the control stream sees to one that is none.
-                is_left_out = key == keys.control and code_of(exc) == "WRONGTYPE"
-                if meaning_of(exc) is not Meaning.GONE and not is_left_out:
-                    raise
-                ids.append(b"0-0")
-        control, self._begins = ids
+        inbox_id, control, self._begins = await at_once(
+            partial(self.inbox.make, execute),
+            partial(self._end_of_control, execute, ask),
+            partial(_end_of, ask, keys.stream),
+        )
         positions = {keys.control: control, self.inbox.key: inbox_id}
         if shared:
             positions[keys.stream] = self._begins
         self.reader.begin(positions)
         return self._begins
+
+    async def _end_of_control(self, execute: Execute, ask: Callable[..., Awaitable[Any]]) -> bytes:
+        key = self._keys.control
+        try:
+            end = await _end_of(ask, key)
+        except ResponseError as exc:
+            if code_of(exc) != "WRONGTYPE":
+                raise
+            return b"0-0"  # whoever reads it sees to it
+        if end != b"0-0":  # whoever was to see to that may have been killed
+            await execute(b"PEXPIRE", key, CONTROL_TTL_MS)
+        return end
 
     def listen_to_stream(self, after: bytes) -> None:
         """Read replies and the like from the stream, too, now that a peer there uses it."""
@@ -210,3 +215,13 @@ class Addressed:
         else:
             self.misplaced += 1
             logger.warning("skipped a %s on the control stream", type(record).__name__)
+
+
+async def _end_of(ask: Callable[..., Awaitable[Any]], key: bytes) -> bytes:
+    """Return the last id of a stream; the lowest one if there is no stream."""
+    try:
+        return await last_id(ask, key)
+    except ResponseError as exc:
+        if meaning_of(exc) is not Meaning.GONE:
+            raise
+        return b"0-0"

@@ -129,3 +129,26 @@ async def test_refused_for_good(refusal: str) -> None:
         assert await one.execute(b"INFO") == "OK"
         await one.execute(b"XADD", b"s")
     assert trio.current_time() == 0
+
+
+async def test_several_at_once() -> None:
+    """Each has its time, and the one that isn't answered is named."""
+    times = {b"INFO": 4.0, b"XADD": 1.0, b"XINFO": 60.0}
+
+    class Several(Link):
+        async def request(self, *command: Any) -> Any:
+            await anyio.sleep(times[command[0]])
+            return command[0]
+
+    one = entering(Several(anyio.sleep_forever))
+
+    async def ask() -> None:
+        assert await one.execute(b"XADD", b"a") == b"XADD"
+        await one.execute(b"XINFO", b"STREAM", b"s")
+
+    with one.scope:
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            assert await one.execute(b"INFO") == b"INFO"
+    assert trio.current_time() == pytest.approx(6, abs=0.01)
+    assert "no answer to XINFO STREAM, key 's' within 5 seconds" in str(one.error())
