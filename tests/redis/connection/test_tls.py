@@ -9,6 +9,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
@@ -23,7 +24,9 @@ from anyio_kkrpc.redis._connection._login import open_connection
 from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.redis._connection._tls import Tls
 from anyio_kkrpc.testing import RedisServer
+from anyio_kkrpc.testing._server import free_port
 from tests.bounds import BOUND
+from tests.topologies import Node
 
 from ..conftest import start_tls
 
@@ -305,3 +308,63 @@ async def test_cluster(server_executable: str, tmp_path: Path) -> None:
         url = f"{where}?{files.query}&ssl_server_hostname=redis.example"
         async with RedisStreamsTransport(url, connect_timeout=BOUND) as transport:
             assert (await transport.get_stream_info()).length == 0
+
+
+async def test_sentinel(server_executable: str, tmp_path: Path) -> None:
+    """Sentinel and servers that speak TLS with each other, want certificates, and tell host names:
+    each name is expected in the certificates, and the peer goes after the master.
+    """
+    files = Files(tmp_path / "own", AUTHORITY, "localhost")
+    announced = ("--tls-replication", "yes", "--replica-announce-ip", "localhost")
+    with (
+        serving(server_executable, files, *announced) as first,
+        serving(server_executable, files, *announced) as second,
+        redis.Redis.from_url(first.url) as master,
+        redis.Redis.from_url(second.url) as replica,
+    ):
+        ports = {server: urlsplit(server.tls_url).port for server in (first, second)}
+        for server, client in ((first, master), (second, replica)):
+            client.config_set("replica-announce-port", str(ports[server]))
+            client.config_set("repl-diskless-sync-delay", 0)
+        replica.replicaof("localhost", ports[first])
+        sentinel, port = encrypted_sentinel(server_executable, files, ports[first])
+        try:
+            await until(lambda: replica.info("replication")["master_link_status"] == "up")
+            await until(lambda: bool(sentinel.run("SENTINEL", "REPLICAS", "mymaster")))
+            url = f"rediss+sentinel://localhost:{port}/mymaster?{files.query}"
+            async with RedisStreamsTransport(url, stream="jobs") as transport:
+                assert transport.server_address == ("localhost", ports[first])
+                sentinel.run("SENTINEL", "FAILOVER", "mymaster")
+                await until(lambda: transport.server_address == ("localhost", ports[second]))
+                assert (await transport.get_stream_info()).length == 0
+        finally:
+            sentinel.kill()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(BOUND):
+        while not condition():
+            await anyio.sleep(0.05)
+
+
+def encrypted_sentinel(executable: str, files: Files, port: int | None) -> tuple[Node, int]:
+    """Start a sentinel for the master at a port that speaks TLS; return it, and its own such port."""
+    folder, own = files.folder / "sentinel", free_port()
+    folder.mkdir()
+    lines = [
+        "bind 127.0.0.1",
+        "sentinel resolve-hostnames yes",
+        "sentinel announce-hostnames yes",
+        "sentinel announce-ip localhost",
+        f"sentinel monitor mymaster localhost {port} 1",
+        f"tls-port {own}",
+        f"tls-cert-file {files.cert}",
+        f"tls-key-file {files.key}",
+        f"tls-ca-cert-file {files.ca}",
+        "tls-replication yes",
+    ]
+    path = folder / "sentinel.conf"
+    path.write_text("\n".join(lines) + "\n")
+    node = Node(executable, folder, free_port(), (str(path), "--sentinel"))
+    node.start()
+    return node, own
