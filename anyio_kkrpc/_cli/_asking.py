@@ -1,7 +1,6 @@
 """Blocking clients of Redis, for commands that ask it something and end.
 
-They find the server that has a stream as the transport does: sentinels tell where the master is,
-and each node of a Cluster which one has the stream.
+The server that has a stream is found by what the transport finds it by.
 """
 
 from __future__ import annotations
@@ -12,7 +11,9 @@ from dataclasses import replace
 from socket import socket
 from typing import Any, TypeVar
 
+import anyio
 import redis
+from anyio import move_on_after
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AskError,
@@ -32,8 +33,10 @@ from redis.retry import Retry
 
 from ..redis._connection._address import Address
 from ..redis._connection._errors import OF_CONNECTION, parse_error
+from ..redis._connection._resolver import Finder
 from ..redis._connection._target import Target
 from ..redis._connection._tls import CertificateFileError, Tls
+from ..redis._making import make_finder
 
 T = TypeVar("T")
 
@@ -49,8 +52,6 @@ _CODES: dict[type[RedisError], str] = {
     ReadOnlyError: "READONLY",
     TryAgainError: "TRYAGAIN",
 }
-# Nodes of a Cluster that may lead to one another.
-_HOPS = 5
 
 
 class Servers:
@@ -64,50 +65,40 @@ class Servers:
         self.target = Target.parse(url)
         self._timeout = timeout
         self._clients: dict[Address, redis.Redis] = {}
+        self._finders: dict[str, Finder] = {}
         self._last = (self.target.seeds or (self.target.node,))[0]
 
     def of(self, stream: str) -> redis.Redis:
         """Return a client of the server that has a stream.
 
-        :raises redis.exceptions.RedisError: if it can't be found
+        :raises TransportConnectionError: if it can't be found
         """
-        if self.target.kind != "cluster":
-            return self.every()[0]
-
-        def ask(seed: Address) -> redis.Redis:
-            address, client = seed, self._client(seed)
-            for _ in range(_HOPS):
-                try:
-                    client.xlen(stream)
-                except MovedError as exc:
-                    address = replace(address, host=exc.host or address.host, port=int(exc.port))
-                    client = self._client(address)
-                except redis.ResponseError:
-                    break  # it tells whoever asks it next
-                else:
-                    break
-            return client
-
-        return self._first(ask)
+        return self._client(self._find(stream))
 
     def every(self) -> list[redis.Redis]:
         """Return clients of all servers that may have streams.
 
-        :raises redis.exceptions.RedisError: if they can't be found
+        :raises redis.exceptions.RedisError: if the nodes of a Cluster can't be asked
+        :raises TransportConnectionError: if the server can't be found
         """
-        if self.target.kind == "server":
-            return [self._client(self.target.node)]
-        if self.target.kind == "sentinel":
-            return [self._first(self._ask_sentinel)]
+        if self.target.kind != "cluster":
+            return [self.of("")]
         return self._first(self._ask_node)
 
-    def _ask_sentinel(self, sentinel: Address) -> redis.Redis:
-        question = ("SENTINEL", "get-master-addr-by-name", self.target.service)
-        answer = self._execute(sentinel, *question)
-        if answer is None:
-            raise redis.ResponseError(f"it knows no {self.target.service!r}")
-        host, port = map(_text, answer)
-        return self._client(self.target.at(host, int(port)))
+    def _find(self, stream: str) -> Address:
+        if self.target.kind == "server":
+            return self.target.node
+        key = stream if self.target.kind == "cluster" else ""
+        finder = self._finders.get(key)
+        if finder is None:
+            finder = self._finders[key] = make_finder(self.target, key.encode(), self._timeout)
+        return anyio.run(self._ask_finder, finder)
+
+    async def _ask_finder(self, finder: Finder) -> Address:
+        with move_on_after(self._timeout):
+            return await finder.find()
+        error = f"nobody told where the server is within {self._timeout:g} seconds"
+        raise self._last.cannot_connect(TimeoutError(error))
 
     def _ask_node(self, node: Address) -> list[redis.Redis]:
         """Return clients of all masters of the Cluster."""

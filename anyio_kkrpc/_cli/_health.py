@@ -17,6 +17,7 @@ from msgspec import Struct
 from redis.exceptions import RedisError
 
 from .._channel import ChannelStatistics, MethodStatistics
+from .._exceptions import RPCError
 from ..kit._queue import QueueStatistics
 from ..redis import RedisStatistics
 from ._asking import Servers
@@ -98,7 +99,7 @@ class Health:
             if current_time() - self._looked_at < LOOK_AGE:
                 return
             self._look = None
-            with move_on_after(LOOK_WITHIN), suppress(RedisError, OSError):
+            with move_on_after(LOOK_WITHIN), suppress(RedisError, OSError, RPCError):
                 self._look = await anyio.to_thread.run_sync(
                     self._ask_redis, limiter=self._limiter, abandon_on_cancel=True
                 )

@@ -17,6 +17,7 @@ from redis.exceptions import AskError, MovedError, RedisError
 from rich.console import Console
 from rich.live import Live
 
+from .._exceptions import TransportConnectionError
 from ..redis._connection._errors import reason
 from ._asking import Servers, as_reply
 from ._terminal import ends_on_sigterm
@@ -64,11 +65,12 @@ class Watch:
         """Look again; if the server can't be asked, return what was there before, and why."""
         try:
             return self._look(SLICE)
-        except RedisError as exc:
+        except (RedisError, TransportConnectionError) as exc:
             last = self._frame
             if last.trouble is None:
                 since = time.strftime("%H:%M:%S")
-                last.trouble = f"since {since} ({reason(as_reply(exc))}); this is how it was before"
+                why = reason(as_reply(exc) if isinstance(exc, RedisError) else exc)
+                last.trouble = f"since {since} ({why}); this is how it was before"
             return last
 
     def _look(self, seconds: float | None) -> Frame:

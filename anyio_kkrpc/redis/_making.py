@@ -19,6 +19,7 @@ from ._connection._patience import Outages
 from ._connection._replicas import Replicas
 from ._connection._resolver import Finder, Fixed, shared_topology
 from ._connection._sentinel import Sentinel
+from ._connection._target import Target
 from ._group._claims import Groups
 from ._group._reasons import Reasons
 from ._group._trim import Trim
@@ -35,20 +36,24 @@ from .dialects import Dialects
 from .dialects._signing import Signer
 
 
+def make_finder(target: Target, stream: bytes, timeout: float) -> Finder:
+    """Return what finds the server that has a stream.
+
+    :param timeout: seconds that a node of a Cluster has to answer, at most
+    """
+    if target.kind == "cluster":
+        return ClusterFinder(target, stream, timeout)
+    return Sentinel(target) if target.kind == "sentinel" else Fixed(target.node)
+
+
 def make_dials(options: Options, outages: Outages) -> Dials:
     """Return what connects."""
     target, timeout = options.target, options.connect_timeout
     stream = options.stream.encode()
-
-    def make() -> Finder:
-        if target.kind == "cluster":
-            return ClusterFinder(target, stream, timeout)
-        return Sentinel(target) if target.kind == "sentinel" else Fixed(target.node)
-
     # Two streams of a Cluster may be on two nodes.
     key = (target, stream) if target.kind == "cluster" else target
     return Dials(
-        lambda: shared_topology(key, make),
+        lambda: shared_topology(key, partial(make_finder, target, stream, timeout)),
         options.session_id[:32],
         outages,
         connect_timeout=timeout if target.connect_timeout is None else target.connect_timeout,

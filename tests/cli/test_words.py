@@ -137,6 +137,29 @@ async def test_name_of_the_certificate(named: bool, tmp_path: Path) -> None:
         assert ("or give ssl_server_hostname" in said) != named
 
 
+@pytest.mark.anyio
+async def test_sentinel_that_does_not_answer() -> None:
+    """Another one is asked, as by peers; and who knows no such service is named."""
+
+    def ask(ports: tuple[int, ...], service: str) -> object:
+        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+        with asking(f"redis+sentinel://{hosts}/{service}", 10 * BOUND, "jobs") as client:
+            return client.get_connection_kwargs()["port"]
+
+    async with fake_node() as sentinel, fake_node() as frozen:
+        frozen.frozen = True
+
+        def tell(command: list[bytes]) -> object:
+            known = command[1:] == [b"get-master-addr-by-name", b"mymaster"]
+            return [b"127.0.0.1", b"7000"] if known else None
+
+        sentinel.answers["SENTINEL"] = tell
+        ports = frozen.port, sentinel.port
+        assert await anyio.to_thread.run_sync(ask, ports, "mymaster") == 7000
+        with pytest.raises(TransportConnectionError, match="Check the service in the url"):
+            await anyio.to_thread.run_sync(ask, ports[1:], "master")
+
+
 def test_port_that_is_taken() -> None:
     """It says so before anything is started; and who asks there learns what is wrong."""
     with socket.socket() as taken:
