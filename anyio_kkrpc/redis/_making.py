@@ -120,7 +120,7 @@ def make_capabilities(options: Options) -> Capabilities:
     native = options.dialect == "native"
     return Capabilities(
         broadcast=not options.use_consumer_group,
-        addressing=options.dialect != "kkrpc-0",
+        addressing=True,
         keyword_arguments=native,
         cancellation=native,
         deadlines=native,

@@ -147,4 +147,4 @@ def test_capabilities_of_dialects(dialect: Any) -> None:
     assert capabilities.keyword_arguments is native
     assert capabilities.cancellation is native
     assert capabilities.deadlines is native
-    assert capabilities.addressing is (dialect != "kkrpc-0")
+    assert capabilities.addressing

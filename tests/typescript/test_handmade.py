@@ -542,3 +542,21 @@ async def test_wrong_options_of_byte_streams(options: dict[str, Any], option: st
     """They are refused in the constructor, by name."""
     with pytest.raises((TypeError, ValueError), match=option):
         ByteStreamTransport(None, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dialect", ["native", "kkrpc-0"])
+async def test_a_handler_calls_its_caller_of_kkrpc_0(
+    redis_server: RedisServer, stream_name: str, peer: Peer, dialect: str
+) -> None:
+    """Whichever way the one that serves begins; what another peer answers doesn't count."""
+    options = {"use_consumer_group": False, "dialect": dialect}
+    async with server(redis_server.url, stream_name, **options):
+        asked = {"id": "1", "method": "callPeer", "args": ["hello", "ada"], "type": "request"}
+        peer.classic({**asked, "version": "json"}, "one")
+        back = await peer.wait("server", lambda message: message.get("method") == "hello")
+        for sender in ("two", "one"):
+            args = {"result": f"hi of {sender}"}
+            answer = {"id": back["id"], "method": "", "args": args, "type": "response"}
+            peer.classic({**answer, "version": "json"}, sender)
+        reply = await peer.wait("server", answers("1"))
+        assert reply["args"] == {"result": "hi of one"}
