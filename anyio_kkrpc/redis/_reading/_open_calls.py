@@ -63,6 +63,9 @@ _LOOK = 1.0
 # Seconds for which the inbox is waited for. A request that is sent again needlessly is marked as
 # repeated; one that waits for longer may be out of time.
 _CATCH_UP = 15.0
+# Seconds until a server that refused to tell what it has is asked again, and how often it is asked.
+_AGAIN = 5.0
+_ATTEMPTS = 60
 
 
 class OpenCalls:
@@ -142,19 +145,27 @@ class OpenCalls:
 
     async def _find_missing(self, requests: Sequence[_Accepted]) -> list[_Accepted]:
         """Return those that the server doesn't have, or that nothing tells of: what was in an inbox
-        may have been read. If it can't be asked, return none.
+        may have been read. If it can't be asked, or the next server is to be, return none.
         """
-        asked = [
-            (entry_id, one.record.id)  # type: ignore[union-attr]
-            for one, entry_id in requests
-            if entry_id is not None
-        ]
-        try:
-            found = await select_ids(self._link, _MISSING, self._stream, self._sender, asked)
-        except RedisError as exc:
-            logger.warning("which requests were lost can't be found: %s", reason(exc))
-            return []
-        return [one for one in requests if one[1] is None or one[1] in found]
+        for attempt in range(_ATTEMPTS):
+            asked = [
+                (entry_id, one.record.id)  # type: ignore[union-attr]
+                for one, entry_id in requests
+                if entry_id is not None
+            ]
+            try:
+                found = await select_ids(self._link, _MISSING, self._stream, self._sender, asked)
+            except RedisError as exc:
+                if not attempt:
+                    logger.warning("which requests were lost can't be found: %s", reason(exc))
+                with move_on_after(_AGAIN):
+                    await self._came.wait()
+                requests = self._waiting(requests)
+                if self._came.is_set() or not requests:
+                    break
+            else:
+                return [one for one in requests if one[1] is None or one[1] in found]
+        return []
 
     async def _read_to_the_end(self) -> None:
         """Wait until what is in the inbox now, on the server that answers now, was read.
@@ -184,8 +195,11 @@ class OpenCalls:
 
     def _still_open(self, requests: Sequence[_Accepted]) -> list[Envelope]:
         """Return those that still wait for a reply, and that nobody has written once more."""
+        return [one for one, _ in self._waiting(requests)]
+
+    def _waiting(self, requests: Sequence[_Accepted]) -> list[_Accepted]:
         waiting = {id(one) for one in self._inbound.waiting()}
-        return [one for one, entry_id in requests if id(one) in waiting and one.token == entry_id]
+        return [one for one in requests if id(one[0]) in waiting and one[0].token == one[1]]
 
 
 def _was_accepted(request: Envelope, kept: Collection[int]) -> bool:

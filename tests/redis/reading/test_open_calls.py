@@ -261,7 +261,9 @@ def test_what_a_server_has(
 
 
 def test_refused(caplog: pytest.LogCaptureFixture) -> None:
-    """For now, it is asked again; for good, it is said, and nothing is sent twice at random."""
+    """For now, it is asked again at once; else it is said, and it is asked again after a while, not
+    for ever, and as long as anybody waits. Nothing is sent twice at random.
+    """
 
     async def check(rig: Rig) -> None:
         rig.ask("1", b"1-0")
@@ -269,8 +271,26 @@ def test_refused(caplog: pytest.LogCaptureFixture) -> None:
         await rig.look()
         assert rig.sent == ["1"]
         rig.refusals.append(ResponseError("NOPERM this user has no permissions"))
-        await rig.look()
+        rig.calls.note()
+        await anyio.sleep(4)
         assert rig.sent == ["1"]
-        assert "which requests were lost can't be found: NOPERM" in caplog.text
+        await anyio.sleep(2)
+        assert rig.sent == ["1", "1"]
+        assert caplog.text.count("which requests were lost can't be found: NOPERM") == 1
+        rig.refusals += [ResponseError("NOPERM no")] * 100
+        rig.calls.note()
+        await anyio.sleep(21)
+        assert len(rig.refusals) == 95
+        rig.calls.note()  # the next one may tell
+        await anyio.sleep(1)
+        assert len(rig.refusals) == 94
+        await anyio.sleep(1000)
+        assert len(rig.refusals) == 35
+        rig.calls.note()
+        await anyio.sleep(1)
+        del rig.caller.open["1"]
+        await anyio.sleep(1000)
+        assert len(rig.refusals) == 34
+        assert rig.sent == ["1", "1"]
 
     with_rig(check)
