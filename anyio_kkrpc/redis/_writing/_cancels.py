@@ -5,7 +5,8 @@ Redis tells in its answer. Until that has come the cancel waits with the request
 the stream, and won't be, needs none.
 
 Another server may have lost what was cancelled lately, and its cancel, too, or have given its id to
-another request. So then those cancels go to all peers, and nothing is looked for.
+another request. So then those cancels go to all peers, and nothing is looked for. Those of requests
+to one peer go to that one again, and those of a broadcast to all.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ class Cancels:
         self.waiting: dict[str, Post] = {}
         self._due: list[tuple[bytes, Cancel]] = []
         # Of requests of which nothing is known here.
-        self._unplaced: list[Cancel] = []
+        self._unplaced: list[Envelope] = []
         self._now = now
-        self._lately: deque[tuple[float, Cancel]] = deque(maxlen=_MOST_LATELY)
+        self._lately: deque[tuple[float, Envelope]] = deque(maxlen=_MOST_LATELY)
 
     def let_wait(self, request_id: str, post: Post) -> None:
         """Note that a request waits."""
@@ -81,7 +82,7 @@ class Cancels:
         waits = self.waiting.get(cancel.id)
         if self.take_back(envelope):
             if waits is not None and _may_run(waits.envelope):
-                self._unplaced.append(cancel)
+                self._unplaced.append(Envelope(cancel))
                 self._stir()
             return
         place = envelope.token
@@ -92,7 +93,7 @@ class Cancels:
                 return
             place = place.entry_id
         if place is None:
-            self._unplaced.append(cancel)
+            self._unplaced.append(Envelope(cancel))
         elif place != _NOWHERE:
             self._due.append((place, cancel))
 
@@ -109,9 +110,13 @@ class Cancels:
         if post.envelope is not None and isinstance(post.envelope.record, Request):
             post.envelope.token = post.entry_id = _NOWHERE
             if post.cancel is not None and _may_run(post.envelope):
-                self._unplaced.append(post.cancel)
+                self._unplaced.append(Envelope(post.cancel))
                 post.cancel = None
                 self._stir()
+
+    def remember(self, cancel: Envelope) -> None:
+        """Note that a cancel of a request to one peer, or in a broadcast, was written."""
+        self._lately.append((self._now(), cancel))
 
     def repeat(self) -> None:
         """Note that another server answers: it may have lost what was cancelled lately."""
@@ -128,10 +133,13 @@ class Cancels:
         due, self._due = self._due, []
         if unplaced or due:
             now = self._now()
-            self._lately.extend((now, cancel) for cancel in unplaced)
-            self._lately.extend((now, cancel) for _, cancel in due)
-        for cancel in unplaced:
-            yield self._commands.make_control(Envelope(cancel))
+            self._lately.extend((now, envelope) for envelope in unplaced)
+            self._lately.extend((now, Envelope(cancel)) for _, cancel in due)
+        for envelope in unplaced:
+            if envelope.recipient is None:
+                yield self._commands.make_control(envelope)
+            elif (post := self._commands.make(envelope)) is not None:
+                yield post
         for start in range(0, len(due), MOST):
             ids, cancels = zip(*due[start : start + MOST], strict=True)
             command = find_holders(self._commands.keys, ids)

@@ -139,9 +139,12 @@ class Writer:
         :raises OverloadedError: for a request while Redis is known to take none
         """
         post = self._make(envelope)
-        if post is None:
-            if envelope.record.__class__ is Cancel and envelope.recipient is None:
+        if envelope.record.__class__ is Cancel:
+            if post is not None:
+                self._outgoing.cancels.remember(envelope)
+            elif envelope.recipient is None:
                 self._outgoing.cancels.add(envelope)
+        if post is None:
             return None
         self._post(post)
         return None if self.flush_nowait() else post

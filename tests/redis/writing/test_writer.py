@@ -1080,18 +1080,30 @@ def test_what_another_server_may_have_had(arrived: bool, another: bool) -> None:
 
 
 @pytest.mark.parametrize("sure", [False, True])
-def test_cancels_that_another_server_may_have_lost(sure: bool) -> None:
+@pytest.mark.parametrize(
+    ("group", "recipient"), [(GROUP, None), (None, None), (GROUP, CALLER), (None, CALLER)]
+)
+def test_cancels_that_another_server_may_have_lost(
+    group: bytes | None, recipient: str | None, sure: bool
+) -> None:
+    """They go out again to where they went, those of a group to all that share it."""
+
     async def check() -> None:
         model = Model([])
-        async with running(model) as rig:
-            sent = rig.post(Request("1", "call", ["f"]), None)
+        async with running(model, group=group, serves=False) as rig:
+            sent = rig.post(Request("1", "call", ["f"]), recipient)
             await rig.settled()
-            rig.writer.send_nowait(Envelope(Cancel("1"), token=sent.token))
+            rig.writer.send_nowait(Envelope(Cancel("1"), None, recipient, token=sent.token))
             await anyio.sleep(1)
-            before = len(model.inboxes.get(KEYS.control, ()))
+            key = KEYS.control if recipient is None else KEYS.inbox(recipient)
+            before = len(model.inboxes.get(key, ()))
             rig.writer.meet_another(sure=sure)
             await anyio.sleep(1)
-            assert len(model.inboxes.get(KEYS.control, ())) == before + sure
+            entries = model.inboxes.get(key, [])
+            assert len(entries) == before + sure
+            codec = get_codec("json")
+            assert not sure or codec.decode(entries[-1][b"json"]) == Cancel("1")
+            assert len({entry[b"n"] for entry in entries}) == len(entries)
 
     in_virtual_time(check)
 
