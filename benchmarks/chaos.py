@@ -21,7 +21,8 @@ With ``--topology sentinel`` or ``cluster`` there are several servers, without p
 are killed, stopped, and made replicas, in a Cluster the slot moves key by key. A writer beside the
 callers adds entries: ``written`` tells how many were acknowledged, ``missing`` how many of them the
 next masters didn't have. Cancels and acknowledgements are lost as well: what ran on both sides of
-that is neither ``unexplained`` nor ``overrun``.
+that is neither ``unexplained`` nor ``overrun``. So are callbacks that had been accepted: calls that
+miss some are ``lost_callbacks`` then, not ``unheard``.
 
 The exit code is 0 only if these are 0. ``timeout`` and ``given_up`` are calls that ended in these
 errors, which is allowed. Time in which the caller, the server or the worker was stopped, paused or
@@ -664,7 +665,10 @@ class Judge:
         if what == "result" and outcome["proof"] not in [run["proof"] for run in self.runs[key]]:
             self._complain("invented", key, outcome["proof"])
         if outcome.get("unheard"):
-            self._complain("unheard", key, f"{outcome['unheard']} callbacks")
+            if self._taken_over([self.asked[key]["at"], outcome["at"]]):
+                self.counts["lost_callbacks"] += 1
+            else:
+                self._complain("unheard", key, f"{outcome['unheard']} callbacks")
         late = self._counted(outcome["due"], outcome["at"], {outcome["pid"]})
         if late > self.slack:
             self._complain("late", key, f"{what}, {late:.1f} s after its time")
