@@ -191,7 +191,10 @@ class Lane:
         group = options.consumer_group.encode() if options.use_consumer_group else None
         reader = Reader({}, self.decoder, options.block_timeout)
         told = (self.writer.undelivered.open, lambda now: self.presence.lose())
-        losses = Losses(keys.stream, group, key, inbound, repeats, link, reader, told)
+        parts = (inbound, repeats, link, reader, told)
+        losses = Losses(
+            keys.stream, group, key, *parts, lambda one: self.addressed.open_calls.looks_for(one)
+        )
         writer, sender = self.writer, self._dialects.native.sender
         again = (losses.read_on, writer.send_again, writer.kept, writer.forget_repeated)
         open_calls = OpenCalls(keys.stream, sender, inbound, link, reader, *again)

@@ -71,6 +71,7 @@ class Restoring:
             self._worker.meet_another()
         if self._entered:
             self._presence.lose()
+            self._addressed.losses.connecting()
             try:
                 await self.restore(connection.execute)
                 await self._presence.sign.keep(connection.execute)
@@ -83,5 +84,6 @@ class Restoring:
     async def restore(self, execute: Execute) -> None:
         """Make again what this peer needs, should the server have lost it."""
         await self._addressed.inbox.keep(execute)
+        self._addressed.losses.restored()
         if self._worker.made:
             await self._worker.make(execute)

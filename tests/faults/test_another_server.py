@@ -149,6 +149,46 @@ async def test_acknowledged_requests_that_are_missing(
     assert f"{count} requests were open, and {count} of them" in said
 
 
+async def test_inbox_and_requests_that_are_missing(
+    own_server: RedisServer, replica: RedisServer, stream_name: str
+) -> None:
+    """Who came after the replica was cut off has lost its inbox, too; and others were there first."""
+    gate, count, running = Gate(), 20, 4
+    options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": True, **QUICK}
+    results: list[int] = []
+
+    async def call(key: int) -> None:
+        results.append(await api.work(key))
+
+    async with (
+        pair(own_server, replica) as two,
+        RedisStreamsTransport(two.url, **options) as serving,
+        RPCChannel(serving, expose=gate, max_concurrency=running),
+    ):
+        await until(lambda: two.old.exists(stream_name))
+        two.old.xdel(stream_name, two.old.xadd(stream_name, {"left": "out"}))
+        await two.cut_off()
+        async with (
+            RedisStreamsTransport(two.url, **options) as using,
+            RPCChannel(using, timeout=CALL_BOUND) as channel,
+        ):
+            api = channel.get_api()
+            async with anyio.create_task_group() as group:
+                for key in range(count):
+                    group.start_soon(call, key)
+                await until(lambda: two.old.xlen(stream_name) == count)
+                await until(lambda: len(gate.ran) == running)
+                await until(lambda: not using._writer._outgoing.ledger.written)
+                # Others were faster.
+                two.new.xadd(stream_name, {"of": "another"})
+                (entry,) = two.new.xreadgroup("kkrpc-group", "other", {stream_name: ">"})[0][1]
+                two.new.xack(stream_name, "kkrpc-group", entry[0])
+                await two.fail_over()
+                await until(lambda: using.statistics().sent_again == count)
+                gate.open.set()
+            assert sorted(results) == list(range(count))
+
+
 async def test_requests_of_each_kind(
     own_server: RedisServer, replica: RedisServer, stream_name: str
 ) -> None:

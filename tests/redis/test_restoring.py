@@ -18,7 +18,7 @@ class Parts:
 
     def __init__(self, *, another: bool, error: Exception | None = None) -> None:
         self.told: list[str] = []
-        self.inbox = self.sign = self.open_calls = self.identity = self
+        self.inbox = self.sign = self.open_calls = self.identity = self.losses = self
         self.made, self.offset, self.read, self.is_sure = True, 1.5, None, False
         self._another, self._error = another, error
 
@@ -34,6 +34,12 @@ class Parts:
 
     def lose(self) -> None:
         self.told.append("lose")
+
+    def connecting(self) -> None:
+        self.told.append("connecting")
+
+    def restored(self) -> None:
+        self.told.append("restored")
 
     def pause(self, exc: Exception) -> None:
         self.told.append("pause")
@@ -71,7 +77,7 @@ async def test_order(another: bool, sure: bool, entered: bool) -> None:
         part.enter()
     await part.prepare(parts)
     told = [f"another, {sure}", "open calls", "another"] if another else []
-    restored = ["lose", "keep", "make", "keep"] if entered else []
+    restored = ["lose", "connecting", "keep", "restored", "make", "keep"] if entered else []
     assert parts.told == [*told, *restored, "attach 1.5"]
 
 
@@ -81,7 +87,7 @@ async def test_refused() -> None:
     part = restoring(parts)
     part.enter()
     await part.prepare(parts)
-    assert parts.told == ["lose", "pause", "attach 1.5"]
+    assert parts.told == ["lose", "connecting", "pause", "attach 1.5"]
     parts = Parts(another=False, error=ResponseError("READONLY You can't write"))
     part = restoring(parts)
     part.enter()

@@ -5,13 +5,15 @@ connected are told apart. After an outage other peers keep what finds no inbox, 
 had been in it was read before. Where only the inbox is gone, what was on its way is lost.
 
 Whose reply is lost is told at once. In a group Redis knows of each request whether it was answered;
-where it doesn't know, all are told who may have lost something.
+where it doesn't know, all are told who may have lost something. When another server answers than
+before, one that isn't there may have been lost before it was answered: it is sent again then.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
 
 from anyio import Event, current_time, sleep
 
@@ -31,8 +33,9 @@ __all__ = ("Losses",)
 
 logger = logging.getLogger("anyio_kkrpc")
 
-# Returns those of some requests that the group, or each group there is, has taken and acknowledged.
-# What isn't in a stream from which nothing was ever deleted was in another one: it may still run.
+# Returns those of some requests that the group, or each group there is, has taken and acknowledged;
+# with a minus those that aren't in the stream, so that it may never have had them. What isn't in a
+# stream from which nothing was ever deleted was in another one: it may still run.
 _ANSWERED = (
     BEFORE
     + BY_NAME
@@ -57,10 +60,9 @@ for i = 2, #ARGV do
       break
     end
   end
-  if not open and ARGV[1] ~= '' and whole then
-    open = #redis.call('XRANGE', KEYS[1], id, id) == 0
-  end
-  if not open then answered[#answered + 1] = id end
+  local there = open or #redis.call('XRANGE', KEYS[1], id, id) > 0
+  if not there and ARGV[1] ~= '' and whole then open = true end
+  if not open then answered[#answered + 1] = there and id or '-' .. id end
 end
 return answered
 """
@@ -70,6 +72,8 @@ _LOOK = 2.0
 # Looks whether the new inbox was read, while it is waited for that.
 _LOOKS = 1000
 _STREAM = "the inbox of this peer was deleted from Redis, and what was in it is lost"
+# A request, and its place in the stream as it was.
+_Sent: TypeAlias = tuple[Envelope, Any]
 _CALL = f"{_STREAM}: the reply may be part of it"
 
 
@@ -84,6 +88,7 @@ class Losses:
     :param link: the connection that this peer writes on
     :param reader: reads the inbox
     :param told: are told, on AnyIO's clock, when other inboxes may be gone, too
+    :param sent_again: whether a request is, or will be, if the server lacks it
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class Losses:
         link: Link,
         reader: Reader,
         told: Sequence[Callable[[float], object]],
+        sent_again: Callable[[Envelope], bool],
     ) -> None:
         self._stream = stream
         self._group = group
@@ -105,8 +111,19 @@ class Losses:
         self._link = link
         self._positions = reader.positions
         self._told = told
+        self._sent_again = sent_again
         self._sudden = self._complained = False
+        # Whether the server that answers now is known to have had the inbox.
+        self._restored = True
         self._came = Event()
+
+    def connecting(self) -> None:
+        """Note that a connection is new: what is missing there needn't have been deleted."""
+        self._restored = False
+
+    def restored(self) -> None:
+        """Note that the inbox is there."""
+        self._restored = True
 
     def lost(self, made: bytes) -> None:
         """Note that the inbox was gone, with what was in it, and was made again.
@@ -122,7 +139,8 @@ class Losses:
             behind = order(made) < order(position)
             self._positions[self._inbox] = b"0-0" if behind else made
         # While the connection is made again, `connection` is None.
-        self._sudden = self._sudden or self._link.connection is not None
+        deleted = self._restored and self._link.connection is not None
+        self._sudden = self._sudden or deleted
         self._came.set()
 
     async def look(self, keep: Callable[[Execute], Awaitable[object]]) -> None:
@@ -137,6 +155,7 @@ class Losses:
             if position == before and self._inbound.expects():
                 try:
                     await keep(self._link.request)
+                    self.restored()
                 except RedisError as exc:
                     logger.debug("looking for the inbox: %s", exc)  # housekeeping says it
 
@@ -153,26 +172,33 @@ class Losses:
     async def _tell_callers(self, sudden: bool) -> None:
         waiting = self._inbound.waiting()
         # Those without an id were not in the stream yet.
-        sent = [one for one in waiting if one.recipient is None and _is_id(one.token)]
-        lost = [one for one in waiting if one.recipient is not None] if sudden else []
+        sent = [(one, one.token) for one in waiting if one.recipient is None and _is_id(one.token)]
+        lost: list[_Sent] = []
+        if sudden:
+            lost = [(one, one.token) for one in waiting if one.recipient is not None]
+        missing: set[object] = set()
         if sudden or self._group is not None:
-            lost += await self._find_answered(sent)
+            answered, missing = await self._find_answered(sent)
+            lost += [(one, token) for one, token in sent if token in answered or token in missing]
         if not lost:
             return
         await self.read_on()
-        still = {one.record.id for one in self._inbound.waiting()}  # type: ignore[union-attr]
-        for one in lost:
-            record = one.record
-            if record.id in still:  # type: ignore[union-attr]
-                token = one.token or b"sent"
+        still = {id(one) for one in self._inbound.waiting()}
+        for one, token in lost:
+            # Meanwhile it may have been sent again, or be about to.
+            gone = one.token is not token or (token in missing and self._sent_again(one))
+            if id(one) in still and not gone:
+                error = DeliveryError(_CALL)
                 back = Envelope(
-                    record, None, one.recipient, error=DeliveryError(_CALL), token=token
+                    one.record, None, one.recipient, error=error, token=token or b"sent"
                 )
                 self._inbound.deliver(back)
 
-    async def _find_answered(self, sent: Sequence[Envelope]) -> list[Envelope]:
-        """Return those requests that nobody will answer any more; all, if that can't be found."""
-        ids = [(one.token,) for one in sent]
+    async def _find_answered(self, sent: Sequence[_Sent]) -> tuple[set[object], set[object]]:
+        """Return the ids of those that nobody will answer any more, and of those of them that the
+        stream lacks; all, if that can't be found.
+        """
+        ids = [(token,) for _, token in sent]
         group = self._group or b""
         try:
             found = await select_ids(self._link, _ANSWERED, self._stream, group, ids)
@@ -180,8 +206,9 @@ class Losses:
             if not self._complained:
                 self._complained = True
                 logger.warning("which replies were lost can't be found: %s", reason(exc))
-            return [*sent]
-        return [one for one in sent if one.token in found]
+            return {token for _, token in sent}, set()
+        missing = {one[1:] for one in found if one.startswith(b"-")}
+        return {one for one in found if not one.startswith(b"-")}, {*missing}
 
     async def read_on(self) -> bool:
         """Wait until what is in the inbox now was read: replies may be among it.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from itertools import chain
 from typing import TypeAlias
 
 from anyio import Event, move_on_after
@@ -107,6 +108,8 @@ class OpenCalls:
         self._kept = kept
         self._forget = forget
         self._open: list[_Accepted] = []
+        # What is looked for at present.
+        self._looked_for: list[_Accepted] = []
         self._came = Event()
         self.identity = Identity()
         self.looked_up = self.sent_again = 0
@@ -119,29 +122,37 @@ class OpenCalls:
         self._open = [(one, one.token) for one in waiting if _was_accepted(one, kept)]
         self._came.set()
 
+    def looks_for(self, request: Envelope) -> bool:
+        """Whether a request is sent again if the server lacks it, which isn't known yet."""
+        return any(one is request for one, _ in chain(self._open, self._looked_for))
+
     async def run(self) -> None:
         """Look for those that were open, each time that another server answers."""
         while True:
             await self._came.wait()
             self._came = Event()
-            found, self._open = self._open, []
+            self._looked_for, self._open = self._open, []
             self._inbound.doubt()
-            if not found:
-                continue
-            self.looked_up += len(found)
-            missing = await self._find_missing(found)
-            if not missing:
-                logger.info("another server answers than before: it has what this peer waits for")
-                continue
-            await self._read_to_the_end()
-            count = await self._send_again(self._still_open(missing))
-            self.sent_again += count
-            logger.warning(
-                "another server answers than before: %d requests were open, and %d of them that it "
-                "has lost, or may have, were sent again",
-                len(found),
-                count,
-            )
+            if self._looked_for:
+                await self._look_for(self._looked_for)
+                self._looked_for = []
+
+    async def _look_for(self, found: list[_Accepted]) -> None:
+        """Send those again that the server lacks."""
+        self.looked_up += len(found)
+        missing = await self._find_missing(found)
+        if not missing:
+            logger.info("another server answers than before: it has what this peer waits for")
+            return
+        await self._read_to_the_end()
+        count = await self._send_again(self._still_open(missing))
+        self.sent_again += count
+        logger.warning(
+            "another server answers than before: %d requests were open, and %d of them that it has "
+            "lost, or may have, were sent again",
+            len(found),
+            count,
+        )
 
     async def _find_missing(self, requests: Sequence[_Accepted]) -> list[_Accepted]:
         """Return those that the server doesn't have, or that nothing tells of: what was in an inbox

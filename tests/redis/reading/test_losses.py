@@ -62,11 +62,14 @@ class Link:
     """A link to a server that tells what was answered.
 
     :ivar connection: ``None`` while it is made again
+    :ivar answered: what is there, and was
+    :ivar missing: what was, or was never there
     """
 
     def __init__(self) -> None:
         self.connection: Any = "there"
         self.answered: set[bytes] = set()
+        self.missing: set[bytes] = set()
         self.refusals: list[Exception] = []
         self.end = b"9-0"
         self.asked: list[Any] = []
@@ -76,7 +79,8 @@ class Link:
         self.asked.append(command)
         if self.refusals:
             raise self.refusals.pop(0)
-        return [one for one in command[5:] if one in self.answered]
+        found = [one for one in command[5:] if one in self.answered]
+        return found + [b"-" + one for one in command[5:] if one in self.missing]
 
     async def ask(self, what: str, portion: Any, command: Callable[[int], Any]) -> Any:
         await anyio.sleep(0.01)
@@ -93,7 +97,12 @@ class Rig:
         link: Any = self.link
         reader: Any = self.reader
         where = (b"s", group, INBOX, inbound, Repeats(INBOX), link, reader)
-        self.losses = Losses(*where, [self.opened.append])
+        self.sent_again: set[str] = set()
+        self.losses = Losses(*where, [self.opened.append], self._is_sent_again)
+
+    def _is_sent_again(self, request: Envelope) -> bool:
+        assert isinstance(request.record, Request)
+        return request.record.id in self.sent_again
 
 
 def with_losses(function: Callable[[Rig], Awaitable[None]], group: bytes | None = b"g") -> None:
@@ -174,6 +183,35 @@ def test_after_an_outage() -> None:
         rig.losses.lost(b"9-0")
         await anyio.sleep(1)
         assert rig.caller.failed.keys() == {"answered"}
+        assert rig.caller.lost_by == []
+
+    with_losses(check)
+
+
+@pytest.mark.parametrize("when", ["while connecting", "later"])
+def test_another_server(when: str) -> None:
+    """What it lacks is sent again by who sees to that; and nobody has deleted anything, also if the
+    inbox can't be made at once.
+    """
+
+    async def check(rig: Rig) -> None:
+        rig.caller.ask("answered", token=b"1-1")
+        rig.caller.ask("lost", token=b"1-2")
+        rig.caller.ask("trimmed", token=b"1-3")
+        rig.caller.ask("sent again meanwhile", token=b"1-4")
+        rig.caller.ask("to one", recipient="it")
+        rig.link.answered, rig.link.missing = {b"1-1"}, {b"1-2", b"1-3", b"1-4"}
+        rig.sent_again = {"lost"}
+        rig.losses.connecting()
+        if when == "while connecting":
+            rig.link.connection = None
+        rig.losses.lost(b"9-0")
+        rig.losses.restored()
+        await anyio.sleep(0.015)
+        rig.caller.open["sent again meanwhile"].token = object()
+        rig.reader.positions[INBOX] = b"12-0"
+        await anyio.sleep(1)
+        assert rig.caller.failed.keys() == {"answered", "trimmed"}
         assert rig.caller.lost_by == []
 
     with_losses(check)
