@@ -495,7 +495,9 @@ class ClusterSetup(_Setup):
         """Start all nodes, make them a Cluster, and wait until all serve."""
         masters, replicas = self._counts
         total = masters * (1 + replicas)
-        self.nodes = [self._launch(_port_and_bus, lambda _: self._arguments) for _ in range(total)]
+        self.nodes = [
+            self._launch(free_port_and_bus, lambda _: self._arguments) for _ in range(total)
+        ]
         for i, node in enumerate(self.nodes):
             node.run("CLUSTER", "SET-CONFIG-EPOCH", i + 1)
             if i < masters:
@@ -695,7 +697,7 @@ class ClusterSetup(_Setup):
         self._wait_whole()
 
 
-def _port_and_bus() -> int:
+def free_port_and_bus() -> int:
     """Return a port that was free a moment ago, and so was that of its bus."""
     for port in _CHANCE.sample(range(16384, 32768 - _BUS), 50):
         with socket.socket() as first, socket.socket() as second:

@@ -20,7 +20,8 @@ Url = Annotated[
     str,
     typer.Option(
         envvar="ANYIO_KKRPC_URL",
-        help="redis://user:password@host:port/db, rediss:// for TLS, or unix:///path. In the "
+        help="redis://user:password@host:port/db, rediss:// for TLS, unix:///path, or of several "
+        "servers redis+sentinel://host,host/name and redis+cluster://host,host. In the "
         "environment a password isn't seen by who lists processes.",
         show_envvar=True,
     ),
