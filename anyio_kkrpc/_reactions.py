@@ -12,6 +12,7 @@ from ._driver._core import Core
 from ._driver._inflow import Inflow, stream_error
 from ._driver._pump import Pump, close_streams, close_unopened
 from ._exceptions import DeliveryError, ProtocolError, TransportClosedError
+from ._protocol._calls import Call
 from ._protocol._dependencies import Role
 from ._protocol._events import (
     Answer,
@@ -106,6 +107,7 @@ class Reactions(Listener):
     def lost(self, reason: Exception) -> None:
         """End the streams of which items, pulls or their end may have been lost."""
         core = self._core
+        self._end_asked(core.conversation.functions.all_asked(), DeliveryError(str(reason)))
         for consumer in [*core.conversation.consumers.values()]:
             waited_for = consumer.state is ConsumerState.OPEN or consumer.asked is not None
             if waited_for and consumer.driver is not None:
@@ -133,6 +135,8 @@ class Reactions(Listener):
         for ahead in core.conversation.doubt_callbacks():
             turns: Turns = ahead.driver
             turns.go_on()
+        lost = DeliveryError("whether the function ran isn't known")
+        self._end_asked(core.conversation.functions.all_asked(), lost)
 
     def _returned(self, envelope: Envelope, error: Exception) -> None:
         """A record of ours could not be delivered, or its reply was lost."""
@@ -173,6 +177,13 @@ class Reactions(Listener):
         for ahead in self._core.conversation.called_of(owner):
             turns: Turns = ahead.driver
             turns.fail(lost)
+        self._end_asked(self._core.conversation.functions.asked_of(owner), lost)
+
+    def _end_asked(self, asked: list[Call], error: DeliveryError) -> None:
+        """Let nobody wait for results of functions that may be lost: they aren't sent again."""
+        for call in asked:
+            self._calls.lose(call, error)
+            self._calls.cancel(call)
 
     def _on_call_finished(self, event: CallFinished) -> None:
         call = event.call

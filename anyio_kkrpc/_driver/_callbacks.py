@@ -11,13 +11,16 @@ from typing import Any, ParamSpec, TypeAlias, final
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from .._exceptions import DeliveryError, OverloadedError, ProtocolError
 from .._protocol._ahead import WINDOW, Ahead
 from .._protocol._budget import BUDGET, weight_of
 from .._protocol._events import CallbackInvoked
 from .._protocol._exports import CallbackExport
 from .._runtime._fresh import fresh_copy
 from .._runtime._sparing import Sparing
-from .._values._callbacks import CallbackArguments, arguments_of, check_calls
+from .._values._callbacks import NO_RESULT, CallbackArguments, arguments_of, check_calls
+from .._values._conversion import convert_value
+from ._asking import MAX_RUNNING, Answering, ask
 from ._context import running
 from ._core import Core
 
@@ -41,6 +44,7 @@ class CallbackRunner:
     """Runs the invocations of one callback one after the other, in the order in which they came."""
 
     __slots__ = (
+        "_answering",
         "_arguments",
         "_core",
         "_export",
@@ -60,11 +64,18 @@ class CallbackRunner:
         self._failures = Sparing()
         self._waiting: deque[tuple[CallbackInvoked, int]] = deque()
         self._weight = 0
+        self._answering: set[Answering] = set()
         self._running: CallbackInvoked | None = None
         self._idle: Event | None = None
 
     def invoke(self, event: CallbackInvoked) -> bool:
         """Queue an invocation; return whether a task must be started that calls `run`."""
+        if event.asked is not None:
+            try:
+                event.driver = Answering(self._core, event)
+            except ProtocolError as exc:
+                self._core.refuse(exc)
+                return False
         weight = weight_of((event.args, event.kwargs))
         self._waiting.append((event, weight))
         self._weight += weight
@@ -91,6 +102,8 @@ class CallbackRunner:
         self._tell(event)
 
     def _tell(self, event: CallbackInvoked) -> None:
+        if event.driver is not None:
+            event.driver.refuse(OverloadedError("the callback is slower than its callers"))
         if event.progress is not None:
             self._core.owe(event.progress, event.sender)
             event.progress = None
@@ -101,6 +114,10 @@ class CallbackRunner:
             if event is not None and event.progress is not None:
                 event.progress.gone = True
                 self._tell(event)
+        ended = DeliveryError("the peer that has the function ended meanwhile")
+        for answering in (*self._answering, *(event.driver for event, _ in self._waiting)):
+            if answering is not None:
+                answering.refuse(ended)
 
     async def run(self) -> None:
         """Run what is queued. An exception of the callback is logged and ends nothing."""
@@ -110,6 +127,9 @@ class CallbackRunner:
                 event, weight = self._waiting.popleft()
                 self._weight -= weight
                 self._running = event
+                if event.driver is not None:
+                    self._answer(event)
+                    continue
                 try:
                     args, kwargs = event.args, event.kwargs
                     if arguments is not None:
@@ -131,6 +151,29 @@ class CallbackRunner:
             if self._idle is not None:
                 self._idle.set()
                 self._idle = None
+
+    def _answer(self, event: CallbackInvoked) -> None:
+        """Run one whose result is wanted beside the others, which don't wait for it."""
+        answering: Answering = event.driver
+        if len(self._answering) >= MAX_RUNNING:
+            why = f"{MAX_RUNNING} invocations of the callback run already"
+            answering.refuse(OverloadedError(why))
+            return
+        self._answering.add(answering)
+
+        async def run() -> None:
+            try:
+                await answering.run(self._converted, event.args, event.kwargs)
+            finally:
+                self._answering.discard(answering)
+
+        self._core.start_standing(run, "callback")
+
+    def _converted(self, *args: Any, **kwargs: Any) -> Any:
+        values: Sequence[Any] = args
+        if self._arguments is not None:
+            values, kwargs = self._arguments.converted(args, kwargs, self._name)
+        return self._export.function(*values, **kwargs)
 
     async def idle(self) -> None:
         """Wait until nothing is queued or running."""
@@ -201,7 +244,8 @@ class Turns:
 class RemoteCallback:
     """A function of the other side, got as an argument. Calling it returns when the call was sent.
 
-    There is no result: kkrpc's callbacks have none. Where the other side says how far it may be
+    That gives no result: kkrpc's callbacks have none. `ask` waits for it, where this library is at
+    the other side, too. Where the other side says how far it may be
     called ahead, a call waits until it is no further ahead. When the object is collected, the other
     side is told that the function won't be called again.
     """
@@ -215,6 +259,7 @@ class RemoteCallback:
         "_name",
         "_owner",
         "_request_id",
+        "_result",
     )
 
     def __init__(
@@ -231,6 +276,7 @@ class RemoteCallback:
         self._request_id = request_id
         self._ahead = ahead
         self._arguments: CallbackArguments | None = None
+        self._result: Any = Any
         self._name = ""
         if ahead is not None:
             Turns(core, ahead)
@@ -265,6 +311,30 @@ class RemoteCallback:
             turns.go_on()
             raise
 
+    async def ask(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it, and return what it returns, which may be a stream.
+
+        It comes after the invocations before it, and doesn't hold up those behind it. It has as
+        much time as a call; if this is cancelled, or out of time, so is the function.
+
+        :raises RemoteError: what the function raised
+        :raises RPCTimeoutError: if it took too long
+        :raises OverloadedError: if too many invocations of it run already
+        :raises TypeError: if the other side sends no results, as kkrpc and older versions of this
+            library; or as of `__call__`, whose other errors it raises as well
+        """
+        core = self._core
+        if self._ahead is None or not self._ahead.results:
+            raise TypeError("the peer that has the function sends no results of functions")
+        sent: Sequence[Any] = args
+        if self._arguments is not None:
+            sent, kwargs = self._arguments.checked(args, kwargs, self._name)
+        said = self._request_id if core.broadcast else None
+        record = core.conversation.callback_call(self._id, sent, kwargs, said)
+        name = self._name or "a callback"
+        result = await ask(core, record, self._owner, name)
+        return convert_value(result, self._result, name, "output")
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RemoteCallback):
             return NotImplemented
@@ -281,5 +351,11 @@ class RemoteCallback:
 
 
 @check_calls.register(RemoteCallback)
-def _(callback: RemoteCallback, arguments: CallbackArguments, name: str) -> None:
+def _(
+    callback: RemoteCallback, arguments: CallbackArguments | None, result: Any, name: str
+) -> Callable[..., Any]:
     callback._arguments, callback._name = arguments, name
+    if result is NO_RESULT:
+        return callback
+    callback._result = result
+    return callback.ask

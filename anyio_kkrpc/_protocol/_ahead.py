@@ -30,6 +30,7 @@ class Ahead:
 
     :ivar id: chosen by this side
     :ivar owner: id of the peer that has the function
+    :ivar results: whether its results can be asked for
     :ivar driver: the driver's object for it
     """
 
@@ -43,11 +44,13 @@ class Ahead:
         "driver",
         "id",
         "owner",
+        "results",
     )
 
     def __init__(self, ahead_id: str, owner: str | None, window: int) -> None:
         self.id: str = ahead_id
         self.owner: str | None = owner
+        self.results: bool = False
         self.driver: Any = None
         self._window = min(max(window, 1), MAX_WINDOW)
         # What they weigh, by their numbers, which begin with 1.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from msgspec import UNSET
 
 from ._ahead import Ahead
+from ._calls import Call
 from ._dependencies import Dependencies
 from ._errors import ProtocolError
 from ._events import Answer, CallbackInvoked, CallbackRan, CallbacksReleased, Event
 from ._exports import Exports
-from ._records import CallbackCall, CallbackProgress, CallbackRelease, Request
+from ._records import CallbackCall, CallbackProgress, CallbackRelease, Reply, Request
 from ._values import is_callback, is_stream, pack_argument, unpack_argument
 
 
@@ -21,7 +22,7 @@ class Callbacks:
 
     :param new_id: makes ids
     :param dependencies: counts the peers that have functions which are called here
-    :param open_calls: ids of the calls of this side that have no answer yet
+    :param calls: the calls of this side that have no answer yet
     :ivar exports: the functions of this side
     :ivar ignored: records that came too late to matter
     """
@@ -30,14 +31,15 @@ class Callbacks:
         self,
         new_id: Callable[[], str],
         dependencies: Dependencies,
-        open_calls: Container[str],
+        calls: dict[str, Call],
     ) -> None:
         self._new_id = new_id
         self._dependencies = dependencies
-        self._open_calls = open_calls
+        self._calls = calls
         self.exports = Exports(new_id)
         # Those of which an invocation has asked when it has run.
         self._asking: dict[tuple[str | None, str], Ahead] = {}
+        self._asked: dict[str, Call] = {}
         self._ignored = 0
 
     @property
@@ -49,7 +51,38 @@ class Callbacks:
 
     def begin(self, request: Request, owner: str | None) -> Ahead | None:
         """Begin to count for a function that came with a request, if its owner wants that."""
-        return None if request.cw is UNSET else Ahead(self._new_id(), owner, request.cw)
+        if request.cw is UNSET:
+            return None
+        ahead = Ahead(self._new_id(), owner, request.cw)
+        ahead.results = request.cr is True
+        return ahead
+
+    def ask(self, record: CallbackCall, owner: str | None, budget: int | None) -> Call:
+        """Enter a call of a function of another peer whose result is wanted.
+
+        :param record: see `call`; it says so then
+        :param budget: milliseconds until the caller gives up
+        """
+        call = Call(self._new_id(), owner)
+        record.r = call.id
+        if budget is not None:
+            record.d = budget
+        self._calls[call.id] = self._asked[call.id] = call
+        self._dependencies.add(owner, "reader", call)
+        return call
+
+    def end_ask(self, call: Call) -> None:
+        """Note that nobody waits for that any more."""
+        if self._asked.pop(call.id, None) is not None:
+            self._dependencies.remove(call.recipient, "reader", call)
+
+    def asked_of(self, owner: str | None) -> list[Call]:
+        """Return the calls of one peer's functions whose results are waited for."""
+        return [call for call in self._asked.values() if call.recipient == owner]
+
+    def all_asked(self) -> list[Call]:
+        """Return the calls of functions whose results are waited for."""
+        return list(self._asked.values())
 
     def call(
         self,
@@ -105,6 +138,8 @@ class Callbacks:
             progress = CallbackProgress(record.f, record.i)
         if export is None:
             self._ignored += 1
+            if record.r is not UNSET:
+                return Answer(Reply(record.r, e=_gone()), sender)
             if progress is None:
                 return None
             progress.gone = True
@@ -113,7 +148,11 @@ class Callbacks:
         kwargs: dict[str, Any] = {}
         if record.k is not UNSET:
             kwargs = {k: unpack_argument(v, _refuse, _refuse) for k, v in record.k.items()}
-        return CallbackInvoked(export, args, kwargs, sender, progress)
+        invoked = CallbackInvoked(export, args, kwargs, sender, progress)
+        if record.r is not UNSET:
+            invoked.asked = record.r
+            invoked.budget = None if record.d is UNSET else record.d
+        return invoked
 
     def receive_progress(self, record: CallbackProgress, sender: str | None) -> Event | None:
         """Take word of how many calls of another peer's function have run."""
@@ -126,7 +165,7 @@ class Callbacks:
 
     def receive_release(self, record: CallbackRelease, sender: str | None) -> Event | None:
         """Take word of functions of this side that won't be called again."""
-        released = self.exports.release(record, sender, self._open_calls)
+        released = self.exports.release(record, sender, self._calls)
         return CallbacksReleased(released) if released else None
 
     # The end
@@ -136,7 +175,14 @@ class Callbacks:
         lost = list(self._asking.values())
         for ahead in lost:
             self.end(ahead)
+        for call in self.all_asked():
+            self.end_ask(call)
         return lost
+
+
+def _gone() -> dict[str, Any]:
+    why = "the function isn't there any more, and did not run"
+    return {"n": "DeliveryError", "m": why, "rpc_error": "delivery"}
 
 
 def _no_export(value: Any) -> None:

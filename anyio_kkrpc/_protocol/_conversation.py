@@ -74,6 +74,8 @@ Operation: TypeAlias = Literal["call", "get", "set", "new"]
 class Conversation:
     """The protocol's state at one side.
 
+    :ivar functions: those that were passed in either direction
+
     :param prefix: text that makes this side's ids unique among all peers
     :param remote_callback: makes the callable for a callback argument, from its id, its owner, the
         id of the request that it came with, and what its owner lets be ahead, if it counts that
@@ -97,7 +99,8 @@ class Conversation:
         self.calls: dict[str, Call] = {}
         self.handlings: dict[tuple[str | None, str], Handling] = {}
         dependencies = Dependencies(depend)
-        self._callbacks = callbacks = Callbacks(self._new_id, dependencies, self.calls)
+        self.functions: Callbacks = Callbacks(self._new_id, dependencies, self.calls)
+        callbacks = self.functions
         self._exports = callbacks.exports
         self.callbacks: dict[str, CallbackExport] = callbacks.exports.table
         self.callback_call: Callable[..., CallbackCall] = callbacks.call
@@ -129,7 +132,7 @@ class Conversation:
     @property
     def ignored(self) -> int:
         """How many records came too late to matter."""
-        return self._ignored + self._callbacks.ignored + self._streams.ignored
+        return self._ignored + self.functions.ignored + self._streams.ignored
 
     # Calls, at the caller's side
 
@@ -169,6 +172,7 @@ class Conversation:
             request.v = pack_result(value, lambda v: self._export(v, call))
         if call.callbacks:
             request.cw = WINDOW
+            request.cr = True
         if budget is not None:
             request.d = budget
         if one_way:
@@ -223,7 +227,7 @@ class Conversation:
         sender = handling.sender
 
         def callback(callback_id: str) -> Callable[..., Any]:
-            ahead = self._callbacks.begin(request, sender)
+            ahead = self.functions.begin(request, sender)
             return self._remote_callback(callback_id, sender, request.id, ahead)
 
         def stream(stream_id: str) -> Consumer:
@@ -395,7 +399,7 @@ class Conversation:
             list(self.calls.values()),
             list(self.handlings.values()),
             self._exports.lose(),
-            self._callbacks.lose(),
+            self.functions.lose(),
             *self._streams.lose(),
         )
         for call in lost.calls:

@@ -60,6 +60,9 @@ class CallbackInvoked(Struct):
     """The other side calls a function that was passed to it.
 
     :ivar progress: to be sent to the sender when this has run, if it asks for that
+    :ivar asked: id of the reply that is to have the result, if the sender asks for that
+    :ivar budget: milliseconds that the sender waits for it
+    :ivar driver: the driver's object for one that has a reply
     """
 
     export: CallbackExport
@@ -67,6 +70,9 @@ class CallbackInvoked(Struct):
     kwargs: dict[str, Any]
     sender: str | None
     progress: CallbackProgress | None
+    asked: str | None = None
+    budget: float | None = None
+    driver: Any = None
 
 
 class CallbackRan(Struct):

@@ -10,7 +10,7 @@ t     class               meaning
 ====  ==================  =====================================================================
 q     `Request`           call a function, get or set a property, construct
 r     `Reply`             result (``v``) or error (``e``) of the request with the same ``id``
-cb    `CallbackCall`      call a function that was passed as an argument; has no reply
+cb    `CallbackCall`      call a function that was passed as an argument; has a reply if asked for
 cbr   `CallbackRelease`   the functions with these ids will not be called again
 cbp   `CallbackProgress`  how many invocations of a function have run (ours)
 sq    `StreamRequest`     consumer to producer: pull ``n`` items, or end early
@@ -65,6 +65,7 @@ class Request(Struct, tag_field="t", tag="q", omit_defaults=True):
     :ivar o: true if the sender wants no reply (ours)
     :ivar meta: metadata such as ``traceparent``
     :ivar cw: invocations of each function passed that may be ahead of it (ours)
+    :ivar cr: true if results of these functions can be asked for (ours)
     """
 
     id: Id
@@ -77,6 +78,7 @@ class Request(Struct, tag_field="t", tag="q", omit_defaults=True):
     o: bool | UnsetType = UNSET
     meta: dict[str, Any] | UnsetType = UNSET
     cw: Index | UnsetType = UNSET
+    cr: bool | UnsetType = UNSET
 
 
 class Reply(Struct, tag_field="t", tag="r", omit_defaults=True):
@@ -98,6 +100,8 @@ class CallbackCall(Struct, tag_field="t", tag="cb", omit_defaults=True):
     :ivar f: chosen by the sender for this function of one request, if `CallbackProgress` is to tell
         when this invocation has run (ours)
     :ivar i: the number of this invocation among those of ``f``, from 1; told if ``f`` is (ours)
+    :ivar r: the result is wanted, as the reply to a request with this id (ours)
+    :ivar d: time budget from sending to reply, in milliseconds, if the result is wanted (ours)
     """
 
     id: Id
@@ -106,6 +110,8 @@ class CallbackCall(Struct, tag_field="t", tag="cb", omit_defaults=True):
     q: Id | UnsetType = UNSET
     f: Id | UnsetType = UNSET
     i: Index | UnsetType = UNSET
+    r: Id | UnsetType = UNSET
+    d: Number | UnsetType = UNSET
 
 
 class CallbackRelease(Struct, tag_field="t", tag="cbr", omit_defaults=True):

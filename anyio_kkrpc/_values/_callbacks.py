@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .._exceptions import RPCValidationError
 from .._protocol._values import is_callback
 from ._conversion import (
+    AWAITABLES,
     UNIONS,
     UnfitResultError,
     checkable,
@@ -23,11 +24,15 @@ from ._conversion import (
     hints_of,
     located,
     signature_of,
+    stream_kind,
 )
 from ._pydantic import Unfit
 
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+# Of functions whose results nobody waits for.
+NO_RESULT: Any = object()
 
 
 class _Way(NamedTuple):
@@ -140,13 +145,17 @@ class CallbackKind:
     """Takes functions only, and has what they are called with checked.
 
     :ivar arguments: against which, if at all
+    :param result: of them, if they have one that is waited for
     :param parameter: which takes them, for errors
     """
 
-    __slots__ = ("_optional", "_parameter", "arguments")
+    __slots__ = ("_optional", "_parameter", "_result", "arguments")
 
-    def __init__(self, arguments: CallbackArguments, parameter: str, *, optional: bool) -> None:
+    def __init__(
+        self, arguments: CallbackArguments | None, result: Any, parameter: str, *, optional: bool
+    ) -> None:
         self.arguments: CallbackArguments | None = arguments
+        self._result = result
         self._parameter = parameter
         self._optional = optional
 
@@ -160,9 +169,9 @@ class CallbackKind:
             return None
         if not is_callback(value):
             raise Unfit([("", f"Expected a function, got `{type(value).__name__}`")])
-        if self.arguments is not None:
-            check_calls(value, self.arguments, f"{name}.{self._parameter}")
-        return value
+        if self.arguments is None and self._result is NO_RESULT:
+            return value
+        return check_calls(value, self.arguments, self._result, f"{name}.{self._parameter}")
 
     def bound(self, value: Any, name: str) -> Any:
         """Return a function that goes out, which converts what it is called with."""
@@ -172,13 +181,18 @@ class CallbackKind:
 
 
 @functools.singledispatch
-def check_calls(callback: Any, arguments: CallbackArguments, name: str) -> None:
-    """Have the arguments checked with which a function that came is called.
+def check_calls(
+    callback: Any, arguments: CallbackArguments | None, result: Any, name: str
+) -> Callable[..., Any]:
+    """Return a function that came, with the arguments checked with which it is called.
 
     Who makes functions of what comes registers here how that is done; others are left as they are.
 
+    :param result: what is waited for, `NO_RESULT` if nothing is
     :param name: for errors
     """
+    function: Callable[..., Any] = callback
+    return function
 
 
 class CheckedCallback:
@@ -229,9 +243,12 @@ def callback_kind(annotation: Any, parameter: str) -> CallbackKind | None:
     if len(functions) > 1 and len({str(_parameters(one)) for one in functions}) > 1:
         return None  # which one it is can't be seen
     arguments = told[0]
-    if not arguments.of_use:
+    results = [result_told_by(one) for one in functions]
+    result = results[0] if results.count(results[0]) == len(results) else NO_RESULT
+    if not arguments.of_use and result is NO_RESULT:
         return None
-    return CallbackKind(arguments, parameter, optional=len(functions) < len(members))
+    checked = arguments if arguments.of_use else None
+    return CallbackKind(checked, result, parameter, optional=len(functions) < len(members))
 
 
 def _parameters(annotation: Any) -> Any:
@@ -243,14 +260,33 @@ def told_by(annotation: Any) -> CallbackArguments | None:
     """Return what a ``Callable[[...], ...]`` or a Protocol with ``__call__`` tells."""
     if typing.get_origin(annotation) is Callable:
         parameters = typing.get_args(annotation)[0]
-        if not isinstance(parameters, list):
-            return None  # any, or not known
+        if not isinstance(parameters, list):  # any, or not known
+            return None if result_told_by(annotation) is NO_RESULT else CallbackArguments([], {})
         return CallbackArguments([("", checkable(one)) for one in parameters], {}, exact=True)
     if getattr(annotation, "_is_protocol", False) and inspect.isfunction(
         getattr(annotation, "__call__", None)  # noqa: B004  # what is looked for is the function
     ):
         return _by_signature(annotation.__call__, skipped=1)
     return None
+
+
+def result_told_by(annotation: Any) -> Any:
+    """Return what a function of an annotation gives whoever awaits it, as ``bool`` of
+    ``Callable[[...], Awaitable[bool]]``; `NO_RESULT` if that is nothing, or could be anything.
+    """
+    if typing.get_origin(annotation) is Callable:
+        returned = typing.get_args(annotation)[1]
+    else:
+        call = getattr(annotation, "__call__", None)  # noqa: B004  # as above
+        returned = hints_of(call, quiet=True).get("return") if inspect.isfunction(call) else None
+        if inspect.iscoroutinefunction(call):
+            returned = Awaitable[returned]  # type: ignore[valid-type]
+    if typing.get_origin(returned) not in AWAITABLES:
+        return NO_RESULT
+    result = typing.get_args(returned)[-1]
+    if result in (None, type(None), Any, object):
+        return NO_RESULT
+    return stream_kind(result) or checkable(result)
 
 
 def arguments_of(function: Callable[..., Any]) -> CallbackArguments | None:

@@ -170,12 +170,12 @@ def received(record: Record) -> Record:
     if isinstance(record, (CallbackProgress, Cancel, Bye)):
         raise ProtocolError("not a message of kkrpc 2")
     if isinstance(record, Request):
-        record.k = record.d = record.o = record.cw = UNSET
+        record.k = record.d = record.o = record.cw = record.cr = UNSET
     elif isinstance(record, Reply):
         if record.e is not UNSET:
             mark_kind(record.e)
     elif isinstance(record, CallbackCall):
-        record.k = record.f = record.i = UNSET
+        record.k = record.f = record.i = record.r = record.d = UNSET
     elif isinstance(record, CallbackRelease):
         record.all = True
     elif isinstance(record, StreamReply):

@@ -125,3 +125,72 @@ async def test_flood(redis_server: RedisServer, stream_name: str, group: bool) -
         assert await channel.get_api().flood(slow, count) == count
         assert seen == list(range(count))
         assert channel.statistics().dropped_callbacks == 0
+
+
+class Asking:
+    async def twice(self, function: Any) -> list[Any]:
+        return [await function.ask(1), await function.ask(2)]
+
+    async def gives_up(self, function: Any) -> str:
+        with anyio.move_on_after(0.2):
+            await function.ask(0)
+        return "gave up"
+
+    async def waits(self, function: Any) -> str:
+        try:
+            await function.ask(0)
+        except DeliveryError:
+            return "gone"
+        return "answered"
+
+
+@pytest.mark.parametrize("group", [True, False], ids=["group", "broadcast"])
+async def test_results_of_functions(
+    redis_server: RedisServer, stream_name: str, group: bool
+) -> None:
+    """They come back by the inbox of who has asked, and a cancel reaches the function."""
+    cancelled = anyio.Event()
+
+    async def function(number: int) -> int:
+        if not number:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                cancelled.set()
+        return number * 10
+
+    async with (
+        RedisStreamsTransport(
+            redis_server.url, stream=stream_name, use_consumer_group=group
+        ) as served,
+        RedisStreamsTransport(
+            redis_server.url, stream=stream_name, use_consumer_group=group
+        ) as used,
+        RPCChannel(served, expose=Asking(), timeout=CALL_BOUND),
+        RPCChannel(used, timeout=CALL_BOUND) as channel,
+    ):
+        api = channel.get_api()
+        assert await api.twice(function) == [10, 20]
+        assert await api.gives_up(function) == "gave up"
+        with anyio.fail_after(BOUND):
+            await cancelled.wait()
+        await until(lambda: not channel.statistics().handlers)
+
+
+async def test_the_owner_of_a_function_that_is_asked_is_gone(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """Who waits for its result learns that from its inbox, which isn't there any more."""
+    async with RedisStreamsTransport(
+        redis_server.url, stream=stream_name, claim_idle=1.0, use_consumer_group=True
+    ) as served:
+        async with RPCChannel(served, expose=Asking(), timeout=CALL_BOUND) as channel:
+            ghost = Ghost(witness, stream_name)
+            function = {"__kkrpc_next_arg__": "callback", "id": "function"}
+            record = {"t": "q", "id": "2", "op": "call", "p": ["waits"], "a": [function]}
+            asked = {**record, "cw": AHEAD, "cr": True}
+            witness.xadd(stream_name, {"from": "ghost", "json": json.dumps(asked)})
+            await until(lambda: any("r" in one for one in ghost.records()))
+            witness.delete(ghost.inbox)
+            await until(lambda: not channel.statistics().handlers)
+            assert not channel._conversation.functions.all_asked()

@@ -1,0 +1,173 @@
+"""Functions as arguments whose results are wanted: who asks, and who answers."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+from anyio import CancelScope, current_time
+
+from .._exceptions import (
+    RPCError,
+    RPCTimeoutError,
+    TransportClosedError,
+    TransportConnectionError,
+)
+from .._protocol._calls import Call, Handling
+from .._protocol._events import CallbackInvoked
+from .._protocol._records import CallbackCall, Cancel, Reply, Request
+from .._protocol._state import CallInput, CallState
+from .._wire_errors import error_from_wire, handler_error, library_error, send_shortened
+from ._context import raise_unless_failure, running
+from ._core import Core
+from ._inflow import RemoteStream
+from ._pump import Pump, close_unopened
+
+logger = logging.getLogger("anyio_kkrpc")
+
+# Invocations of one function that may run at a time, if their results are wanted.
+MAX_RUNNING = 100
+
+
+async def ask(core: Core, record: CallbackCall, owner: str | None, name: str) -> Any:
+    """Call a function of another peer, and return its result.
+
+    It has the time that a call has, and no more than the handler that asks.
+
+    :raises RemoteError: what the function raised
+    :raises DeliveryError: if its owner is gone, or has it no more
+    :raises RPCTimeoutError: if no answer came in time
+    :raises TransportClosedError: if the channel ends
+    """
+    if core.reason is not None:
+        raise core.closed_error()
+    serving = running.get()
+    deadline, budget = None if core.timeout is None else core.now() + core.timeout, None
+    if serving is not None and serving.deadline is not None:
+        deadline = serving.deadline if deadline is None else min(deadline, serving.deadline)
+    if deadline is not None:
+        budget = max(int((deadline - core.now()) * 1000), 1)
+    table = core.conversation.functions
+    call = table.ask(record, owner, budget)
+    answered = call.driver = core.one_shot()
+    timer = None if deadline is None else core.timer.at(deadline, partial(_expire, core, call))
+    lender = None if serving is None else core.lender
+    if lender is not None:
+        lender.lend()
+    try:
+        await core.send(record, owner)
+        await answered.wait()
+    except BaseException:
+        _give_up(core, call)
+        raise
+    finally:
+        table.end_ask(call)
+        if lender is not None:
+            lender.take_back()
+        if timer is not None:
+            timer.cancel()
+    if call.state is CallState.ANSWERED:
+        return call.result if call.stream is None else RemoteStream(call.stream.driver)
+    if call.state is CallState.FAILED and call.error is not None:
+        raise error_from_wire(call.error)
+    if call.state is CallState.EXPIRED:
+        raise RPCTimeoutError(f"{name}: no answer of the function came in time")
+    raise core.closed_error(call.lost)
+
+
+def _expire(core: Core, call: Call) -> None:
+    core.conversation.finish_call(call, CallInput.TIMEOUT)
+    core.post(Cancel(call.id), call.recipient)
+    call.driver.set()
+
+
+def _give_up(core: Core, call: Call) -> None:
+    if call.state is CallState.WAITING:
+        core.conversation.finish_call(call, CallInput.CANCEL)
+        core.post(Cancel(call.id), call.recipient)
+    elif call.stream is not None:
+        call.stream.driver.leave()
+
+
+class Answering:
+    """Runs an invocation whose result is wanted, and replies; its caller may cancel it.
+
+    :raises ProtocolError: if it runs already
+    """
+
+    __slots__ = ("_core", "_event", "_handling", "_scope")
+
+    def __init__(self, core: Core, event: CallbackInvoked) -> None:
+        self._core = core
+        self._event = event
+        self._scope = CancelScope()
+        if event.budget is not None:
+            self._scope.deadline = current_time() + event.budget / 1000
+        request = Request(event.asked or "", "call", [])
+        self._handling = handling = core.conversation.begin(request, event.sender)
+        handling.driver = self
+
+    def cancel(self, handling: Handling) -> None:
+        """Cancel it, whether it runs yet or not."""
+        self._scope.cancel()
+
+    def refuse(self, error: RPCError) -> None:
+        """Reply that it doesn't run, or not to its end, unless it has been replied to."""
+        if self._handling.open:
+            told = library_error(error)
+            reply = self._core.conversation.reply_error(self._handling, told)
+            self._core.owe(reply, self._event.sender)
+
+    async def run(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> None:
+        """Run it, and send what becomes of it; what can't be sent is logged."""
+        core, handling = self._core, self._handling
+        try:
+            with self._scope:
+                reply = await self._reply(function, args, kwargs)
+                if reply is not None:
+                    await self._send(reply)
+        except (TransportClosedError, TransportConnectionError) as exc:
+            logger.info("the result of a callback was not sent: %s", exc)
+        except Exception:
+            logger.exception("the result of a callback could not be sent")
+        finally:
+            if handling.open:
+                core.conversation.drop(handling)
+
+    async def _reply(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Any
+    ) -> Reply | None:
+        conversation, handling = self._core.conversation, self._handling
+        try:
+            result = function(*args, **kwargs)
+            if inspect.isawaitable(result):
+                result = await result
+        except BaseException as exc:
+            await raise_unless_failure(exc)
+            error = handler_error(exc, traceback=self._core.send_tracebacks)
+            return conversation.reply_error(handling, error) if handling.open else None
+        if not handling.open:
+            return None
+        reply = conversation.reply(handling, result)
+        if handling.producer is not None:
+            Pump(self._core, handling.producer, copy_context()).expect_reader()
+        return reply
+
+    async def _send(self, reply: Reply) -> None:
+        core, sender = self._core, self._event.sender
+        try:
+            await core.send(reply, sender)
+        except (TransportClosedError, TransportConnectionError):
+            raise
+        except Exception as exc:  # whatever it can't be sent for is told in its place
+            close_unopened(core, reply)
+            error = reply.e if isinstance(reply.e, dict) else handler_error(exc)
+
+            async def send(shorter: dict[str, Any]) -> None:
+                await core.send(Reply(reply.id, e=shorter), sender)
+
+            await send_shortened(error, send)
