@@ -1,4 +1,4 @@
-"""docs/typescript.md: its examples run, and print what it says they print."""
+"""docs/typescript.md and docs/bridge.md: their examples run, and print what it says they print."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_server]
-PAGE = Path(__file__).parents[2] / "docs" / "typescript.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def write_files(directory: Path, server: RedisServer, stream: str) -> list[str]:
-    """Write the page's files for this server and stream; return the outputs in their order."""
+def write_files(directory: Path, page: str, server: RedisServer, stream: str) -> list[str]:
+    """Write a page's files for this server and stream; return the outputs in their order."""
     outputs = []
     for language, name, text in re.findall(
-        r"^```(\w+) ?(\S*)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL
+        r"^```(\w+) ?(\S*)\n(.*?)^```$", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL
     ):
         if language == "output":
             outputs.append(text)
             continue
         text = text.replace("redis://localhost:6379", server.url)
         text = text.replace('from "kkrpc"', 'from "./kkrpc.mjs"').replace("kkrpc-stream", stream)
+        text = text.replace(
+            'spawn("python", ["child.py"]', f'spawn("{sys.executable}", ["child.py"]'
+        )
         text = text.replace(
             "RedisStreamsTransport(", f"RedisStreamsTransport(stream={stream!r}, url="
         )
@@ -59,19 +62,39 @@ def running(directory: Path, name: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def place_for(javascript: Path, name: str) -> Path:
+    place = javascript / name
+    place.mkdir(exist_ok=True)
+    for module in ("io.mjs", "kkrpc.mjs"):
+        (place / module).write_text((javascript / module).read_text())
+    return place
+
+
 def test_examples(redis_server: RedisServer, stream_name: str, javascript: Path) -> None:
     """In the order of the page."""
-    javascript = javascript / "docs"
-    javascript.mkdir(exist_ok=True)
-    for name in ("io.mjs", "kkrpc.mjs"):
-        (javascript / name).write_text((javascript.parent / name).read_text())
-    outputs = write_files(javascript, redis_server, stream_name)
-    with running(javascript, "worker.py"):
-        assert run(javascript, "client.mjs") == outputs[0]
-    outputs = write_files(javascript, redis_server, stream_name + "-2")
-    with running(javascript, "server.mjs") as server:
+    place = place_for(javascript, "docs")
+    outputs = write_files(place, "typescript.md", redis_server, stream_name)
+    with running(place, "worker.py"):
+        assert run(place, "client.mjs") == outputs[0]
+    outputs = write_files(place, "typescript.md", redis_server, stream_name + "-2")
+    with running(place, "server.mjs") as server:
         assert server.stderr is not None
         assert server.stderr.readline() == "ready\n"
-        assert run(javascript, "client.py") == outputs[1]
-    assert run(javascript, "parent.py") == outputs[2]
+        assert run(place, "client.py") == outputs[1]
+    assert run(place, "parent.py") == outputs[2]
+    assert len(outputs) == 3
+
+
+def test_examples_for_who_writes_typescript(
+    redis_server: RedisServer, stream_name: str, javascript: Path
+) -> None:
+    """In the order of the page."""
+    place = place_for(javascript, "bridge")
+    outputs = write_files(place, "bridge.md", redis_server, stream_name)
+    with running(place, "service.py"):
+        assert run(place, "shop.mjs") == outputs[0]
+    outputs = write_files(place, "bridge.md", redis_server, stream_name + "-2")
+    with running(place, "importer.py"):
+        assert run(place, "import.mjs") == outputs[1]
+    assert run(place, "words.mjs") == outputs[2]
     assert len(outputs) == 3
