@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from threading import Event, get_ident
 from typing import Any
 
 import anyio
@@ -109,6 +113,65 @@ async def test_commands_and_writes_per_call(
     assert alone.get("xread", 0) + alone.get("xreadgroup", 0) <= 210
     assert sum(alone.values()) <= (500 if group else 400) + housekeeping
     assert alone_writes <= 400 + housekeeping
+
+
+async def serve(url: str, stream: str, ready: Callable[[], object], stopped: Event) -> None:
+    options: dict[str, Any] = {"stream": stream, "use_consumer_group": True}
+    async with RedisStreamsTransport(url, **options) as served, RPCChannel(served, expose=Api()):
+        ready()
+        await anyio.to_thread.run_sync(stopped.wait)
+
+
+async def test_system_calls_of_a_lone_call(
+    redis_server: RedisServer, stream_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writes, two reads, and few looks at the sockets; none is registered anew.
+
+    How often the loop looks depends on what comes together: three to four times without a debugger,
+    says strace, which makes seven to eight calls. The event loop of asyncio is written in Python: there they can be counted.
+    """
+    loop: Any = current_token().native_token
+    if type(loop).__module__.partition(".")[0] != "asyncio":
+        pytest.skip("of asyncio only")
+    counter: Counter[str] = Counter()
+    here = get_ident()
+
+    def count(owner: Any, name: str) -> None:
+        method = getattr(owner, name)
+
+        def counting(*args: Any) -> Any:
+            counter[name] += get_ident() == here
+            return method(*args)
+
+        monkeypatch.setattr(owner, name, counting, raising=False)
+
+    ready, stopped = Event(), Event()
+    url, calls = redis_server.url, 200
+    async with anyio.create_task_group() as group:
+        worker = partial(serve, url, stream_name, ready.set, stopped)
+        group.start_soon(anyio.to_thread.run_sync, partial(anyio.run, worker, backend="trio"))
+        await anyio.to_thread.run_sync(ready.wait)
+        try:
+            async with (
+                RedisStreamsTransport(url, stream=stream_name, use_consumer_group=True) as used,
+                RPCChannel(used, timeout=CALL_BOUND) as channel,
+            ):
+                api = channel.get_api()
+                await api.echo(0)
+                for name in ("send", "recv"):
+                    count(socket.socket, name)
+                for name in ("select", "register", "modify", "unregister"):
+                    count(loop._selector, name)
+                for number in range(calls):
+                    await api.echo(number)
+                found = {name: times / calls for name, times in counter.items()}
+                monkeypatch.undo()
+        finally:
+            stopped.set()
+    assert found.keys() & {"register", "modify", "unregister"} == set()
+    assert 2 <= found["send"] < 2.1
+    assert 2 <= found["recv"] < 2.1
+    assert 1 < found["select"] < 7
 
 
 async def test_idle_peers_cost_nothing_per_call(own_server: RedisServer, stream_name: str) -> None:

@@ -45,6 +45,7 @@ from ._address import Address, describe
 from ._chunks import CHUNK, take_chunk
 from ._command import Argument, pack
 from ._errors import Parse, RedisError, named, parse_error
+from ._incoming import READ_SIZE
 from ._role import Role
 from ._socket import SocketTraffic, Traffic
 
@@ -56,8 +57,6 @@ OnReply: TypeAlias = Callable[[Any], None]
 
 # Bytes that wait for a write under way before those who add more wait too.
 HIGH_WATER = 1024 * 1024
-# Bytes of one read. More is no faster for replies of megabytes (measured with 5 MB).
-READ_SIZE = 64 * 1024
 _YIELD_EVERY = 32
 
 _MORE: Any = object()

@@ -18,19 +18,18 @@ from anyio import (
     BrokenResourceError,
     BusyResourceError,
     ClosedResourceError,
-    EndOfStream,
     Event,
     TypedAttributeSet,
     create_task_group,
     move_on_after,
     notify_closing,
     typed_attribute,
-    wait_readable,
     wait_writable,
 )
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
+from ._incoming import incoming_of
 from ._threads import in_thread
 
 if sys.version_info < (3, 11):
@@ -73,13 +72,13 @@ class PlainSocket(ByteStream):
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._socket = sock
-        self._received = self._sent = 0
+        self._incoming = incoming_of(sock)
+        self.receive = self._incoming.receive  # type: ignore[method-assign]  # without a call more
+        self._sent = 0
         # Bytes that a `send` still has to write.
         self._rest = 0
         self._closed = False
         self._sending = False
-        # Whether the last read filled its buffer, so that there is likely more.
-        self._more = False
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -106,7 +105,7 @@ class PlainSocket(ByteStream):
         except BlockingIOError:
             return 0
         except OSError as exc:
-            if not _has_unread(self._socket):
+            if not self._incoming.has_unread():
                 raise BrokenResourceError from exc
             return len(data)
         self._sent += sent
@@ -122,31 +121,11 @@ class PlainSocket(ByteStream):
                 self._sending, self._rest = False, 0
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        while True:
-            if self._closed:
-                raise ClosedResourceError
-            if self._more:
-                self._more = False
-                await checkpoint()
-            else:
-                await wait_readable(self._socket)
-            if self._closed:
-                raise ClosedResourceError
-            try:
-                data = self._socket.recv(max_bytes)
-            except BlockingIOError:
-                continue
-            except OSError as exc:
-                raise BrokenResourceError from exc
-            if not data:
-                raise EndOfStream
-            self._received += 1
-            self._more = len(data) == max_bytes
-            return data
+        return await self._incoming.receive(max_bytes)
 
     def _traffic(self) -> Traffic:
         gone = self._sent - _unacknowledged(self._socket)
-        return Traffic(self._received, gone, self._sent + self._rest)
+        return Traffic(self._incoming.count, gone, self._sent + self._rest)
 
     async def send_eof(self) -> None:
         if self._closed:
@@ -156,6 +135,7 @@ class PlainSocket(ByteStream):
     async def aclose(self) -> None:
         if not self._closed:
             self._closed = True
+            self._incoming.close()
             notify_closing(self._socket)
             self._socket.close()
         await checkpoint()
@@ -224,13 +204,6 @@ async def getaddrinfo(host: str, port: int) -> list[tuple[Any, ...]]:
         return look_up(flags=socket.AI_NUMERICHOST)  # an address needs no look-up, so no thread
     except socket.gaierror:
         return await in_thread(look_up)
-
-
-def _has_unread(sock: socket.socket) -> bool:
-    try:
-        return bool(sock.recv(1, socket.MSG_PEEK))
-    except OSError:
-        return False
 
 
 def _unacknowledged(sock: socket.socket) -> int:
