@@ -352,7 +352,7 @@ def lowest(session: nox.Session) -> None:
     """Run the core tests on the oldest Python with the oldest dependencies that are promised."""
     extras = PROJECT["optional-dependencies"]
     direct = [*PROJECT["dependencies"], _requirement("trio")]
-    for name in ("redis", "cbor", "pydantic", "otel", "cli"):
+    for name in ("redis", "cbor", "pydantic", "otel", "cli", "websocket"):
         direct += extras[name]
     constraints = Path(session.create_tmp()) / "lowest.txt"
     own = f"{PACKAGE}["  # an extra may bring another one along

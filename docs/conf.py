@@ -50,6 +50,7 @@ PUBLIC = [
     "anyio_kkrpc.testing",
     "anyio_kkrpc.testing.pytest_plugin",
     "anyio_kkrpc.transports",
+    "anyio_kkrpc.websocket",
 ]
 
 

@@ -16,11 +16,13 @@ class Spoken(ABC):
 
     Peers are given by their ids, ``None`` where there is one only.
 
+    :ivar dialect: its name
     :ivar native: whether peers know what kkrpc lacks: keyword arguments, cancels, deadlines. Then
         all but `encode` and `decode` does nothing, and need not be called.
     :ivar pause: seconds from one `tick` to the next, as long as it is `busy`
     """
 
+    dialect: DialectName = "native"
     native: bool = False
     pause: float = 1.0
 

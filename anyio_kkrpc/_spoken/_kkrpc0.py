@@ -18,6 +18,7 @@ class ClassicSpoken(Spoken):
     :ivar streams: those that such peers read or write
     """
 
+    dialect = "kkrpc-0"
     pause = TICK
 
     def __init__(self, streams: ClassicStreams, codec: ClassicCodec) -> None:

@@ -21,6 +21,8 @@ class CompactSpoken(Spoken):
     :ivar releases: callbacks that were dropped here
     """
 
+    dialect = "kkrpc-2"
+
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self.releases: _releases.Releases = _releases.Releases()

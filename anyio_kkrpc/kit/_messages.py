@@ -28,6 +28,7 @@ from .._exceptions import (
 from .._runtime._entrance import Entrance
 from .._runtime._fresh import fresh_copy
 from .._runtime._lone import lone_error
+from .._spoken._base import DialectName
 from .._spoken._dialogue import Dialogue
 from ..abc import Capabilities, Envelope
 from ..codecs import get_codec
@@ -100,6 +101,8 @@ class Messages:
     :param write_timeout: seconds that a write may take before the connection is given up
     :param name: what it is, for errors and the names of tasks
     :ivar inbound: what came
+    :ivar received: messages read
+    :ivar invalid: messages that held no valid record, and were skipped
     :raises ValueError: if an option is out of range; the text names it
     :raises TypeError: if an option has the wrong type
     """
@@ -127,7 +130,9 @@ class Messages:
         self._outgoing = Outgoing(options.write, self._failed, timeout=options.write_timeout)
         self._busy = Event()
         self._open = False
-        self._received = self._invalid = self._oversized = 0
+        self.received: int = 0
+        self.invalid: int = 0
+        self._oversized = 0
 
     @property
     def capabilities(self) -> Capabilities:
@@ -135,13 +140,18 @@ class Messages:
         native = self._dialogue.spoken.native
         return Capabilities(keyword_arguments=native, cancellation=native, deadlines=native)
 
+    @property
+    def dialect(self) -> DialectName:
+        """How the peer is spoken to now."""
+        return self._dialogue.spoken.dialect
+
     def statistics(self) -> MessageStatistics:
         """Return what was done, and what is held."""
         return MessageStatistics(
             queue=self._queue.statistics(),
             sent=self._outgoing.sent,
-            received=self._received,
-            invalid=self._invalid,
+            received=self.received,
+            invalid=self.invalid,
             oversized=self._oversized,
         )
 
@@ -242,10 +252,10 @@ class Messages:
             else:
                 record = self._dialogue.decode(message)
         except Exception as exc:  # a codec of the user's may keep no promise, and ends no reader
-            self._invalid += 1
+            self.invalid += 1
             logger.warning("skipped a frame of %d bytes: %s", size, exc)
             return
-        self._received += 1
+        self.received += 1
         spoken = self._dialogue.spoken
         taken: Record | None = record
         if spoken.native:

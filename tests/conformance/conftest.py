@@ -17,6 +17,7 @@ from anyio_kkrpc import (
 )
 from anyio_kkrpc.abc import Transport
 from tests.bounds import CALL_BOUND
+from tests.websocket.test_parts import transports as websockets
 
 from .api import Api
 
@@ -36,7 +37,7 @@ class Link(NamedTuple):
 Connect = Callable[..., AbstractAsyncContextManager[tuple[Transport, Transport]]]
 Open = Callable[..., AbstractAsyncContextManager[Link]]
 
-LINKS = ["memory", "memory-json", "memory-cbor", "tcp-json", "tcp-cbor"]
+LINKS = ["memory", "memory-json", "memory-cbor", "tcp-json", "tcp-cbor", "websocket-json"]
 # Each pair of server, mode and codec occurs. All three at once can't differ: what is in an entry is
 # nothing to a server, and what a server and a mode do is tested in tests/redis and tests/faults.
 REDIS_LINKS = {
@@ -117,6 +118,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("connect", links, indirect=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out WebSockets on two of three loops: what they do there, their own tests try."""
+    items[:] = [
+        item
+        for item in items
+        if "-websocket-" not in item.name
+        or "[trio" in item.name
+        or "conformance" not in item.nodeid
+    ]
+
+
 @pytest.fixture
 def connect(request: pytest.FixtureRequest, stream_name: str) -> Connect:
     """Return what opens two connected transports; options go to Redis' only."""
@@ -126,6 +138,8 @@ def connect(request: pytest.FixtureRequest, stream_name: str) -> Connect:
         return lambda **_: _memory(codec or None)
     if kind == "tcp":
         return lambda **_: _tcp(codec)
+    if kind == "websocket":
+        return lambda **_: websockets(codec=codec)
     url = request.getfixturevalue("servers")[server].url
 
     @asynccontextmanager

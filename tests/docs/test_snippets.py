@@ -22,7 +22,10 @@ from tests.docs.pages import DOCS, README, ROOT, blocks_of
 pytest_plugins = ["pytester"]
 # Their snippets are files and commands, or need several servers: see test_walkthroughs, test_servers
 # and tests/typescript/test_docs.
-WALKTHROUGHS = {"quickstart.md", "command-line.md", "typescript.md", "bridge.md", "servers.md"}
+WALKTHROUGHS = {
+    *("quickstart.md", "command-line.md", "typescript.md", "bridge.md", "servers.md"),
+    "websocket.md",
+}
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 SNIPPETS = [
     page

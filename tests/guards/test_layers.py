@@ -53,6 +53,10 @@ ROOMS: dict[str, set[str]] = {
     "_channel": WORDS | {"_driver", "_calling", "_serving", "_reactions", "middleware"},
     "_signals": {"_channel", "_runtime"},
     "otel": {"_exceptions", "middleware", "redis"},
+    # Transports; only the application that serves an API knows the channel.
+    "websocket": SEAM | {"codecs", "_spoken", "kit"},
+    "websocket._endpoint": SEAM
+    | {"websocket", "codecs", "_spoken", "kit", "_channel", "_serving", "middleware"},
     "sse": {"_exceptions", "_driver", "_values"},
     # The public names; transports are loaded on first use.
     "": WORDS
