@@ -165,9 +165,10 @@ class Lane:
         )
         parts = (self._reception, self.clock, self.shared, session_id)
         self.arrivals = Arrivals(*parts, grouped=grouped)
-        repeats = Repeats(keys.inbox(session_id))
+        inbox = keys.inbox(session_id)
+        repeats = Repeats(inbox)
         in_order = InOrder(repeats, self.arrivals.deliver_addressed)
-        rest = (signer, answer, None if grouped else keys.stream, in_order.skipped)
+        rest = (signer, answer, None if grouped else keys.stream, in_order.skipped, inbox)
         self.decoder = Decoder(dialects, options.max_message_size, self.hints.take, *rest)
         common = Common(
             decoder=self.decoder,

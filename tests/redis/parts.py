@@ -170,7 +170,7 @@ class Parts:
             listen=self.listened.append,
         )
         answer = self.reception.answers.append
-        rest = (None, answer, None, lambda key, fields: None)
+        rest = (None, answer, None, lambda key, fields: None, KEYS.inbox(ME))
         self.common = Common(
             decoder=Decoder(self.dialects, 10_000, self.words.append, *rest),
             loop=ReadLoop(lambda what: cast(Dialer, server), 10_000, self.failures.append),

@@ -113,6 +113,8 @@ def test_version() -> None:
     assert f"## To version {native.VERSION} of the wire" in UPGRADING
     assert f"{native._PEERS:,} senders are remembered" in TEXT
     assert f"up to {native._MAX_MARK} characters" in TEXT
+    assert f"There are {native._MOST_RECORDS:,} of them at most" in TEXT
+    assert f"or more than {native._MOST_RECORDS:,} |" in TEXT
 
 
 def test_fields() -> None:

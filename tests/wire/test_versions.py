@@ -15,8 +15,15 @@ import redis
 from anyio_kkrpc import DeliveryError, ProtocolError, RedisStreamsTransport, RPCChannel
 from anyio_kkrpc._protocol._records import Bye, Cancel, Reply, Request
 from anyio_kkrpc.codecs import get_codec
-from anyio_kkrpc.redis.dialects import native
-from anyio_kkrpc.redis.dialects.native import AGAIN, MARK, VERSION, NativeDialect, NewerWireError
+from anyio_kkrpc.redis.dialects import LargeEntry, Several, native
+from anyio_kkrpc.redis.dialects.native import (
+    AGAIN,
+    MARK,
+    MARK_OF_SEVERAL,
+    VERSION,
+    NativeDialect,
+    NewerWireError,
+)
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 
@@ -133,6 +140,82 @@ class TestWhoIsWho:
         with pytest.raises(NewerWireError) as caught:
             dialect().decode(entry((b"json", b'{"t":"batch"}'), b"v", b"9 9"))
         assert caught.value.request is None
+
+
+def several(*records: tuple[bytes, bytes], needs: bytes = b"3", more: Any = ()) -> list[bytes]:
+    first, *others = records
+    mark = (b"v", b"%d %s" % (VERSION, needs))
+    return entry(first, b"n", b"e+1.1", *mark, *(part for one in others for part in one), *more)
+
+
+def replies(codec: str, *ids: str) -> list[tuple[bytes, bytes]]:
+    return [(codec.encode(), get_codec(codec).encode(Reply(one, v=1))) for one in ids]
+
+
+class TestSeveral:
+    """An entry of several records: each as if it stood alone, under one number."""
+
+    @pytest.mark.parametrize("more", [(), (b"sig", b"1.n.d"), (b"later", b"1", *CALL)])
+    def test_read(self, more: tuple[bytes, ...]) -> None:
+        for codecs in [("json", "json"), ("cbor", "cbor"), ("json", "cbor")]:
+            reader = dialect()
+            records = [*replies(codecs[0], "1", "2"), *replies(codecs[1], "3")]
+            found = reader.decode(several(*records, more=more))
+            assert isinstance(found, Several)
+            assert (found.record, found.number) == (Reply("1", v=1), b"e+1.1")
+            assert found.size == sum(len(data) for _, data in records)
+            assert [one.record for one in found.entries] == [Reply(id, v=1) for id in "123"]
+            assert [one.size for one in found.entries] == [len(data) for _, data in records]
+            assert {(one.sender, one.number) for one in found.entries} == {("peer", b"e+1.1")}
+            assert not found.refused
+            assert reader.version_of("peer") == VERSION
+            assert reader.codec_for("peer").name == codecs[0]
+
+    def test_as_the_version_before_read_it(self) -> None:
+        """It refuses the entry, and doesn't take the first record for all."""
+        fields = several(*replies("json", "1", "2"))
+        assert MARK_OF_SEVERAL == (b"v", b"%d 3" % VERSION)
+        assert fields[:8:2] == [b"from", b"json", b"n", b"v"]
+        assert fields[6:8] == [*MARK_OF_SEVERAL]
+        assert [fields[8], fields[10:]] == [b"json", []]
+
+    def test_one_that_cannot_be_read(self) -> None:
+        """It spoils no other, wherever it stands."""
+        good = replies("json", "1", "2")
+        for at in range(3):
+            for bad in [(b"json", b"{"), (b"json", b'{"t":"later"}'), (b"cbor", b"\xff")]:
+                found = dialect().decode(several(*good[:at], bad, *good[at:]))
+                assert isinstance(found, Several)
+                assert [one.record for one in found.entries] == [Reply("1", v=1), Reply("2", v=1)]
+                assert [type(exc) for exc in found.refused] == [ProtocolError]
+        with pytest.raises(ProtocolError):
+            dialect().decode(several((b"json", b"{"), (b"json", b"[")))
+
+    def test_too_many(self) -> None:
+        many = replies("json", "1") * 1024
+        found = dialect().decode(several(*many))
+        assert isinstance(found, Several)
+        assert len(found.entries) == 1024
+        with pytest.raises(ProtocolError, match="more than 1,024 records"):
+            dialect().decode(several(*many, *many[:1]))
+
+    def test_what_needs_more(self) -> None:
+        reader = dialect()
+        for _ in range(2):
+            with pytest.raises(NewerWireError):
+                reader.decode(several(*replies("json", "1", "2"), needs=NEXT))
+        assert isinstance(reader.decode(several(*replies("json", "1", "2"))), Several)
+
+    def test_large_ones(self) -> None:
+        """What is left out of a large request until it begins is found in its own record."""
+        codec = get_codec("json")
+        large = codec.encode(Request("2", "call", ["f"], ["x" * 100_000]))
+        reader = dialect()
+        found = reader.decode(several(*replies("json", "1"), (b"json", large)))
+        assert isinstance(found, Several)
+        _, entry = found.entries
+        assert isinstance(entry, LargeEntry)
+        assert reader.decode_whole(entry.left_out) == codec.decode(large)
 
 
 class Api:

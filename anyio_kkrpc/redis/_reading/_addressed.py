@@ -22,7 +22,7 @@ from .._connection._portion import ReadPortion
 from .._connection._resp import Connection
 from .._stream._entries import order
 from .._stream._keys import CONTROL_TTL_MS, Keys
-from ..dialects import Entry
+from ..dialects import Entry, Several
 from ._common import Common
 from ._destroying import DestroySignals
 from ._in_order import InOrder
@@ -83,7 +83,7 @@ class Addressed:
         self._patience = Patience("reading the inbox", common.outages, heals=())
         self._serving = serving
         self._scope: CancelScope | None = None
-        self._stopped = False
+        self._stopped = self._several = False
         self._begins = b"0-0"
         self.received = self.misplaced = 0
 
@@ -169,7 +169,8 @@ class Addressed:
             moving = None
             if not patience.calm:
                 patience.worked()
-            if reader.count > 1:
+            if reader.count > 1 or self._several:
+                self._several = False
                 common.expect_more()
             await follow_up()
             await let_others_run()
@@ -200,8 +201,14 @@ class Addressed:
             return
         self.received += 1
         if addressed:
+            several = isinstance(entry, Several)
+            if several:
+                self._several = True
+                self.received += len(entry.entries) - 1
             if number is not None and self.repeats.disorder:
                 self.in_order.sort(stream, entry_id, entry, number)
+            elif several:
+                self._deliver(entry_id, entry)
             elif sender.__class__ is str and record.__class__ is not Request:
                 self._inbound.deliver(Envelope(record, sender, self._session_id))
             else:

@@ -21,7 +21,7 @@ from .._connection._resp import Connection
 from .._stream._entries import order, pairs
 from .._stream._scripts import LAST_ID
 from .._stream._server import WHO, identity_of
-from ..dialects import Dialects, Entry
+from ..dialects import Dialects, Entry, Several
 from ..dialects._signing import Signer
 from ..dialects.native import NewerWireError
 
@@ -49,6 +49,7 @@ class Decoder:
     :param silent_on: key of a stream whose requests are not answered so: in a broadcast, a newer
         peer may be there and answer them itself
     :param skipped: told the key and the fields of entries that could not be read
+    :param inbox: the key whose entries may hold several records
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Decoder:
         refuse: Callable[[Envelope], object],
         silent_on: bytes | None,
         skipped: Callable[[bytes, list[bytes]], object],
+        inbox: bytes,
     ) -> None:
         self._dialects = dialects
         self._max_size = max_message_size
@@ -68,6 +70,7 @@ class Decoder:
         self._silent_on = silent_on
         self._signer = signer
         self._skipped = skipped
+        self._inbox = inbox
         self.invalid = 0
 
     def decode(self, stream: bytes, entry_id: bytes, fields: list[bytes] | None) -> Entry | None:
@@ -83,13 +86,14 @@ class Decoder:
                     raise ProtocolError(f"an entry of {len(value)} bytes exceeds max_message_size")
             if self._signer is not None:
                 self._signer.check(stream, entry_id, fields)
-            return self._dialects.decode(fields)
-        except ProtocolError as exc:
+            entry = self._dialects.decode(fields)
+            if isinstance(entry, Several):
+                self._check_several(stream, entry_id, entry)
+            return entry
+        except Exception as exc:  # a codec of the user's that keeps no promise ends no reader
             self.skip(stream, entry_id, exc)
             if isinstance(exc, NewerWireError) and stream != self._silent_on:
                 self._answer(exc)
-        except Exception as exc:  # a codec of the user's that keeps no promise ends no reader
-            self.skip(stream, entry_id, ProtocolError(f"{type(exc).__name__}: {quoted(exc)}"))
         if self._signer is None:  # else nobody knows who wrote it
             self._skipped(stream, fields)
         return None
@@ -100,8 +104,20 @@ class Decoder:
             error = library_error(DeliveryError(f"{newer}; it did not run"))
             self._refuse(Envelope(Reply(request.id, e=error), None, newer.sender))
 
-    def skip(self, stream: bytes, entry_id: bytes, reason: ProtocolError) -> None:
-        """Count and log an entry that can't be read."""
+    def _check_several(self, stream: bytes, entry_id: bytes, entry: Several) -> None:
+        """Count and log what can't be read of several records.
+
+        :raises ProtocolError: if they stand where only one may
+        """
+        if stream != self._inbox:
+            raise ProtocolError("an entry of several records outside of an inbox")
+        for exc in entry.refused:
+            self.skip(stream, entry_id, exc)
+
+    def skip(self, stream: bytes, entry_id: bytes, reason: Exception) -> None:
+        """Count and log an entry, or one of its records, that can't be read."""
+        if not isinstance(reason, ProtocolError):
+            reason = ProtocolError(f"{type(reason).__name__}: {quoted(reason)}")
         self.invalid += 1
         logger.warning("skipped entry %s of %s: %s", entry_id.decode(), stream.decode(), reason)
 

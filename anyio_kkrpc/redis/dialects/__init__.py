@@ -19,6 +19,7 @@ from ...records import Record
 from ._base import Dialect as Dialect
 from ._base import Entry as Entry
 from ._base import LargeEntry as LargeEntry
+from ._base import Several as Several
 from ._base import SharedPeer as SharedPeer
 from ._base import leave_out
 from .kkrpc0 import ClassicDialect

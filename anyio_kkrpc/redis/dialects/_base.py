@@ -42,6 +42,18 @@ class LargeEntry(Entry):
     weight: int = 0
 
 
+class Several(Entry):
+    """An entry of several records. Its own record is the first that can be read, its size that of
+    all of them.
+
+    :ivar entries: each record by itself, in their order
+    :ivar refused: why others can't be read
+    """
+
+    entries: list[Entry] = []
+    refused: list[Exception] = []
+
+
 def leave_out(entry: Entry, fields: list[bytes], weight: int) -> Entry:
     """Return an entry without its arguments, if it is a request; they come when it begins."""
     record = entry.record

@@ -3,8 +3,8 @@
 What isn't a request to the stream has a third field ``n``: ``epoch.count``, where the count grows
 with each entry that the sender writes, and the epoch changes when the sender starts anew. Behind
 these stands ``v``: the version of the wire that the sender speaks and, where a reader must know it,
-a space and the version that this entry needs. Further fields are ignored. ``docs/wire.md`` is the
-whole definition.
+a space and the version that this entry needs. In an inbox more records may follow, each as a field
+``json`` or ``cbor``. Further fields are ignored. ``docs/wire.md`` is the whole definition.
 """
 
 from __future__ import annotations
@@ -20,15 +20,26 @@ from ...codecs import JSONCodec, get_codec
 from ...codecs._weight import LARGE, Scales, weight_of_json
 from ...codecs.json import decode_head
 from ...records import Record, Request
-from ._base import Dialect, Entry, leave_out
+from ._base import Dialect, Entry, Several, leave_out
 
-__all__ = ("AGAIN", "MARK", "UNMARKED", "VERSION", "NativeDialect", "NewerWireError", "numbered")
+__all__ = (
+    "AGAIN",
+    "MARK",
+    "MARK_OF_SEVERAL",
+    "UNMARKED",
+    "VERSION",
+    "NativeDialect",
+    "NewerWireError",
+    "numbered",
+)
 
 # The version of the native wire that is spoken here. Entries of the one before have no mark.
-VERSION = 2
+VERSION = 3
 UNMARKED = 0
 # The last field of what is written here, but for a signature.
 MARK = (b"v", b"%d" % VERSION)
+# In its place in an entry of several records, which readers of the version before don't understand.
+MARK_OF_SEVERAL = (b"v", b"%d 3" % VERSION)
 # Behind that, in a request that is written once more: how often it was before.
 AGAIN = b"again"
 
@@ -38,8 +49,11 @@ _PEERS = 4096
 # Bytes of a mark, at most, and digits of how often something was written before.
 _MAX_MARK = 32
 _MAX_AGAIN = 4
+# Records of one entry.
+_MOST_RECORDS = 1024
 # How requests in JSON begin, unless another program has written them.
 _REQUEST = b'{"t":"q",'
+_NO_CBOR = 'an entry in CBOR: pip install "anyio_kkrpc[cbor]" to read it'
 # In place of the mark of an entry that was refused; equal to none, so that the next is looked at.
 _REFUSED = object()
 
@@ -130,7 +144,7 @@ class NativeDialect(Dialect):
         if codec is None:
             if name not in self._codecs:
                 return None
-            raise ProtocolError('an entry in CBOR: pip install "anyio_kkrpc[cbor]" to read it')
+            raise ProtocolError(_NO_CBOR)
         number = mark = again = None
         length = len(fields)
         if length > 5:
@@ -138,8 +152,11 @@ class NativeDialect(Dialect):
                 number = fields[5]
                 if length > 7 and fields[6] == b"v":
                     mark = fields[7]
-                    if length > 9 and fields[8] == AGAIN:
-                        again = fields[9]
+                    if length > 9:
+                        if fields[8] == AGAIN:
+                            again = fields[9]
+                        elif fields[8] in self._codecs:
+                            return self._decode_several(fields, codec)
             elif fields[4] == b"v":
                 mark = fields[5]
                 if length > 7 and fields[6] == AGAIN:
@@ -159,6 +176,51 @@ class NativeDialect(Dialect):
         if again is not None and again.isdigit() and len(again) <= _MAX_AGAIN:
             entry.again = int(again)
         return entry
+
+    def _decode_several(self, fields: list[bytes], codec: Codec) -> Several:
+        """Return what an entry of several records holds. One that isn't valid spoils no other.
+
+        :param codec: of the first one
+        :raises ProtocolError: if none is, or there are too many
+        """
+        raw, number, mark = fields[1], fields[5], fields[7]
+        if mark == MARK_OF_SEVERAL[1]:
+            mark = MARK[1]  # which says the same of its sender
+        sender = self._senders.get(raw)
+        if sender is None or sender.mark != mark:
+            sender = self._meet(fields, mark, codec)
+        if codec is not self.codec or self._codec_of:
+            self._remember(sender.id, codec)
+        parts = [(codec.name.encode(), fields[3])]
+        for at in range(8, len(fields) - 1, 2):
+            if fields[at] not in self._codecs:
+                break
+            parts.append((fields[at], fields[at + 1]))
+        if len(parts) > _MOST_RECORDS:
+            raise ProtocolError(f"an entry of more than {_MOST_RECORDS:,} records")
+        entries: list[Entry] = []
+        refused: list[Exception] = []
+        size = 0
+        for name, data in parts:
+            size += len(data)
+            try:
+                entries.append(self._decode_one(raw, name, data, sender.id, number))
+            except Exception as exc:  # a codec of the user's may keep no promise
+                refused.append(exc)
+        if not entries:
+            raise refused[0]
+        return Several(entries[0].record, sender.id, size, number, entries=entries, refused=refused)
+
+    def _decode_one(
+        self, raw: bytes, name: bytes, data: bytes, sender: str, number: bytes
+    ) -> Entry:
+        """Return one of several records as if it stood alone."""
+        codec = self._codecs[name]
+        if codec is None:
+            raise ProtocolError(_NO_CBOR)
+        if len(data) > LARGE:
+            return _decode_large([b"from", raw, name, data], codec, sender, number)
+        return Entry(codec.decode(data), sender, len(data), number)
 
     def _meet(self, fields: list[bytes], mark: bytes | None, codec: Codec) -> _Sender:
         """Return the sender of an entry, and note what it says of itself.

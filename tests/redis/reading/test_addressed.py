@@ -10,6 +10,7 @@ import pytest
 from anyio_kkrpc import TransportConnectionError
 from anyio_kkrpc._protocol._records import Bye, Cancel, Record, Reply, Request
 from anyio_kkrpc.abc import Envelope, Listener
+from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._portion import Portion
 from anyio_kkrpc.redis._reading._addressed import Addressed
@@ -19,6 +20,7 @@ from anyio_kkrpc.redis._reading._losses import Losses
 from anyio_kkrpc.redis._reading._open_calls import OpenCalls
 from anyio_kkrpc.redis._reading._reader import Reader
 from anyio_kkrpc.redis._reading._repeats import Repeats
+from anyio_kkrpc.redis.dialects.native import MARK_OF_SEVERAL
 from tests.redis.parts import KEYS, ME, Parts, Server, request, written
 
 pytestmark = pytest.mark.anyio
@@ -116,6 +118,69 @@ async def test_who_gets_what() -> None:
     assert desk.inbox.consumed == [b"5-0", b"6-0"]
     assert desk.reader.positions == {CONTROL: b"8-0", INBOX: b"6-0"}
     assert (desk.parts.expected, desk.parts.followed_up) == (1, 1)
+
+
+def several(count: int, *records: bytes) -> list[bytes]:
+    """Return the fields of an entry of several records, the number of which is ``count``."""
+    first, *others = records
+    head = [b"from", b"other", b"json", first, b"n", b"e+1.%d" % count, *MARK_OF_SEVERAL]
+    return [*head, *(part for one in others for part in (b"json", one))]
+
+
+def replies(*ids: str) -> list[bytes]:
+    return [get_codec("json").encode(Reply(one, v=1)) for one in ids]
+
+
+def heard(desk: Desk) -> list[str]:
+    return [record.id for record in desk.ear.heard if isinstance(record, Reply)]
+
+
+async def test_several_records() -> None:
+    """Each is handed on, in order; they come once; one that can't be read spoils no other."""
+    call = get_codec("json").encode(Request("q", "call", ["f"]))
+    inbox = [
+        (b"5-0", several(1, *replies("a"), call, *replies("b"))),
+        (b"6-0", several(2, b"{", *replies("c"), b"[")),
+        (b"7-0", several(1, *replies("a", "b"))),
+        (b"8-0", several(3, *replies("d", "e"))),
+    ]
+    control = [(b"5-0", several(1, *replies("x", "y")))]
+    desk = Desk([(INBOX, inbox), (CONTROL, control)], LOST)
+    await desk.run()
+    assert heard(desk) == ["a", "b", "c", "d", "e"]
+    record = (await desk.parts.reception.aside.receive()).record
+    assert isinstance(record, Request)
+    assert record.id == "q"
+    assert desk.addressed.received == 6
+    assert desk.addressed.repeats.dropped == 1
+    assert desk.parts.common.decoder.invalid == 3  # two records, and what was for all
+    assert desk.inbox.consumed == [b"5-0", b"6-0", b"7-0", b"8-0"]
+
+
+async def test_several_records_that_come_too_early() -> None:
+    """They wait together for what is missing, and follow it."""
+    inbox = [
+        (b"5-0", several(1, *replies("a", "b"))),
+        (b"6-0", several(3, *replies("e", "f"))),
+        (b"7-0", several(2, *replies("c", "d"))),
+        (b"8-0", several(4, *replies("g", "h"))),
+    ]
+    desk = Desk([(INBOX, inbox[:2])], [(INBOX, inbox[2:])], LOST)
+    await desk.run()
+    assert heard(desk) == [*"abcdefgh"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_several_posts_are_expected(count: int) -> None:
+    """Where several records came together, be it in one entry; not where one did."""
+    lone = several(2, *replies("c"))
+    desk = Desk(
+        [(INBOX, [(b"5-0", several(1, *replies(*"ab"[:count])))])],
+        [(INBOX, [(b"6-0", lone)])],
+        LOST,
+    )
+    await desk.run()
+    assert desk.parts.expected == count - 1
 
 
 async def test_destroyed() -> None:
