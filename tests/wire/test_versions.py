@@ -153,7 +153,7 @@ def replies(codec: str, *ids: str) -> list[tuple[bytes, bytes]]:
 
 
 class TestSeveral:
-    """An entry of several records: each as if it stood alone, under one number."""
+    """An entry of several records: each as if it stood alone, with a number of its own."""
 
     @pytest.mark.parametrize("more", [(), (b"sig", b"1.n.d"), (b"later", b"1", *CALL)])
     def test_read(self, more: tuple[bytes, ...]) -> None:
@@ -166,7 +166,8 @@ class TestSeveral:
             assert found.size == sum(len(data) for _, data in records)
             assert [one.record for one in found.entries] == [Reply(id, v=1) for id in "123"]
             assert [one.size for one in found.entries] == [len(data) for _, data in records]
-            assert {(one.sender, one.number) for one in found.entries} == {("peer", b"e+1.1")}
+            assert [one.number for one in found.entries] == [b"e+1.1", b"e+1.2", b"e+1.3"]
+            assert {one.sender for one in found.entries} == {"peer"}
             assert not found.refused
             assert reader.version_of("peer") == VERSION
             assert reader.codec_for("peer").name == codecs[0]
@@ -187,7 +188,9 @@ class TestSeveral:
                 found = dialect().decode(several(*good[:at], bad, *good[at:]))
                 assert isinstance(found, Several)
                 assert [one.record for one in found.entries] == [Reply("1", v=1), Reply("2", v=1)]
-                assert [type(exc) for exc in found.refused] == [ProtocolError]
+                ((exc, number),) = found.refused
+                assert isinstance(exc, ProtocolError)
+                assert number == b"e+1.%d" % (at + 1)
         with pytest.raises(ProtocolError):
             dialect().decode(several((b"json", b"{"), (b"json", b"[")))
 

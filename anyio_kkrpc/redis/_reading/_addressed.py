@@ -190,6 +190,9 @@ class Addressed:
         reader.set_aside(wrong - {inbox})
 
     def _take(self, stream: bytes, entry_id: bytes, entry: Entry) -> None:
+        if entry.__class__ is Several:
+            self._take_several(stream, entry_id, entry)
+            return
         record, sender, number = entry.record, entry.sender, entry.number
         addressed = stream == self.inbox.key
         if addressed:
@@ -201,14 +204,8 @@ class Addressed:
             return
         self.received += 1
         if addressed:
-            several = isinstance(entry, Several)
-            if several:
-                self._several = True
-                self.received += len(entry.entries) - 1
             if number is not None and self.repeats.disorder:
                 self.in_order.sort(stream, entry_id, entry, number)
-            elif several:
-                self._deliver(entry_id, entry)
             elif sender.__class__ is str and record.__class__ is not Request:
                 self._inbound.deliver(Envelope(record, sender, self._session_id))
             else:
@@ -222,6 +219,14 @@ class Addressed:
         else:
             self.misplaced += 1
             logger.warning("skipped a %s on the control stream", type(record).__name__)
+
+    def _take_several(self, stream: bytes, entry_id: bytes, entry: Several) -> None:
+        consumed = self.inbox.consumed
+        before = len(consumed)
+        for one in entry.entries:
+            self._take(stream, entry_id, one)
+        consumed[before:] = [entry_id]
+        self._several = True
 
 
 async def _end_of(ask: Callable[..., Awaitable[Any]], key: bytes) -> bytes:

@@ -7,7 +7,7 @@ import logging
 from ...abc import Envelope
 from ...records import Record, Request
 from .._stream._clock import ServerClock
-from ..dialects import Entry, Several, SharedPeer
+from ..dialects import Entry, SharedPeer
 from ._intake import Intake
 from ._large import LargeRequest
 from ._reception import Reception
@@ -112,10 +112,6 @@ class Arrivals:
 
     def deliver_addressed(self, entry_id: bytes, entry: Entry) -> None:
         """Hand on what is for this peer alone."""
-        if isinstance(entry, Several):
-            for one in entry.entries:
-                self.deliver_addressed(entry_id, one)
-            return
         # What is of a SharedPeer was forwarded by a worker of a group; else this peer has read it
         # from the stream.
         if self._grouped or not isinstance(entry.sender, SharedPeer):

@@ -38,12 +38,13 @@ class InOrder:
         self._sort(stream, entry.sender, number, item, entry.size)
 
     def skipped(self, stream: bytes, fields: list[bytes]) -> None:
-        """Note that an entry could not be read: nothing waits for it."""
-        sender, number = numbered(fields)
-        if number is None or self._repeats.came_before(stream, sender, number):
-            return
-        if self._repeats.disorder:
-            self._sort(stream, sender, number, None, 0)
+        """Note that an entry could not be read: nothing waits for its records."""
+        sender, numbers = numbered(fields)
+        for number in numbers:
+            if self._repeats.came_before(stream, sender, number):
+                continue
+            if self._repeats.disorder:
+                self._sort(stream, sender, number, None, 0)
 
     def _sort(
         self, stream: bytes, sender: str, number: bytes, item: tuple[bytes, Entry] | None, size: int

@@ -111,8 +111,10 @@ class Decoder:
         """
         if stream != self._inbox:
             raise ProtocolError("an entry of several records outside of an inbox")
-        for exc in entry.refused:
+        for exc, number in entry.refused:
             self.skip(stream, entry_id, exc)
+            fields = (b"from", entry.sender.encode(), b"json", b"", b"n", number)
+            self._skipped(stream, [*fields])
 
     def skip(self, stream: bytes, entry_id: bytes, reason: Exception) -> None:
         """Count and log an entry, or one of its records, that can't be read."""

@@ -46,12 +46,12 @@ class Several(Entry):
     """An entry of several records. Its own record is the first that can be read, its size that of
     all of them.
 
-    :ivar entries: each record by itself, in their order
-    :ivar refused: why others can't be read
+    :ivar entries: each record as if it stood alone, in their order
+    :ivar refused: why others can't be read, and their numbers
     """
 
     entries: list[Entry] = []
-    refused: list[Exception] = []
+    refused: list[tuple[Exception, bytes]] = []
 
 
 def leave_out(entry: Entry, fields: list[bytes], weight: int) -> Entry:

@@ -10,6 +10,8 @@ a space and the version that this entry needs. In an inbox more records may foll
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import repeat, takewhile
 from typing import final
 
 from msgspec import Struct
@@ -51,6 +53,10 @@ _MAX_MARK = 32
 _MAX_AGAIN = 4
 # Records of one entry.
 _MOST_RECORDS = 1024
+# Names of fields that hold records, beside that of another codec.
+_CODECS = frozenset((b"json", b"cbor"))
+# Digits of a count.
+_MAX_COUNT = 18
 # How requests in JSON begin, unless another program has written them.
 _REQUEST = b'{"t":"q",'
 _NO_CBOR = 'an entry in CBOR: pip install "anyio_kkrpc[cbor]" to read it'
@@ -155,7 +161,7 @@ class NativeDialect(Dialect):
                     if length > 9:
                         if fields[8] == AGAIN:
                             again = fields[9]
-                        elif fields[8] in self._codecs:
+                        elif fields[8] in _CODECS or fields[8] == name:
                             return self._decode_several(fields, codec)
             elif fields[4] == b"v":
                 mark = fields[5]
@@ -191,33 +197,31 @@ class NativeDialect(Dialect):
             sender = self._meet(fields, mark, codec)
         if codec is not self.codec or self._codec_of:
             self._remember(sender.id, codec)
-        parts = [(codec.name.encode(), fields[3])]
-        for at in range(8, len(fields) - 1, 2):
-            if fields[at] not in self._codecs:
-                break
-            parts.append((fields[at], fields[at + 1]))
-        if len(parts) > _MOST_RECORDS:
+        names = [fields[2], *_names_behind(fields)]
+        if len(names) > _MOST_RECORDS:
             raise ProtocolError(f"an entry of more than {_MOST_RECORDS:,} records")
         entries: list[Entry] = []
-        refused: list[Exception] = []
+        refused: list[tuple[Exception, bytes]] = []
         size = 0
-        for name, data in parts:
+        for name, data, own in zip(
+            names, (fields[3], *fields[9::2]), _numbers(number, len(names)), strict=False
+        ):
             size += len(data)
             try:
-                entries.append(self._decode_one(raw, name, data, sender.id, number))
+                entries.append(self._decode_one(raw, name, data, sender.id, own))
             except Exception as exc:  # a codec of the user's may keep no promise
-                refused.append(exc)
+                refused.append((exc, own))
         if not entries:
-            raise refused[0]
+            raise refused[0][0]
         return Several(entries[0].record, sender.id, size, number, entries=entries, refused=refused)
 
     def _decode_one(
         self, raw: bytes, name: bytes, data: bytes, sender: str, number: bytes
     ) -> Entry:
         """Return one of several records as if it stood alone."""
-        codec = self._codecs[name]
+        codec = self._codecs.get(name)
         if codec is None:
-            raise ProtocolError(_NO_CBOR)
+            raise ProtocolError(_NO_CBOR if name in self._codecs else "a record in no known codec")
         if len(data) > LARGE:
             return _decode_large([b"from", raw, name, data], codec, sender, number)
         return Entry(codec.decode(data), sender, len(data), number)
@@ -305,14 +309,32 @@ def _newer(needs: int, codec: Codec, data: bytes, sender: str) -> NewerWireError
     return NewerWireError(text, sender, record if isinstance(record, Request) else None)
 
 
-def numbered(fields: list[bytes]) -> tuple[str, bytes | None]:
-    """Return the sender of an entry that may be invalid, and its number, ``None`` without one."""
+def numbered(fields: list[bytes]) -> tuple[str, list[bytes]]:
+    """Return the sender of an entry that may be invalid, and the numbers of its records."""
     if len(fields) < 6 or fields[0] != b"from" or fields[4] != b"n":
-        return "", None
+        return "", []
+    count = 1
+    if len(fields) > 9 and fields[6] == b"v":
+        count += min(len(_names_behind(fields)), _MOST_RECORDS)
     try:
-        return peer_id(fields[1]), fields[5]
+        return peer_id(fields[1]), [*_numbers(fields[5], count)]
     except ProtocolError:
-        return "", None
+        return "", []
+
+
+def _names_behind(fields: list[bytes]) -> list[bytes]:
+    """Return the names of the fields behind the version that are records."""
+    first = fields[2]
+    names = takewhile(lambda name: name in _CODECS or name == first, fields[8::2])
+    return [*names][: (len(fields) - 8) // 2]
+
+
+def _numbers(number: bytes, count: int) -> Iterator[bytes]:
+    """Return the numbers of an entry's records, each greater than the one before by 1."""
+    epoch, _, text = number.partition(b".")
+    if not text.isdigit() or len(text) > _MAX_COUNT:
+        return repeat(number, count)
+    return (b"%s.%d" % (epoch, one) for one in range(int(text), int(text) + count))
 
 
 def peer_id(value: bytes) -> str:
