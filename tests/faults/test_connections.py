@@ -492,7 +492,7 @@ async def test_much_waits_for_the_server(
     own_server: RedisServer, stream_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the server is away senders wait when much is queued, no longer than their deadlines."""
-    monkeypatch.setattr("anyio_kkrpc.redis._writing._outgoing.HIGH_WATER", 10_000)
+    monkeypatch.setattr("anyio_kkrpc.redis._writing._waiting.HIGH_WATER", 10_000)
     async with link(own_server.url, own_server.url, stream_name, True) as (api, remote, _, using):
         own_server.kill()
         await until(lambda: using._lane.link.connection is None)

@@ -96,7 +96,7 @@ async def test_abandoned_clients(
         await until(lambda: api.ran == 10_000)
         await until(lambda: serving.statistics().undeliverable >= 5000)
         assert server.statistics().handlers == 0
-        assert len(serving._writer.commands._inboxes) <= 4096
+        assert len(serving._writer.commands._inboxes.by_peer) <= 4096
         await until(lambda: witness.keys(f"{inbox}c*") == [])
         if grouped:
             await until(lambda: witness.xpending(stream_name, "kkrpc-group")["pending"] == 0)

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from threading import Event, get_ident
 from typing import Any
@@ -25,6 +25,11 @@ pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
 CALLS = 640
 IN_FLIGHT = 64
+# XADDs of a call at 64 in flight. How many replies share one depends on how many requests were read
+# together: a machine that is busy makes that fewer, never more, so the best of some tries counts.
+XADDS = 1.1 * 1.03
+TRIES = 6
+ITEMS = 2000
 
 
 class Api:
@@ -54,6 +59,14 @@ async def calls(api: Any, server: RedisServer) -> None:
         server.resume()
 
 
+def commands(witness: redis.Redis) -> dict[str, int]:
+    """Return how often the server has run each command."""
+    return {
+        name.removeprefix("cmdstat_"): stats["calls"]
+        for name, stats in witness.info("commandstats").items()
+    }
+
+
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Count the writes to sockets."""
@@ -72,7 +85,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 async def test_commands_and_writes_per_call(
     own_server: RedisServer, stream_name: str, written: Counter[str], group: bool
 ) -> None:
-    """Two XADD, in a group at most one XACK; what is read or written together is one command."""
+    """One XADD for each request, and few for what is answered together; a group's XACK likewise."""
     witness = redis.Redis.from_url(own_server.url)
     options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": group}
     async with (
@@ -83,30 +96,26 @@ async def test_commands_and_writes_per_call(
     ):
         api = channel.get_api()
         await calls(api, own_server)
-        written.clear()
-        witness.config_resetstat()
-        await calls(api, own_server)
-        counts = {
-            name.removeprefix("cmdstat_"): stats["calls"]
-            for name, stats in witness.info("commandstats").items()
-        }
-        writes = written["writes"]
+        for _ in range(TRIES):
+            written.clear()
+            witness.config_resetstat()
+            await calls(api, own_server)
+            counts, writes = commands(witness), written["writes"]
+            if counts["xadd"] <= XADDS * CALLS:
+                break
         witness.config_resetstat()
         written.clear()
         for _ in range(100):
             await api.echo("x" * 100)
-        alone = {
-            name.removeprefix("cmdstat_"): stats["calls"]
-            for name, stats in witness.info("commandstats").items()
-        }
-        alone_writes = written["writes"]
+        alone, alone_writes = commands(witness), written["writes"]
+    witness.close()
     housekeeping = 30
-    assert counts["xadd"] == 2 * CALLS
+    assert CALLS < counts["xadd"] <= XADDS * CALLS
     reads = counts.get("xread", 0) + counts.get("xreadgroup", 0)
     assert reads <= CALLS // 4
     assert counts.get("xack", 0) <= CALLS // 8
     assert writes <= CALLS // 3  # those that ask for what comes next, too
-    assert sum(counts.values()) <= 2.5 * CALLS + housekeeping
+    assert sum(counts.values()) <= 1.7 * CALLS + housekeeping
     # A lone call: request and reply are added once, each is read once, and one is acknowledged.
     assert alone["xadd"] == 200
     assert alone.get("xack", 0) == (100 if group else 0)
@@ -172,6 +181,41 @@ async def test_system_calls_of_a_lone_call(
     assert 2 <= found["send"] < 2.1
     assert 2 <= found["recv"] < 2.1
     assert 1 < found["select"] < 7
+
+
+class Streaming:
+    async def count(self, number: int) -> AsyncIterator[int]:
+        for item in range(number):
+            yield item
+
+    async def total(self, items: AsyncIterator[int]) -> int:
+        return sum([item async for item in items])
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["broadcast", "group"])
+async def test_commands_per_item(own_server: RedisServer, stream_name: str, group: bool) -> None:
+    """What a source yields without waiting is added with few XADDs, in either direction."""
+    witness = redis.Redis.from_url(own_server.url)
+    options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": group}
+    async with (
+        RedisStreamsTransport(own_server.url, **options) as served,
+        RPCChannel(served, expose=Streaming()),
+        RedisStreamsTransport(own_server.url, **options) as used,
+        RPCChannel(used, timeout=CALL_BOUND) as channel,
+    ):
+        api = channel.get_api()
+        for number in (10, ITEMS):  # by the first ones each learns what the other reads
+            witness.config_resetstat()
+            assert [item async for item in api.count(number)] == list(range(number))
+            read = commands(witness)
+            witness.config_resetstat()
+            assert await api.total(Streaming().count(number)) == sum(range(number))
+            passed = commands(witness)
+    witness.close()
+    housekeeping = 30
+    for counts in (read, passed):
+        assert 0 < counts["xadd"] <= 0.1 * ITEMS
+        assert sum(counts.values()) <= 0.2 * ITEMS + housekeeping
 
 
 async def test_idle_peers_cost_nothing_per_call(own_server: RedisServer, stream_name: str) -> None:

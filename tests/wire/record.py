@@ -2,10 +2,14 @@
 
     PYTHONPATH=<the version to record> python tests/wire/record.py vectors/native-<version>.jsonl
 
+A word behind that records only the cases that begin with it: of version 3 those with ``together``,
+since all other entries are as before.
+
 Only the public names of the package are used, so that any version can be recorded. A line holds
 ``case``, what the peers did; ``key``, ``stream``, ``control``, ``dead`` or ``inbox:<session id>``;
 ``fields``, names and values in their order, where a value is text or ``{"hex": ...}``; and
-``record``, what that version reads from it: the class, and each member as Python writes it.
+``record``, what that version reads from it: the class, and each member as Python writes it. Where
+an entry has several records, ``behind`` holds those that follow the first.
 """
 
 from __future__ import annotations
@@ -122,7 +126,7 @@ class Tap:
             command = [unescape(text) for text in _ARGUMENT.findall(line)]
             if command[:1] == [b"ECHO"]:
                 self._seen.release()
-            elif command[:1] == [b"XADD"]:
+            elif command[:1] == [b"XADD"] and b"*" in command:  # others ask for rights only
                 self._added.append((command[1], command[command.index(b"*") + 1 :]))
 
     def __enter__(self) -> Tap:
@@ -171,6 +175,10 @@ def as_line(case: str, key: bytes, fields: list[bytes]) -> dict[str, Any]:
     if pairs[0][0] == b"from":
         name, data = pairs[1]
         line["record"] = describe(get_codec(name.decode()).decode(data))
+        behind = pairs[4:] if len(pairs) > 4 and pairs[3][0] == b"v" else []
+        others = [pair for pair in behind if pair[0] in (b"json", b"cbor")]
+        if others:
+            line["behind"] = [describe(get_codec(n.decode()).decode(d)) for n, d in others]
     return line
 
 
@@ -271,6 +279,21 @@ async def callbacks(url: str, codec: str) -> None:
     assert heard == [((1,), {}), (("two",), {"key": True})]
 
 
+async def together(url: str, codec: str, **options: Any) -> None:
+    """Replies, items and callbacks of calls that are made at the same time."""
+    async with peers(url, Api(), codec=codec, **options) as (channel, _):
+        api = channel.get_api()
+
+        async def read() -> None:
+            assert [item async for item in api.count(3)] == [0, 1, 2]
+
+        async with anyio.create_task_group() as group:
+            for number in range(4):
+                group.start_soon(api.echo, number)
+                group.start_soon(read)
+                group.start_soon(api.call_back, lambda *a, **k: None)
+
+
 async def cancels(url: str, codec: str) -> None:
     for to in (None, "worker"):
         api = Api()
@@ -365,11 +388,16 @@ def cases(url: str) -> Iterator[tuple[str, Case]]:
             f"dead_letters signed {codec}",
             lambda codec=codec: dead_letters(url, codec, signing_key=KEY),  # type: ignore[misc]
         )
+        yield f"together {codec}", lambda codec=codec: together(url, codec)  # type: ignore[misc]
+        yield (
+            f"together signed {codec}",
+            lambda codec=codec: together(url, codec, signing_key=KEY),  # type: ignore[misc]
+        )
     yield "calls broadcast json", lambda: calls(url, "json", use_consumer_group=False)
     yield "hints json", lambda: hints(url, "json")
 
 
-def main(out: Path) -> None:
+def main(out: Path, only: str = "") -> None:
     with (
         RedisServer() as server,
         redis.Redis.from_url(server.url) as client,
@@ -377,6 +405,8 @@ def main(out: Path) -> None:
         out.open("w") as file,
     ):
         for case, act in cases(server.url):
+            if not case.startswith(only):
+                continue
             anyio.run(act)
             for key, fields in tap.take():
                 file.write(json.dumps(as_line(case, key, fields)) + "\n")
@@ -384,4 +414,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

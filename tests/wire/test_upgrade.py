@@ -24,9 +24,9 @@ from .peer import BOUND, CALL_BOUND, EXPECTED, Api
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
-# The last commit whose entries have no version, and one that speaks version 1.
+# The last commit whose entries have no version, and one that speaks the version before.
 BEFORE = "271e9c98e37a0cb2b3d05e1e88a295c1edfdd734"
-VERSION_1 = "52af1c2362ad8ebdeff61d9bd09f722eee6aee21"
+VERSION_2 = "80a1e26225a7b183e36be470136db9c2beacc53c"
 KEY = "a secret of sixteen bytes"
 
 
@@ -124,8 +124,8 @@ def expected(*, grouped: bool) -> dict[str, Any]:
 # Streams, callbacks and all that isn't about a group are the same in both modes.
 MODES = pytest.mark.parametrize(
     ("before", "grouped"),
-    [(BEFORE, False), (BEFORE, True), (VERSION_1, True)],
-    ids=["broadcast", "group", "group of version 1"],
+    [(BEFORE, False), (BEFORE, True), (VERSION_2, True)],
+    ids=["broadcast", "group", "group of version 2"],
     indirect=["before"],
 )
 

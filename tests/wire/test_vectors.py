@@ -1,10 +1,11 @@
-"""What the version before wrote is read as it was meant, and written again as it was."""
+"""What earlier versions wrote is read as it was meant, and written again as it was."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,30 @@ from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.redis._group._dead_letters import parse
 from anyio_kkrpc.redis._stream._keys import Keys
-from anyio_kkrpc.redis.dialects import Dialects
+from anyio_kkrpc.redis.dialects import Dialects, Several
 from anyio_kkrpc.redis.dialects._signing import Signer
 from anyio_kkrpc.redis.dialects.native import MARK
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
+from tests.redis.writing.pure import KEYS as WRITING_KEYS
+from tests.redis.writing.pure import commands as make_commands
+from tests.redis.writing.pure import dialects as writing_dialects
+from tests.redis.writing.pure import parsed
 
 from .record import KEY, STREAM, describe
 
 VECTORS = Path(__file__).parent / "vectors"
-LINES: list[dict[str, Any]] = [
-    json.loads(line) for line in (VECTORS / "native-0.jsonl").read_text().splitlines()
-]
+
+
+def load(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (VECTORS / name).read_text().splitlines()]
+
+
+LINES = load("native-0.jsonl")
 CASES = sorted({line["case"] for line in LINES})
+# Entries of several records, as version 3 wrote them first, and the lone ones between them.
+TOGETHER = [line for line in load("native-3.jsonl") if line["key"].startswith("inbox:")]
+TOGETHER = [line for line in TOGETHER if "record" in line]
 
 
 @pytest.fixture
@@ -102,6 +114,59 @@ def test_read(case: str) -> None:
         assert entry.number == (pairs["n"].encode() if "n" in pairs else None)
         assert (entry.number is None) is (line["key"] == "stream")
         assert reader.native.version_of(entry.sender) == 0
+
+
+def test_what_is_together() -> None:
+    """Replies, items and callbacks, in either codec, signed and not."""
+    lines = [line for line in TOGETHER if "behind" in line]
+    forms = {(line["fields"][1][0], line["fields"][-1][0] == "sig") for line in lines}
+    assert forms == set(product(("json", "cbor"), (True, False)))
+    kinds = {record["class"] for line in lines for record in (line["record"], *line["behind"])}
+    assert kinds == {"Reply", "CallbackCall", "CallbackRelease", "StreamRequest", "StreamReply"}
+
+
+@pytest.mark.parametrize("line", TOGETHER)
+def test_together_is_read(line: dict[str, Any]) -> None:
+    """Each record as if it stood alone, with a number of its own; and the signature is right."""
+    fields, pairs = flat(line), dict(line["fields"])
+    reader = dialects()
+    entry = reader.decode(fields)
+    assert entry is not None
+    entries = entry.entries if isinstance(entry, Several) else [entry]
+    assert [describe(one.record) for one in entries] == [line["record"], *line.get("behind", ())]
+    epoch, count = pairs["n"].split(".")
+    numbers = [f"{epoch}.{int(count) + at}".encode() for at in range(len(entries))]
+    assert [one.number for one in entries] == numbers
+    assert {one.sender for one in entries} == {pairs["from"]}
+    assert reader.native.version_of(pairs["from"]) == 3
+    if "sig" in pairs:
+        signer = Signer(KEY, lambda: 0.0, lambda: b"nonce")
+        signer.check(key_of(line), pairs["sig"].partition(".")[0].encode() + b"-0", fields)
+
+
+@pytest.mark.parametrize("line", TOGETHER)
+def test_together_is_written(line: dict[str, Any]) -> None:
+    """The same fields and bytes, but for what differs from one entry to the next."""
+    fields, recipient = flat(line), line["key"].removeprefix("inbox:")
+    codec, signed = fields[2].decode(), fields[-2] == b"sig"
+    speaks = writing_dialects(codec=codec, session_id=fields[1].decode())
+    speaks.decode([b"from", recipient.encode(), *fields[2:4], *MARK])  # so that it is known
+    signer = Signer(KEY, lambda: 1.0, lambda: b"n" * 16) if signed else None
+    commands = make_commands(speaks=speaks, signer=signer)
+    behind = [fields[at : at + 2] for at in range(8, len(fields), 2) if fields[at] != b"sig"]
+    posts = []
+    for name, data in (fields[2:4], *behind):
+        record = get_codec(name.decode()).decode(data)
+        post = commands.make(Envelope(record, None, recipient))
+        assert post is not None
+        posts.append(post)
+    ((*command,),) = parsed(commands.join(posts))
+    begin = [b"XADD", WRITING_KEYS.inbox(recipient), b"NOMKSTREAM", b"*"]
+    written = command[len(begin) :]
+    end = written[-2:] if signed else []
+    assert command[: len(begin)] == begin
+    assert re.fullmatch(rb"e\+[0-9a-f]+\.1", written[5])
+    assert written == [*fields[:5], written[5], *fields[6 : 8 + 2 * len(behind)], *end]
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "signed" in case])

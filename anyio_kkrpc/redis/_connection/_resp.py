@@ -86,6 +86,7 @@ class Connection(AsyncResource):
     :ivar received: bytes that were read by `execute` and `execute_many`
     :ivar refused: error replies to commands that nobody waits for; they are logged
     :ivar before_write: called before each write and each `request`, to `post` what is to go along
+    :ivar late: called before the next write, to `post` what is to be written, and to unset this
     :ivar silence: seconds for which nothing may move while the server owes an answer, see `Watch`
     :ivar role: what the server was at the login, ``None`` if it wasn't asked or didn't tell
     """
@@ -97,12 +98,13 @@ class Connection(AsyncResource):
         self.error: TransportClosedError | TransportConnectionError | None = None
         self.received = self.refused = 0
         self.before_write: Callable[[], None] | None = None
+        self.late: Callable[[], object] | None = None
         self.silence = silence
         self.role: Role | None = None
         self._stream = stream
         reader = Reader(replyError=parse, notEnoughData=_MORE, errors="replace")
         self._feed, self._gets, self._has_data = reader.feed, reader.gets, reader.has_data
-        self._send, self._receive = stream.send, stream.receive
+        self._receive = stream.receive
         # Streams that can't write at once, such as TLS, leave it all to the writer.
         self._send_nowait: Callable[[bytes], int] = getattr(stream, "send_nowait", lambda _: 0)
         self._flushes = 0
@@ -170,7 +172,7 @@ class Connection(AsyncResource):
         try:
             sent = self._send_nowait(data)
             if sent < len(data):
-                await self._send(data[sent:])
+                await self._stream.send(data[sent:])
             while len(replies) < count:
                 while (reply := self._gets()) is _MORE:
                     self._feed(piece := await self._receive(READ_SIZE))
@@ -222,8 +224,7 @@ class Connection(AsyncResource):
 
         :raises RedisError: the server's error reply; if it is about the command, its text names
             command and key
-        :raises TransportConnectionError: if the connection breaks or is broken
-        :raises TransportClosedError: if it is closed
+        :raises TransportConnectionError, TransportClosedError: if it breaks, is broken or closed
         """
         pending = _Pending()
         if self.before_write is not None and self.error is None:
@@ -245,8 +246,7 @@ class Connection(AsyncResource):
         :param replies: how many commands these are
         :param on_reply: called with each reply or error (the server's, or this connection's if it
             ends first). It must not block. If ``None``, error replies are logged and counted.
-        :raises TransportConnectionError: if the connection is broken
-        :raises TransportClosedError: if it is closed
+        :raises TransportConnectionError, TransportClosedError: if it is broken or closed
         """
         if self.error is not None:
             raise self._unusable()
@@ -278,10 +278,10 @@ class Connection(AsyncResource):
         If not, `flush` must be awaited: much waits to be written, the connection is broken, or it
         is time to yield to other tasks.
         """
-        if not self._writing and self._outgoing:
+        if not self._writing and (self._outgoing or self.late):
             if self._answered:
                 self._write_now()
-            if self._outgoing:
+            if self._outgoing or self.late:
                 self._writing = True
                 self._handed_over.set()
         self._flushes += 1
@@ -297,8 +297,7 @@ class Connection(AsyncResource):
         If more than `HIGH_WATER` bytes wait, wait until they have become less. If it is cancelled,
         what was posted is written all the same. It yields to other tasks once in 32 times.
 
-        :raises TransportConnectionError: if the connection breaks or is broken
-        :raises TransportClosedError: if it is closed
+        :raises TransportConnectionError, TransportClosedError: if it breaks, is broken or closed
         """
         if not self.flush_nowait():
             await self.wait_flushed()
@@ -340,7 +339,7 @@ class Connection(AsyncResource):
             await self._handed_over.wait()
             self._handed_over = Event()
             try:
-                while self._outgoing:
+                while self._outgoing or self.late:
                     await self._write(self._next_chunk())
             except BaseException as exc:
                 self._break(exc)  # how much was written isn't known
@@ -352,11 +351,13 @@ class Connection(AsyncResource):
     async def _write(self, data: bytes) -> None:
         sent = self._send_nowait(data)
         if sent < len(data):
-            await self._send(data[sent:])
+            await self._stream.send(data[sent:])
 
     def _next_chunk(self) -> bytes:
         """Take what is to be written next."""
         self._answered = False
+        if self.late is not None:
+            self.late()
         if self.before_write is not None:
             self.before_write()
         if self._outgoing_size <= CHUNK:
@@ -430,7 +431,7 @@ class Connection(AsyncResource):
         """Record the reason, and hand it to everyone who waits. The first reason counts."""
         if self.error is not None:
             return
-        self.error = error
+        self.error, self.late = error, None
         self._outgoing.clear()
         self._outgoing_size = 0
         if self._room is not None:

@@ -221,12 +221,32 @@ class Addressed:
             logger.warning("skipped a %s on the control stream", type(record).__name__)
 
     def _take_several(self, stream: bytes, entry_id: bytes, entry: Several) -> None:
-        consumed = self.inbox.consumed
-        before = len(consumed)
-        for one in entry.entries:
-            self._take(stream, entry_id, one)
-        consumed[before:] = [entry_id]
+        """Take several records, as `_take` does each, but that most are told from repetitions at
+        once.
+        """
         self._several = True
+        consumed, sender, number, entries = (
+            self.inbox.consumed,
+            entry.sender,
+            entry.number,
+            entry.entries,
+        )
+        before = len(consumed)
+        if (
+            number is not None
+            and not entry.refused
+            and self.repeats.follow(stream, sender, number, len(entries))
+        ):
+            self.received += len(entries)
+            for one in entries:
+                if one.record.__class__ is Request:
+                    self._deliver(entry_id, one)
+                else:
+                    self._inbound.deliver(Envelope(one.record, sender, self._session_id))
+        else:
+            for one in entries:
+                self._take(stream, entry_id, one)
+        consumed[before:] = [entry_id]
 
 
 async def _end_of(ask: Callable[..., Awaitable[Any]], key: bytes) -> bytes:

@@ -100,6 +100,21 @@ class Repeats:
         self.dropped += 1
         return True
 
+    def follow(self, stream: bytes, sender: str, number: bytes, many: int) -> bool:
+        """Note that so many records came together, if all are new, and nothing is missing before
+        them; return whether that is so. If not, `came_before` tells of each.
+
+        :param number: the first one's
+        """
+        epoch, _, text = number.partition(b".")
+        counts = self._senders.get((stream, sender))
+        if counts is None or counts.epoch != epoch or self.disorder:
+            return False
+        if not text.isdigit() or len(text) > _MAX_COUNT or int(text) != counts.last + 1:
+            return False
+        counts.last += many
+        return True
+
     def sort(
         self, stream: bytes, sender: str, number: bytes, item: Any, size: int, now: float
     ) -> list[Any]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import count
-
-from msgspec import UNSET, Struct
+from itertools import chain
+from operator import attrgetter
 
 from ..._exceptions import OverloadedError, RPCTimeoutError
 from ..._wire_errors import library_error
@@ -15,75 +13,21 @@ from ...abc import Codec, Envelope
 from ...records import Bye, Cancel, Record, Reply, Request
 from .._connection._command import pack as pack_command
 from .._stream._keys import CONTROL_LENGTH, CONTROL_TTL_MS, Keys
-from .._stream._scripts import BY_NAME
 from ..dialects import Dialects
 from ..dialects._signing import FRESH, Signer
-from ..dialects.native import AGAIN, MARK, UNMARKED
+from ..dialects.native import MARK, MARK_OF_SEVERAL, UNMARKED
+from ._inboxes import PACKED_MARK, Inbox, Inboxes
+from ._kinds import again, deadline_of, is_control
 from ._ledger import Post
+from ._scripts import ADD_BOUNDED, BRING_BACK
 
 __all__ = ("Commands", "deadline_of", "is_control")
 
-# Peers whose inbox is remembered.
-_PEERS = 4096
-
-# The end of each native entry, packed.
-_MARK = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in MARK)
-
-# Adds a request unless the group has too much to do already; returns its id, or the backlog.
-_ADD_BOUNDED = (
-    BY_NAME
-    + b"""
-if redis.replicate_commands then redis.replicate_commands() end
-local limit = tonumber(ARGV[2])
-if redis.call('EXISTS', KEYS[1]) == 1 then
-  -- Without that group, by the one that has least to do; without any, all entries wait for it.
-  local backlog = redis.call('XLEN', KEYS[1])
-  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-    local group = by_name(flat)
-    local waiting = group['lag']
-    if not waiting then
-      local start = '(' .. group['last-delivered-id']
-      waiting = #redis.call('XRANGE', KEYS[1], start, '+', 'COUNT', limit + 1)
-    end
-    backlog = math.min(backlog, waiting + group['pending'])
-    if group['name'] == ARGV[1] then
-      backlog = waiting + group['pending']
-      break
-    end
-  end
-  if backlog >= limit then return backlog end
-end
-return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 3))
-"""
-)
-
-# Makes entries pending again that were acknowledged though their reply was refused.
-_BRING_BACK = b"""
-if redis.replicate_commands then redis.replicate_commands() end
-for i = 3, #ARGV, 2 do
-  if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1) == 0 then
-    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i],
-      'RETRYCOUNT', ARGV[i + 1], 'FORCE', 'JUSTID')
-  end
-end
-return 1
-"""
-
-
-class _Inbox(Struct):
-    """Where entries for one peer go.
-
-    :ivar epoch: what the numbers of these entries begin with; the counts behind it have no gaps,
-        which the ``+`` in it says
-    :ivar last: the count of the last one
-    :ivar head: the beginning of the command that adds one in ``codec``
-    """
-
-    key: bytes
-    epoch: bytes
-    last: int = 0
-    codec: Codec | None = None
-    head: bytes = b""
+# Bytes of a record that leaves together with others; what has more is worth an entry of its own.
+_SMALL = 8192
+# What stands alone: it is withdrawn, or written again in another form.
+_ALONE = frozenset((Request, Cancel, Bye))
+_PACKED = attrgetter("packed")
 
 
 class Commands:
@@ -123,10 +67,8 @@ class Commands:
         self._request_head = _beginning(
             (b"XADD", keys.stream, b"*", b"from", self._native.sender), self._native.codec, 2
         )
-        self._epoch = epoch
-        self._epochs = count(1)
-        self._inboxes: OrderedDict[str, _Inbox] = OrderedDict()
-        self._control = self._open(keys.control)
+        self._inboxes = Inboxes(keys, epoch)
+        self._control = self._inboxes.open(keys.control)
         # What keeps XADD from making an inbox: a peer that has gone must not get it back.
         self._if_there: tuple[bytes, ...] = (b"NOMKSTREAM",)
         self.sent = 0
@@ -150,7 +92,10 @@ class Commands:
         control = recipient is None and is_control(record)
         if dialect is not self._native and not control:
             shared = dialect.encode(record, recipient)
-            return None if shared is None else self._make_shared(envelope, shared)
+            if shared is None:
+                return None
+            post = Post(b"", envelope, 1, True, shared[1])
+            return self._add_to_stream(shared, post, bounded=isinstance(record, Request))
         if control:
             grouped = self._group is not None and record.__class__ is Cancel
             return None if grouped else self.make_control(envelope)
@@ -158,6 +103,8 @@ class Commands:
             fields = self._native.encode(record, None)
             post = envelope.token = Post(b"", envelope, to_stream=True)
             return self._add_to_stream(fields, post)
+        if record.__class__ not in _ALONE:
+            return self._make_addressed(envelope, recipient)
         post = Post(b"", envelope)
         self.number_anew(post)
         self.sent += 1
@@ -165,10 +112,9 @@ class Commands:
 
     def make_control(self, envelope: Envelope) -> Post:
         """Return what tells all peers."""
-        keys = self.keys
-        number = b"%s.%d" % (self._control.epoch, self._control.last + 1)
-        fields = self._encode(envelope, number)
-        self._control.last += 1
+        keys, control = self.keys, self._control
+        fields = self._encode(envelope, b"%s.%d" % (control.epoch, control.last + 1))
+        control.last += 1
         self.sent += 1
         pack = partial(self._pack, key=keys.control, fields=fields)
         add = (b"XADD", keys.control, b"MAXLEN", b"~", CONTROL_LENGTH, b"*")
@@ -177,7 +123,7 @@ class Commands:
 
     def forward(self, entry_id: bytes, attempt: int, recipient: str, fields: list[bytes]) -> Post:
         """Return what hands an entry of the group on to the inbox of the peer that it is for."""
-        command = (b"XADD", self._inbox(recipient).key, *self._if_there, b"*", *fields)
+        command = (b"XADD", self._inboxes.of(recipient).key, *self._if_there, b"*", *fields)
         packed = pack_command(command)
         return Post(packed, answers=entry_id, attempt=attempt, forwarded_to=recipient)
 
@@ -198,7 +144,7 @@ class Commands:
         flat: list[bytes] = []
         for entry_id, attempt in entries:
             flat += (entry_id, b"%d" % attempt)
-        command = (b"EVAL", _BRING_BACK, b"1", self.keys.stream, self._group, self._consumer)
+        command = (b"EVAL", BRING_BACK, b"1", self.keys.stream, self._group, self._consumer)
         ids: dict[bytes, Post | None] = dict.fromkeys(entry_id for entry_id, _ in entries)
         return Post(pack_command((*command, *flat)), ids=ids, brings_back=True)
 
@@ -213,10 +159,10 @@ class Commands:
         if left is not None and post.data is None:
             envelope.record.d = left
         if post.to_stream and post.data is None:
-            fields = self._native.encode(envelope.record, None) + _again(envelope)
+            fields = self._native.encode(envelope.record, None) + again(envelope)
             self._sealed(self._adding(fields, bounded=envelope.attempt == 1), post)
         elif post.number is not None:
-            self._add_to_inbox(self._inbox(str(envelope.recipient)), envelope, post)
+            self._add_to_inbox(self._inboxes.of(str(envelope.recipient)), envelope, post)
 
     def repeat(self, envelope: Envelope) -> Post:
         """Return what writes a request once more, marked as repeated where its dialect has a mark.
@@ -250,12 +196,10 @@ class Commands:
 
     def refresh(self, post: Post) -> None:
         """Sign anew what has waited: a signature is good for the time in which it was made."""
-        if (
-            post.pack is not None
-            and self._signer is not None
-            and abs(self._signer.now() - post.signed_at) > FRESH
-        ):
-            self._sealed(post.pack, post)
+        if post.signed is not None and self._signer is not None:
+            pack, signed_at = post.signed
+            if abs(self._signer.now() - signed_at) > FRESH:
+                self._sealed(pack, post)
 
     def small(self, post: Post) -> Post | None:
         """Return what takes the place of something for an inbox that nobody waits for any more.
@@ -275,13 +219,16 @@ class Commands:
             record = Reply(envelope.record.id, e=library_error(error))
         else:
             return None
-        inbox, small = self._inbox(envelope.recipient), Envelope(record, None, envelope.recipient)
+        inbox, small = (
+            self._inboxes.of(envelope.recipient),
+            Envelope(record, None, envelope.recipient),
+        )
         return self._add_to_inbox(inbox, small, Post(b"", number=number))
 
     def take_back(self, post: Post) -> None:
         """Note that the post that was made last won't be written: the next one has its number."""
         if post.number is not None and post.envelope is not None:
-            self._inbox(str(post.envelope.recipient)).last -= 1
+            self._inboxes.of(str(post.envelope.recipient)).last -= 1
 
     def takes_late(self, recipient: str) -> bool:
         """Whether a peer is known to take what comes behind a greater number."""
@@ -289,13 +236,13 @@ class Commands:
 
     def begin_anew(self, recipient: str) -> None:
         """Count anew for a peer for which a number is left out."""
-        self._inboxes.pop(recipient, None)
+        self._inboxes.forget(recipient)
 
     def number_anew(self, post: Post) -> None:
         """Give a post for an inbox the next number."""
         envelope = post.envelope
         assert envelope is not None
-        inbox = self._inbox(str(envelope.recipient))
+        inbox = self._inboxes.of(str(envelope.recipient))
         post.number = b"%s.%d" % (inbox.epoch, inbox.last + 1)
         self._add_to_inbox(inbox, envelope, post)
         inbox.last += 1
@@ -316,44 +263,79 @@ class Commands:
         self.sent += 1
         if self._added is not None:
             self._added(1)
-        packed = b"%s$%d\r\n%s\r\n%s" % (self._request_head, size, data, _MARK)
+        packed = b"%s$%d\r\n%s\r\n%s" % (self._request_head, size, data, PACKED_MARK)
         post = envelope.token = Post(packed, envelope, 1, True)
         return post
 
     def _make_addressed(self, envelope: Envelope, recipient: str) -> Post:
-        codec = self._native.codec_for(recipient)
-        data = codec.encode(envelope.record)
-        if len(data) > self._max_size:
-            self._check_size(len(data))
+        record, codec = envelope.record, self._native.codec_for(recipient)
+        data = codec.encode(record)
+        size = len(data)
+        if size > self._max_size:
+            self._check_size(size)
         self.sent += 1
-        inbox = self._inboxes.get(recipient)
+        inbox = self._inboxes.by_peer.get(recipient)
         if inbox is None:
-            inbox = self._inbox(recipient)
+            inbox = self._inboxes.of(recipient)
         if inbox.codec is not codec:
-            self._begin(inbox, codec)
+            inbox.begin(codec, self._if_there, self._native.sender)
         inbox.last = last = inbox.last + 1
-        number = b"%s.%d" % (inbox.epoch, last)
-        packed = b"%s$%d\r\n%s\r\n$1\r\nn\r\n$%d\r\n%s\r\n%s" % (
-            inbox.head,
-            len(data),
-            data,
-            len(number),
-            number,
-            _MARK,
-        )
-        return Post(packed, envelope, 1, False, None, number)
+        if (
+            size <= _SMALL
+            and recipient in self._native.read_several
+            and record.__class__ not in _ALONE
+        ):
+            post = Post(b"%s$%d\r\n%s\r\n" % (inbox.codec_name, size, data), envelope)
+            post.inbox, post.count = inbox, last
+            return post
+        post = Post(b"", envelope)
+        number = post.number = b"%s.%d" % (inbox.epoch, last)
+        if self._signer is None:
+            # One copy of what may be large.
+            parts = (inbox.codec_name, b"$%d\r\n" % size, data, b"\r\n")
+            post.packed = inbox.pack(number, 1, parts)
+            return post
+        fields = (b"from", self._native.sender, codec.name.encode(), data, b"n", number, *MARK)
+        return self._add(inbox, fields, post)
 
-    def _add_to_inbox(self, inbox: _Inbox, envelope: Envelope, post: Post) -> Post:
+    def alone(self, post: Post) -> None:
+        """Make a command of a record that doesn't leave together with others any more."""
+        inbox, post.inbox = post.inbox, None
+        if inbox is not None:
+            post.number = b"%s.%d" % (inbox.epoch, post.count)
+            self._sealed(partial(self._join, inbox, post.number, [post.packed]), post)
+
+    def join(self, posts: list[Post]) -> bytes:
+        """Return what adds the records of posts to the inbox that they are for, as one entry."""
+        first = posts[0]
+        inbox: Inbox = first.inbox
+        number, records = b"%s.%d" % (inbox.epoch, first.count), [*map(_PACKED, posts)]
+        if self._signer is None:
+            return inbox.pack(number, len(records), records)
+        return self._join(inbox, number, records)
+
+    def _join(self, inbox: Inbox, number: bytes, records: list[bytes]) -> bytes:
+        """Return what adds an entry.
+
+        :param number: the first record's
+        :param records: each with its codec, packed
+        """
+        if self._signer is None:
+            return inbox.pack(number, len(records), records)
+        first, *others = (_unpacked(record) for record in records)
+        mark = MARK_OF_SEVERAL if others else MARK
+        fields = (b"from", self._native.sender, *first, b"n", number, *mark, *chain(*others))
+        return self._pack((b"XADD", inbox.key, *self._if_there, b"*"), inbox.key, fields)
+
+    def _add_to_inbox(self, inbox: Inbox, envelope: Envelope, post: Post) -> Post:
         """Put what adds a record to an inbox into a post, under the number that this has."""
         assert post.number is not None
-        fields = self._encode(envelope, post.number)
+        return self._add(inbox, self._encode(envelope, post.number), post)
+
+    def _add(self, inbox: Inbox, fields: tuple[bytes, ...], post: Post) -> Post:
+        """Put what adds an entry to an inbox into a post."""
         command = (b"XADD", inbox.key, *self._if_there, b"*")
         return self._sealed(partial(self._pack, command, inbox.key, fields), post)
-
-    def _make_shared(self, envelope: Envelope, fields: tuple[bytes, ...]) -> Post:
-        bounded = isinstance(envelope.record, Request)
-        post = Post(b"", envelope, 1, True, fields[1])
-        return self._add_to_stream(fields, post, bounded=bounded)
 
     def _add_to_stream(
         self, fields: tuple[bytes, ...], post: Post, *, bounded: bool = True
@@ -370,7 +352,7 @@ class Commands:
         stream = self.keys.stream
         command: tuple[bytes, ...] = (b"XADD", stream, b"*")
         if self._backlog is not None and self._group is not None and bounded:
-            command = (b"EVAL", _ADD_BOUNDED, b"1", stream, self._group, self._backlog)
+            command = (b"EVAL", ADD_BOUNDED, b"1", stream, self._group, self._backlog)
         return partial(self._pack, command, stream, fields)
 
     def _pack(
@@ -385,58 +367,21 @@ class Commands:
         """Put commands into a post, and how they are packed again if they are signed."""
         post.packed = pack()
         if self._signer is not None:
-            post.pack, post.signed_at = pack, self._signer.now()
+            post.signed = pack, self._signer.now()
         return post
 
     def _encode(self, envelope: Envelope, number: bytes) -> tuple[bytes, ...]:
         """Return the fields of a native entry with a number."""
         fields = self._native.encode(envelope.record, envelope.recipient, number)
-        fields += _again(envelope)
+        fields += again(envelope)
         self._check_size(max(map(len, fields)))
         return fields
-
-    def _inbox(self, recipient: str) -> _Inbox:
-        inboxes = self._inboxes
-        inbox = inboxes.get(recipient)
-        if inbox is None:
-            if len(inboxes) >= _PEERS:
-                inboxes.popitem(last=False)
-            inbox = inboxes[recipient] = self._open(self.keys.inbox(recipient))
-        return inbox
-
-    def _open(self, key: bytes) -> _Inbox:
-        # One that was forgotten and is opened again counts from 1, hence an epoch of its own.
-        return _Inbox(key, b"%s+%x" % (self._epoch, next(self._epochs)))
-
-    def _begin(self, inbox: _Inbox, codec: Codec) -> None:
-        """Make the beginning of the command that adds to an inbox."""
-        command = (b"XADD", inbox.key, *self._if_there, b"*", b"from", self._native.sender)
-        inbox.codec, inbox.head = codec, _beginning(command, codec, 4)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_size:
             raise OverloadedError(
                 f"a message of {size} bytes exceeds max_message_size ({self._max_size} bytes)"
             )
-
-
-def is_control(record: Record) -> bool:
-    """Whether a record goes to the control stream, if it isn't for one peer."""
-    kind = record.__class__
-    return kind is Cancel or kind is Bye
-
-
-def _again(envelope: Envelope) -> tuple[bytes, ...]:
-    """Return the fields that say how often a request was written before."""
-    return (AGAIN, b"%d" % (envelope.attempt - 1)) if envelope.attempt > 1 else ()
-
-
-def deadline_of(request: Envelope) -> float | None:
-    """Return when the caller of a request gives up, on AnyIO's clock."""
-    record = request.record
-    if request.sent_at is None or not isinstance(record, Request) or record.d is UNSET:
-        return None
-    return request.sent_at + record.d / 1000
 
 
 def _beginning(command: tuple[bytes, ...], codec: Codec, more: int) -> bytes:
@@ -446,3 +391,9 @@ def _beginning(command: tuple[bytes, ...], codec: Codec, more: int) -> bytes:
     return b"*%d\r\n" % length + b"".join(
         b"$%d\r\n%s\r\n" % (len(part), part) for part in (*command, name)
     )
+
+
+def _unpacked(record: bytes) -> tuple[bytes, bytes]:
+    """Return the name of a record's codec, and the record."""
+    _, name, _, rest = record.split(b"\r\n", 3)
+    return name, rest[:-2]

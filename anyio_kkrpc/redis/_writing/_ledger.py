@@ -53,11 +53,15 @@ class Post(Struct, eq=False):
     :ivar written_at: when it was first written, on AnyIO's clock
     :ivar unknown: whether it may have arrived over a connection that was lost
     :ivar waits: whether it is to be written, for the first time or again
-    :ivar pack: packs the commands with a new signature, if they have one
-    :ivar signed_at: when they were signed, in seconds, on Redis' clock
+    :ivar signed: if the commands have a signature: what packs them with a new one, and when they
+        were signed, in seconds, on Redis' clock
     :ivar instead: what is written in its place
     :ivar entry_id: of a request: its id in the stream, empty if it won't be there
     :ivar cancel: of a request that isn't answered yet: what cancels it
+    :ivar inbox: of what may leave together with other records: what `Commands` knows of the inbox.
+        ``packed`` isn't a command then, but codec and record; it becomes one, with a number, if it
+        is written alone.
+    :ivar count: the last part of the number that it has then
     :ivar refused_since: when Redis first said that the user lacks the right, on AnyIO's clock
     """
 
@@ -79,12 +83,13 @@ class Post(Struct, eq=False):
     written_at: float | None = None
     unknown: bool = False
     waits: bool = False
-    pack: Callable[[], bytes] | None = None
-    signed_at: float = 0.0
+    signed: tuple[Callable[[], bytes], float] | None = None
     instead: Post | None = None
     entry_id: bytes | None = None
     cancel: Cancel | None = None
     refused_since: float | None = None
+    inbox: Any = None
+    count: int = 0
 
 
 class Phase(Enum):

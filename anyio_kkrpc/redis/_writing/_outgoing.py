@@ -25,12 +25,12 @@ from ._commands import Commands
 from ._confirmations import Confirmations
 from ._ledger import Ledger, Phase, Post
 from ._numbers import Numbers
+from ._packs import Packs
 from ._undelivered import Undelivered
+from ._waiting import Waiting
 
-__all__ = ("HIGH_WATER", "Outgoing")
+__all__ = ("Outgoing",)
 
-# Bytes that wait, while nothing can be written, before those who add more wait too.
-HIGH_WATER = 16 * 1024 * 1024
 # Entries that one script makes pending again.
 _CHUNK = 500
 
@@ -71,13 +71,14 @@ class Outgoing:
         self._finished, self._too_late = finished, too_late
         self._given_up, self._failed = given_up, failed
         self.ledger = Ledger()
-        self._numbers = Numbers(commands, self.ledger)
+        self._numbers, self._waiting = Numbers(commands, self.ledger), Waiting(self.ledger)
         self.acks = Acknowledgements()
         self.cancels = Cancels(commands, self.withdraw, self.stir, lambda: self.now())
         self.last_added = b""
         self.now: Callable[[], float] = current_time
         self._written, self._unanswered = self.ledger.written, self.acks.unanswered
         self._on_answer = self._take
+        self._packs = Packs(commands, self.ledger, self._unanswered, self._take)
         self._connection: Connection | None = None
         self._again, self._acks_refused = Again(patience), False
         self._stirred = Event()
@@ -85,7 +86,6 @@ class Outgoing:
         self.undelivered = Undelivered(*parts, self.stir, chance)
         self._gone = self.undelivered.peers
         self.confirmations = Confirmations(replicas, lambda: self.now(), self.stir)
-        self._room: Event | None = None
 
     # What comes
 
@@ -94,6 +94,8 @@ class Outgoing:
 
         :raises OverloadedError: if it is a request, and Redis is known to take none
         """
+        if self._gone or post.event is not None:
+            self._commands.alone(post)
         if self._gone and self.undelivered.take(post):
             return
         connection = self._connection
@@ -104,6 +106,11 @@ class Outgoing:
                     self._write_carefully(post.answers, post)
                 else:
                     self.acks.settled[post.answers] = post
+            if post.inbox is not None:
+                self._packs.add(post, connection)
+                return
+            if self._packs.open and not post.to_stream:
+                self._packs.seal(connection)
             self._written.append(post)
             connection.post(post.packed, post.replies, self._on_answer)
         else:
@@ -124,13 +131,7 @@ class Outgoing:
             else:
                 with suppress(TransportConnectionError, TransportClosedError):  # all is kept then
                     await connection.wait_flushed()
-        if self._is_full():
-            with move_on_after(None if deadline is None else deadline - current_time()) as scope:
-                while self._is_full():
-                    room = self._room = self._room or Event()
-                    await room.wait()
-            return not scope.cancelled_caught
-        return True
+        return await self._waiting.wait(deadline)
 
     def expect_more(self) -> None:
         """Note that several posts will come presently, such as answers to what was read."""
@@ -144,6 +145,8 @@ class Outgoing:
     def acknowledge(self) -> None:
         """Queue the acknowledgement of what was settled, behind the replies."""
         connection = self._connection
+        if self._packs.open:
+            self._packs.seal(connection)
         if self.acks.settled and connection is not None and connection.error is None:
             if self._acks_refused and self.ledger.phase is Phase.STOPPED:
                 return
@@ -163,7 +166,7 @@ class Outgoing:
             self.ledger.replace(post, small)
         self.cancels.forget(post)
         self.cancels.leave(post)
-        self._notify()
+        self._waiting.notify()
         return True
 
     def stir(self) -> None:
@@ -172,6 +175,7 @@ class Outgoing:
 
     def _hold(self, post: Post) -> None:
         """Let something wait until it may be written."""
+        self._commands.alone(post)
         envelope = post.envelope
         if envelope is not None:
             if isinstance(envelope.record, Request):
@@ -200,17 +204,6 @@ class Outgoing:
         """Write what has no place in the order."""
         self._written.append(post)
         connection.post(post.packed, 1, self._on_answer)
-
-    def _is_full(self) -> bool:
-        """Whether those who add more wait."""
-        if self.ledger.flowing:
-            return False
-        return self.ledger.phase is Phase.FEEDING or self.ledger.weight > HIGH_WATER
-
-    def _notify(self) -> None:
-        if self._room is not None and not self._is_full():
-            self._room.set()
-            self._room = None
 
     # What is answered
 
@@ -258,6 +251,7 @@ class Outgoing:
         """Take what isn't the usual answer; return whether the post is done with."""
         if isinstance(answer, (TransportConnectionError, TransportClosedError)):
             return False  # the outcome isn't known; it stays in the ledger
+        self._commands.alone(post)
         if not post.left:
             post.left, post.result = post.replies, answer
         post.left -= 1
@@ -379,6 +373,7 @@ class Outgoing:
     def _feed(self, connection: Connection) -> None:
         """Write what waits, as far as it may be and the connection has room."""
         ledger = self.ledger
+        self._packs.seal(connection)
         if self._numbers.late:
             self._numbers.raise_late()
         while connection.has_room and connection.error is None:
@@ -401,7 +396,7 @@ class Outgoing:
             ledger.write(post)
             connection.post(post.packed, post.replies, self._on_answer)
         connection.flush_nowait()
-        self._notify()
+        self._waiting.notify()
 
     def _bring_back(self, connection: Connection) -> None:
         """Make entries pending again that are acknowledged though their reply was refused."""
@@ -429,20 +424,24 @@ class Outgoing:
         self._connection = None
         self.undelivered.disconnected()
         self._again.recover(self.now())
+        opened = self._packs.take()
         self.ledger.written.extendleft(reversed(self.confirmations.detach()))
         # What was being brought back is no longer this worker's affair once it is given up.
         once = [post.ids or {} for post in self.ledger.lost() if not post.brings_back]
+        for post in opened:
+            self._hold(post)
         waiting = self.ledger.waiting()
         replies = [(post.answers, post.attempt) for post in waiting if post.answers is not None]
         self.acks.lose(once, replies)
 
     def end(self) -> list[Post]:
         """Let nobody wait any more; return the posts that were open."""
+        for post in self._packs.take():
+            self._hold(post)
         posts = self.ledger.clear() + self.undelivered.clear() + self.confirmations.clear()
         for post in posts:
             self.cancels.leave(post)
             if post.answers is not None and post.waits:
                 self.acks.hold(post.answers, post.attempt)
-        if self._room is not None:
-            self._room.set()
+        self._waiting.end()
         return posts

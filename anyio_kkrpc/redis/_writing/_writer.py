@@ -368,7 +368,10 @@ class Writer:
         if sure:
             outgoing.cancels.repeat()
         self._lookup.begin_anew()
-        outgoing.ledger.repeat(outgoing.acks.doubt())
+        replies = outgoing.acks.doubt()
+        for post in replies:
+            self.commands.alone(post)
+        outgoing.ledger.repeat(replies)
 
     async def attach(self, connection: Connection, clock_offset: float) -> None:
         """Write to this connection from now on; first what is still open from the last one.

@@ -28,6 +28,7 @@ __all__ = (
     "AGAIN",
     "MARK",
     "MARK_OF_SEVERAL",
+    "SEVERAL",
     "UNMARKED",
     "VERSION",
     "NativeDialect",
@@ -40,8 +41,10 @@ VERSION = 3
 UNMARKED = 0
 # The last field of what is written here, but for a signature.
 MARK = (b"v", b"%d" % VERSION)
+# From which version on entries of several records are read.
+SEVERAL = 3
 # In its place in an entry of several records, which readers of the version before don't understand.
-MARK_OF_SEVERAL = (b"v", b"%d 3" % VERSION)
+MARK_OF_SEVERAL = (b"v", b"%d %d" % (VERSION, SEVERAL))
 # Behind that, in a request that is written once more: how often it was before.
 AGAIN = b"again"
 
@@ -96,6 +99,7 @@ class NativeDialect(Dialect):
     :param codec: what requests are encoded with; answers are encoded as what they answer
     :ivar codec: the codec that was given
     :ivar sender: this peer's id, as it stands in the fields
+    :ivar read_several: the peers that read entries of several records, as their last entries told
     """
 
     shared = False
@@ -106,6 +110,7 @@ class NativeDialect(Dialect):
         self._codec_of: OrderedDict[str, Codec] = OrderedDict()
         # By their ids as they stand in the fields.
         self._senders: OrderedDict[bytes, _Sender] = OrderedDict()
+        self.read_several: set[str] = set()
         self._codecs: dict[bytes, Codec | None] = {codec.name.encode(): codec}
         for name in ("json", "cbor"):
             if name.encode() not in self._codecs:
@@ -237,9 +242,13 @@ class NativeDialect(Dialect):
         if sender is None:
             sender = _Sender(peer_id(raw))
             if len(self._senders) >= _PEERS:
-                self._senders.popitem(last=False)
+                self.read_several.discard(self._senders.popitem(last=False)[1].id)
             self._senders[raw] = sender
         sender.mark, sender.version = mark, version
+        if version >= SEVERAL:
+            self.read_several.add(sender.id)
+        else:
+            self.read_several.discard(sender.id)
         if needs > VERSION:
             sender.mark = _REFUSED
             self._remember(sender.id, codec)

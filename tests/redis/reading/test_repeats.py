@@ -37,6 +37,31 @@ def test_any_order(entries: list[tuple[str, bytes, int]]) -> None:
     assert repeats.dropped == len(entries) - len(seen)
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("ab"),
+            st.sampled_from([b"x+1", b"x+2"]),
+            st.integers(1, 12),
+            st.integers(1, 4),
+        ),
+        max_size=60,
+    )
+)
+def test_several_at_once(entries: list[tuple[str, bytes, int, int]]) -> None:
+    """What follows is new, all of it; whatever doesn't is told one by one, as if alone."""
+    repeats, seen = Repeats(KEY), set()
+    for sender, epoch, first, many in entries:
+        numbers = [(sender, epoch, count) for count in range(first, first + many)]
+        if repeats.follow(KEY, sender, b"%s.%d" % (epoch, first), many):
+            assert not seen.intersection(numbers)
+            assert first == 1 or (sender, epoch, first - 1) in seen
+        else:
+            assert [came(repeats, *one) for one in numbers] == [one in seen for one in numbers]
+        seen.update(numbers)
+    assert not repeats.follow(KEY, "a", b"x+1.x", 1)
+
+
 @given(st.lists(st.integers(1, 20), max_size=40))
 def test_version_before(counts: list[int]) -> None:
     """What counts with gaps comes in order: what isn't greater than the last came before."""
