@@ -58,7 +58,13 @@ class RemoteCall(Coroutine[Any, Any, Any]):
             self._coroutine.close()
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        return self._make().__await__()
+        proxy = self._proxy
+        if self._used or proxy._rpc_types is not NO_TYPES or proxy._rpc_calls.middleware:
+            return self._make().__await__()
+        self._used = True  # the short way of most
+        path, options = list(proxy._rpc_path), proxy._rpc_options
+        request = proxy._rpc_calls.request
+        return request("call", path, options, args=self._args, kwargs=self._kwargs).__await__()
 
     async def _make(self) -> Any:
         if self._used:

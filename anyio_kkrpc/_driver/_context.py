@@ -84,7 +84,10 @@ def begin(
     result = function(*args, **kwargs)
     if result.__class__ is not CoroutineType:
         return None, result
-    return begin_awaiting(result)
+    try:
+        return result, result.send(None)
+    except StopIteration as stop:
+        return None, stop.value
 
 
 @types.coroutine

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import Struct
+
 from ._exports import CallbackExport
 from ._state import CallState, HandlingState
 from ._streams import Consumer, Producer
 
 
-class Call:
+class Call(Struct, eq=False):
     """A request that this side made.
 
     :ivar result: what it returned, once ``state`` is ``ANSWERED``, unless that is a stream
@@ -23,41 +25,23 @@ class Call:
     :ivar gather: whether it takes the replies of several peers, until it is finished
     """
 
-    __slots__ = (
-        "callbacks",
-        "driver",
-        "dropped",
-        "error",
-        "gather",
-        "id",
-        "lost",
-        "overdue",
-        "producers",
-        "recipient",
-        "result",
-        "sent",
-        "state",
-        "stream",
-    )
-
-    def __init__(self, call_id: str, recipient: str | None) -> None:
-        self.id: str = call_id
-        self.recipient: str | None = recipient
-        self.state: CallState = CallState.WAITING
-        self.result: Any = None
-        self.stream: Consumer | None = None
-        self.error: dict[str, Any] | None = None
-        self.overdue: str | None = None
-        self.lost: Exception | None = None
-        self.driver: Any = None
-        self.sent: Any = None
-        self.gather: bool = False
-        self.dropped: int = 0
-        self.callbacks: list[CallbackExport] | None = None
-        self.producers: list[Producer] | None = None
+    id: str
+    recipient: str | None
+    state: CallState = CallState.WAITING
+    result: Any = None
+    stream: Consumer | None = None
+    error: dict[str, Any] | None = None
+    overdue: str | None = None
+    lost: Exception | None = None
+    driver: Any = None
+    sent: Any = None
+    gather: bool = False
+    dropped: int = 0
+    callbacks: list[CallbackExport] | None = None
+    producers: list[Producer] | None = None
 
 
-class Handling:
+class Handling(Struct, eq=False):
     """A request of another peer that this side serves.
 
     :ivar consumers: streams that came as arguments, if any
@@ -65,15 +49,12 @@ class Handling:
     :ivar driver: the driver's object for it
     """
 
-    __slots__ = ("consumers", "driver", "id", "producer", "sender", "state")
-
-    def __init__(self, request_id: str, sender: str | None) -> None:
-        self.id: str = request_id
-        self.sender: str | None = sender
-        self.state: HandlingState = HandlingState.RUNNING
-        self.driver: Any = None
-        self.consumers: list[Consumer] | None = None
-        self.producer: Producer | None = None
+    id: str
+    sender: str | None
+    state: HandlingState = HandlingState.RUNNING
+    driver: Any = None
+    consumers: list[Consumer] | None = None
+    producer: Producer | None = None
 
     @property
     def open(self) -> bool:

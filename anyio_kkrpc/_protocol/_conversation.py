@@ -115,7 +115,7 @@ class Conversation:
         self.lose_peer: Callable[[str, Role], PeerGone] = streams.lose_peer
         self.ask_again: Callable[[], list[Answer]] = streams.ask_again
         self.doubt_callbacks: Callable[[], list[Ahead]] = callbacks.doubt
-        self._cancelled: OrderedDict[tuple[str | None, str], None] = OrderedDict()
+        self.cancelled: OrderedDict[tuple[str | None, str], None] = OrderedDict()
         self._ignored = 0
         self._receive: dict[type, Callable[[Any, str | None], Event | None]] = {
             Reply: self._receive_reply,
@@ -203,9 +203,7 @@ class Conversation:
 
     def was_cancelled(self, request: Request, sender: str | None) -> bool:
         """Whether the cancel of a request came before the request was served."""
-        if not self._cancelled:
-            return False
-        return self._cancelled.pop((sender, request.id), self) is None
+        return self.cancelled.pop((sender, request.id), self) is None
 
     def begin(self, request: Request, sender: str | None) -> Handling:
         """Enter a request that is about to be served.
@@ -222,7 +220,7 @@ class Conversation:
         """Return the arguments, with callables and `Consumer`s in place of their envelopes."""
         args = [] if request.a is UNSET else request.a
         kwargs = {} if request.k is UNSET else request.k
-        if not kwargs and not any(item.__class__ is dict for item in args):
+        if not kwargs and dict not in map(type, args):
             return args, kwargs
         sender = handling.sender
 
@@ -252,7 +250,8 @@ class Conversation:
 
     def reply(self, handling: Handling, value: Any) -> Reply:
         """Finish a request with a result. A stream result is entered in the table."""
-        self._finish(handling, HandlingInput.FINISH)
+        handling.state = advance(HANDLING, handling.state, HandlingInput.FINISH)
+        self.handlings.pop((handling.sender, handling.id), None)
         if value.__class__ not in PLAIN and value is not UNSET:
             value = pack_result(value, lambda v: self._export_result(v, handling))
         return Reply(handling.id, value)
@@ -378,9 +377,9 @@ class Conversation:
         if handling is None:
             # The request may still wait somewhere, or come here from a worker that is gone.
             self._ignored += 1
-            self._cancelled[key] = None
-            if len(self._cancelled) > MAX_CANCELLED:
-                self._cancelled.popitem(last=False)
+            self.cancelled[key] = None
+            if len(self.cancelled) > MAX_CANCELLED:
+                self.cancelled.popitem(last=False)
             return None
         handling.state = advance(HANDLING, handling.state, HandlingInput.CANCEL)
         return HandlingCancelled(handling)

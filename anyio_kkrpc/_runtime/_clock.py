@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol, cast
 
@@ -23,8 +23,9 @@ class OneShot(Protocol):
     def set(self) -> object:
         """Wake the task, now or as soon as it waits. Idempotent."""
 
-    async def wait(self) -> object:
-        """Wait until it is set; return at once if it is."""
+    def wait(self) -> Awaitable[object]:
+        """Return what waits until it is set, and not at all if it is. To be awaited once."""
+        raise NotImplementedError
 
 
 class _FutureEvent:
@@ -37,8 +38,8 @@ class _FutureEvent:
         if not self._future.done():
             self._future.set_result(None)
 
-    async def wait(self) -> None:
-        await self._future
+    def wait(self) -> Awaitable[object]:
+        return self._future
 
 
 def clock() -> Callable[[], float]:

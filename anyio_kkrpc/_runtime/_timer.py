@@ -8,6 +8,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 
 from anyio import CancelScope, current_time, sleep_forever
+from msgspec import Struct
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -15,20 +16,21 @@ logger = logging.getLogger("anyio_kkrpc")
 _SWEEP_FROM = 1024
 
 
-class TimerEntry:
-    """A deadline in a `Timer`."""
+class TimerEntry(Struct, eq=False):
+    """A deadline in a `Timer`.
 
-    __slots__ = ("_timer", "action")
+    :ivar timer: told that it was taken back
+    :ivar action: what is called at that time; ``None`` once it was, or was taken back
+    """
 
-    def __init__(self, timer: Timer, action: Callable[[], None]) -> None:
-        self._timer = timer
-        self.action: Callable[[], None] | None = action
+    timer: Timer
+    action: Callable[[], None] | None
 
     def cancel(self) -> None:
         """Take it back; harmless when it has fired or was taken back before."""
         if self.action is not None:
             self.action = None
-            self._timer._note_cancelled()
+            self.timer.note_cancelled()
 
 
 class Timer:
@@ -56,7 +58,8 @@ class Timer:
             scope.deadline = deadline
         return entry
 
-    def _note_cancelled(self) -> None:
+    def note_cancelled(self) -> None:
+        """Note that an entry was taken back."""
         self._cancelled += 1
         if self._cancelled > _SWEEP_FROM and self._cancelled * 2 > len(self._heap):
             self._heap = [item for item in self._heap if item[2].action is not None]

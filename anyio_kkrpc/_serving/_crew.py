@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import Context, copy_context
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from anyio import (
     CancelScope,
@@ -52,6 +52,9 @@ _NO_ANSWER: Any = object()
 
 J = TypeVar("J")
 R = TypeVar("R")
+
+
+Answer: TypeAlias = tuple[R | None, Awaitable[R | None] | None]
 
 
 class SpoiledTaskError(Exception):
@@ -149,7 +152,9 @@ class Member(Generic[J, R]):
             self._reply = _NO_ANSWER
             before = references()
             try:
-                reply = await answer(job, self)
+                reply, rest = answer(job, self)
+                if rest is not None:
+                    reply = await rest
             except Exception as exc:
                 reply = crew.failed(job, exc)
             self._reply = reply
@@ -215,9 +220,10 @@ class Crew(Generic[J, R]):
     """Runs requests, as many at a time as it may.
 
     :param receive: returns the next request; if it is cancelled, none is lost
-    :param answer: runs a request; returns its reply, or ``None`` if there is none. Before it awaits
-        anything, it sets `Member.serves` and `Member.deadline`; once it has to wait, it calls
-        `Member.waits`. A cancellation leaves it only if it is real.
+    :param answer: runs a request; returns its reply, or ``None`` if there is none, and what is to
+        be awaited for that, if there is anything. Before that awaits anything, `Member.serves` and
+        `Member.deadline` are set; once it has to wait, it calls `Member.waits`. A cancellation
+        leaves it only if it is real.
     :param settle: finishes a request with its reply
     :param settle_otherwise: does so after ``settle`` has raised
     :param failed: returns the reply to a request that ``answer`` couldn't run to its end
@@ -233,7 +239,7 @@ class Crew(Generic[J, R]):
     def __init__(
         self,
         receive: Callable[[], Awaitable[J]],
-        answer: Callable[[J, Member[J, R]], Awaitable[R | None]],
+        answer: Callable[[J, Member[J, R]], Answer[R]],
         settle: Callable[[J, R | None], Awaitable[None]],
         *,
         settle_otherwise: Callable[[J, R | None, Exception], Awaitable[None]],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from functools import partial
 from time import perf_counter
@@ -18,7 +18,6 @@ from .._exceptions import MethodNotFoundError, ProtocolError, RPCValidationError
 from .._protocol._calls import Handling
 from .._protocol._records import Request
 from .._protocol._streams import Consumer
-from .._protocol._values import PLAIN
 from ._intercepting import Interceptor
 from ._refusals import Refused
 from ._slow import SLOW_HANDLER, SlowHandlers
@@ -37,9 +36,58 @@ class Invoker:
         self._interceptor = interceptor
         self._slow = SlowHandlers()
 
+    def begin(
+        self, method: Method, request: Request, handling: Handling, context: Context
+    ) -> tuple[Coroutine[Any, Any, Any] | None, Any]:
+        """Call what runs on the event loop, with what is around it, until it waits.
+
+        :return: for `go_on`: the coroutine and what it waits for, or ``None`` and what came
+        """
+        args, kwargs = self._arguments(method, request, handling)
+        function = method.function
+        if self._interceptor is not None:
+            function = partial(run_in_thread, function) if method.in_thread else function
+            function = self._wrapped(function, request, method)
+        started = perf_counter()
+        if started > self._slow.stale_at:
+            self._slow.begin()
+        coroutine, value = context.run(begin, function, args, kwargs)
+        if perf_counter() - started > SLOW_HANDLER:
+            self._slow.judge(method.name, started)
+        return coroutine, value
+
+    async def go_on(
+        self,
+        handling: Handling,
+        context: Context,
+        coroutine: Coroutine[Any, Any, Any] | None,
+        value: Any,
+    ) -> Any:
+        """Return the result of what was begun."""
+        if coroutine is None:
+            return await self._result(value, handling, context)
+        handling.driver.waits()
+        return await go_on(context, coroutine, value)
+
     async def invoke(
         self, method: Method, request: Request, handling: Handling, context: Context
     ) -> Any:
+        """Call what is exposed, and return its result."""
+        if not method.in_thread or self._interceptor is not None:
+            begun = self.begin(method, request, handling, context)
+            return await self.go_on(handling, context, *begun)
+        args, kwargs = self._arguments(method, request, handling)
+        handling.driver.waits()
+        # A copy, because the context can't be entered twice and the thread may outlive a step.
+        return await run_in_thread(context.copy().run, method.function, *args, **kwargs)
+
+    def _arguments(
+        self, method: Method, request: Request, handling: Handling
+    ) -> tuple[Sequence[Any], dict[str, Any]]:
+        """Return what a method is called with.
+
+        :raises Refused: if the request's arguments don't fit
+        """
         try:
             args, kwargs = self._conversation.unpack(request, handling)
             if handling.consumers:
@@ -47,29 +95,9 @@ class Invoker:
                 kwargs = {name: self._open_stream(value) for name, value in kwargs.items()}
             if args is not request.a and any(value is UNSET for value in args):
                 args, kwargs = method.arguments.without_undefined(args, kwargs)
-            checked, kwargs = method.arguments.convert(args, kwargs)
+            return method.arguments.convert(args, kwargs)
         except (ProtocolError, RPCValidationError) as exc:
             raise Refused(exc) from None
-        function = method.function
-        if self._interceptor is not None:
-            function = partial(run_in_thread, method.function) if method.in_thread else function
-            function = self._wrapped(function, request, method)
-        elif method.in_thread:
-            handling.driver.waits()
-            # A copy, because the context can't be entered twice and the thread may outlive a step.
-            return await run_in_thread(context.copy().run, method.function, *checked, **kwargs)
-        started = perf_counter()
-        if started > self._slow.stale_at:
-            self._slow.begin()
-        coroutine, value = context.run(begin, function, checked, kwargs)
-        if perf_counter() - started > SLOW_HANDLER:
-            self._slow.judge(method.name, started)
-        if coroutine is not None:
-            handling.driver.waits()
-            return await go_on(context, coroutine, value)
-        if value.__class__ in PLAIN:
-            return value
-        return await self._result(value, handling, context)
 
     async def _result(self, value: Any, handling: Handling, context: Context) -> Any:
         """Return a value, awaited if it is awaitable."""
@@ -114,12 +142,18 @@ class Invoker:
         return value
 
 
-Operation = Callable[[Invoker, Any, Request, Handling, Context], Awaitable[Any]]
+Operation = Callable[[Invoker, Any, Request, Handling, Context], Coroutine[Any, Any, Any]]
 OPERATIONS: dict[str, Operation] = {
+    "call": Invoker.invoke,
     "get": Invoker.get,
     "set": Invoker.set,
     "new": Invoker.construct,
 }
+
+
+async def failing(exc: BaseException) -> Any:
+    """Raise what a call has raised before it was awaited."""
+    raise exc
 
 
 def own_fields(instance: object) -> Any:

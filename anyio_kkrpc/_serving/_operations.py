@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any, TypeAlias
 
-from anyio import EndOfStream, current_time
+from anyio import current_time
 from anyio.lowlevel import checkpoint
 from msgspec import UNSET
 
@@ -19,27 +19,26 @@ from .._driver._context import (
 )
 from .._driver._core import Core
 from .._driver._endings import Outcome, tell
-from .._driver._pump import Pump, close_unopened
+from .._driver._pump import Pump
 from .._exceptions import (
     MethodNotFoundError,
     ProtocolError,
     RPCError,
     RPCTimeoutError,
-    TransportClosedError,
-    TransportConnectionError,
 )
 from .._protocol._calls import Handling
 from .._protocol._records import Reply, Request
+from .._protocol._state import HandlingState
 from .._protocol._streams import Producer
+from .._protocol._values import PLAIN
 from .._runtime._clock import clock
-from .._runtime._log import quoted
 from .._values._conversion import UnfitResultError, check_own
-from .._wire_errors import handler_error, library_error, send_shortened
+from .._wire_errors import handler_error, library_error
 from ..abc import Envelope
 from ..middleware import Middleware, StreamEnd
-from ._crew import Crew, Member
+from ._crew import Answer, Crew, Member
 from ._intercepting import NOT_SENT, Interceptor, watchers_in
-from ._invoking import OPERATIONS, Invoker
+from ._invoking import OPERATIONS, Invoker, failing
 from ._outcomes import FailureLog
 from ._refusals import (
     MAX_SEGMENTS,
@@ -50,12 +49,20 @@ from ._refusals import (
     name_of,
     not_found,
 )
+from ._settling import ENDS, Settling, label
 from ._table import Exposed, Method, Property
 
 logger = logging.getLogger("anyio_kkrpc")
 
 _REMOTE_REFERENCES = "Remote reference operations require kkrpc/remote-refs"
-_ENDS = (EndOfStream, TransportClosedError, TransportConnectionError)
+# Of what is no stream, and need not be awaited.
+_AT_ONCE = PLAIN | {list, dict}
+_MISSING = {
+    "call": "is not a function",
+    "new": "is not a constructor",
+    "get": "is not a property",
+    "set": "is not a property",
+}
 
 _Member: TypeAlias = Member[Envelope, Envelope]
 
@@ -66,6 +73,7 @@ class Server:
     :param core: for streams that are results, with the channel's protocol and timer
     :param received: takes what is no request, which comes where the channel no longer listens
     :ivar crew: runs them
+    :ivar settling: settles those whose reply can't be sent
     :ivar exposed: what is served, with what became of the requests for each name
     :ivar unknown: requests for names that aren't there
     """
@@ -83,6 +91,7 @@ class Server:
         self._interceptor = Interceptor(middleware) if middleware else None
         transport = core.transport
         self._conversation = core.conversation
+        self._cancelled = core.conversation.cancelled
         self._core = core
         self._abandon = core.abandon
         self._received = received
@@ -91,17 +100,17 @@ class Server:
         self._broadcast = core.broadcast
         self._now: Callable[[], float] = current_time
         self._invoker = Invoker(core, self._interceptor)
-        self._invoke = self._invoker.invoke
         self._failures = FailureLog()
+        self.settling = Settling(core, self._entry, self._note_failure)
         self.unknown = 0
         self.crew: Crew[Envelope, Envelope] = Crew(
             transport.receive,
             self.answer,
             transport.settle,
-            settle_otherwise=self.settle_with_error,
-            failed=self.failed,
-            label=_label,
-            ends=_ENDS,
+            settle_otherwise=self.settling.settle_with_error,
+            failed=self.settling.failed,
+            label=label,
+            ends=ENDS,
             limit=max_concurrency,
             at=core.timer.at,
         )
@@ -114,6 +123,9 @@ class Server:
         """Serve until the transport ends or the crew is cancelled."""
         self._now = clock()
         await self.crew.run()
+
+    def _entry(self, request: Request) -> Method | Property | None:
+        return self.exposed.entry(request.op, request.p)
 
     def lend(self) -> None:
         """Note that a handler waits for a call of its own: another one may run meanwhile.
@@ -128,80 +140,68 @@ class Server:
         self._serve_more(-1)
         self.crew.change_limit(-1)
 
-    async def settle_with_error(
-        self, envelope: Envelope, reply: Envelope | None, exc: Exception
-    ) -> None:
-        """Settle a request whose reply can't be sent, with an error that can.
-
-        Of a result, that is the handler's error; of an error, its name and the beginning of its
-        text arrive.
-        """
-        if reply is None:
-            logger.warning("a request could not be acknowledged: %r", exc)
-            return
-        record = reply.record
-        assert isinstance(record, Reply)
-        close_unopened(self._core, record)
-        error = record.e
-        if error is UNSET:
-            error = handler_error(exc)
-            self._note_unsent(envelope, exc)
-
-        async def send(error: dict[str, Any]) -> None:
-            short = Envelope(Reply(record.id, e=error), None, envelope.sender)
-            await self._settle(envelope, short)
-
-        try:
-            await send_shortened(error, send)
-        except _ENDS:
-            raise
-        except Exception as reason:
-            logger.warning("an error could not be sent to its caller: %s", reason)
-            await self._settle(envelope, None)
-
-    def failed(self, envelope: Envelope, exc: BaseException) -> Envelope | None:
-        """Return the reply to a request that could not be run to its end."""
-        logger.error("%s could not be run to its end", _label(envelope), exc_info=exc)
-        request = envelope.record
-        if not isinstance(request, Request):
-            return None
-        source = self.exposed.entry(request.op, request.p)
-        if source is not None:
-            source.failed += 1
-        if request.o is True:
-            return None
-        return Envelope(Reply(request.id, e=handler_error(exc)), None, envelope.sender)
-
-    def _note_unsent(self, envelope: Envelope, exc: Exception) -> None:
-        """A result that can't be sent is a failure of the handler that gave it."""
-        request = envelope.record
-        assert isinstance(request, Request)
-        source = self.exposed.entry(request.op, request.p)
-        if source is not None:
-            self._note_failure(source, request, envelope.sender, exc)
-
     def _note_failure(
         self, source: Method | Property, request: Request, sender: str | None, exc: BaseException
     ) -> None:
         source.failed += 1
         self._failures.note(source.name, request.id, sender, exc)
 
-    async def answer(self, envelope: Envelope, member: _Member) -> Envelope | None:
-        """Run a request; return the reply, or ``None`` if there must be none or it wants none."""
+    def answer(self, envelope: Envelope, member: _Member) -> Answer[Envelope]:
+        """Run a request.
+
+        A call that doesn't have to wait for anything, as most, needs no coroutine but its own.
+
+        :return: the reply, or ``None`` if there must be none or it wants none; and what is to be
+            awaited for it, if there is anything
+        """
         request = envelope.record
         if not isinstance(request, Request):
             self._received(envelope)
-            return None
+            return None, None
         try:
             handling, context = self._enter(envelope, request, member)
         except Expired:
-            await self._show_expired(envelope, request, member)
-            return None
+            return None, self._show_expired(envelope, request, member)
         except NoReply:
-            return None
+            return None, None
+        method = self.exposed.methods.get(tuple(request.p)) if request.op == "call" else None
+        if method is None or method.in_thread or self._interceptor is not None:
+            return None, self._answer(envelope, request, handling, context, member)
+        try:
+            coroutine, value = self._invoker.begin(method, request, handling, context)
+            if coroutine is None and value.__class__ in _AT_ONCE and handling.consumers is None:
+                kind = method.result
+                if kind is not Any and (value.__class__ is not kind or kind not in PLAIN):
+                    value = check_own(value, kind, method.name)
+                if handling.state is not HandlingState.DONE:
+                    if value is None and method.void:
+                        value = UNSET
+                    reply = self._conversation.reply(handling, value)
+                    method.served += 1
+                    if request.o is True:
+                        return None, None
+                    return Envelope(reply, None, envelope.sender, deadline=member.deadline), None
+            begun = self._invoker.go_on(handling, context, coroutine, value)
+        except BaseException as exc:
+            begun = failing(exc)
+        return None, self._answer(envelope, request, handling, context, member, begun)
+
+    async def _answer(
+        self,
+        envelope: Envelope,
+        request: Request,
+        handling: Handling,
+        context: Context,
+        member: _Member,
+        begun: Coroutine[Any, Any, Any] | None = None,
+    ) -> Envelope | None:
+        """Run a request, or the rest of it; return the reply as `answer` does.
+
+        :param begun: gives the result of a call that was begun
+        """
         finished = False
         try:
-            reply = await self._run(envelope, request, handling, context)
+            reply = await self._run(envelope, request, handling, context, begun)
             finished = True
         except NoReply:
             return None
@@ -229,7 +229,7 @@ class Server:
         :param late: whether it is known to be out of time
         """
         sender = envelope.sender
-        if self._conversation.was_cancelled(request, sender):
+        if self._cancelled and self._conversation.was_cancelled(request, sender):
             self._count(request, "cancelled")
             raise NoReply
         deadline: float | None = None
@@ -253,9 +253,10 @@ class Server:
         member.deadline = None if late else deadline
         member.serves = handling
         handling.driver = member
+        path = request.p
         info = CallInfo(
             request.id,
-            ".".join(request.p[:MAX_SEGMENTS]),
+            path[0] if len(path) == 1 else ".".join(path[:MAX_SEGMENTS]),
             sender,
             envelope.attempt,
             deadline,
@@ -266,28 +267,26 @@ class Server:
         return handling, context
 
     async def _run(
-        self, envelope: Envelope, request: Request, handling: Handling, context: Context
+        self,
+        envelope: Envelope,
+        request: Request,
+        handling: Handling,
+        context: Context,
+        begun: Coroutine[Any, Any, Any] | None,
     ) -> Reply:
         error: dict[str, Any] | None = None
         value: Any = None
         kind: Any = Any
         source: Method | Property | None = None
         try:
-            if request.op == "call":
-                source = method = self.exposed.methods.get(tuple(request.p))
-                if method is None:
-                    raise not_found(self.exposed, request, "is not a function")
-                kind = method.result
-                value = await self._invoke(method, request, handling, context)
-            else:
-                source = self._find(request)
-                kind = source.result if request.op == "get" else Any
-                value = await OPERATIONS[request.op](
-                    self._invoker, source, request, handling, context
-                )
+            source = self._find(request)
+            kind = source.result if request.op in ("call", "get") else Any
+            if begun is None:
+                operation = OPERATIONS[request.op]
+                begun = operation(self._invoker, source, request, handling, context)
+            value = await begun
             # With middleware it has been checked already, where the middleware could see that.
             if kind is not Any and self._interceptor is None:
-                assert source is not None
                 value = check_own(value, kind, source.name)
         except Refused as exc:
             error, value = await self._refuse(exc, source, envelope, request, handling, context)
@@ -402,12 +401,14 @@ class Server:
         seen = self._interceptor.refuse(error, request.op, name, known=known)
         return await run_in_context(context, seen)
 
-    async def _show_expired(self, envelope: Envelope, request: Request, member: _Member) -> None:
-        """Let the middleware see a request that came out of time."""
+    async def _show_expired(
+        self, envelope: Envelope, request: Request, member: _Member
+    ) -> Envelope | None:
+        """Let the middleware see a request that came out of time; there is no reply."""
         try:
             handling, context = self._enter(envelope, request, member, late=True)
         except NoReply:
-            return
+            return None
         error = RPCTimeoutError(f"{name_of(request)} was out of time before it was started")
         source = self.exposed.entry(request.op, request.p)
         try:
@@ -419,6 +420,7 @@ class Server:
         finally:
             if handling.open:
                 self._conversation.drop(handling)
+        return None
 
     def _answers_all(self, envelope: Envelope) -> bool:
         """Whether names that aren't there are for this peer to refuse: others may have them."""
@@ -432,18 +434,13 @@ class Server:
         return source is not None
 
     def _find(self, request: Request) -> Method | Property:
-        """Return what a request that is no call is about."""
+        """Return what a request is about.
+
+        :raises Refused: if there is no such thing
+        """
         if request.op == "ref":
             raise Refused(ProtocolError(_REMOTE_REFERENCES))
         entry = self.exposed.entry(request.op, request.p)
         if entry is None:
-            what = "is not a constructor" if request.op == "new" else "is not a property"
-            raise not_found(self.exposed, request, what)
+            raise not_found(self.exposed, request, _MISSING[request.op])
         return entry
-
-
-def _label(envelope: Envelope) -> str:
-    request = envelope.record
-    if not isinstance(request, Request):
-        return f"a {type(request).__name__}"
-    return f"{quoted(name_of(request))}()"

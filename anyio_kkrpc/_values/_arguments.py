@@ -28,6 +28,8 @@ from ._conversion import (
 from ._pydantic import MOST_ISSUES, ModelKind, Unfit
 from ._undefined import defined
 
+# What msgspec takes as it is if it is asked for, and makes of nothing else.
+_EXACT = frozenset((str, int, float, bool, bytes))
 _INDEX = re.compile(r"\[(\d+)\](.*)", re.DOTALL)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -39,6 +41,7 @@ class ArgumentConverter:
     __slots__ = (
         "_by_count",
         "_defaults",
+        "_exact",
         "_keywords",
         "_maximum",
         "_minimum",
@@ -90,6 +93,10 @@ class ArgumentConverter:
         self._by_count: dict[int, type[Struct] | None] = {
             n: _struct_of(self._types[:n]) for n in range(self._minimum, self._maximum + 1)
         }
+        # The classes of which arguments are what was asked for as they are.
+        self._exact: dict[int, list[Any]] = {
+            n: self._types[:n] for n in self._by_count if all(map(_is_exact, self._types[:n]))
+        }
 
     def convert(
         self, args: list[Any], kwargs: dict[str, Any]
@@ -101,7 +108,7 @@ class ArgumentConverter:
         count = len(args)
         if not kwargs and self._minimum <= count <= self._maximum:
             kind = self._by_count[count]
-            if kind is None:
+            if kind is None or [*map(type, args)] == self._exact.get(count):
                 return args, kwargs
             try:
                 return astuple(by_msgspec(args, kind)), kwargs
@@ -177,6 +184,10 @@ class ArgumentConverter:
 
     def _error(self, *issues: str) -> RPCValidationError:
         return RPCValidationError("input", self._name, list(issues))
+
+
+def _is_exact(kind: Any) -> bool:
+    return isinstance(kind, type) and kind in _EXACT
 
 
 def _struct_of(types_: list[Any]) -> type[Struct] | None:

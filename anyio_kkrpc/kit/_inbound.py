@@ -110,14 +110,18 @@ class Inbound:
             return
         self._tell("a peer that is gone", self._listener.peer_gone, peer, role, error)
 
+    def poll(self) -> Envelope | None:
+        """Return a request at hand, if there is one; once in 32 times none: `wait` yields then."""
+        self._taken += 1
+        return self._queue.poll() if self._taken % _YIELD_EVERY else None
+
+    async def wait(self) -> Envelope:
+        """Return the next request, after `poll` has returned none."""
+        return await self._queue.get()
+
     async def receive(self) -> Envelope:
         """See `Transport.receive`. With a request at hand it yields once in 32 times."""
-        queue = self._queue
-        if queue.at_hand > 0:
-            self._taken += 1
-            if self._taken % _YIELD_EVERY:
-                return queue.get_nowait()
-        return await queue.get()
+        return self.poll() or await self._queue.get()
 
     def expects(self) -> bool:
         """See `Listener.expects`."""

@@ -154,7 +154,11 @@ class BoundedQueue(Generic[T]):
         """
         if self._reason is not None or size < 0:
             self._refuse(size)
-        if not self._putters and self._fits(size):
+        items, total = self._items, self._bytes + size
+        count = len(items) + 1
+        if not self._putters and (
+            count == 1 or (count <= self._max_items and total <= self._max_bytes)
+        ):
             self._add(item, size)
             return True
         if self._overflow == "block":
@@ -253,6 +257,17 @@ class BoundedQueue(Generic[T]):
             raise fresh_copy(self._reason)
         raise WouldBlock
 
+    def poll(self) -> T | None:
+        """Take the oldest item if there is one that no waiting task has been told of."""
+        items = self._items
+        if len(items) <= self._told_receivers:
+            return None
+        item, size = items.popleft()
+        self._bytes -= size
+        if self._in_burst or self._putters or self._room_waiters:
+            self._make_room()
+        return item
+
     async def get(self) -> T:
         """Take the oldest item, and wait for one if there is none.
 
@@ -298,11 +313,15 @@ class BoundedQueue(Generic[T]):
     def _take(self) -> T:
         item, size = self._items.popleft()
         self._bytes -= size
+        self._make_room()
+        return item
+
+    def _make_room(self) -> None:
+        """Note that an item was taken."""
         if self._in_burst:
             self._end_burst()
         if self._putters or self._room_waiters:
             self._notify_senders()
-        return item
 
     def _end_burst(self) -> None:
         if 2 * len(self._items) <= self._max_items and 2 * self._bytes <= self._max_bytes:

@@ -297,9 +297,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if not self._requests.wanted and self._inbound.serving:
             await checkpoint_if_cancelled()  # who is leaving reads nothing
             self._lane.want_requests()
-        aside, keeper = self._aside, self._keeper
+        aside, keeper, inbound = self._aside, self._keeper, self._inbound
         while True:
-            envelope = await (aside.receive() if aside.waiting else self._inbound.receive())
+            envelope = None if aside.waiting else inbound.poll()
+            if envelope is None:
+                envelope = await (aside.receive() if aside.waiting else inbound.wait())
             entry: HeldEntry | None = envelope.token
             if (
                 entry is not None

@@ -25,7 +25,8 @@ from anyio.lowlevel import checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyio_kkrpc._serving._crew import Crew, Member
+from anyio_kkrpc._driver._context import begin_awaiting
+from anyio_kkrpc._serving._crew import Answer, Crew, Member
 from tests.bounds import BOUND
 
 
@@ -84,7 +85,7 @@ class Work:
         at: Any = self.at
         self.crew: Crew[Job, str] = Crew(
             self.receive,
-            self.answer,
+            self.begin,
             self.settle,
             settle_otherwise=self.settle_otherwise,
             failed=lambda job, exc: f"failed: {type(exc).__name__}",
@@ -132,6 +133,15 @@ class Work:
             return self.waiting.popleft()
         finally:
             self.receiving -= 1
+
+    def begin(self, job: Job, member: Member[Job, str]) -> Answer[str]:
+        """Answer, with something to be awaited for it only where that has to be."""
+        answer = self.answer(job, member)
+        if job.kind not in ("quick", "leaks at once"):
+            return None, answer
+        coroutine, reply = begin_awaiting(answer)
+        assert coroutine is None
+        return reply, None
 
     async def answer(self, job: Job, member: Member[Job, str]) -> str | None:
         job.member = member

@@ -15,6 +15,7 @@ from anyio_kkrpc._driver._core import Core
 from anyio_kkrpc._protocol._records import Cancel, Reply, Request
 from anyio_kkrpc._serving._operations import Server
 from anyio_kkrpc._serving._refusals import MAX_SEGMENTS, name_of
+from anyio_kkrpc._serving._settling import label
 from anyio_kkrpc.abc import Capabilities, Envelope
 from anyio_kkrpc.middleware import CallNext, Invocation
 from tests.bounds import BOUND
@@ -78,6 +79,10 @@ class Bench:
         if self.refusals:
             raise self.refusals.pop(0)
 
+    async def answer(self, envelope: Envelope) -> Envelope | None:
+        reply, rest = self.server.answer(envelope, self.member)
+        return reply if rest is None else await rest
+
     async def ask(self, *path: str, op: Any = "call", **more: Any) -> Any:
         """Return what a request is answered."""
         envelope = {
@@ -85,7 +90,7 @@ class Bench:
         }
         request = Request("1", op, [*path], **more)
         with anyio.fail_after(BOUND):
-            reply = await self.server.answer(Envelope(request, "x", **envelope), self.member)
+            reply = await self.answer(Envelope(request, "x", **envelope))
         assert not self.core.conversation.handlings or reply is not None
         if reply is None:
             return None
@@ -204,7 +209,7 @@ async def test_asked_twice() -> None:
     bench = Bench()
     bench.core.conversation.begin(Request("1", "call", ["add"]), "x")
     request = Envelope(Request("1", "call", ["add"], a=[1, 2]), "x")
-    assert await bench.server.answer(request, bench.member) is None
+    assert await bench.answer(request) is None
     assert bench.counts("add") == {}
     assert bench.core.refused == 1
 
@@ -213,7 +218,7 @@ async def test_no_request() -> None:
     """It goes to who takes everything else."""
     bench = Bench()
     envelope = Envelope(Cancel("9"), "x")
-    assert await bench.server.answer(envelope, bench.member) is None
+    assert await bench.answer(envelope) is None
     assert bench.received == [envelope]
 
 
@@ -221,8 +226,8 @@ async def test_replies_that_can_not_be_sent(caplog: pytest.LogCaptureFixture) ->
     """An error takes the place of a result; if that can't be sent either, it is settled without."""
     bench = Bench()
     request = Envelope(Request("1", "call", ["add"], a=[1, 2]), "x")
-    reply = await bench.server.answer(request, bench.member)
-    await bench.server.settle_with_error(request, reply, TypeError("no JSON"))
+    reply = await bench.answer(request)
+    await bench.server.settling.settle_with_error(request, reply, TypeError("no JSON"))
     (sent,) = bench.settled
     assert sent is not None
     assert sent.record.e["m"] == "no JSON"  # type: ignore[union-attr]
@@ -230,7 +235,7 @@ async def test_replies_that_can_not_be_sent(caplog: pytest.LogCaptureFixture) ->
     bench.refusals = [OverloadedError(f"too large {number}") for number in range(9)]
     bench.settled.clear()
     with pytest.raises(OverloadedError):
-        await bench.server.settle_with_error(request, reply, TypeError("no JSON"))
+        await bench.server.settling.settle_with_error(request, reply, TypeError("no JSON"))
     assert bench.settled[-1] is None
     assert all(one is not None for one in bench.settled[:-1])
     assert "could not be sent to its caller" in caplog.text
@@ -239,7 +244,7 @@ async def test_replies_that_can_not_be_sent(caplog: pytest.LogCaptureFixture) ->
 async def test_acknowledgement_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
     request = Envelope(Request("1", "call", ["add"]), "x")
-    await bench.server.settle_with_error(request, None, RPCError("no"))
+    await bench.server.settling.settle_with_error(request, None, RPCError("no"))
     assert bench.settled == []
     assert "could not be acknowledged" in caplog.text
 
@@ -248,10 +253,10 @@ async def test_could_not_be_run_to_its_end(caplog: pytest.LogCaptureFixture) -> 
     bench = Bench()
     for one_way in (False, True):
         request = Envelope(Request("1", "call", ["add"], o=one_way or False), "x")
-        reply = bench.server.failed(request, ValueError("odd"))
+        reply = bench.server.settling.failed(request, ValueError("odd"))
         assert (reply is None) is one_way
     assert bench.counts("add") == {"failed": 2}
-    assert bench.server.failed(Envelope(Cancel("1")), ValueError()) is None
+    assert bench.server.settling.failed(Envelope(Cancel("1")), ValueError()) is None
     assert "add() could not be run to its end" in caplog.text
 
 
@@ -266,3 +271,9 @@ async def test_could_not_be_run_to_its_end(caplog: pytest.LogCaptureFixture) -> 
 )
 def test_names_are_shown_in_part(path: list[str], shown: str) -> None:
     assert name_of(Request("1", "call", path)) == shown
+
+
+def test_labels() -> None:
+    """What the log calls a request, whatever came."""
+    assert label(Envelope(Request("1", "call", ["a", "b"]))) == "a.b()"
+    assert label(Envelope(Cancel("1"))) == "a Cancel"

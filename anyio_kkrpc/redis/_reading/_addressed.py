@@ -190,7 +190,7 @@ class Addressed:
         reader.set_aside(wrong - {inbox})
 
     def _take(self, stream: bytes, entry_id: bytes, entry: Entry) -> None:
-        if entry.__class__ is Several:
+        if isinstance(entry, Several):
             self._take_several(stream, entry_id, entry)
             return
         record, sender, number = entry.record, entry.sender, entry.number

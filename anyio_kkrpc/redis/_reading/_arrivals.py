@@ -59,16 +59,17 @@ class Arrivals:
 
         :param token: of who holds it for a group, else ``None``
         """
-        record, sender = entry.record, entry.sender
+        record, sender, sent_at = entry.record, entry.sender, None
+        if record.__class__ is Request:
+            sent_at = int(entry_id.partition(b"-")[0]) / 1000 + self._clock.offset
         if entry.__class__ is Entry:
-            envelope = Envelope(record, sender, recipient, attempt, token=token)
+            envelope = Envelope(record, sender, recipient, attempt, sent_at, None, token)
         else:
-            envelope = LargeRequest(record, sender, recipient, attempt, token=token)
+            envelope = LargeRequest(record, sender, recipient, attempt, sent_at, None, token)
             envelope.leave_out(entry)
         if sender.__class__ is SharedPeer and not self._shared.prepare(envelope, entry_id):
             return False
-        if record.__class__ is Request:
-            envelope.sent_at = int(entry_id.partition(b"-")[0]) / 1000 + self._clock.offset
+        if sent_at is not None:
             if recipient is not None:
                 self._aside.deliver(envelope, entry.size)
             elif self.intake.waiting or not self._inbound.deliver(envelope, entry.size):

@@ -81,9 +81,9 @@ class Decoder:
             if len(fields) == 2 and fields[0] == b"hint":
                 self._on_hint(fields[1])
                 return None
-            for value in fields:
-                if len(value) > self._max_size:
-                    raise ProtocolError(f"an entry of {len(value)} bytes exceeds max_message_size")
+            size = max(map(len, fields))
+            if size > self._max_size:
+                raise ProtocolError(f"an entry of {size} bytes exceeds max_message_size")
             if self._signer is not None:
                 self._signer.check(stream, entry_id, fields)
             entry = self._dialects.decode(fields)

@@ -68,6 +68,8 @@ class Commands:
             (b"XADD", keys.stream, b"*", b"from", self._native.sender), self._native.codec, 2
         )
         self._inboxes = Inboxes(keys, epoch)
+        self._by_peer = self._inboxes.by_peer
+        self._small = min(_SMALL, max_message_size)
         self._control = self._inboxes.open(keys.control)
         # What keeps XADD from making an inbox: a peer that has gone must not get it back.
         self._if_there: tuple[bytes, ...] = (b"NOMKSTREAM",)
@@ -82,12 +84,19 @@ class Commands:
         it is the cancel of a request to the group: see `Cancels`.
         """
         record, recipient = envelope.record, envelope.recipient
-        if self._plain:
-            if recipient is None:
-                if record.__class__ is Request and self._dialects.own is self._native:
-                    return self._make_request(envelope, record)
-            elif self._dialects.of(recipient) is self._native:
+        if recipient is not None:
+            inbox = self._by_peer.get(recipient)
+            if (
+                inbox is not None
+                and inbox.known == self._native.changes
+                and recipient.__class__ is str
+                and record.__class__ not in _ALONE
+            ):
+                return self._make_known(envelope, inbox)
+            if self._plain and self._dialects.of(recipient) is self._native:
                 return self._make_addressed(envelope, recipient)
+        elif self._plain and record.__class__ is Request and self._dialects.own is self._native:
+            return self._make_request(envelope, record)
         dialect = self._dialects.of(recipient)
         control = recipient is None and is_control(record)
         if dialect is not self._native and not control:
@@ -162,7 +171,8 @@ class Commands:
             fields = self._native.encode(envelope.record, None) + again(envelope)
             self._sealed(self._adding(fields, bounded=envelope.attempt == 1), post)
         elif post.number is not None:
-            self._add_to_inbox(self._inboxes.of(str(envelope.recipient)), envelope, post)
+            inbox = self._inboxes.of(str(envelope.recipient))
+            self._add(inbox, self._encode(envelope, post.number), post)
 
     def repeat(self, envelope: Envelope) -> Post:
         """Return what writes a request once more, marked as repeated where its dialect has a mark.
@@ -219,11 +229,9 @@ class Commands:
             record = Reply(envelope.record.id, e=library_error(error))
         else:
             return None
-        inbox, small = (
-            self._inboxes.of(envelope.recipient),
-            Envelope(record, None, envelope.recipient),
-        )
-        return self._add_to_inbox(inbox, small, Post(b"", number=number))
+        inbox, small = self._inboxes.of(envelope.recipient), Post(b"", number=number)
+        fields = self._encode(Envelope(record, None, envelope.recipient), number)
+        return self._add(inbox, fields, small)
 
     def take_back(self, post: Post) -> None:
         """Note that the post that was made last won't be written: the next one has its number."""
@@ -244,7 +252,7 @@ class Commands:
         assert envelope is not None
         inbox = self._inboxes.of(str(envelope.recipient))
         post.number = b"%s.%d" % (inbox.epoch, inbox.last + 1)
-        self._add_to_inbox(inbox, envelope, post)
+        self._add(inbox, self._encode(envelope, post.number), post)
         inbox.last += 1
 
     def key_of(self, post: Post) -> bytes:
@@ -259,7 +267,7 @@ class Commands:
         data = self._native.codec.encode(record)
         size = len(data)
         if size > self._max_size:
-            self._check_size(size)
+            _check_size(size, self._max_size)
         self.sent += 1
         if self._added is not None:
             self._added(1)
@@ -267,27 +275,38 @@ class Commands:
         post = envelope.token = Post(packed, envelope, 1, True)
         return post
 
-    def _make_addressed(self, envelope: Envelope, recipient: str) -> Post:
-        record, codec = envelope.record, self._native.codec_for(recipient)
-        data = codec.encode(record)
+    def _make_known(self, envelope: Envelope, inbox: Inbox) -> Post:
+        """The quick way of most that is for one peer: what its owner reads was found out before."""
+        codec = inbox.codec
+        assert codec is not None
+        data = codec.encode(envelope.record)
         size = len(data)
-        if size > self._max_size:
-            self._check_size(size)
+        if size > self._small:
+            return self._make_alone(envelope, inbox, data)
         self.sent += 1
-        inbox = self._inboxes.by_peer.get(recipient)
-        if inbox is None:
-            inbox = self._inboxes.of(recipient)
+        inbox.last = count = inbox.last + 1
+        post = Post(b"%s$%d\r\n%s\r\n" % (inbox.codec_name, size, data), envelope)
+        post.inbox, post.count = inbox, count
+        return post
+
+    def _make_addressed(self, envelope: Envelope, recipient: str) -> Post:
+        native, inbox = self._native, self._inboxes.of(recipient)
+        codec = native.codec_for(recipient)
         if inbox.codec is not codec:
-            inbox.begin(codec, self._if_there, self._native.sender)
+            inbox.begin(codec, self._if_there, native.sender)
+        several = recipient in native.read_several
+        inbox.known = native.changes if several else -1
+        if several and envelope.record.__class__ not in _ALONE:
+            return self._make_known(envelope, inbox)
+        return self._make_alone(envelope, inbox, codec.encode(envelope.record))
+
+    def _make_alone(self, envelope: Envelope, inbox: Inbox, data: bytes) -> Post:
+        """Make a command of a record that doesn't leave together with others."""
+        size, codec = len(data), inbox.codec
+        if size > self._max_size:
+            _check_size(size, self._max_size)
+        self.sent += 1
         inbox.last = last = inbox.last + 1
-        if (
-            size <= _SMALL
-            and recipient in self._native.read_several
-            and record.__class__ not in _ALONE
-        ):
-            post = Post(b"%s$%d\r\n%s\r\n" % (inbox.codec_name, size, data), envelope)
-            post.inbox, post.count = inbox, last
-            return post
         post = Post(b"", envelope)
         number = post.number = b"%s.%d" % (inbox.epoch, last)
         if self._signer is None:
@@ -295,6 +314,7 @@ class Commands:
             parts = (inbox.codec_name, b"$%d\r\n" % size, data, b"\r\n")
             post.packed = inbox.pack(number, 1, parts)
             return post
+        assert codec is not None
         fields = (b"from", self._native.sender, codec.name.encode(), data, b"n", number, *MARK)
         return self._add(inbox, fields, post)
 
@@ -327,11 +347,6 @@ class Commands:
         fields = (b"from", self._native.sender, *first, b"n", number, *mark, *chain(*others))
         return self._pack((b"XADD", inbox.key, *self._if_there, b"*"), inbox.key, fields)
 
-    def _add_to_inbox(self, inbox: Inbox, envelope: Envelope, post: Post) -> Post:
-        """Put what adds a record to an inbox into a post, under the number that this has."""
-        assert post.number is not None
-        return self._add(inbox, self._encode(envelope, post.number), post)
-
     def _add(self, inbox: Inbox, fields: tuple[bytes, ...], post: Post) -> Post:
         """Put what adds an entry to an inbox into a post."""
         command = (b"XADD", inbox.key, *self._if_there, b"*")
@@ -341,7 +356,7 @@ class Commands:
         self, fields: tuple[bytes, ...], post: Post, *, bounded: bool = True
     ) -> Post:
         """Put what adds an entry to the stream into a post."""
-        self._check_size(max(map(len, fields)))
+        _check_size(max(map(len, fields)), self._max_size)
         self.sent += 1
         if self._added is not None:
             self._added(1)
@@ -374,14 +389,13 @@ class Commands:
         """Return the fields of a native entry with a number."""
         fields = self._native.encode(envelope.record, envelope.recipient, number)
         fields += again(envelope)
-        self._check_size(max(map(len, fields)))
+        _check_size(max(map(len, fields)), self._max_size)
         return fields
 
-    def _check_size(self, size: int) -> None:
-        if size > self._max_size:
-            raise OverloadedError(
-                f"a message of {size} bytes exceeds max_message_size ({self._max_size} bytes)"
-            )
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise OverloadedError(f"a message of {size} bytes exceeds max_message_size ({most} bytes)")
 
 
 def _beginning(command: tuple[bytes, ...], codec: Codec, more: int) -> bytes:

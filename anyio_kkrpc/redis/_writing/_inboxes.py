@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import count
+from typing import Any
 
 from msgspec import Struct
 
@@ -30,7 +31,11 @@ class Inbox(Struct, eq=False):
     :ivar last: the count of the last one
     :ivar head: the beginning of the command that adds one, packed
     :ivar length: how many parts that command has beside the records
-    :ivar codec_name: of ``codec``, which was used last, packed
+    :ivar codec: the one that was used last
+    :ivar codec_name: its name, packed
+    :ivar known: what `NativeDialect.changes` was when its owner was looked at last, if it is one
+        that reads several records in an entry
+    :ivar open: what is to leave together for it
     """
 
     key: bytes
@@ -38,6 +43,8 @@ class Inbox(Struct, eq=False):
     last: int = 0
     codec: Codec | None = None
     codec_name: bytes = b""
+    known: int = -1
+    open: list[Any] | None = None
     head: bytes = b""
     length: int = 0
 
@@ -45,7 +52,8 @@ class Inbox(Struct, eq=False):
         """Make the beginning of the command."""
         command = (b"XADD", self.key, *if_there, b"*", b"from", sender)
         name = codec.name.encode()
-        self.codec, self.codec_name = codec, b"$%d\r\n%s\r\n" % (len(name), name)
+        self.codec = codec
+        self.codec_name = b"$%d\r\n%s\r\n" % (len(name), name)
         self.head = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in command)
         self.length = len(command) + 4
 

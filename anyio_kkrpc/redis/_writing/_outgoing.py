@@ -94,21 +94,22 @@ class Outgoing:
 
         :raises OverloadedError: if it is a request, and Redis is known to take none
         """
+        connection = self._connection
         if self._gone or post.event is not None:
             self._commands.alone(post)
-        if self._gone and self.undelivered.take(post):
-            return
-        connection = self._connection
+            if self._gone and self.undelivered.take(post):
+                return
         if self.ledger.flowing and connection is not None and connection.error is None:
-            post.written_at = self.now()
-            if post.answers is not None:
+            answers = post.answers
+            if answers is not None:
                 if self.acks.careful:
-                    self._write_carefully(post.answers, post)
+                    self._write_carefully(answers, post)
                 else:
-                    self.acks.settled[post.answers] = post
+                    self.acks.settled[answers] = post
             if post.inbox is not None:
                 self._packs.add(post, connection)
                 return
+            post.written_at = self.now()
             if self._packs.open and not post.to_stream:
                 self._packs.seal(connection)
             self._written.append(post)
@@ -209,15 +210,16 @@ class Outgoing:
 
     def _take(self, answer: Any) -> None:
         """Take Redis' next answer. They come in the order of writing."""
-        if not self._written:
+        written = self._written
+        if not written:
             return
-        post = self._written[0]
+        post = written[0]
         if answer.__class__ is bytes and post.replies == 1:
-            self._written.popleft()
+            written.popleft()
             if post.to_stream:
                 self.last_added = answer
                 envelope = post.envelope
-                if envelope is not None and isinstance(envelope.record, Request):
+                if envelope is not None and envelope.record.__class__ is Request:
                     envelope.token = post.entry_id = answer
                     if post.cancel is not None:
                         self.cancels.place(post, answer)

@@ -16,15 +16,17 @@ from typing import Any
 from .._connection._address import Address
 from .._connection._resp import Connection
 from ._commands import Commands
+from ._inboxes import Inbox
 from ._ledger import Ledger, Post
 
 __all__ = ("Packs",)
 
 logger = logging.getLogger("anyio_kkrpc")
 
-# What is packed together at most: records of one entry, and bytes of all that is open.
-_MOST = 128
-_MOST_BYTES = 32 * 1024
+# Bytes of what is packed together at most, in all that is open. Each record counts for some more
+# than it has, so that their number is bounded, too.
+_MOST_BYTES = 48 * 1024
+_OVERHEAD = 256
 
 
 class Packs:
@@ -34,7 +36,7 @@ class Packs:
     :param ledger: gets the posts when they leave, in that order
     :param unanswered: the entries whose replies are looked for among what is answered
     :param on_answer: given Redis' answer, once for each post, unless nothing depends on it
-    :ivar open: what is to leave, by where it goes
+    :ivar open: the inboxes for which something is to leave
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Packs:
         unanswered: Mapping[bytes, int],
         on_answer: Callable[[Any], None],
     ) -> None:
-        self.open: dict[Any, list[Post]] = {}
+        self.open: list[Inbox] = []
         self._commands = commands
         self._ledger, self._written = ledger, ledger.written
         self._unanswered = unanswered
@@ -53,27 +55,30 @@ class Packs:
 
     def add(self, post: Post, connection: Connection) -> None:
         """Let a post leave with the next write."""
-        opened, inbox = self.open, post.inbox
-        posts = opened.get(inbox)
-        if posts is not None and posts[-1].count + 1 != post.count:
+        inbox: Inbox = post.inbox
+        posts = inbox.open
+        if posts is not None and posts[-1].count + 1 == post.count:
+            posts.append(post)
+        else:
+            self._begin(post, inbox, connection)
+        self._weight = weight = self._weight + len(post.packed) + _OVERHEAD
+        if weight > _MOST_BYTES:
             self.seal(connection)
-            opened, posts = self.open, None
-        if posts is None:
-            if not opened:
-                connection.late = partial(self.seal, connection)
-            posts = opened[inbox] = []
-        posts.append(post)
-        self._weight += len(post.packed)
-        if self._weight > _MOST_BYTES or len(posts) >= _MOST:
+
+    def _begin(self, post: Post, inbox: Inbox, connection: Connection) -> None:
+        if inbox.open is not None:
             self.seal(connection)
+        if not self.open:
+            connection.late = partial(self.seal, connection)
+        self.open.append(inbox)
+        inbox.open = [post]
 
     def seal(self, connection: Connection | None) -> None:
         """Let what is open leave with this write."""
         if connection is None or connection.error is not None:
             return
         connection.late = None
-        opened, self.open, self._weight = self.open, {}, 0
-        for posts in opened.values():
+        for posts in self._close():
             self._written.extend(posts)
             count = len(posts)
             on_answer = (
@@ -85,8 +90,17 @@ class Packs:
         """Take what hasn't left; what has will be written alone, should it be written again."""
         for post in self._written:
             self._commands.alone(post)
-        opened, self.open, self._weight = self.open, {}, 0
-        return [post for posts in opened.values() for post in posts]
+        return [post for posts in self._close() for post in posts]
+
+    def _close(self) -> list[list[Post]]:
+        """Open nothing any more; return what was."""
+        opened, self.open, self._weight = self.open, [], 0
+        closed = []
+        for inbox in opened:
+            if inbox.open is not None:
+                closed.append(inbox.open)
+                inbox.open = None
+        return closed
 
     def _answer(self, count: int, address: Address, answer: Any) -> None:
         written = self._written

@@ -139,8 +139,11 @@ class Dialects:
         if peer == self._session_id:
             return
         known = self._dialect_of
+        if self.of(peer) is dialect:
+            return
+        self.native.note_change()
         if dialect is self.own:
-            known.pop(peer, None)
+            del known[peer]
             return
         if peer not in known and len(known) >= _PEERS:
             known.popitem(last=False)

@@ -100,6 +100,7 @@ class NativeDialect(Dialect):
     :ivar codec: the codec that was given
     :ivar sender: this peer's id, as it stands in the fields
     :ivar read_several: the peers that read entries of several records, as their last entries told
+    :ivar changes: how often it has changed what is known of a peer
     """
 
     shared = False
@@ -107,10 +108,12 @@ class NativeDialect(Dialect):
     def __init__(self, session_id: str, codec: Codec) -> None:
         self.sender: bytes = session_id.encode()
         self.codec: Codec = codec
+        self._name = codec.name.encode()
         self._codec_of: OrderedDict[str, Codec] = OrderedDict()
         # By their ids as they stand in the fields.
         self._senders: OrderedDict[bytes, _Sender] = OrderedDict()
         self.read_several: set[str] = set()
+        self.changes = 0
         self._codecs: dict[bytes, Codec | None] = {codec.name.encode(): codec}
         for name in ("json", "cbor"):
             if name.encode() not in self._codecs:
@@ -118,6 +121,10 @@ class NativeDialect(Dialect):
                     self._codecs[name.encode()] = get_codec(name)
                 except ImportError:
                     self._codecs[name.encode()] = None
+
+    def note_change(self) -> None:
+        """Note that what is known of a peer has changed."""
+        self.changes += 1
 
     def codec_for(self, recipient: str) -> Codec:
         """Return what a peer is answered in: what it wrote in last."""
@@ -148,7 +155,24 @@ class NativeDialect(Dialect):
 
         :raises ProtocolError: if it isn't valid
         """
-        if len(fields) < 4 or fields[0] != b"from":
+        length = len(fields)
+        if length == 6:  # the quick way of most requests
+            origin, raw, name, data, what, told = fields
+            sender = self._senders.get(raw)
+            if (
+                sender is not None
+                and sender.mark == told
+                and name == self._name
+                and what == b"v"
+                and origin == b"from"
+                and not self._codec_of
+                and len(data) <= LARGE
+            ):
+                return Entry(self.codec.decode(data), sender.id, len(data))
+        return self._try_decode(fields, length)
+
+    def _try_decode(self, fields: list[bytes], length: int) -> Entry | None:
+        if length < 4 or fields[0] != b"from":
             return None
         name, data = fields[2], fields[3]
         codec = self._codecs.get(name)
@@ -157,7 +181,6 @@ class NativeDialect(Dialect):
                 return None
             raise ProtocolError(_NO_CBOR)
         number = mark = again = None
-        length = len(fields)
         if length > 5:
             if fields[4] == b"n":
                 number = fields[5]
@@ -244,6 +267,7 @@ class NativeDialect(Dialect):
             if len(self._senders) >= _PEERS:
                 self.read_several.discard(self._senders.popitem(last=False)[1].id)
             self._senders[raw] = sender
+        self.changes += 1
         sender.mark, sender.version = mark, version
         if version >= SEVERAL:
             self.read_several.add(sender.id)
@@ -276,8 +300,11 @@ class NativeDialect(Dialect):
 
     def _remember(self, peer: str, codec: Codec) -> None:
         """Note how answers to a peer are to be encoded."""
+        if self.codec_for(peer) is codec:
+            return
+        self.changes += 1
         if codec is self.codec:
-            self._codec_of.pop(peer, None)
+            del self._codec_of[peer]
             return
         if peer not in self._codec_of and len(self._codec_of) >= _PEERS:
             self._codec_of.popitem(last=False)

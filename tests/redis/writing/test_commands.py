@@ -19,9 +19,12 @@ from anyio_kkrpc._protocol._records import (
     StreamReply,
 )
 from anyio_kkrpc.abc import Envelope
+from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.redis._writing._commands import Commands, is_control
 from anyio_kkrpc.redis._writing._ledger import Post
+from anyio_kkrpc.redis.dialects import SharedPeer
 from anyio_kkrpc.redis.dialects._signing import FRESH, Signer
+from anyio_kkrpc.redis.dialects.native import MARK
 from tests.strategies import records, texts
 
 from .pure import CALLER, GROUP, KEYS, STREAM, commands, dialects, parsed
@@ -287,3 +290,39 @@ def test_what_typescript_peers_are_told() -> None:
     assert post.number is None
     with pytest.raises(TypeError, match="keyword arguments"):
         maker.make(Envelope(Request("2", "call", ["f"], [], k={"a": 1})))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_what_is_known_of_a_peer_changes(signed: bool) -> None:
+    """Each answer is in the codec and the form that its peer has shown to read last."""
+    speaks = dialects()
+    signer = Signer(KEY, lambda: 1.0, lambda: b"nonce") if signed else None
+    maker = commands(GROUP, speaks, signer=signer)
+
+    def comes(codec: str, *mark: bytes) -> None:
+        data = get_codec(codec).encode(Cancel("x"))
+        speaks.decode([b"from", CALLER.encode(), codec.encode(), data, b"n", b"e+1.1", *mark])
+
+    def answer() -> tuple[bool, bytes]:
+        """Return whether it may leave together with others, and its codec."""
+        post = made(maker, Reply("1", v=1), CALLER)
+        loose = post.inbox is not None
+        maker.alone(post)
+        return loose, fields_of(post)[2]
+
+    assert answer() == (False, b"json")  # nothing is known of it
+    for codec, mark in (("json", MARK), ("cbor", MARK), ("json", (b"v", b"2")), ("cbor", MARK)):
+        comes(codec, *mark)
+        for _ in range(2):
+            assert answer() == (mark == MARK, codec.encode())
+
+
+def test_two_of_one_id() -> None:
+    """A TypeScript peer has the id of a native one: each is answered in its own dialect."""
+    speaks = dialects()
+    maker = commands(GROUP, speaks)
+    speaks.decode([b"from", CALLER.encode(), b"json", b'{"t":"x","id":"1"}', *MARK])
+    shared = SharedPeer.of(CALLER, speaks.compact)
+    for _ in range(2):
+        assert made(maker, Reply("1", v=1), CALLER).inbox is not None
+        assert made(maker, Reply("1", v=1), shared).to_stream
