@@ -46,6 +46,7 @@ ASYNC_EXCEPTIONS = {
     # The await in a `finally` is of a function that bounds itself by move_on_after(shield=True), or
     # one that only raises what has been asked for.
     "ASYNC102": (
+        "_driver/_asking",
         "_driver/_callbacks",
         "_channel",
         "_cli/_demo",
@@ -60,6 +61,7 @@ ASYNC_EXCEPTIONS = {
     ),
     # What is caught is not swallowed: it is thrown into a coroutine or raised to whoever waits.
     "ASYNC103": (
+        "_driver/_asking",
         "_driver/_callbacks",
         "_driver/_context",
         "_driver/_endings",
@@ -73,11 +75,14 @@ ASYNC_EXCEPTIONS = {
         "kit/_outgoing",
     ),
     "ASYNC104": (
+        "_driver/_asking",
         "_driver/_context",
         "_serving/_crew",
         "_driver/_pump",
         "redis/_connection/_resp",
     ),
+    # What raises takes the place of a coroutine function that failed when it was called.
+    "ASYNC124": ("_serving/_invoking",),
 }
 
 

@@ -137,7 +137,8 @@ async def test_system_calls_of_a_lone_call(
     """Two writes, two reads, and few looks at the sockets; none is registered anew.
 
     How often the loop looks depends on what comes together: three to four times without a debugger,
-    says strace, which makes seven to eight calls. The event loop of asyncio is written in Python: there they can be counted.
+    says strace, which makes seven to eight calls. The event loop of asyncio is written in Python:
+    there they can be counted.
     """
     loop: Any = current_token().native_token
     if type(loop).__module__.partition(".")[0] != "asyncio":
