@@ -243,8 +243,8 @@ async def test_requests_of_each_kind(
             await until(lambda: two.new.xlen(stream_name) == 6)
             entries = [json.loads(fields[b"json"]) for _, fields in two.new.xrange(stream_name)]
             assert [entry["a"][0] for entry in entries[1:]] == [0, 2, 4, 6, 8]
-            # Three requests, behind the cancel of another one.
-            await until(lambda: serving._lane.addressed.received == 8)
+            # Three requests, behind the cancel of another one, which may come once more.
+            await until(lambda: serving._lane.addressed.received >= 8)
             gate.open.set()
         assert results == {-1: 10, **{key: key for key in range(9) if key != 3}}
         assert sorted(gate.ran) == sorted(results)
