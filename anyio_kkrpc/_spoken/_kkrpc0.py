@@ -8,7 +8,7 @@ from typing import final
 from ..records import Record, Reply, Request
 from ..typescript._streams import TICK, ClassicStreams, Deliver
 from ..typescript.classic import SUPERJSON, ClassicCodec, answer_unknown
-from ._base import Spoken
+from ._base import DialectName, Spoken
 
 
 @final
@@ -18,7 +18,7 @@ class ClassicSpoken(Spoken):
     :ivar streams: those that such peers read or write
     """
 
-    dialect = "kkrpc-0"
+    dialect: DialectName = "kkrpc-0"
     pause = TICK
 
     def __init__(self, streams: ClassicStreams, codec: ClassicCodec) -> None:

@@ -8,7 +8,7 @@ from typing import final
 from ..records import CallbackRelease, Record, Reply, Request
 from ..typescript import _releases
 from ..typescript.compact import CompactCodec, answer_unknown
-from ._base import Spoken
+from ._base import DialectName, Spoken
 
 _codec = CompactCodec()
 
@@ -21,7 +21,7 @@ class CompactSpoken(Spoken):
     :ivar releases: callbacks that were dropped here
     """
 
-    dialect = "kkrpc-2"
+    dialect: DialectName = "kkrpc-2"
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
