@@ -44,6 +44,7 @@ PUBLIC = [
     "anyio_kkrpc.middleware",
     "anyio_kkrpc.otel",
     "anyio_kkrpc.records",
+    "anyio_kkrpc.relay",
     "anyio_kkrpc.redis",
     "anyio_kkrpc.redis.dialects",
     "anyio_kkrpc.sse",
