@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from ._calling._gathering import PeerReply as PeerReply
 from ._calling._gathering import Replies as Replies
+from ._calling._handle import CallHandle as CallHandle
 from ._calling._proxy import RemoteAPI as RemoteAPI
 from ._calling._proxy import RemoteCall as RemoteCall
 from ._calling._proxy import with_call_options as with_call_options
-from ._channel import ChannelStatistics as ChannelStatistics
 from ._channel import RPCChannel as RPCChannel
 from ._driver._callbacks import Callback as Callback
 from ._driver._callbacks import RemoteCallback as RemoteCallback
 from ._driver._context import CallInfo as CallInfo
 from ._driver._context import current_call as current_call
 from ._driver._inflow import RemoteStream as RemoteStream
+from ._exceptions import CallCancelledError as CallCancelledError
+from ._exceptions import CallNotFoundError as CallNotFoundError
 from ._exceptions import DeliveryError as DeliveryError
+from ._exceptions import KeyConflictError as KeyConflictError
 from ._exceptions import MethodNotFoundError as MethodNotFoundError
 from ._exceptions import OverloadedError as OverloadedError
 from ._exceptions import ProtocolError as ProtocolError
@@ -29,11 +32,13 @@ from ._exceptions import RPCValidationError as RPCValidationError
 from ._exceptions import TransportClosedError as TransportClosedError
 from ._exceptions import TransportConnectionError as TransportConnectionError
 from ._runtime._log import QuotingFilter as _QuotingFilter
+from ._serving._outcomes import ChannelStatistics as ChannelStatistics
 from ._serving._outcomes import MethodStatistics as MethodStatistics
 from ._serving._table import Exposed as Exposed
 from ._serving._table import expose as expose
 from ._serving._table import in_thread as in_thread
 from ._signals import serve_until_signalled as serve_until_signalled
+from .abc import CallState as CallState
 from .kit._queue import BoundedQueue as BoundedQueue
 from .kit._queue import QueueStatistics as QueueStatistics
 

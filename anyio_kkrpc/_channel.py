@@ -32,10 +32,11 @@ from anyio import (
     Event,
     current_time,
 )
-from msgspec import Struct
 
 from ._calling._calls import Calls
 from ._calling._gathering import Replies
+from ._calling._handle import CallHandle, attach, start
+from ._calling._keyed import check_key, key_options, keyed_calls
 from ._calling._options import CallOptions, check_flag, check_takeover, check_timeout
 from ._calling._proxy import RemoteAPI, question_of
 from ._calling._typed import NO_TYPES, TypesOf
@@ -50,7 +51,7 @@ from ._reactions import Reactions
 from ._runtime._entrance import Entrance
 from ._runtime._lone import lone_error
 from ._serving._operations import Server
-from ._serving._outcomes import MethodStatistics, tell
+from ._serving._outcomes import ChannelStatistics, MethodStatistics, tell
 from ._serving._table import Exposed, entered
 from ._serving._table import expose as build_table
 from .abc import Transport
@@ -73,47 +74,6 @@ DEFAULT_TIMEOUT = 30.0
 DEFAULT_CONCURRENCY = 100
 # Transports that a channel listens to.
 _USED: WeakSet[Transport] = WeakSet()
-
-
-class ChannelStatistics(Struct, frozen=True):
-    """What a channel holds and has seen.
-
-    :ivar calls: calls of this side that wait for their answer
-    :ivar handlers: requests that run here
-    :ivar callbacks: functions that the other side may call
-    :ivar incoming_streams: streams that this side reads
-    :ivar outgoing_streams: streams that the other side reads
-    :ivar served: requests that were answered with a result here
-    :ivar expired: requests that were out of time when they came, and were not started
-    :ivar refused: records that were not legal, and were skipped
-    :ivar ignored: records that came too late to matter
-    :ivar undelivered: records of this side that the transport gave back, or that were thrown away
-        since too many waited to be sent
-    :ivar lost_streams: streams, in either direction, that ended because the other peer was gone
-    :ivar dropped_callbacks: calls of this side's functions that were thrown away, since they came
-        faster than the functions ran
-    :ivar failed: requests whose handler, source or middleware raised, or gave what can't be sent
-    :ivar cancelled: requests that were given up by their callers, or ran out of time
-    :ivar unknown: requests for names that aren't exposed here
-    :ivar methods: what became of the requests for each name that was asked for
-    """
-
-    calls: int
-    handlers: int
-    callbacks: int
-    incoming_streams: int
-    outgoing_streams: int
-    served: int
-    expired: int
-    refused: int
-    ignored: int
-    undelivered: int
-    lost_streams: int
-    dropped_callbacks: int
-    failed: int
-    cancelled: int
-    unknown: int
-    methods: dict[str, MethodStatistics]
 
 
 @final
@@ -304,6 +264,52 @@ class RPCChannel(AsyncContextManagerMixin):
             raise ValueError(f"limit: must be an int of at least 1, not {limit!r}")
         asked = question_of(question, self._calls)
         return Replies(self._core, self._calls, asked, timeout, limit)
+
+    async def start(
+        self,
+        question: Awaitable[T],
+        *,
+        key: str,
+        keep: float | None = None,
+        keep_errors: float | None = None,
+        run_within: float | None = None,
+        delay: float = 0.0,
+        at: float | None = None,
+    ) -> CallHandle[T]:
+        """Have a call run without waiting for it; return its handle once that is sure to happen.
+
+        ``call = await channel.start(api.render(doc), key="render-17", keep=3600)``. If a call with
+        the key is there already, it is that one's handle.
+
+        :param question: a call of a proxy from `get_api` that wasn't awaited
+        :param key: and the next three: see `with_call_options`
+        :param delay: seconds before it may begin, on Redis' clock; up to a second more
+        :param at: when it may begin, in seconds since the epoch, in place of ``delay``
+        :raises KeyConflictError: if the key belongs to another call
+        :raises OverloadedError: if the transport takes no more; it won't run
+        :raises ValueError: if an option is out of range, or the transport keeps no calls
+        """
+        options = key_options(
+            check_key(key),
+            keep=keep,
+            keep_errors=keep_errors,
+            run_within=run_within,
+            delay=delay,
+            at=at,
+        )
+        assert options is not None
+        keyed_calls(self._core)
+        asked = question_of(question, self._calls)
+        return await start(self._core, self._middleware, asked, options)
+
+    def attach(self, key: str, *, returns: Any = None) -> CallHandle[Any]:
+        """Return the handle of a call that any peer has made, or will make. It does no I/O.
+
+        :param key: the call's
+        :param returns: annotation of its result, which is converted to that
+        :raises ValueError: if the transport keeps no calls
+        """
+        return attach(self._core, check_key(key), returns)
 
     async def serve_forever(self) -> None:
         """Wait until the channel ends.

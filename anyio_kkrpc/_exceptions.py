@@ -9,7 +9,10 @@ from anyio import BrokenResourceError, ClosedResourceError
 from ._protocol._errors import ProtocolError, RPCError
 
 __all__ = (
+    "CallCancelledError",
+    "CallNotFoundError",
     "DeliveryError",
+    "KeyConflictError",
     "MethodNotFoundError",
     "OverloadedError",
     "ProtocolError",
@@ -86,6 +89,18 @@ class OverloadedError(RPCError):
 
 class DeliveryError(RPCError):
     """The request could not be delivered to a handler that finishes it, and was given up."""
+
+
+class KeyConflictError(RPCError):
+    """The key of a call belongs to another one: to another method, or to other arguments."""
+
+
+class CallNotFoundError(RPCError, LookupError):
+    """Nothing is known of a call with that key: none was made, or it isn't kept any more."""
+
+
+class CallCancelledError(RPCError):
+    """The call with that key was cancelled. Its key is free: the next call with it runs."""
 
 
 class TransportClosedError(RPCError, ClosedResourceError):

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from anyio.abc import UnreliableObjectStream
 from msgspec import Struct
 
 from ._protocol._dependencies import Role as Role
-from .records import Record
+from .records import Record, Reply, Request
 
 __all__ = (
+    "CallState",
     "Capabilities",
     "Codec",
     "Envelope",
     "Explanation",
+    "KeyedCalls",
+    "KeyedRequest",
     "Listener",
     "Role",
     "Transport",
@@ -55,6 +58,7 @@ class Envelope(Struct):
     :ivar sent_at: when it was sent, or came here if that isn't known, on AnyIO's clock in seconds
     :ivar deadline: when the caller of this request of ours gives up, or the one whom this reply of
         ours is for, on AnyIO's clock
+    :ivar key: of a received request, its key, if it has one
     :ivar error: set on a record of *ours* that comes back because it could not be delivered, or
         whose sending was cancelled, if there is more to be said of that
     :ivar token: the transport's own reference: for `Transport.settle`, and, on a request of ours
@@ -69,6 +73,49 @@ class Envelope(Struct):
     error: Exception | None = None
     token: Any = None
     deadline: float | None = None
+    key: str | None = None
+
+
+class KeyedRequest(Struct):
+    """A request that runs once while its result is kept, under a key.
+
+    :ivar key: names it among all requests of the stream, or of the link
+    :ivar digest: 22 characters, the same for the same method with the same arguments
+    :ivar request: what is to run
+    :ivar keep: seconds for which the result is kept, from when it is there
+    :ivar keep_errors: seconds for which the exception of the handler is kept
+    :ivar run_within: seconds that the handler may take
+    :ivar delay: seconds before it may begin
+    :ivar at: when it may begin, in seconds since the epoch, in place of ``delay``
+    """
+
+    key: str
+    digest: str
+    request: Request
+    keep: float
+    keep_errors: float
+    run_within: float | None = None
+    delay: float = 0.0
+    at: float | None = None
+
+
+class CallState(Struct, frozen=True):
+    """What is known of a call that has a key.
+
+    :ivar kind: ``"delayed"`` until it may begin, ``"waiting"`` for a worker, ``"running"``; then
+        ``"done"`` with a result, ``"failed"`` with an exception of its handler, ``"dead"`` if it
+        was given up, ``"cancelled"``; ``"refused"`` if it did not run, as its arguments don't fit
+    :ivar worker: the consumer that has it, while it runs
+    :ivar since: seconds since that worker took it, or was last heard of
+    :ivar attempt: how often it was delivered, while it runs
+    :ivar expires: seconds until nothing is known of it any more; ``None`` before its end
+    """
+
+    kind: Literal["delayed", "waiting", "running", "done", "failed", "dead", "cancelled", "refused"]
+    worker: str | None = None
+    since: float | None = None
+    attempt: int = 0
+    expires: float | None = None
 
 
 class Explanation(Struct, frozen=True):
@@ -136,6 +183,69 @@ class Listener(ABC):
         """
 
 
+class KeyedCalls(ABC):
+    """How a transport keeps calls that have a key: see `Transport.keyed`.
+
+    The request of such a call is received as any other, with `Envelope.key`, and settled as any
+    other. What it is settled with is kept. The end of one that is cancelled, or runs for longer
+    than it may, the transport tells the listener as a `~anyio_kkrpc.records.Cancel`.
+    """
+
+    @abstractmethod
+    async def start(self, call: KeyedRequest) -> None:
+        """Have a request run, unless it has run or is about to; return once that is sure.
+
+        :raises KeyConflictError: if the key belongs to another request
+        :raises OverloadedError: if the transport takes no more; nothing was sent
+        """
+
+    @abstractmethod
+    async def call(self, call: KeyedRequest, *, cancel_when_left: bool = False) -> Reply:
+        """The same, and return what it was settled with.
+
+        :param cancel_when_left: whether it is cancelled should this be, and nobody else waits
+        :raises CallCancelledError: if the call was cancelled
+        :raises DeliveryError: if it was given up
+        """
+
+    @abstractmethod
+    async def wait(self, key: str) -> Reply:
+        """Wait for what a request was settled with that somebody has started.
+
+        :raises CallNotFoundError: if there is none with that key
+        """
+
+    @abstractmethod
+    async def state(self, key: str) -> CallState:
+        """Return what is known of a request.
+
+        :raises CallNotFoundError: if there is none with that key
+        """
+
+    @abstractmethod
+    async def cancel(self, key: str) -> bool:
+        """Cancel a request, wherever it is; return false if it has ended, or isn't there."""
+
+    @abstractmethod
+    async def forget(self, key: str) -> bool:
+        """Keep nothing more of a request that has ended; return false if there is none.
+
+        :raises ValueError: if it hasn't ended
+        """
+
+    @abstractmethod
+    async def report(self, envelope: Envelope, value: Any) -> None:
+        """Keep how far a received request has come, in place of what was told before."""
+
+    @abstractmethod
+    async def progress(self, key: str) -> tuple[str, Any] | None:
+        """Return how far a request has come as it told last, and the position of that.
+
+        :return: ``None`` if it has told nothing yet
+        :raises CallNotFoundError: if there is none with that key
+        """
+
+
 class Codec(ABC):
     """Turns records into bytes and bytes into validated records. It has no state."""
 
@@ -164,7 +274,11 @@ class Transport(UnreliableObjectStream[Envelope]):
     closed it, and `TransportConnectionError` when it broke.
 
     A channel that uses the transport registers a listener: see `listen`.
+
+    :ivar keyed: what keeps calls that have a key; ``None`` if this transport doesn't
     """
+
+    keyed: KeyedCalls | None = None
 
     @property
     @abstractmethod

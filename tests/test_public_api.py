@@ -26,11 +26,16 @@ from tests.bounds import BOUND
 TOP_LEVEL = {
     "BoundedQueue",
     "ByteStreamTransport",
+    "CallCancelledError",
+    "CallHandle",
     "CallInfo",
+    "CallNotFoundError",
+    "CallState",
     "Callback",
     "ChannelStatistics",
     "DeliveryError",
     "Exposed",
+    "KeyConflictError",
     "MemoryTransport",
     "MethodNotFoundError",
     "MethodStatistics",
@@ -64,6 +69,7 @@ ALIASES = {"Callback"}
 # Anybody may derive from these: authors of codecs and transports, and who groups errors.
 OPEN = {
     "anyio_kkrpc.abc.Codec",
+    "anyio_kkrpc.abc.KeyedCalls",
     "anyio_kkrpc.abc.Listener",
     "anyio_kkrpc.abc.Transport",
     "anyio_kkrpc.redis.dialects._base.Dialect",

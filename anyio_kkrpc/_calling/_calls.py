@@ -22,9 +22,10 @@ from .._protocol._conversation import Operation
 from .._protocol._records import Cancel
 from .._protocol._state import CallInput, CallState
 from .._wire_errors import error_from_wire
-from ..abc import Envelope
+from ..abc import Envelope, KeyedCalls
 from ..middleware import Invocation, Middleware, StreamEnd, StreamWatcher, pass_through
 from ._explaining import LOOK, Explainer
+from ._keyed import KeyOptions, keyed_calls, keyed_request, value_of, wait_within
 from ._options import CallOptions
 
 _OPTIONS = CallOptions()
@@ -119,6 +120,8 @@ class Calls:
         if not core.is_open:
             raise core.closed_error()
         timeout = core.timeout if options.timeout is UNSET else options.timeout
+        if options.keyed is not None:
+            return await self._keyed(op, path, options, options.keyed, timeout, args, kwargs)
         serving = running.get()
         call, envelope, look_at = self._make(
             op, path, options, args, kwargs, value, timeout, serving
@@ -150,6 +153,37 @@ class Calls:
         if call.callbacks:
             await self._wait_for_callbacks(call, deadline)
         return call.result if call.stream is None else RemoteStream(call.stream.driver)
+
+    def check_keyed(self, to: str | None) -> KeyedCalls:
+        """Return what keeps calls.
+
+        :param to: whom they are for
+        :raises ValueError: if they can't have a key
+        """
+        if to is not None:
+            raise ValueError("key: a call to one peer can't have a key")
+        return keyed_calls(self._core)
+
+    async def _keyed(
+        self,
+        op: Operation,
+        path: list[str],
+        options: CallOptions,
+        key_options: KeyOptions,
+        timeout: float | None,
+        args: Iterable[Any] | None,
+        kwargs: dict[str, Any] | None,
+    ) -> Any:
+        """Make a call that has a key, and wait for what it comes to, if that is wanted."""
+        keeps = self.check_keyed(options.to)
+        new = self._core.conversation.new_id()
+        call = keyed_request(key_options, new, op, path, args, kwargs, options.metadata)
+        late = partial(_timed_out, path, timeout, None)
+        if not options.reply:
+            await wait_within(self._core, timeout, late, keeps.start(call))
+            return None
+        result = keeps.call(call, cancel_when_left=key_options.cancel_when_left)
+        return value_of(await wait_within(self._core, timeout, late, result))
 
     def _make(
         self,
@@ -294,7 +328,10 @@ def dropped_callbacks(call: Call) -> OverloadedError:
 
 
 def _timed_out(
-    path: list[str], timeout: float | None, deadline: float | None, reason: str | None = None
+    path: list[str],
+    timeout: float | None,
+    deadline: float | None,
+    reason: str | None = None,
 ) -> RPCTimeoutError:
     serving = running.get()
     of_caller = serving is not None and serving.deadline == deadline

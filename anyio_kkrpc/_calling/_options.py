@@ -8,6 +8,8 @@ from typing import Any
 
 from msgspec import UNSET, Struct
 
+from ._keyed import KeyOptions
+
 logger = logging.getLogger("anyio_kkrpc")
 
 # Seconds. What travels is milliseconds, whose bound is far beyond.
@@ -23,6 +25,7 @@ class CallOptions(Struct, frozen=True):
     :ivar metadata: travels with the request
     :ivar deadline: on AnyIO's clock, if it doesn't follow from the timeout
     :ivar fail_fast: whether it fails at once if nobody serves it; the default is the channel's
+    :ivar keyed: how it is kept, if it has a key
     """
 
     to: str | None = None
@@ -32,6 +35,7 @@ class CallOptions(Struct, frozen=True):
     idempotent: bool = False
     deadline: float | None = None
     fail_fast: Any = UNSET
+    keyed: KeyOptions | None = None
 
 
 def check_timeout(timeout: Any) -> None:

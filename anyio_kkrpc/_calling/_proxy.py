@@ -11,6 +11,7 @@ from msgspec import UNSET
 
 from .._driver._inflow import RemoteStream
 from ._calls import Calls
+from ._keyed import KeyOptions, key_options
 from ._options import CallOptions, check_flag, check_timeout
 from ._question import Question
 from ._typed import NO_TYPES, TypesOf
@@ -248,6 +249,11 @@ def with_call_options(
     metadata: dict[str, Any] | None = None,
     idempotent: bool | None = None,
     fail_fast: bool | None = None,
+    key: str | None = None,
+    keep: float | None = None,
+    keep_errors: float | None = None,
+    run_within: float | None = None,
+    cancel_when_left: bool = False,
 ) -> P:
     """Return a proxy like ``api`` whose calls are made with these options.
 
@@ -260,17 +266,42 @@ def with_call_options(
     :param fail_fast: whether a call fails with `DeliveryError` at once if it is for a consumer
         group that no worker serves, in place of waiting for one; as ``api`` says if not given, else
         as the channel does
+    :param key: makes a call run once while its result is kept: a second one with the same key, of
+        any peer, waits for the first, or gets what that came to; 1 to 512 bytes. Leaving such a
+        call, by its timeout too, leaves it running. The other options are for calls with a key.
+    :param keep: seconds for which the result is kept, from when it is there; 3600 if not given
+    :param keep_errors: the same for what the handler raises; as ``keep`` if not given, 0 to run the
+        call again at once. What did not run isn't kept.
+    :param run_within: seconds that the handler may take; any number if not given
+    :param cancel_when_left: whether a call that is left is cancelled, if nobody else waits for it
     :raises TypeError: if ``api`` is not a proxy from `RPCChannel.get_api`
-    :raises ValueError: if ``timeout`` is not positive
+    :raises ValueError: if a number is out of range, or ``key`` is given and the transport keeps no
+        calls: Redis does with a consumer group, and memory
     """
     if not isinstance(api, RemoteAPI):
         raise TypeError(f"with_call_options: needs a proxy from get_api(), not {api!r:.80}")
+    keyed = key_options(key, keep, keep_errors, run_within, cancel_when_left=cancel_when_left)
+    return _changed(api, timeout, reply, metadata, idempotent, fail_fast, keyed)  # type: ignore[return-value]
+
+
+def _changed(
+    api: RemoteAPI,
+    timeout: Any,
+    reply: bool,
+    metadata: dict[str, Any] | None,
+    idempotent: bool | None,
+    fail_fast: bool | None,
+    keyed: KeyOptions | None,
+) -> RemoteAPI:
+    """Return a proxy with other options; see `with_call_options`."""
     check_timeout(timeout)
     if metadata is not None and not isinstance(metadata, dict):
         raise TypeError(f"metadata: needs a dict, not {metadata!r:.80}")
     if fail_fast is not None:
         check_flag("fail_fast", fail_fast)
     old = api._rpc_options
+    if keyed is not None:
+        api._rpc_calls.check_keyed(old.to)
     options = CallOptions(
         to=old.to,
         timeout=old.timeout if timeout is UNSET else timeout,
@@ -278,5 +309,6 @@ def with_call_options(
         metadata=old.metadata if metadata is None else metadata,
         idempotent=old.idempotent if idempotent is None else idempotent,
         fail_fast=old.fail_fast if fail_fast is None else fail_fast,
+        keyed=old.keyed if keyed is None else keyed,
     )
-    return api._with(options)  # type: ignore[return-value]
+    return api._with(options)

@@ -46,6 +46,13 @@ class TypesOf:
             types._result = result
         return types
 
+    @classmethod
+    def returning(cls, annotation: Any) -> TypesOf:
+        """Return what is known of a method of whose result only the annotation is."""
+        types = cls()
+        types._result = checkable(annotation)
+        return types
+
     def child(self, name: str) -> TypesOf:
         """Return what is known of a name below."""
         protocol = self._protocol

@@ -15,7 +15,9 @@ import anyio
 import typer
 
 from .. import __version__
+from ._attaching import attach
 from ._options import (
+    DEFAULT_GROUP,
     DEFAULT_STREAM,
     DEFAULT_URL,
     AccessLog,
@@ -29,7 +31,10 @@ from ._options import (
     Get,
     Grace,
     Group,
+    GroupOfKeys,
     Http,
+    Keep,
+    Key,
     Kwargs,
     LogLevel,
     LoopOfWorker,
@@ -43,6 +48,7 @@ from ._options import (
     Reply,
     SendTracebacks,
     SigningKey,
+    Start,
     Stream,
     Target,
     TimeoutOfCall,
@@ -214,6 +220,10 @@ def call(
     to: To = None,
     reply: Reply = True,
     get: Get = False,
+    key: Key = None,
+    keep: Keep = None,
+    start: Start = False,
+    group: GroupOfKeys = DEFAULT_GROUP,
     codec: CodecOfCall = "json",
     dialect: Dialect = "native",
     signing_key: SigningKey = None,
@@ -230,6 +240,8 @@ def call(
 
     if not all(method.split(".")):
         raise typer.BadParameter(f"needs a dotted name, not {method!r}", param_hint="METHOD")
+    if start and key is None:
+        raise typer.BadParameter("needs --key", param_hint="--start")
     if get and (arguments or kwargs):
         raise typer.BadParameter("a property takes no arguments", param_hint="--get")
     request = _call.Request(
@@ -238,11 +250,16 @@ def call(
         kwargs=dict(_parse_kwarg(text) for text in kwargs or ()),
         timeout=timeout,
         to=to,
-        reply=reply,
+        reply=reply and not start,
         get=get,
+        key=key,
+        keep=keep,
     )
-    options = {"stream": stream, "codec": codec, "dialect": dialect}
+    options = {"stream": stream, "codec": codec, "dialect": dialect, "group": group}
     _call.run(request, url, **options, signing_key=_encoded(signing_key))
+
+
+app.command()(attach)
 
 
 def _encoded(key: str | None) -> bytes | None:

@@ -27,6 +27,8 @@ class Request(Struct, frozen=True, kw_only=True):
     to: str | None
     reply: bool
     get: bool
+    key: str | None = None
+    keep: float | None = None
 
 
 def parse_argument(text: str) -> Any:
@@ -54,7 +56,14 @@ def run(request: Request, url: str, **options: Any) -> None:
 
 
 async def make(
-    request: Request, url: str, *, stream: str, codec: str, dialect: Any, signing_key: bytes | None
+    request: Request,
+    url: str,
+    *,
+    stream: str,
+    codec: str,
+    dialect: Any,
+    group: str,
+    signing_key: bytes | None,
 ) -> None:
     """Make the call and print what comes."""
     # It connects before the deadline of the call begins, so that has a bound of its own.
@@ -67,23 +76,27 @@ async def make(
             dialect=dialect,
             signing_key=signing_key,
             connect_timeout=connect,
+            use_consumer_group=request.key is not None,
+            consumer_group=group,
         ) as transport,
         RPCChannel(transport, timeout=request.timeout) as channel,
     ):
         api: RemoteAPI = channel.get_api(to=request.to)
-        if not request.reply:
-            api = with_call_options(api, reply=False)
+        keyed: dict[str, Any] = {"key": request.key, "keep": request.keep}
+        if not request.reply or request.key is not None:
+            api = with_call_options(api, reply=request.reply, **keyed)
         for name in request.method.split("."):
             api = api[name]
         result = await (api if request.get else api(*request.args, **request.kwargs))
         if isinstance(result, RemoteStream):
             async with result:
                 async for item in result:
-                    _write(item)
+                    write(item)
         elif request.reply:
-            _write(result)
+            write(result)
 
 
-def _write(value: Any) -> None:
+def write(value: Any) -> None:
+    """Print a value as a line of JSON."""
     sys.stdout.buffer.write(msgspec.json.encode(value, enc_hook=str) + b"\n")
     sys.stdout.buffer.flush()

@@ -20,6 +20,7 @@ from ..codecs import get_codec
 from ..records import Request
 from ..redis import DeadLetter, RedisStreamsTransport
 from ..redis._stream._keys import Keys
+from ..redis.dialects._keyed import CALL, parse_keyed
 from ._asking import asking
 
 _COUNT = 100_000
@@ -43,6 +44,14 @@ def _request(letter: DeadLetter) -> dict[str, Any]:
     return {}
 
 
+def _key(letter: DeadLetter) -> str | None:
+    """Return the key of a request that has one."""
+    try:
+        return parse_keyed(letter.fields[CALL.decode()]).name
+    except (KeyError, ProtocolError):
+        return None
+
+
 def _when(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(" ", "seconds")
 
@@ -58,6 +67,7 @@ def _describe(letter: DeadLetter) -> dict[str, Any]:
         "first": _when(letter.first),
         "last": _when(letter.last),
         "method": ".".join(request["p"]) if request else None,
+        "key": _key(letter),
         "request": request or None,
         "fields": {
             name: value.decode(errors="backslashreplace") for name, value in letter.fields.items()
@@ -82,14 +92,13 @@ async def show_all(url: str, stream: str, *, as_json: bool) -> None:
     if not letters:
         sys.stdout.write(f"{stream} has no dead letters\n")
         return
-    table = Table(
-        "id", "method", "attempts", "given up (UTC)", "reason", title=Text(quoted(stream))
-    )
+    title = Text(quoted(stream))
+    table = Table("id", "method", "key", "attempts", "given up (UTC)", "reason", title=title)
     for letter in letters:
         what = _describe(letter)
         row = (
-            letter.id, what["method"] or "?", str(letter.attempts), _when(letter.last)[:-6],
-            letter.reason,
+            letter.id, what["method"] or "?", what["key"] or "", str(letter.attempts),
+            _when(letter.last)[:-6], letter.reason,
         )  # fmt: skip
         # As they are: a name that somebody called may hold markup, or commands for a terminal.
         table.add_row(*(Text(quoted(cell)) for cell in row))

@@ -217,3 +217,29 @@ Reply = Annotated[bool, typer.Option("--reply/--no-reply", help="Whether to wait
 Get = Annotated[bool, typer.Option("--get", help="Read a property.")]
 CodecOfCall = Annotated[str, typer.Option(help="json or cbor.")]
 Dialect = Annotated[str, typer.Option(help="native, kkrpc-2 or kkrpc-0.")]
+GroupOfKeys = Annotated[
+    str,
+    typer.Option(
+        "--group",
+        "-g",
+        envvar="ANYIO_KKRPC_GROUP",
+        help="The consumer group whose workers run calls with keys.",
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(help="Run it once while its result is kept, and wait for that of the first."),
+]
+Keep = Annotated[
+    float | None,
+    typer.Option(help="Seconds for which its result is kept; an hour if not given."),
+]
+Start = Annotated[
+    bool, typer.Option("--start", help="With --key: don't wait; see anyio-kkrpc attach.")
+]
+TheKey = Annotated[str, typer.Argument(metavar="KEY", help="What the call was given as --key.")]
+Progress = Annotated[bool, typer.Option("--progress", help="Print how far it comes, too.")]
+State = Annotated[bool, typer.Option("--state", help="Print what is known of it, and end.")]
+CancelCall = Annotated[bool, typer.Option("--cancel", help="Cancel it, and end.")]
+Forget = Annotated[bool, typer.Option("--forget", help="Keep its result no longer, and end.")]
+DEFAULT_GROUP = "kkrpc-group"

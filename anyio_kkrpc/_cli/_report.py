@@ -6,7 +6,10 @@ import re
 import sys
 
 from .._exceptions import (
+    CallCancelledError,
+    CallNotFoundError,
     DeliveryError,
+    KeyConflictError,
     MethodNotFoundError,
     OverloadedError,
     RemoteError,
@@ -28,6 +31,9 @@ EXIT_CODES: dict[type[Exception], int] = {
     TransportConnectionError: 5,
     TransportClosedError: 5,
     DeliveryError: 5,
+    CallNotFoundError: 2,
+    CallCancelledError: 3,
+    KeyConflictError: 3,
 }
 
 

@@ -32,6 +32,7 @@ class CallInfo(Struct, frozen=True):
     :ivar attempt: how often the request has been delivered, this time included
     :ivar deadline: when the caller gives up, on AnyIO's clock (`anyio.current_time`), or ``None``
     :ivar metadata: what the caller attached, such as ``traceparent``
+    :ivar key: what `with_call_options` or `RPCChannel.start` gave as ``key``, ``None`` without one
     """
 
     id: str
@@ -40,6 +41,17 @@ class CallInfo(Struct, frozen=True):
     attempt: int
     deadline: float | None
     metadata: dict[str, Any]
+    key: str | None = None
+    _report: Callable[[Any], Awaitable[None]] | None = None
+
+    async def progress(self, value: Any) -> None:
+        """Tell how far this call has come, for `CallHandle.progress`; not more than ten times a
+        second, what is told before that is left out. Of a call without a key nobody is told.
+
+        :raises TypeError: if the value can't be encoded
+        """
+        if self._report is not None:
+            await self._report(value)
 
 
 def current_call() -> CallInfo:

@@ -93,13 +93,13 @@ class Conversation:
     ) -> None:
         numbers = count(1)
         self._prefix = prefix
-        self._new_id: Callable[[], str] = lambda: f"{prefix}{next(numbers):x}"
+        self.new_id: Callable[[], str] = lambda: f"{prefix}{next(numbers):x}"
         self._remote_callback = remote_callback
         self._broadcast = broadcast
         self.calls: dict[str, Call] = {}
         self.handlings: dict[tuple[str | None, str], Handling] = {}
         dependencies = Dependencies(depend)
-        self.functions: Callbacks = Callbacks(self._new_id, dependencies, self.calls)
+        self.functions: Callbacks = Callbacks(self.new_id, dependencies, self.calls)
         callbacks = self.functions
         self._exports = callbacks.exports
         self.callbacks: dict[str, CallbackExport] = callbacks.exports.table
@@ -107,7 +107,7 @@ class Conversation:
         self.send_callback: Callable[[Ahead, CallbackCall, int], int] = callbacks.send
         self.end_callback: Callable[[Ahead], None] = callbacks.end
         self.called_of: Callable[[str | None], list[Ahead]] = callbacks.called_of
-        self._streams = streams = Streams(self._new_id, dependencies)
+        self._streams = streams = Streams(self.new_id, dependencies)
         self.consumers: dict[tuple[str | None, str], Consumer] = streams.consumers
         self.producers: dict[str, Producer] = streams.producers
         self.leave: Callable[..., StreamRequest | None] = streams.leave
@@ -155,7 +155,7 @@ class Conversation:
         :param budget: milliseconds until the caller gives up
         :param gather: whether it takes the replies of several peers
         """
-        call = Call(self._new_id(), recipient)
+        call = Call(self.new_id(), recipient)
         call.gather = gather
         request = Request(call.id, op, path)
         if args is not None:
@@ -369,7 +369,7 @@ class Conversation:
         if not late:
             return None
         # Nobody will read that stream: its source must not wait for ever.
-        return Answer(StreamRequest(id=self._new_id(), sid=late[0], op="return"), sender)
+        return Answer(StreamRequest(id=self.new_id(), sid=late[0], op="return"), sender)
 
     def _receive_cancel(self, record: Cancel, sender: str | None) -> Event | None:
         key = (sender, record.id)

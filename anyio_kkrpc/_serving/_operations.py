@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any, TypeAlias
@@ -39,6 +38,7 @@ from ..middleware import Middleware, StreamEnd
 from ._crew import Answer, Crew, Member
 from ._intercepting import NOT_SENT, Interceptor, watchers_in
 from ._invoking import OPERATIONS, Invoker, failing
+from ._keyed import refuse_stream, with_key
 from ._outcomes import FailureLog
 from ._refusals import (
     MAX_SEGMENTS,
@@ -51,8 +51,6 @@ from ._refusals import (
 )
 from ._settling import ENDS, Settling, label
 from ._table import Exposed, Method, Property
-
-logger = logging.getLogger("anyio_kkrpc")
 
 _REMOTE_REFERENCES = "Remote reference operations require kkrpc/remote-refs"
 # Of what is no stream, and need not be awaited.
@@ -262,6 +260,8 @@ class Server:
             deadline,
             {} if request.meta is UNSET else request.meta,
         )
+        if envelope.key is not None:
+            info = with_key(info, envelope, self._core.transport.keyed)
         context = copy_context()
         context.run(running.set, info)
         return handling, context
@@ -288,6 +288,8 @@ class Server:
             # With middleware it has been checked already, where the middleware could see that.
             if kind is not Any and self._interceptor is None:
                 value = check_own(value, kind, source.name)
+            if envelope.key is not None:
+                refuse_stream(value)
         except Refused as exc:
             error, value = await self._refuse(exc, source, envelope, request, handling, context)
             if source is not None:

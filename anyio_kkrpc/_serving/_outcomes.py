@@ -32,6 +32,47 @@ class MethodStatistics(Struct, frozen=True):
     refused: int = 0
 
 
+class ChannelStatistics(Struct, frozen=True):
+    """What a channel holds and has seen.
+
+    :ivar calls: calls of this side that wait for their answer
+    :ivar handlers: requests that run here
+    :ivar callbacks: functions that the other side may call
+    :ivar incoming_streams: streams that this side reads
+    :ivar outgoing_streams: streams that the other side reads
+    :ivar served: requests that were answered with a result here
+    :ivar expired: requests that were out of time when they came, and were not started
+    :ivar refused: records that were not legal, and were skipped
+    :ivar ignored: records that came too late to matter
+    :ivar undelivered: records of this side that the transport gave back, or that were thrown away
+        since too many waited to be sent
+    :ivar lost_streams: streams, in either direction, that ended because the other peer was gone
+    :ivar dropped_callbacks: calls of this side's functions that were thrown away, since they came
+        faster than the functions ran
+    :ivar failed: requests whose handler, source or middleware raised, or gave what can't be sent
+    :ivar cancelled: requests that were given up by their callers, or ran out of time
+    :ivar unknown: requests for names that aren't exposed here
+    :ivar methods: what became of the requests for each name that was asked for
+    """
+
+    calls: int
+    handlers: int
+    callbacks: int
+    incoming_streams: int
+    outgoing_streams: int
+    served: int
+    expired: int
+    refused: int
+    ignored: int
+    undelivered: int
+    lost_streams: int
+    dropped_callbacks: int
+    failed: int
+    cancelled: int
+    unknown: int
+    methods: dict[str, MethodStatistics]
+
+
 class Counted:
     """A name that is exposed, and what became of the requests for it; see `MethodStatistics`."""
 

@@ -15,6 +15,7 @@ from ._connection._errors import Meaning, RedisError, ResponseError, meaning_of
 from ._connection._link import Link
 from ._connection._portion import Portion
 from ._group._dead_letters import DeadLetter, dead_letters, purge_dead_letters, retry_dead_letter
+from ._keyed._retrying import retry_command
 from ._stream._entries import PAGE, after, pages, pairs
 from ._stream._keys import Keys
 from .dialects._signing import Signer
@@ -103,7 +104,8 @@ class Admin:
         new: str | None = None
         with self._asking() as link:
             try:
-                new = await retry_dead_letter(link, keys.stream, keys.dead, letter_id, self.signer)
+                letter = (keys.stream, keys.dead, letter_id, self.signer)
+                new = await retry_dead_letter(link, *letter, partial(retry_command, keys))
             except ProtocolError as exc:
                 raise LookupError(f"{quoted(letter_id)} is no dead letter: {quoted(exc)}") from exc
             except ResponseError as exc:

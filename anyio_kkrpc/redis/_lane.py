@@ -38,6 +38,7 @@ from .._exceptions import RPCError
 from .._runtime._at_once import at_once
 from ..abc import Envelope
 from ..records import Bye
+from . import _making
 from ._admin import Admin
 from ._connection._entering import Entering
 from ._connection._errors import RedisError
@@ -48,7 +49,6 @@ from ._connection._resp import Connection
 from ._connection._role import Role, read_role
 from ._group._keeping import Keeper
 from ._group._worker import Worker
-from ._making import make_broadcast, make_commands, make_dials, make_groups, make_signer, make_trim
 from ._options import Options
 from ._reading._addressed import Addressed
 from ._reading._arrivals import Arrivals
@@ -103,18 +103,16 @@ class Lane:
         destroyed: Callable[[Exception], object],
     ) -> None:
         self._options, self._dialects = options, dialects
-        self._reception, self._outages = reception, outages
-        self._failed = failed
+        self._reception, self._outages, self._failed = reception, outages, failed
         self._tasks: TaskGroup | None = None
         self._writing: CancelScope | None = None
-        keys = Keys.of(options.stream)
-        self.clock = ServerClock(current_time)
-        signer = make_signer(options, self.clock)
-        self.trim = make_trim(options, keys, outages)
-        self.dials = make_dials(options, outages)
+        keys, self.clock = Keys.of(options.stream), ServerClock(current_time)
+        signer = _making.make_signer(options, self.clock)
+        self.trim = _making.make_trim(options, keys, outages)
+        self.dials = _making.make_dials(options, outages)
         self.loop = ReadLoop(self.dials.dialer, options.max_message_size, failed)
         self.writer = Writer(
-            make_commands(options, keys, dialects, signer, self.trim),
+            _making.make_commands(options, keys, dialects, signer, self.trim),
             dialects.native,
             returned=reception.inbound.deliver,
             patience=Patience("writes", outages),
@@ -132,7 +130,7 @@ class Lane:
         self._make_readers(keys, signer, destroyed)
         parts = (self.clock, self.writer, self.addressed, self.worker, self.presence)
         upkeep = Patience("housekeeping", outages, spare=True)
-        self._restoring = Restoring(*parts, upkeep)
+        self._restoring = Restoring(*parts, upkeep, self.keyed.work.attach)
         self.admin = Admin(self.link, keys, signer, self.decoder.skip, options.target.refusal)
 
     def _make_readers(
@@ -142,7 +140,7 @@ class Lane:
         options, dialects, inbound = self._options, self._dialects, self._reception.inbound
         session_id, answer = options.session_id, self._reception.answers.append
         grouped = options.use_consumer_group
-        signals = self._signals = DestroySignals(options.honor_destroy_signal, inbound, destroyed)
+        signals = DestroySignals(options.honor_destroy_signal, inbound, destroyed)
         self.hints = Hints(
             keys.control,
             self.link.request,
@@ -151,6 +149,7 @@ class Lane:
             signed=signer is not None,
             claim=lambda: self.worker.wake(),
             destroy=signals.take,
+            call=lambda word: self.keyed.take_word(word),
         )
         self.shared = Shared(
             dialects,
@@ -181,11 +180,11 @@ class Lane:
             expect_more=self.writer.expect_more,
             follow_up=self._after_reading,
         )
-        self._make_addressed(keys, common, repeats, in_order)
-        self._make_servers(keys, common)
+        self._make_addressed(keys, common, repeats, in_order, signals)
+        self._make_servers(keys, common, signer)
 
     def _make_addressed(
-        self, keys: Keys, common: Common, repeats: Repeats, in_order: InOrder
+        self, keys: Keys, common: Common, repeats: Repeats, order: InOrder, signals: DestroySignals
     ) -> None:
         options, inbound, link = self._options, self._reception.inbound, self.link
         key = keys.inbox(options.session_id)
@@ -207,17 +206,17 @@ class Lane:
             common,
             inbound=inbound,
             repeats=repeats,
-            in_order=in_order,
+            in_order=order,
             losses=losses,
             open_calls=open_calls,
-            signals=self._signals,
+            signals=signals,
             serving=lambda: self.requests.wanted,
         )
 
-    def _make_servers(self, keys: Keys, common: Common) -> None:
+    def _make_servers(self, keys: Keys, common: Common, signer: Signer | None) -> None:
         """Make what reads requests: as a worker of a group, or in a broadcast."""
         options, writer = self._options, self.writer
-        groups = make_groups(options, keys, self.link)
+        groups = _making.make_groups(options, keys, self.link)
         keeping = options.claim_idle, self._reception.room, self.hints.tell_claim
         self.worker = Worker(
             groups,
@@ -228,12 +227,15 @@ class Lane:
             now=self.clock.now,
             claim_idle=options.claim_idle,
             beside=self._run,
+            died=lambda died: self.keyed.work.died(died),
         )
-        self.broadcast = make_broadcast(
-            options, keys.stream, common, self.trim, self.dials, self.link, self._failed
-        )
-        grouped = options.use_consumer_group
-        self.requests = Requests(self.worker.begin if grouped else self.broadcast.begin)
+        parts = (keys, self.link, self._dialects.native, signer, self.worker.keeper)
+        rest = (self._outages, self.trim, self._reception.inbound.deliver, self.addressed.note_word)
+        self.keyed = _making.make_keyed(options, *parts, *rest)
+        where = (self.trim, self.dials, self.link, self._failed)
+        self.broadcast = _making.make_broadcast(options, keys.stream, common, *where)
+        reader = self.worker if options.use_consumer_group else self.broadcast
+        self.requests = Requests(reader.begin)
 
     # Beginning
 
@@ -291,6 +293,9 @@ class Lane:
             self._outages.leave_out("watching whether the server becomes a replica", exc)
             return None
 
+    async def _prepare(self, connection: Connection) -> None:
+        await self._restoring.prepare(connection)
+
     def _housekeeping(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
         """Return what runs as long as the lane does, with the names of the tasks."""
         options, addressed, request = self._options, self.addressed, self.link.request
@@ -315,11 +320,8 @@ class Lane:
         if self.trim is not None:
             tasks.append(("trim", partial(self.trim.run, self.link)))
         if options.use_consumer_group:
-            tasks.append(("touch", self.worker.keeper.run))
+            tasks += [("touch", self.worker.keeper.run), ("keyed", self.keyed.run)]
         return tasks
-
-    async def _prepare(self, connection: Connection) -> None:
-        await self._restoring.prepare(connection)
 
     # Serving
 
@@ -349,6 +351,7 @@ class Lane:
         """Have requests read, once it has started and unless it has ended."""
         if self._tasks is not None and self._reception.inbound.ended_reason is None:
             self.requests.start(self._tasks)
+            self.keyed.work.serve()
 
     async def _after_reading(self) -> None:
         """Send what handling entries called for, and drop what was consumed."""
@@ -372,11 +375,10 @@ class Lane:
                 await self.worker.keeper.hand_back()
         except RedisError as exc:
             self._restoring.patience.pause(exc)  # housekeeping makes up for it
-        sender = self._signals.unsaid
-        if sender is not None:
-            # Only this worker of the group got it.
+        sender = self.addressed.signals.unsaid
+        if sender is not None:  # only this worker of the group got it
             await self.hints.tell_destroyed(sender)
-            self._signals.take(sender)
+            self.addressed.signals.take(sender)
             await checkpoint()
 
     # The end
@@ -392,6 +394,7 @@ class Lane:
     def stop(self, reason: Exception) -> None:
         """Read no more, and let nobody wait, without awaiting."""
         self.writer.end(reason)
+        self.keyed.calls.end(reason)
         self.worker.keeper.end()
         self.addressed.stop()
         self.requests.stop()

@@ -21,8 +21,14 @@ from ._connection._resolver import Finder, Fixed, shared_topology
 from ._connection._sentinel import Sentinel
 from ._connection._target import Target
 from ._group._claims import Groups
+from ._group._keeping import KEEP, Keeper
 from ._group._reasons import Reasons
 from ._group._trim import Trim
+from ._keyed._calls import RedisCalls
+from ._keyed._keeping import CallKeeping
+from ._keyed._kept import Sealer
+from ._keyed._later import Later
+from ._keyed._work import Work
 from ._options import Options
 from ._reading._broadcast import Broadcast
 from ._reading._common import Common
@@ -34,6 +40,7 @@ from ._stream._keys import Keys
 from ._writing._commands import Commands
 from .dialects import Dialects
 from .dialects._signing import Signer
+from .dialects.native import NativeDialect
 
 
 def make_finder(target: Target, stream: bytes, timeout: float) -> Finder:
@@ -163,6 +170,51 @@ def make_groups(options: Options, keys: Keys, link: Link) -> Groups:
         max_deliveries=options.max_deliveries,
         introduction=introduction(keys, *names, options.session_id, options.inbox_ttl),
     )
+
+
+def make_keyed(
+    options: Options,
+    keys: Keys,
+    link: Link,
+    native: NativeDialect,
+    signer: Signer | None,
+    keeper: Keeper,
+    outages: Outages,
+    trim: Trim | None,
+    deliver: Callable[[Envelope], object],
+    consumed: Callable[[], object],
+) -> CallKeeping:
+    """Return what keeps calls with keys.
+
+    :param deliver: takes a cancel
+    :param consumed: told that a word was read
+    """
+    names = options.consumer_group.encode(), options.consumer_name.encode()
+    sealer = Sealer(native, signer)
+    later = Later(link, keys, sealer, signer, outages, current_time)
+    common: dict[str, Any] = {
+        "max_message_size": options.max_message_size,
+        "added": None if trim is None else trim.count,
+    }
+    parts = (native, sealer, keeper, outages, later)
+    interval = options.claim_idle * KEEP
+    work = Work(link, keys, names, *parts, interval=interval, deliver=deliver, **common)
+    calls = RedisCalls(
+        link,
+        keys,
+        names[0],
+        options.session_id,
+        native,
+        signer,
+        sealer,
+        work.teller,
+        report=work.report,
+        stir=work.stir,
+        max_backlog=options.max_backlog,
+        refusal=options.target.refusal,
+        **common,
+    )
+    return CallKeeping(calls, work, consumed)
 
 
 def make_reasons(options: Options, link: Link) -> Reasons:

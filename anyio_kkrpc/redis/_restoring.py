@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from .._runtime._at_once import at_once
@@ -23,6 +24,7 @@ class Restoring:
     """Makes again what the server may have lost, and tells the parts if it is another one.
 
     :param patience: of housekeeping, which makes what can't be made now
+    :param attached: told of each new connection, last
     :ivar patience: the same
     """
 
@@ -34,6 +36,7 @@ class Restoring:
         worker: Worker,
         presence: Presence,
         patience: Patience,
+        attached: Callable[[Connection], object],
     ) -> None:
         self._clock = clock
         self._writer = writer
@@ -41,6 +44,7 @@ class Restoring:
         self._worker = worker
         self._presence = presence
         self.patience = patience
+        self._attached = attached
         self._entered = False
 
     async def meet(self, entering: Entering, target: Target, groups: bool, shared: bool) -> bytes:
@@ -80,6 +84,7 @@ class Restoring:
                     raise
                 self.patience.pause(exc)
         await self._writer.attach(connection, self._clock.offset)
+        self._attached(connection)
 
     async def restore(self, execute: Execute) -> None:
         """Make again what this peer needs, should the server have lost it."""

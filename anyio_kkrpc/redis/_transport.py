@@ -33,7 +33,14 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from .._exceptions import TransportClosedError, TransportConnectionError
 from .._runtime._lone import lone_error
-from ..abc import Capabilities, Envelope, Explanation, Listener, Role, Transport
+from ..abc import (
+    Capabilities,
+    Envelope,
+    Explanation,
+    Listener,
+    Role,
+    Transport,
+)
 from ..kit._options import takes
 from ..records import Request
 from ._admin import Admin, StreamEntry, StreamInfo, check_max_len
@@ -149,6 +156,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._writer, self._keeper = lane.writer, lane.worker.keeper
         self._entries, self._room = self._keeper.held.entries, self._keeper.room
         self._requests, self._pacing = lane.requests, lane.shared.pacing
+        if options.use_consumer_group and options.dialect == "native":
+            self.keyed = lane.keyed.calls
+        work = lane.keyed.work
+        self._may_begin, self._begin, self._finish = work.may_begin, work.begin, work.finish
 
     # Accessors
 
@@ -309,12 +320,16 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                 and not await keeper.confirm(entry)
             ):
                 continue
+            if entry is not None and entry.keyed is not None and not await self._may_begin(entry):
+                continue
             if envelope.__class__ is Envelope or aside.begin(envelope):
                 break
         if aside.waiting:
             aside.go_on()
         if entry is not None:
             entry.sure_until, entry.record = STARTED, envelope.record  # as `HeldEntry.start` does
+            if entry.keyed is not None:
+                self._begin(envelope, entry)
         return envelope
 
     async def send(self, item: Envelope) -> None:
@@ -341,6 +356,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if envelope.token is None:
             post = None if reply is None else writer.send_nowait(reply)
             flushed = post is None
+        elif envelope.token.keyed is not None:
+            self._finish(envelope.token, reply)
+            envelope.token, post, flushed = None, None, True
         else:
             entry_id, room = envelope.token.id, self._room
             post = writer.settle(entry_id, reply, envelope.attempt)
@@ -409,6 +427,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
         :raises LookupError: if there is no dead letter with this id, or what has it can't be read
             as one or isn't signed as it must be
+        :raises KeyConflictError: if another call has its key by now, or has had it
         :raises RPCError: if Redis refuses it
         :raises TransportClosedError: after `destroy`
         """

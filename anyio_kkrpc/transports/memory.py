@@ -15,6 +15,8 @@ from ..abc import Capabilities, Codec, Envelope, Listener, Transport
 from ..codecs import get_codec
 from ..kit._inbound import Inbound, refusal
 from ..kit._queue import BoundedQueue, Overflow, QueueStatistics
+from ..records import Record
+from ._keyed import MemoryCalls, MemoryKeys
 
 if sys.version_info >= (3, 11):
     from typing import Self
@@ -43,6 +45,8 @@ class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
         )
         self._inbound = Inbound(self._queue)
         self._other: MemoryTransport | None = None
+        self._keys = MemoryKeys()
+        self._calls: MemoryCalls | None = None
 
     @classmethod
     def pair(
@@ -60,8 +64,19 @@ class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
         """
         a = cls(codec, max_queue_size, max_queue_bytes, overflow)
         b = cls(codec, max_queue_size, max_queue_bytes, overflow)
-        a._other, b._other = b, a
+        a._meet(b)
+        b._meet(a)
         return a, b
+
+    def _meet(self, other: Self) -> None:
+        self._other = other
+        self.keyed = self._calls = MemoryCalls(
+            self._keys,
+            other._keys,
+            send=self.send,
+            tell=lambda record: other._inbound.deliver(Envelope(record)),
+            copy=self._copy,
+        )
 
     @property
     def capabilities(self) -> Capabilities:
@@ -80,6 +95,9 @@ class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
 
     def _close(self) -> None:
         self._inbound.end(TransportClosedError("the transport has been closed"))
+        for one in (self, self._other):
+            if one is not None and one._calls is not None:
+                one._calls.close()
         if self._other is not None:
             self._other._inbound.end(EndOfStream())
 
@@ -87,7 +105,14 @@ class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
         self._inbound.listen(listener, serve=serve)
 
     async def receive(self) -> Envelope:
-        return await self._inbound.receive()
+        calls = self._calls
+        while True:
+            if calls is None or not calls.later:
+                envelope = await self._inbound.receive()
+            else:
+                envelope = await calls.receive(self._inbound.receive)
+            if envelope.key is None or calls is None or calls.begin(envelope):
+                return envelope
 
     async def send(self, item: Envelope) -> None:
         if self._inbound.ended_reason is not None:
@@ -97,13 +122,29 @@ class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
         if self._codec is not None:
             data = self._codec.encode(record)
             record, size = self._codec.decode(data), len(data)
-        while not other._inbound.deliver(Envelope(record), size):
+        envelope = Envelope(record)
+        if item.key is not None:
+            envelope.key, envelope.token = item.key, item.token
+        while not other._inbound.deliver(envelope, size):
             await other._queue.wait_room()
         await checkpoint()  # behind it: who is cancelled here has sent it
 
+    async def settle(self, envelope: Envelope, reply: Envelope | None) -> None:
+        if envelope.key is not None and self._calls is not None:
+            self._calls.settle(envelope, reply)
+            await checkpoint()
+        elif reply is not None:
+            await self.send(reply)
+
+    def _copy(self, record: Record) -> Record:
+        """Return a record as it is at the other side."""
+        return record if self._codec is None else self._codec.decode(self._codec.encode(record))
+
     def _refuse(self, envelope: Envelope) -> None:
         reply = refusal(envelope)
-        if reply is not None and self._other is not None:
+        if envelope.key is not None and self._calls is not None:
+            self._calls.settle(envelope, None if reply is None else Envelope(reply))
+        elif reply is not None and self._other is not None:
             self._other._inbound.deliver(Envelope(reply))
 
     def statistics(self) -> QueueStatistics:

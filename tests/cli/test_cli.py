@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import anyio
 import pytest
@@ -25,6 +26,8 @@ import redis
 import anyio_kkrpc
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel
 from anyio_kkrpc._cli import main
+from anyio_kkrpc._cli._attach import What
+from anyio_kkrpc._cli._attaching import attach
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 
@@ -184,6 +187,38 @@ def shell(redis_server: RedisServer, tmp_path: Path, request: pytest.FixtureRequ
     (tmp_path / "exits.py").write_text("raise SystemExit(0)")
     name = re.sub(r"\W", "-", request.node.name)
     return Shell(redis_server.url, f"cli-{name}-{os.getpid()}", tmp_path)
+
+
+@pytest.mark.one_server
+@pytest.mark.slow
+def test_keys(shell: Shell) -> None:
+    """Calls that are started, found again, cancelled and forgotten, with an exit code for each end."""
+    key = ("--group", "w")
+    with shell.serving(1, "--group", "w", "--claim-idle", "0.3"):
+        first = shell("call", "pid", "--key", "a", *key)
+        assert first.returncode == 0
+        assert shell("call", "pid", "--key", "a", *key).stdout == first.stdout
+        assert shell("call", "add", "1", "--key", "a", *key).returncode == 3
+        assert shell("attach", "a", *key).stdout == first.stdout
+        state = json.loads(shell("attach", "a", "--state", *key).stdout)
+        assert state["kind"] == "done"
+        assert 3590 < state["expires"] <= 3600
+        assert shell("attach", "a", "--forget", *key).returncode == 0
+        assert shell("attach", "a", *key).returncode == 2
+        done = shell("call", "busy", "100", "--key", "b", "--keep", "60", "--start", *key)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert shell("attach", "b", "--timeout", "0.1", *key).returncode == 4
+        assert shell("attach", "b", "--forget", *key).returncode == 2
+        assert shell("attach", "b", "--cancel", *key).returncode == 0
+        assert shell("attach", "b", "--progress", *key).returncode == 3
+        assert shell("attach", "b", "--cancel", *key).returncode == 2
+        assert shell("call", "boom", "--key", "c", "--start", *key).returncode == 0
+        assert shell("attach", "c", *key).returncode == 1
+        assert shell("attach", "c", "--state", "--cancel", *key).returncode == 2
+        assert all(
+            what == "result" or what in signature(attach).parameters for what in get_args(What)
+        )
+        assert shell("call", "pid", "--start", *key).returncode == 2
 
 
 @pytest.mark.one_server

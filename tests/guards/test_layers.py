@@ -46,6 +46,8 @@ ROOMS: dict[str, set[str]] = {
     "redis._reading": SPOKEN | {"kit", "redis.dialects", "redis._stream", "redis._connection"},
     "redis._group": SEAM
     | {"redis._reading", "redis._writing", "redis.dialects", "redis._stream", "redis._connection"},
+    "redis._keyed": SEAM
+    | {"kit", "redis._group", "redis.dialects", "redis._stream", "redis._connection"},
     "_driver": WORDS | {"_values"},
     "_calling": WORDS | {"_values", "_driver", "middleware"},
     "_serving": WORDS | {"_values", "_driver", "middleware"},

@@ -62,7 +62,7 @@ class Parts:
 
 
 def restoring(parts: Any) -> Restoring:
-    return Restoring(parts, parts, parts, parts, parts, parts)
+    return Restoring(parts, parts, parts, parts, parts, parts, lambda connection: None)
 
 
 @pytest.mark.parametrize("another", [False, True])

@@ -15,6 +15,7 @@ import redis
 from redis.exceptions import NoPermissionError
 
 from anyio_kkrpc import (
+    CallCancelledError,
     DeliveryError,
     RedisStreamsTransport,
     RPCChannel,
@@ -90,6 +91,32 @@ def users(own_server: RedisServer, caplog: pytest.LogCaptureFixture) -> Iterator
     yield users
     users.admin.close()
     assert not [r for r in caplog.records if "NOPERM" in r.getMessage()], caplog.text
+
+
+async def test_keys(users: Users) -> None:
+    """Calls with keys: made, joined, kept, told of, cancelled, begun later, and dead."""
+    common: dict[str, Any] = {**STREAM, "use_consumer_group": True}
+    async with (
+        RedisStreamsTransport(users.url("worker"), session_id="work-1", **common) as serving,
+        RedisStreamsTransport(users.url("client"), session_id="web-1", **common) as using,
+        RPCChannel(serving, expose=peer.Api()),
+        RPCChannel(using, timeout=CALL_BOUND) as channel,
+    ):
+        api = channel.get_api()
+        for _ in range(2):
+            assert await with_call_options(api, key="a").who() == "served"
+        call = await channel.start(api.hang(), key="b", delay=0.1)
+        with anyio.fail_after(BOUND):
+            while (await call.state()).kind != "running":
+                await anyio.sleep(0.01)
+        with pytest.raises(RPCTimeoutError):
+            await with_call_options(api, key="b", timeout=0.1).hang()
+        assert [told async for told in channel.attach("a").progress()] == []
+        assert await call.cancel()
+        with pytest.raises(CallCancelledError):
+            await call.result()
+        assert await channel.attach("a").forget()
+    assert users.denied() == []
 
 
 @pytest.mark.parametrize("grouped", [False, True], ids=["broadcast", "group"])

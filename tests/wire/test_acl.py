@@ -22,6 +22,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
 RULES = (
     "~jobs ~{jobs}:* -@all +@stream +@connection +eval +info +time +exists +del +pexpire",
     "~jobs ~{jobs}:* -@all +@stream +@connection +eval +info +role +time +exists +del +pexpire",
+    (
+        "~jobs ~{jobs}:* -@all +@stream +@connection +eval +info +role +time +exists +del +pexpire"
+        " +evalsha +get +set +setrange +pttl +zadd +zrem +zcount +zrange +zrangebyscore +zscore"
+    ),
 )
 
 
@@ -31,7 +35,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=RULES, ids=["first", "with role"])
+@pytest.fixture(params=RULES, ids=["first", "with role", "with keys"])
 def url(request: pytest.FixtureRequest, own_server: RedisServer) -> str:
     """The server's URL as a user with such rights."""
     with redis.Redis.from_url(own_server.url) as client:

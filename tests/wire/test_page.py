@@ -20,6 +20,8 @@ from anyio_kkrpc._protocol import _records
 from anyio_kkrpc._protocol._records import Bye, CallbackProgress, Cancel, Record
 from anyio_kkrpc.codecs import cbor, get_codec
 from anyio_kkrpc.redis._group import _dead_letters
+from anyio_kkrpc.redis._keyed import _kept
+from anyio_kkrpc.redis._keyed._script import Script
 from anyio_kkrpc.redis._stream._keys import Keys
 from anyio_kkrpc.redis.dialects import _signing, native
 
@@ -127,14 +129,19 @@ def test_fields() -> None:
         b"1",
     )
     signed = signer.sign(b"S", fields)
-    listed = [name for name in names(rows_under("## Entries")) if name != "cbor"]
+    listed = [name for name in names(rows_under("## Entries")) if name not in ("cbor", "call")]
     assert tuple(name.encode() for name in listed) == signed[::2]
+    keyed = writer.encode_keyed(_records.Request("1", "call", ["f"]), b"")
+    assert keyed[-2] == b"call"
+    assert f"behind `v`, which is `{keyed[-3].decode()}`" in TEXT
     assert {line["fields"][1][0] for line in LINES if "record" in line} == {"json", "cbor"}
 
 
 def test_hints() -> None:
     written = {line["fields"][0][1] for line in LINES if line["fields"][0][0] == "hint"}
     listed = set(names(rows_under("### Hints")))
+    keyed = (_kept.CALL_WORD, _kept.CANCEL_WORD, _kept.LATER_WORD)
+    written |= {word.decode() for word in keyed}
     assert {hint.partition(" ")[0] for hint in listed} == {
         hint.partition(" ")[0] for hint in written
     }
@@ -146,7 +153,14 @@ def test_keys() -> None:
     listed = names(rows_under("## Keys"))
     found = (keys.stream, keys.inbox("me"), keys.control, keys.dead)
     found += (keys.claimer(b"workers"), keys.worker(b"workers", b"blue"), keys.alive("me"))
-    names_of = {"base": "{S}", "<session id>": "me", "<group>": "workers", "<consumer>": "blue"}
+    found += (keys.call(b"pay"), keys.waits(b"pay"), keys.progress(b"pay"), keys.due)
+    names_of = {
+        "base": "{S}",
+        "<session id>": "me",
+        "<group>": "workers",
+        "<consumer>": "blue",
+        "<key>": "pay",
+    }
     for placeholder, name in names_of.items():
         listed = [key.replace(placeholder, name) for key in listed]
     assert [key.encode() for key in listed] == list(found)
@@ -206,7 +220,7 @@ def test_numbers() -> None:
     known = constants()
     assert (known["CONTROL_LENGTH"], known["CONTROL_TTL_MS"]) == (b"20000", b"3600000")
     assert "1 hour after the last entry, or the last peer that came; about 20,000 entries" in TEXT
-    assert f"`{known['_PREFIX'].decode()}<session id>`" in TEXT.replace("session\nid", "session id")
+    assert f"`{known['PREFIX'].decode()}<session id>`" in TEXT.replace("session\nid", "session id")
     assert f"{_signing.WINDOW:.0f} seconds or more" in TEXT
     assert (
         f"after {known['_SWEEP_FACTOR']} times `claim_idle` and at least "
@@ -225,11 +239,16 @@ def test_scripts() -> None:
         for name, value in constants().items()
         if isinstance(value, bytes) and re.search(rb"redis\.p?call", value)
     }
+    run = {name: value for name, value in constants().items() if isinstance(value, Script)}
     # What is a piece of others, or defines a function only, isn't one.
-    scripts = {
-        name.strip("_").lower().replace("_", " ")
+    pieces = {
+        name
         for name, text in found.items()
-        if not any(text in other for other in found.values() if other != text)
+        if any(text in other for other in found.values() if other != text)
+        or (name.startswith("_") and any(text in other.source for other in run.values()))
+    }
+    scripts = {
+        name.strip("_").lower().replace("_", " ") for name in (found.keys() - pieces) | run.keys()
     }
     assert len(scripts) > 5
     assert {row[0].strip("*") for row in rows_under("## Scripts")} == scripts

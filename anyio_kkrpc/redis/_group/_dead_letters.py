@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from ..._exceptions import ProtocolError
+from ..._exceptions import KeyConflictError, ProtocolError
+from .._connection._command import Command
 from .._connection._link import Link
 from .._connection._portion import Portion
 from .._stream._entries import PAGE, after, pages
@@ -50,7 +51,7 @@ end
     % _MOST_VALUES
 )
 
-_RETRY_DEAD = b"""
+RETRY_DEAD = b"""
 if redis.replicate_commands then redis.replicate_commands() end
 if #redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1]) == 0 then return false end
 local new = redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))  -- first: it may be refused
@@ -192,10 +193,16 @@ async def dead_letters(
 
 
 async def retry_dead_letter(
-    link: Link, stream: bytes, dead: bytes, letter_id: str, signer: Signer | None
+    link: Link,
+    stream: bytes,
+    dead: bytes,
+    letter_id: str,
+    signer: Signer | None,
+    command: Callable[[str, tuple[bytes, ...]], Command],
 ) -> str | None:
     """Put a dead letter back into the stream; return its new id, ``None`` if there is none such.
 
+    :param command: returns what does it, of the letter's id and the fields of its request
     :raises ProtocolError: if what is there isn't a dead letter, or its request isn't signed by one
         of us, where all are
     """
@@ -212,7 +219,9 @@ async def retry_dead_letter(
         # Else who can write to Redis, and has no key, would have it signed by who retries it.
         _verify(signer, stream, about, request)
         fields = signer.sign(stream, fields[:-2])
-    new = await link.request(b"EVAL", _RETRY_DEAD, b"2", stream, dead, letter_id, *fields)
+    new = await link.request(*command(letter_id, fields))
+    if new == 0:
+        raise KeyConflictError("another call has the key by now, or has had it")
     return None if new is None else new.decode()
 
 

@@ -11,10 +11,22 @@ from ..._wire_errors import library_error
 from ...abc import Envelope
 from ...records import Reply, Request
 from ..dialects import Entry
+from ..dialects._keyed import Keyed
 from ._claims import Claims, Taken
 from ._held import HeldEntry
 
-__all__ = ("Findings", "sort_out")
+__all__ = ("Died", "Findings", "sort_out")
+
+
+class Died(Struct, frozen=True):
+    """A request with a key that is a dead letter now.
+
+    :ivar why: what who waits for it is told
+    """
+
+    entry_id: bytes
+    keyed: Keyed
+    why: str
 
 
 class Findings(Struct):
@@ -24,12 +36,14 @@ class Findings(Struct):
     :ivar taken: to be held and run, each with what it holds
     :ivar unreadable: ids of what can't be read, to be acknowledged
     :ivar answers: to the callers of what was given up
+    :ivar died: what was given up and has a key
     """
 
     regained: list[bytes] = []
     taken: list[tuple[Taken, Entry]] = []
     unreadable: list[bytes] = []
     answers: list[Envelope] = []
+    died: list[Died] = []
 
 
 def sort_out(
@@ -55,17 +69,21 @@ def sort_out(
     )
     for items, what_now in given_up:
         for item in items:
-            answer = _answer(item, decode(item), what_now)
+            entry = decode(item)
+            why = f"the request was delivered {item.attempt} times without being finished; "
+            if entry is not None and entry.keyed is not None:
+                if items is claims.dead:
+                    found.died.append(Died(item.id, entry.keyed, why + what_now))
+                continue
+            answer = _answer(entry, why + what_now)
             if answer is not None:
                 found.answers.append(answer)
     return found
 
 
-def _answer(item: Taken, entry: Entry | None, what_now: str) -> Envelope | None:
+def _answer(entry: Entry | None, why: str) -> Envelope | None:
     """Return what tells the caller of a request that it won't be delivered again."""
     if entry is None or not isinstance(entry.record, Request) or entry.record.o is True:
         return None
-    error = DeliveryError(
-        f"the request was delivered {item.attempt} times without being finished; {what_now}"
-    )
+    error = DeliveryError(why)
     return Envelope(Reply(entry.record.id, e=library_error(error)), None, entry.sender)

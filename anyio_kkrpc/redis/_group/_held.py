@@ -20,6 +20,7 @@ from enum import Enum, auto
 from msgspec import Struct
 
 from ...records import Record, Request
+from ..dialects._keyed import Keyed
 
 __all__ = ("GONE", "STARTED", "Held", "HeldEntry", "Standing")
 
@@ -42,6 +43,7 @@ class HeldEntry(Struct, gc=False):
     :ivar sender: whose it is
     :ivar lost: whether another worker has got it all the same
     :ivar record: the request
+    :ivar keyed: what is known of its key, if it has one
     """
 
     id: bytes
@@ -50,6 +52,7 @@ class HeldEntry(Struct, gc=False):
     sender: str | None = None
     lost: bool = False
     record: Record | None = None
+    keyed: Keyed | None = None
 
     def holds(self, sender: str, record: Record) -> bool:
         """Whether it is the request that a record is, of a sender. An id names an entry on one

@@ -13,7 +13,7 @@ from .._reading._reader import Decoder
 from .._writing._writer import Writer
 from ..dialects import Entry
 from ._claims import Claims, Groups, Taken
-from ._findings import sort_out
+from ._findings import Died, sort_out
 from ._keeping import Keeper
 
 logger = logging.getLogger("anyio_kkrpc")
@@ -28,6 +28,7 @@ class Takeover:
     :param take: is given what was taken over, with the number of its deliveries and until when it
         is surely held
     :param admit: returns when all that is in the queue, and what was written has left
+    :param died: told of requests with keys that are dead letters now
     :ivar claimed: entries that were taken over
     :ivar dead_lettered: entries that became dead letters
     :ivar refused: entries that could not become dead letters, each time that was tried
@@ -43,6 +44,7 @@ class Takeover:
         now: Callable[[], float],
         take: Callable[[bytes, Entry, int, float], object],
         admit: Callable[[], Awaitable[object]],
+        died: Callable[[Died], object],
     ) -> None:
         self._groups = groups
         self._keeper = keeper
@@ -52,6 +54,7 @@ class Takeover:
         self._now = now
         self._take = take
         self._admit = admit
+        self._died = died
         # What is being taken over isn't known here yet, and must not be taken over again.
         self._lock = Lock()
         self._recovered = False
@@ -111,6 +114,8 @@ class Takeover:
             logger.info("took over entry %s, attempt %d", item.id.decode(), item.attempt)
             self._take(item.id, entry, item.attempt, sure_until)
         self._note_given_up(claims)
+        for died in found.died:
+            self._died(died)
         for answer in found.answers:
             await self._writer.send(answer)
         if claims.taken:

@@ -25,6 +25,7 @@ from .._writing._writer import Writer
 from ..dialects import Entry
 from ._claiming import Claimer
 from ._claims import Groups
+from ._findings import Died
 from ._held import HeldEntry
 from ._keeping import KEEP, Keeper
 from ._takeover import Takeover
@@ -49,6 +50,7 @@ class Worker:
     :param writer: acknowledges
     :param now: Redis' time in seconds
     :param claim_idle: seconds after which an entry that wasn't kept belongs to anybody
+    :param died: told of requests with keys that are dead letters now
     :param beside: runs what runs beside the reader; an error that ends it ends all
     :ivar groups: the same
     :ivar keeper: the same
@@ -69,6 +71,7 @@ class Worker:
         now: Callable[[], float],
         claim_idle: float,
         beside: Beside,
+        died: Callable[[Died], object],
     ) -> None:
         self.groups = groups
         self.keeper, self.held = keeper, keeper.held
@@ -84,7 +87,7 @@ class Worker:
         self._beside = beside
         self._claimer: Claimer | None = None
         self._skipped = False
-        rest = (common.outages, common.decoder, now, self.take, self._admit)
+        rest = (common.outages, common.decoder, now, self.take, self._admit, died)
         self.takeover = Takeover(groups, writer, keeper, *rest)
         # What was held, or answered and not written yet, when another server answered than before,
         # by whose the requests are, and their ids.
@@ -197,6 +200,8 @@ class Worker:
             self.held.displace(entries[entry_id])
         record = entry.record
         held = HeldEntry(entry_id, attempt, sure_until, entry.sender, False, record)
+        if entry.keyed is not None:
+            held.keyed = entry.keyed
         entries[entry_id] = held
         if not self._deliver(entry, entry_id, None, held, attempt + entry.again):
             del entries[entry_id]

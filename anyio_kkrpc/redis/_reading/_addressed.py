@@ -48,6 +48,7 @@ class Addressed:
     :ivar repeats: knows what came before
     :ivar in_order: sorts what came too early
     :ivar losses: sees to what is lost with the inbox
+    :ivar signals: takes destroy signals
     :ivar open_calls: sees to requests that another server has lost
     :ivar received: records that were read
     :ivar misplaced: what had no business where it was
@@ -79,7 +80,7 @@ class Addressed:
         self.losses = losses
         self.open_calls = open_calls
         self._common, self._deliver = common, common.arrivals.deliver_addressed
-        self._signals = signals
+        self.signals = signals
         self._patience = Patience("reading the inbox", common.outages, heals=())
         self._serving = serving
         self._scope: CancelScope | None = None
@@ -129,6 +130,12 @@ class Addressed:
         if positions and stream not in positions:
             positions[stream] = max(after, self._begins, key=order)
             self.inbox.want_wake()
+
+    def note_word(self) -> None:
+        """Note that a word was read, which may be in the inbox: it is deleted with the rest."""
+        position = self.reader.positions.get(self.inbox.key)
+        if position is not None:
+            self.inbox.consumed.append(position)
 
     # Reading
 
@@ -215,7 +222,7 @@ class Addressed:
         elif isinstance(record, Cancel):
             self._inbound.deliver(Envelope(record, sender))
         elif isinstance(record, Bye):
-            self._signals.take(sender)
+            self.signals.take(sender)
         else:
             self.misplaced += 1
             logger.warning("skipped a %s on the control stream", type(record).__name__)

@@ -1,7 +1,8 @@
 """Words to all peers of a stream that are no records: written and read here.
 
 ``claim`` says that there is something to take for the workers of a group, ``destroy <id>`` passes
-on a destroy signal that only one worker got. What else is said so, such as ``hello`` in an inbox,
+on a destroy signal that only one worker got. What is said of calls with keys, in an inbox or to all
+peers, begins with ``call``. What else is said so, such as ``hello`` in an inbox,
 only makes a key, or ends a read.
 """
 
@@ -20,6 +21,7 @@ __all__ = ("Hints",)
 
 _CLAIM = b"claim"
 _DESTROY = b"destroy "
+_CALL = b"call"
 _PART = "words to all peers"
 
 
@@ -33,6 +35,7 @@ class Hints:
     :param signed: whether peers sign what they write; a word isn't signed, so it ends nobody then
     :param claim: called when there is something to take
     :param destroy: told who has sent a destroy signal
+    :param call: given what is said of calls with keys
     """
 
     def __init__(
@@ -45,7 +48,9 @@ class Hints:
         signed: bool,
         claim: Callable[[], object],
         destroy: Callable[[str], object],
+        call: Callable[[bytes], object],
     ) -> None:
+        self._call = call
         self._control = control
         self._request = request
         self._outages = outages
@@ -59,7 +64,9 @@ class Hints:
 
         :raises ProtocolError: if it names a peer that can't be one
         """
-        if word == _CLAIM:
+        if word.startswith(_CALL):
+            self._call(word)
+        elif word == _CLAIM:
             self._claim()
         elif word.startswith(_DESTROY) and not self._signed:
             sender = peer_id(word[len(_DESTROY) :])

@@ -13,12 +13,12 @@ from .._connection._command import Argument
 from ._keys import DELAYED, HANDED_BACK, Keys
 from ._scripts import BEFORE, BY_NAME, add_briefly
 
-__all__ = ("MOST", "find_holders", "introduction")
+__all__ = ("MOST", "PREFIX", "REMOVE_REQUESTS", "find_holders", "introduction")
 
 # Requests that one script removes, which takes Redis about half a millisecond.
 MOST = 50
 # What comes before the session id in the name of a consumer that was given no name.
-_PREFIX = b"consumer-"
+PREFIX = b"consumer-"
 
 # Removes requests. Returns for each the sessions of the workers that have it. An empty one stands
 # for all peers: where nothing tells the session; where the request was delivered again or is lost,
@@ -29,7 +29,7 @@ _PREFIX = b"consumer-"
 # that have read it (from Redis 7.0 on; before that there is no such number).
 # KEYS: the stream. ARGV: beginnings of the keys of inboxes and of workers, of names of consumers,
 # the names of consumers that are no workers, then ids.
-_CANCEL = (
+REMOVE_REQUESTS = (
     BEFORE
     + BY_NAME
     + b"""
@@ -104,9 +104,9 @@ return holders
 
 def find_holders(keys: Keys, ids: Sequence[bytes]) -> tuple[Argument, ...]:
     """Return the command that removes requests, at most `MOST`, and tells who has each."""
-    beginnings = (keys.inbox(""), keys.worker(b"", b""), _PREFIX)
+    beginnings = (keys.inbox(""), keys.worker(b"", b""), PREFIX)
     nobodies = (HANDED_BACK, DELAYED)
-    return (b"EVAL", _CANCEL, b"1", keys.stream, *beginnings, *nobodies, *ids)
+    return (b"EVAL", REMOVE_REQUESTS, b"1", keys.stream, *beginnings, *nobodies, *ids)
 
 
 def introduction(
@@ -117,7 +117,7 @@ def introduction(
     :param ttl: seconds for which it is told
     """
     session = session_id.encode()
-    if consumer == _PREFIX + session:
+    if consumer == PREFIX + session:
         return None
     entry = (b"MAXLEN", b"1", b"*", b"session", session)
     return add_briefly(keys.worker(group, consumer), b"%d" % round(ttl * 1000), *entry)

@@ -26,15 +26,20 @@ class Keys(Struct, frozen=True):
     :ivar stream: requests
     :ivar control: cancels and destroy signals, read by every peer
     :ivar dead: dead letters
+    :ivar due: keys of calls that are to begin later, by when
     """
 
     stream: bytes
     control: bytes
     dead: bytes
+    due: bytes
     _inbox: bytes
     _claimer: bytes
     _worker: bytes
     _alive: bytes
+    _call: bytes
+    _waits: bytes
+    _progress: bytes
 
     @classmethod
     def of(cls, stream: str) -> Keys:
@@ -47,7 +52,8 @@ class Keys(Struct, frozen=True):
         base = b"{%b}" % name if _hashed(name) == name else name
         if hash_slot(base) != hash_slot(name):
             base = b"{%d}%b" % (_number_in(hash_slot(name)), name)
-        kinds = (b":control", b":dead", b":inbox:", b":claimer:", b":worker:", b":alive:")
+        kinds: list[bytes] = [b":control", b":dead", b":due", b":inbox:", b":claimer:", b":worker:"]
+        kinds += [b":alive:", b":call:", b":waits:", b":progress:"]
         return cls(name, *(base + kind for kind in kinds))
 
     def inbox(self, session_id: str) -> bytes:
@@ -65,6 +71,18 @@ class Keys(Struct, frozen=True):
     def alive(self, session_id: str) -> bytes:
         """Return the key that says that a peer is there, from which others read streams."""
         return self._alive + session_id.encode()
+
+    def call(self, key: bytes) -> bytes:
+        """Return the key of what is kept of a call that has a key."""
+        return self._call + key
+
+    def waits(self, key: bytes) -> bytes:
+        """Return the key of who waits for such a call."""
+        return self._waits + key
+
+    def progress(self, key: bytes) -> bytes:
+        """Return the key of how far such a call has come."""
+        return self._progress + key
 
 
 def stream_of(base: str) -> str:

@@ -27,6 +27,26 @@ local function by_name(flat)
 end
 """
 
+# How many requests a group has to do, of which no more than limit + 1 need be counted. Without that
+# group, by the one that has least to do; without any, all entries wait for it. After BY_NAME.
+BACKLOG = b"""
+local function backlog_of(stream, name, limit)
+  if redis.call('EXISTS', stream) == 0 then return 0 end
+  local backlog = redis.call('XLEN', stream)
+  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local group = by_name(flat)
+    local waiting = group['lag']
+    if not waiting then
+      local start = '(' .. group['last-delivered-id']
+      waiting = #redis.call('XRANGE', stream, start, '+', 'COUNT', limit + 1)
+    end
+    backlog = math.min(backlog, waiting + group['pending'])
+    if group['name'] == name then return waiting + group['pending'] end
+  end
+  return backlog
+end
+"""
+
 # Returns the last id of a stream; `0-0` of one that isn't there.
 LAST_ID = b"""
 if redis.call('EXISTS', KEYS[1]) == 0 then return '0-0' end

@@ -8,6 +8,7 @@ from typing import final
 from msgspec import UNSET, Struct
 
 from ...records import Record, Reply, Request
+from ._keyed import Keyed
 
 
 class Entry(Struct):
@@ -20,6 +21,7 @@ class Entry(Struct):
     :ivar recipient: id of the peer that it is for, where the entry itself says so
     :ivar fields: the entry as it was, where it has a recipient
     :ivar again: how often its sender has written this request before, as far as it says so
+    :ivar keyed: what is to be known of its key, if it has one
     """
 
     record: Record
@@ -29,6 +31,7 @@ class Entry(Struct):
     recipient: str | None = None
     fields: list[bytes] | None = None
     again: int = 0
+    keyed: Keyed | None = None
 
 
 class LargeEntry(Entry):

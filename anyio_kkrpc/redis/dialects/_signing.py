@@ -63,6 +63,14 @@ class Signer:
                 break
             seen.popitem(last=False)
 
+    def seal(self, place: bytes, *parts: bytes) -> bytes:
+        """Return what shows that somebody who has the key has put parts in a place."""
+        return self._digest(place, b"sealed", parts)
+
+    def is_sealed(self, seal: bytes, place: bytes, *parts: bytes) -> bool:
+        """Whether that is what it is."""
+        return self._same(seal, self.seal(place, *parts))
+
     def verify(self, stream: bytes, entry_id: bytes, fields: list[bytes]) -> tuple[float, bytes]:
         """Return when an entry was written, in seconds, and the nonce that it was signed with.
 

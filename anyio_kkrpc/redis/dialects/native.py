@@ -23,6 +23,7 @@ from ...codecs._weight import LARGE, Scales, weight_of_json
 from ...codecs.json import decode_head
 from ...records import Record, Request
 from ._base import Dialect, Entry, Several, leave_out
+from ._keyed import CALL, KEYED_MARK, parse_keyed
 
 __all__ = (
     "AGAIN",
@@ -180,7 +181,7 @@ class NativeDialect(Dialect):
             if name not in self._codecs:
                 return None
             raise ProtocolError(_NO_CBOR)
-        number = mark = again = None
+        number = mark = again = keyed = None
         if length > 5:
             if fields[4] == b"n":
                 number = fields[5]
@@ -193,8 +194,13 @@ class NativeDialect(Dialect):
                             return self._decode_several(fields, codec)
             elif fields[4] == b"v":
                 mark = fields[5]
-                if length > 7 and fields[6] == AGAIN:
-                    again = fields[7]
+                if length > 7:
+                    if fields[6] == AGAIN:
+                        again = fields[7]
+                    elif fields[6] == CALL:
+                        keyed = fields[7]
+                        if mark == KEYED_MARK:
+                            mark = MARK[1]  # which says the same of its sender
         sender = self._senders.get(fields[1])
         if sender is None or sender.mark != mark:
             sender = self._meet(fields, mark, codec)
@@ -203,10 +209,12 @@ class NativeDialect(Dialect):
         size = len(data)
         if size > LARGE:
             entry = _decode_large(fields, codec, sender.id, number)
-        elif again is None:
+        elif again is None and keyed is None:
             return Entry(codec.decode(data), sender.id, size, number)
         else:
             entry = Entry(codec.decode(data), sender.id, size, number)
+        if keyed is not None and isinstance(entry.record, Request):
+            entry.keyed = parse_keyed(keyed)
         if again is not None and again.isdigit() and len(again) <= _MAX_AGAIN:
             entry.again = int(again)
         return entry
@@ -278,6 +286,24 @@ class NativeDialect(Dialect):
             self._remember(sender.id, codec)
             raise _newer(needs, codec, fields[3], sender.id)
         return sender
+
+    def encode_keyed(self, record: Record, field: bytes) -> tuple[bytes, ...]:
+        """Return the fields of a request that has a key.
+
+        :param field: what is to be known of that
+        """
+        head = (b"from", self.sender, self.codec.name.encode(), self.codec.encode(record))
+        return (*head, MARK[0], KEYED_MARK, CALL, field)
+
+    def codec_named(self, name: bytes) -> Codec:
+        """Return a codec.
+
+        :raises ProtocolError: if it isn't known here
+        """
+        codec = self._codecs.get(name)
+        if codec is None:
+            raise ProtocolError(f"a result in the codec {name[:20]!r}, which isn't known here")
+        return codec
 
     def decode_whole(self, fields: list[bytes]) -> Record:
         """Return the record of an entry of this dialect, with nothing left out.

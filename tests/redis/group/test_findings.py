@@ -8,9 +8,10 @@ import pytest
 
 from anyio_kkrpc._protocol._records import Bye, Reply, Request
 from anyio_kkrpc.redis._group._claims import Claims, Taken
-from anyio_kkrpc.redis._group._findings import sort_out
+from anyio_kkrpc.redis._group._findings import Died, sort_out
 from anyio_kkrpc.redis._group._held import HeldEntry
 from anyio_kkrpc.redis.dialects import Entry
+from anyio_kkrpc.redis.dialects._keyed import Keyed
 
 ENTRIES = {
     b"1-0": Entry(Request("held", "call", ["f"]), "a", 1),
@@ -75,3 +76,16 @@ def test_given_up(dead: bool) -> None:
 def test_nothing() -> None:
     done = sort_out(Claims([], [], []), {}, decode)
     assert (done.regained, done.taken, done.unreadable, done.answers) == ([], [], [], [])
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_given_up_with_a_key(dead: bool) -> None:
+    """Who waits for it is told otherwise; what couldn't become a dead letter has its turn again."""
+    keyed = Keyed(b"k", b"d" * 22, 1, 1, 0)
+    entry = Entry(Request("new", "call", ["f"]), "a", 1, keyed=keyed)
+    given_up = found(b"2-0")
+    claims = Claims([], given_up, []) if dead else Claims([], [], given_up)
+    done = sort_out(claims, {}, lambda item: entry)
+    assert done.answers == []
+    why = "the request was delivered 3 times without being finished; it is a dead letter now"
+    assert done.died == ([Died(b"2-0", keyed, why)] if dead else [])

@@ -13,6 +13,7 @@ from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._patience import Outages
 from anyio_kkrpc.redis._connection._target import Target
 from anyio_kkrpc.redis._group._claims import Claims, Taken
+from anyio_kkrpc.redis._group._findings import Died
 from anyio_kkrpc.redis._group._held import HeldEntry
 from anyio_kkrpc.redis._group._keeping import Keeper
 from anyio_kkrpc.redis._group._takeover import Takeover
@@ -33,6 +34,7 @@ class Group:
         self.acknowledged: list[bytes] = []
         self.sent: list[Envelope] = []
         self.taken: list[tuple[bytes, int, float]] = []
+        self.died: list[Died] = []
         self.admitted = 0
         self.keeper = Keeper(
             self,  # type: ignore[arg-type]
@@ -53,6 +55,7 @@ class Group:
             lambda: 1000.0,
             lambda key, entry, attempt, sure: self.taken.append((key, attempt, sure)),
             self.admit,
+            self.died.append,
         )
 
     async def _answer(self, *asked: Any) -> Claims:

@@ -87,6 +87,7 @@ class Bench:
             signed=False,
             claim=lambda: self.worker.wake(),
             destroy=lambda sender: None,
+            call=lambda word: None,
         )
         self.worker = Worker(
             groups,
@@ -97,6 +98,7 @@ class Bench:
             now=lambda: 1000.0,
             claim_idle=30.0,
             beside=self.run_beside,
+            died=lambda died: None,
         )
 
     async def tell(self) -> None:

@@ -31,6 +31,7 @@ class Peer:
             signed=signed,
             claim=lambda: self.heard.append("claim"),
             destroy=lambda sender: self.heard.append(f"destroyed by {sender}"),
+            call=lambda word: self.heard.append(word.decode()),
         )
 
     async def request(self, *command: Any) -> bytes:

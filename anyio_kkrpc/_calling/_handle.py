@@ -1,0 +1,172 @@
+"""A call that has a key, as whoever knows the key sees it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import Any, Generic, TypeVar, final
+
+from anyio import sleep
+from msgspec import UNSET, Struct
+
+from .._driver._core import Core
+from .._exceptions import RPCTimeoutError
+from ..abc import CallState
+from ..middleware import Invocation, Middleware, pass_through
+from ._keyed import (
+    KeyOptions,
+    keyed_calls,
+    keyed_request,
+    value_of,
+    wait_within,
+)
+from ._options import check_timeout
+from ._question import Question
+from ._typed import NO_TYPES, TypesOf
+
+__all__ = ("CallHandle", "start")
+
+T = TypeVar("T")
+
+_ENDED = frozenset({"done", "failed", "dead", "cancelled", "refused"})
+# Seconds between two looks how far a call has come.
+_LOOK = 0.25
+
+
+class _Result(Struct, frozen=True):
+    """What is known of a result: of the method that was called, or what `attach` was given."""
+
+    types: TypesOf
+    path: tuple[str, ...]
+
+
+@final
+class CallHandle(Generic[T]):
+    """A call with a key: made by `RPCChannel.start`, or found by `RPCChannel.attach`.
+
+    It is no resource, and nothing need be done to leave it: the call goes on. All that it tells, it
+    asks for; the channel has to be open.
+
+    :ivar key: the call's
+    """
+
+    __slots__ = ("_core", "_result", "key")
+
+    def __init__(self, core: Core, key: str, result: _Result) -> None:
+        self.key: str = key
+        self._core = core
+        self._result = result
+
+    async def result(self, *, timeout: float | Any | None = UNSET) -> T:
+        """Wait for the result; leaving the wait leaves the call as it is.
+
+        :param timeout: seconds to wait; the channel's if not given, ``None`` for ever
+        :raises RPCTimeoutError: if there is none by then
+        :raises CallNotFoundError: if there is no call with this key, or not any more
+        :raises CallCancelledError: if it was cancelled
+        :raises RemoteError: what the handler has raised
+        :raises DeliveryError: if it was given up
+        :raises RPCValidationError: if the result doesn't fit
+        """
+        check_timeout(timeout)
+        keeps = keyed_calls(self._open())
+        if timeout is UNSET:
+            timeout = self._core.timeout
+        late = partial(_late, self.key, timeout)
+        reply = await wait_within(self._core, timeout, late, keeps.wait(self.key))
+        known: Any = self._result.types.convert_result(value_of(reply), self._result.path)
+        return known  # type: ignore[no-any-return]
+
+    async def state(self) -> CallState:
+        """Return what is known of the call now.
+
+        :raises CallNotFoundError: if there is no call with this key, or not any more
+        """
+        return await keyed_calls(self._open()).state(self.key)
+
+    async def cancel(self) -> bool:
+        """Cancel the call, whoever made it and wherever it is; its key is free then.
+
+        Where it runs, its handler is cancelled as soon as its worker knows; a result that comes
+        before is kept.
+
+        :return: false if it has ended already, or there is none
+        """
+        return await keyed_calls(self._open()).cancel(self.key)
+
+    async def forget(self) -> bool:
+        """Keep its result no longer: the next call with the key runs.
+
+        :return: false if there is nothing to forget
+        :raises ValueError: if it hasn't ended; `cancel` it
+        """
+        return await keyed_calls(self._open()).forget(self.key)
+
+    async def progress(self) -> AsyncGenerator[Any, None]:
+        """Yield what the handler tells by `CallInfo.progress`, the latest of it, until the end.
+
+        :raises CallNotFoundError: if there is no call with this key, or not any more
+        """
+        keeps, position = keyed_calls(self._open()), ""
+        while True:
+            ended = (await keeps.state(self.key)).kind in _ENDED  # first: what comes last is seen
+            told = await keeps.progress(self.key)
+            if told is not None and told[0] != position:
+                position = told[0]
+                yield told[1]
+            if ended:
+                return
+            await sleep(_LOOK)
+
+    def __repr__(self) -> str:
+        return f"<CallHandle {self.key!r}>"
+
+    def _open(self) -> Core:
+        if not self._core.is_open:
+            raise self._core.closed_error()
+        return self._core
+
+
+def _late(key: str, timeout: float | None) -> RPCTimeoutError:
+    within = "the caller's deadline" if timeout is None else f"{timeout} s"
+    return RPCTimeoutError(f"the call with the key {key!r} did not end within {within}")
+
+
+def attach(core: Core, key: str, returns: Any) -> CallHandle[Any]:
+    """Return the handle of a call that somebody has made, or will.
+
+    :param returns: annotation of its result
+    """
+    keyed_calls(core)
+    types = NO_TYPES if returns is None else TypesOf.returning(returns)
+    return CallHandle(core, key, _Result(types, ("result",)))
+
+
+async def start(
+    core: Core, middleware: tuple[Middleware, ...], asked: Question, options: KeyOptions
+) -> CallHandle[Any]:
+    """Have a call made, through the middleware if there is any, and return its handle.
+
+    :raises ValueError: if it can't have a key
+    """
+    keeps = keyed_calls(core)
+    if asked.options.to is not None:
+        raise ValueError("key: a call to one peer can't have a key")
+    if not core.is_open:
+        raise core.closed_error()
+
+    async def last(call: Invocation) -> None:
+        new, path = core.conversation.new_id(), list(asked.path)
+        meta = call.metadata or None
+        await keeps.start(keyed_request(options, new, "call", path, call.args, call.kwargs, meta))
+
+    invocation = Invocation(
+        side="client",
+        operation="start",
+        method=asked.method,
+        args=list(asked.args),
+        kwargs=dict(asked.kwargs),
+        metadata=dict(asked.options.metadata or {}),
+    )
+    await pass_through(middleware, invocation, last)
+    return CallHandle(core, options.key, _Result(asked.types, asked.path))

@@ -1,0 +1,223 @@
+"""Calls with a key: their options, what tells two of them apart, and how one is asked for.
+
+Such a call is none of the conversation's: it goes on when its caller leaves, and what it comes to
+is kept by the transport, which is asked for it.
+"""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64encode
+from collections.abc import Awaitable, Callable, Iterable
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+from anyio import move_on_after
+from msgspec import UNSET, Struct
+
+from .._driver._context import running
+from .._driver._core import Core
+from .._exceptions import RPCError, RPCTimeoutError
+from .._protocol._conversation import Operation
+from .._protocol._records import Reply, Request
+from .._protocol._values import pack_argument, unpack_result
+from .._values._pydantic import plain
+from .._wire_errors import error_from_wire
+from ..abc import KeyedCalls, KeyedRequest
+
+__all__ = ("KeyOptions", "check_key", "key_options", "keyed_calls", "keyed_request", "value_of")
+
+T = TypeVar("T")
+
+# Bytes of a key.
+MAX_KEY = 512
+# Seconds: an hour; a hundred years; and a moment.
+_KEEP = 3600.0
+_LONGEST = 3_155_760_000.0
+_SHORTEST = 0.001
+_encoder = msgspec.json.Encoder(order="sorted", enc_hook=plain)
+
+
+class KeyOptions(Struct, frozen=True):
+    """How a call with a key is kept; see `with_call_options`."""
+
+    key: str
+    keep: float = _KEEP
+    keep_errors: float = _KEEP
+    run_within: float | None = None
+    cancel_when_left: bool = False
+    delay: float = 0.0
+    at: float | None = None
+
+
+def check_key(key: Any) -> str:
+    """Refuse what can't be a key; return it."""
+    if not isinstance(key, str):
+        raise TypeError(f"key: needs a str, not {key!r:.80}")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise ValueError("key: must be text that UTF-8 has") from None
+    if not 0 < size <= MAX_KEY:
+        raise ValueError(f"key: from 1 to {MAX_KEY} bytes, not {size}")
+    return key
+
+
+def key_options(
+    key: str | None,
+    keep: float | None = None,
+    keep_errors: float | None = None,
+    run_within: float | None = None,
+    *,
+    cancel_when_left: bool = False,
+    delay: float = 0.0,
+    at: float | None = None,
+) -> KeyOptions | None:
+    """Return the options of calls with a key, checked; ``None`` if none is given.
+
+    :raises ValueError: if one is out of range, or means nothing without a key
+    """
+    for name, value in (("keep", keep), ("run_within", run_within), ("at", at)):
+        if value is not None:
+            _check_seconds(name, value, _SHORTEST, _LONGEST)
+    for name, value in (("keep_errors", keep_errors), ("delay", delay)):
+        if value is not None:
+            _check_seconds(name, value, 0.0, _LONGEST)
+    if not isinstance(cancel_when_left, bool):
+        raise TypeError(f"cancel_when_left: needs a bool, not {cancel_when_left!r:.80}")
+    if delay and at is not None:
+        raise ValueError("at: either this or delay")
+    if key is None:
+        given = {
+            "keep": keep is not None,
+            "keep_errors": keep_errors is not None,
+            "run_within": run_within is not None,
+            "cancel_when_left": cancel_when_left,
+        }
+        for name in given:
+            if given[name]:
+                raise ValueError(f"{name}: only a call with a key has it")
+        return None
+    keep = _KEEP if keep is None else keep
+    keep_errors = keep if keep_errors is None else keep_errors
+    return KeyOptions(check_key(key), keep, keep_errors, run_within, cancel_when_left, delay, at)
+
+
+def _check_seconds(name: str, value: Any, least: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: needs seconds, not {value!r:.80}")
+    if not least <= value <= most:
+        raise ValueError(f"{name}: from {least:g} to {most:g} s, not {value!r}")
+
+
+def keyed_calls(core: Core, option: str = "key") -> KeyedCalls:
+    """Return what keeps calls.
+
+    :param option: what was given that needs it
+    :raises ValueError: if the transport keeps none; the text names the option
+    """
+    keyed = core.transport.keyed
+    if keyed is None:
+        raise ValueError(
+            f"{option}: this transport keeps no calls; Redis does, with a consumer group and the "
+            "native dialect"
+        )
+    return keyed
+
+
+def keyed_request(
+    options: KeyOptions,
+    request_id: str,
+    op: Operation,
+    path: list[str],
+    args: Iterable[Any] | None,
+    kwargs: dict[str, Any] | None,
+    meta: dict[str, Any] | None,
+) -> KeyedRequest:
+    """Return what is to run.
+
+    :raises ValueError: for functions and streams among the arguments: they would end with the
+        caller, and the call would go on
+    :raises TypeError: if an argument can't be sent
+    """
+    request = Request(request_id, op, path)
+    if args is not None:
+        request.a = [pack_argument(arg, _refuse) for arg in args]
+    if kwargs:
+        request.k = {name: pack_argument(arg, _refuse) for name, arg in kwargs.items()}
+    digest = digest_of(request)
+    if meta:
+        request.meta = meta
+    return KeyedRequest(
+        options.key,
+        digest,
+        request,
+        options.keep,
+        options.keep_errors,
+        options.run_within,
+        options.delay,
+        options.at,
+    )
+
+
+def _refuse(value: Any) -> None:
+    if hasattr(type(value), "__aiter__") or (callable(value) and not isinstance(value, type)):
+        raise ValueError("key: a call with a key takes no functions and no streams")
+
+
+def digest_of(request: Request) -> str:
+    """Return what is the same for the same call, whatever codec it travels in.
+
+    Arguments by name may stand in any order; by position and by name are two calls, and so are 1
+    and 1.0.
+    """
+    try:
+        what = _encoder.encode((request.op, request.p, request.a or [], request.k or {}))
+    except (RecursionError, ValueError) as exc:
+        raise TypeError(f"key: the arguments can't be told from others: {exc}") from exc
+    return urlsafe_b64encode(_hash_function()(what, digest_size=16).digest())[:22].decode()
+
+
+@cache
+def _hash_function() -> Callable[..., Any]:
+    from hashlib import blake2b  # loads OpenSSL's hash functions, which few need
+
+    return blake2b
+
+
+def value_of(reply: Reply) -> Any:
+    """Return the result that a reply has.
+
+    :raises RPCError: the error that it has in its place
+    """
+    if reply.e is not UNSET:
+        raise error_from_wire(reply.e)
+    return unpack_result(reply.v, _no_stream)
+
+
+def _no_stream(stream_id: str) -> Any:
+    raise RPCError("a call with a key has no stream as its result")
+
+
+async def wait_within(
+    core: Core, timeout: float | None, late: Callable[[], RPCTimeoutError], wait: Awaitable[T]
+) -> T:
+    """Wait for what a call comes to, as long as it may be waited for.
+
+    A handler that waits here lets another one run meanwhile, and has no more time than its caller.
+    """
+    serving = running.get()
+    now = core.now()
+    deadline = None if timeout is None else now + timeout
+    if serving is not None and serving.deadline is not None:
+        deadline = serving.deadline if deadline is None else min(deadline, serving.deadline)
+    lender = None if serving is None else core.lender
+    if lender is not None:
+        lender.lend()
+    try:
+        with move_on_after(None if deadline is None else deadline - now):
+            return await wait
+    finally:
+        if lender is not None:
+            lender.take_back()
+    raise late()

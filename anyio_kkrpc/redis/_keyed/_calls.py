@@ -1,0 +1,436 @@
+"""The caller's side: calls are claimed, waited for, looked at and cancelled.
+
+A claim is one script, which may be repeated: who finds its own claim joins it. What a call came to
+is told by a hint in the inbox of who waits; since a hint may be lost, with a worker that is killed
+or a server that fails over, each who waits asks again now and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from math import inf
+from typing import Any, Literal
+
+from anyio import current_time
+from msgspec.structs import replace
+
+from ..._exceptions import (
+    DeliveryError,
+    OverloadedError,
+    TransportClosedError,
+    TransportConnectionError,
+)
+from ..._runtime._clock import OneShot, clock, one_shots
+from ..._runtime._fresh import fresh_copy
+from ...abc import CallState, Envelope, KeyedCalls, KeyedRequest
+from ...kit._keyed import BRIEFLY, conflict, not_found, was_cancelled
+from ...records import Reply
+from .._connection._command import Argument
+from .._connection._errors import Meaning, RedisError, meaning_of, no_memory
+from .._connection._link import Link
+from .._stream._holders import PREFIX
+from .._stream._keys import DELAYED, HANDED_BACK, Keys
+from ..dialects._keyed import Keyed
+from ..dialects._signing import Signer
+from ..dialects.native import NativeDialect
+from ._claim import Claim
+from ._kept import Kept, Sealer, cancel_word, pack_fields, parse_kept
+from ._script import Script, is_unknown, run_script
+from ._scripts import ATTACH, CANCEL_CALL, CHECK, CLAIM, CLAIM_LATER, FORGET, LEAVE_CALL, STATE
+from ._telling import Teller
+from ._waits import Waiter, Waiting
+from ._work import kind_of
+
+__all__ = ("RedisCalls",)
+
+# How often it asks before it looks whether the request is there at all.
+_PATIENCE = 3
+# Characters of an id.
+_MAX_ID = 256
+_KINDS: dict[bytes, str] = {
+    b"z": "delayed",
+    b"d": "done",
+    b"f": "failed",
+    b"e": "failed",
+    b"x": "dead",
+    b"k": "cancelled",
+}
+
+
+class RedisCalls(KeyedCalls):
+    """Implements `KeyedCalls` on one stream.
+
+    :param link: asks
+    :param group: the one whose workers run the calls
+    :param sealer: writes and reads what is kept
+    :param teller: tells who waits
+    :param report: see `KeyedCalls.report`
+    :param stir: has `ask` called soon
+    :param refusal: returns the error of this library for what Redis refuses
+    :param added: told how many entries are added, if not ``None``
+    :ivar waiting: who waits here
+    :ivar lost: calls that had to be made again, since the server had lost them
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        keys: Keys,
+        group: bytes,
+        session_id: str,
+        native: NativeDialect,
+        signer: Signer | None,
+        sealer: Sealer,
+        teller: Teller,
+        *,
+        report: Callable[[Envelope, Any], Awaitable[None]],
+        stir: Callable[[], object],
+        max_message_size: int,
+        max_backlog: int | None,
+        refusal: Callable[[Exception], Exception],
+        added: Callable[[int], object] | None,
+    ) -> None:
+        self._link = link
+        self._keys = keys
+        self._group = group
+        self._session = session_id.encode()
+        self._native = native
+        self._signer = signer
+        self._sealer = sealer
+        self._teller = teller
+        self._report = report
+        self._max_size = max_message_size
+        self._backlog = b"" if max_backlog is None else b"%d" % max_backlog
+        self._refusal = refusal
+        self._added = added
+        self._stir = stir
+        self._one_shot: Callable[[], OneShot] | None = None
+        self._now: Callable[[], float] = current_time
+        self._ask_at = inf
+        self.waiting = Waiting()
+        self.lost = 0
+
+    def end(self, reason: Exception) -> None:
+        """Let nobody wait any more."""
+        self.waiting.end(reason)
+
+    def ask(self) -> float:
+        """Wake those who have waited long enough to ask; return when to do so again."""
+        self._ask_at = self.waiting.ask(self._now())
+        return self._ask_at
+
+    # See `KeyedCalls`
+
+    async def start(self, call: KeyedRequest) -> None:
+        """See `KeyedCalls.start`."""
+        await self._claim(call.key, self._claim_of(call, call.key.encode(), waits=False))
+
+    async def call(self, call: KeyedRequest, *, cancel_when_left: bool = False) -> Reply:
+        """See `KeyedCalls.call`."""
+        key = call.key.encode()
+        waiter = self._join(key)
+        ended = False
+        try:
+            claim = self._claim_of(call, key, waits=True)
+            kept = await self._claim_and_wait(call.key, key, waiter, claim)
+            while kept is None:
+                # What was lost may run yet, where two requests of one id would be taken for one.
+                self.lost += 1
+                other = f"{call.request.id}+"[-_MAX_ID:]
+                call = replace(call, request=replace(call.request, id=other))
+                claim = self._claim_of(call, key, waits=True)
+                known = await self._claim(call.key, claim)
+                kept = await self._end_of(call.key, key, waiter, known)
+            ended = True
+            return self._value(call.key, key, kept)
+        finally:
+            if self.waiting.leave(key, waiter) and not ended:
+                self._leave(key, call.digest.encode(), cancel=cancel_when_left)
+
+    async def wait(self, key: str) -> Reply:
+        """See `KeyedCalls.wait`."""
+        name = key.encode()
+        waiter = self._join(name)
+        ended = False
+        try:
+            known = await self._attach(name)
+            if known is None:
+                ended = True
+                raise not_found(key)
+            kept = await self._end_of(key, name, waiter, known)
+            ended = True
+            if kept is None:
+                raise not_found(key)
+            return self._value(key, name, kept)
+        finally:
+            if self.waiting.leave(name, waiter) and not ended:
+                self._leave(name, b"", cancel=False)
+
+    async def state(self, key: str) -> CallState:
+        """See `KeyedCalls.state`."""
+        keys = (self._keys.stream, self._keys.call(key.encode()))
+        found = await self._run(STATE, keys, self._group)
+        if found is None:
+            raise not_found(key)
+        state, left, *held = found
+        expires = left / 1000 if left >= 0 else None
+        kind: Any = _KINDS.get(state)
+        if state == b"e":
+            kind = await self._unkept(key)
+        if kind is not None:
+            return CallState(kind, expires=expires)
+        if not held or held[0] in (HANDED_BACK, DELAYED):
+            return CallState("waiting", attempt=held[2] if held else 0)
+        worker, idle, attempt = held
+        return CallState("running", worker.decode(errors="replace"), idle / 1000, attempt)
+
+    async def cancel(self, key: str) -> bool:
+        """See `KeyedCalls.cancel`."""
+        name = key.encode()
+        while True:
+            known = await self._get(name)
+            if known is None or known.ended:
+                return False
+            keys, args = self._cancelling(name, known.entry_id)
+            done = await self._run(CANCEL_CALL, keys, *args)
+            if done == 1:
+                return True
+            if done != 0:
+                await self._teller.tell(name)
+                return True
+            # It has just ended, or begun another time.
+
+    async def forget(self, key: str) -> bool:
+        """See `KeyedCalls.forget`."""
+        keys, name = self._keys, key.encode()
+        names = (keys.call(name), keys.waits(name), keys.progress(name))
+        done = await self._run(FORGET, names)
+        if done < 0:
+            raise ValueError(f"forget: the call with the key {key!r} hasn't ended; cancel it")
+        return bool(done)
+
+    async def report(self, envelope: Envelope, value: Any) -> None:
+        """See `KeyedCalls.report`."""
+        with self._asking():
+            await self._report(envelope, value)
+
+    async def progress(self, key: str) -> tuple[str, Any] | None:
+        """See `KeyedCalls.progress`."""
+        name = key.encode()
+        with self._asking():
+            found = await self._link.request(
+                b"XREVRANGE", self._keys.progress(name), b"+", b"-", b"COUNT", b"1"
+            )
+        if not found:
+            if await self._get(name) is None:
+                raise not_found(key)
+            return None
+        position, fields = found[0]
+        data = self._sealer.open(self._keys.progress(name), position, bytes(fields[1]))
+        return position.decode(), self._sealer.progress_of(data)
+
+    # Claiming
+
+    def _claim_of(self, call: KeyedRequest, key: bytes, *, waits: bool) -> Claim:
+        """Return what has a call made, unless it is there.
+
+        :param waits: whether this peer waits for it
+        """
+        fields, keys = self._fields(call, key), self._keys
+        names: tuple[bytes, ...] = (keys.stream, keys.call(key), keys.waits(key))
+        names += (keys.progress(key),)
+        head = (call.digest.encode(), self._session, b"1" if waits else b"0")
+        if call.delay <= 0 and call.at is None:
+            if self._signer is not None:
+                fields = self._signer.sign(keys.stream, fields)
+            return Claim(CLAIM, names, head, (self._group, self._backlog, *fields))
+        seconds = call.delay if call.at is None else call.at
+        times = (b"%d" % round(seconds * 1000), b"%d" % (call.at is not None))
+        sealed = self._sealer.seal(names[1], head[0], pack_fields(fields))
+        return Claim(CLAIM_LATER, (*names, keys.due), head, (*times, key, sealed))
+
+    async def _claim_and_wait(
+        self, name: str, key: bytes, waiter: Waiter, claim: Claim
+    ) -> Kept | None:
+        """Claim, without waiting for the answer: mostly the next that comes is the end."""
+        connection = self._link.connection
+        if connection is None or connection.error is not None:
+            return await self._end_of(name, key, waiter, await self._claim(name, claim))
+        connection.post(claim.packed(), 1, waiter.take_claim)
+        if not connection.flush_nowait():
+            with suppress(TransportConnectionError, TransportClosedError):  # `claimed` tells
+                await connection.wait_flushed()
+        await waiter.word.wait()
+        if waiter.failed is not None:
+            raise fresh_copy(waiter.failed)
+        reply, told, entry_id = waiter.claimed, waiter.kept, waiter.entry_id
+        if reply is None and told is not None and told.ended and told.entry_id == entry_id:
+            if self._added is not None:
+                self._added(1)
+            return told
+        if isinstance(reply, (TransportConnectionError, TransportClosedError)):
+            claim.again = b"1"
+        elif reply is None and entry_id is None:
+            claim.again = b"1"  # woken by a word about an older call; the answer is on its way
+        if isinstance(reply, Exception) or claim.again == b"1":
+            reply = await self._asked(claim)
+        waiter.renew(self._now())
+        known = await self._known(name, claim, entry_id if reply is None else reply)
+        return await self._end_of(name, key, waiter, known)
+
+    async def _claim(self, name: str, claim: Claim) -> Kept:
+        """Have a call made, unless it is there; return what is known of it."""
+        return await self._known(name, claim, await self._asked(claim))
+
+    async def _known(self, name: str, claim: Claim, reply: Any) -> Kept:
+        """Return what is known of a call as Redis has answered its claim."""
+        if isinstance(reply, int):
+            if reply == 0:
+                raise conflict(name)
+            raise OverloadedError(f"{reply} requests wait for the group (max_backlog)")
+        if not reply[:1].isdigit():
+            return parse_kept(reply)
+        if claim.script is CLAIM_LATER:
+            with self._asking():
+                await self._teller.tell_later()
+        elif self._added is not None:
+            self._added(1)
+        return Kept(b"w", claim.head[0], reply, b"")
+
+    async def _asked(self, claim: Claim) -> Any:
+        """Claim, and return the answer; after a connection was lost, by which it may have been
+        done, once more.
+        """
+        known = True
+        with self._asking():
+            while True:
+                try:
+                    return await self._link.attempt(*claim.command(known=known))
+                except (TransportConnectionError, TransportClosedError):
+                    if self._link.ended:
+                        raise
+                    claim.again = b"1"
+                except RedisError as exc:
+                    if not is_unknown(exc) or not known:
+                        if meaning_of(exc) is Meaning.FULL:
+                            raise no_memory(exc) from exc
+                        raise
+                    known = False
+
+    def _fields(self, call: KeyedRequest, key: bytes) -> tuple[bytes, ...]:
+        times = (call.keep, call.keep_errors, call.run_within or 0.0)
+        keep, keep_errors, run_within = (round(seconds * 1000) for seconds in times)
+        if call.run_within is not None:
+            run_within = max(run_within, 1)
+        digest = call.digest.encode()
+        keyed = Keyed(key, digest, max(keep, 1), keep_errors, run_within)
+        fields = self._native.encode_keyed(call.request, keyed.field())
+        size = max(map(len, fields))
+        if size > self._max_size:
+            raise OverloadedError(
+                f"a message of {size} bytes exceeds max_message_size ({self._max_size} bytes)"
+            )
+        return fields
+
+    # Waiting
+
+    def _join(self, key: bytes) -> Waiter:
+        if self._one_shot is None:
+            self._one_shot, self._now = one_shots(), clock()
+        if self._ask_at == inf:
+            self._stir()
+        return self.waiting.join(key, self._one_shot, self._now())
+
+    async def _end_of(self, name: str, key: bytes, waiter: Waiter, known: Kept) -> Kept | None:
+        """Return what a call came to; ``None`` if the server has lost it.
+
+        :raises DeliveryError: if its request is gone without an end
+        """
+        asked = 0
+        while not known.ended:
+            await waiter.word.wait()
+            if waiter.failed is not None:
+                raise fresh_copy(waiter.failed)
+            told, late = waiter.kept, waiter.late
+            waiter.renew(self._now())
+            if told is not None and told.ended and told.entry_id == known.entry_id:
+                return told
+            found = await self._attach(key)
+            if found is None:
+                return None
+            if known.entry_id not in (found.entry_id, b"0-0"):
+                raise was_cancelled(name)  # else its key would not be another one's now
+            known = found
+            asked += late
+            if asked == _PATIENCE and not found.ended:
+                asked = 0
+                await self._check(name, key, found)
+        return known
+
+    async def _check(self, name: str, key: bytes, known: Kept) -> None:
+        keys = (self._keys.stream, self._keys.call(key))
+        if await self._run(CHECK, keys, self._group, known.entry_id):
+            raise DeliveryError(
+                f"the request with the key {name!r} is gone from the stream, and nothing was kept "
+                "of it: it was removed, or its worker doesn't know of keys"
+            )
+
+    async def _attach(self, key: bytes) -> Kept | None:
+        keys = (self._keys.call(key), self._keys.waits(key))
+        found = await self._run(ATTACH, keys, self._session)
+        return None if found is None else parse_kept(found)
+
+    async def _get(self, key: bytes) -> Kept | None:
+        with self._asking():
+            found = await self._link.request(b"GET", self._keys.call(key))
+        return None if found is None else parse_kept(found)
+
+    async def _unkept(self, key: str) -> Literal["failed", "refused"]:
+        """Return which of the two a call has come to whose error isn't kept."""
+        name = key.encode()
+        kept = await self._get(name)
+        if kept is None or not kept.ended or kept.state != b"e":
+            return "failed"
+        return kind_of(self._value(key, name, kept))
+
+    def _value(self, name: str, key: bytes, kept: Kept) -> Reply:
+        return self._sealer.value_of(self._keys.call(key), name, kept)
+
+    # Leaving
+
+    def _leave(self, key: bytes, digest: bytes, *, cancel: bool) -> None:
+        """Note in Redis that nobody waits here any more, without awaiting; it may be lost."""
+        keys, args = self._cancelling(key, b"")
+        more = (self._session, b"%d" % cancel, digest)
+        self._teller.post(LEAVE_CALL, keys, (*args, *more), lambda done: self._left(key, done))
+
+    def _left(self, key: bytes, done: Any) -> None:
+        if isinstance(done, list) or done == 2:
+            self._teller.tell_soon(key)
+
+    def _cancelling(
+        self, key: bytes, entry_id: bytes
+    ) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """Return the keys and the arguments of CANCEL_CALL."""
+        keys = self._keys
+        names = (keys.stream, keys.call(key), keys.due, keys.waits(key), keys.progress(key))
+        beginnings = (keys.inbox(""), keys.worker(b"", b""), PREFIX)
+        nobodies = (HANDED_BACK, DELAYED)
+        briefly = b"%d" % (BRIEFLY * 1000)
+        word = cancel_word(key)
+        return names, (*beginnings, *nobodies, self._group, entry_id, key, word, briefly)
+
+    # Asking
+
+    async def _run(self, script: Script, keys: tuple[bytes, ...], *args: Argument) -> Any:
+        with self._asking():
+            return await run_script(self._link, script, keys, *args)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Raise what Redis refuses as an error of this library."""
+        try:
+            yield
+        except RedisError as exc:
+            raise self._refusal(exc) from exc
