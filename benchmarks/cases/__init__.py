@@ -29,6 +29,8 @@ NAMES = (
     "faststream",
     "taskiq",
     "arq",
+    "docket",
+    "streaq",
 )
 IN_FLIGHT = 64
 PAYLOAD = "x" * 100
