@@ -109,8 +109,12 @@ class Writer:
         return self._outgoing.acks.unanswered
 
     def unfinished(self) -> list[bytes]:
-        """Return the entries of the group that this worker holds until they are acknowledged."""
-        return [*self._outgoing.acks.unanswered, *self._outgoing.acks.settled]
+        """Return the entries of the group that this worker holds until they are acknowledged, those
+        whose acknowledgement is on its way among them: it may be lost with its connection.
+        """
+        acks, written = self._outgoing.acks, self._outgoing.ledger.written
+        leaving = [entry for post in written if post.ids is not None for entry in post.ids]
+        return [*acks.unanswered, *acks.settled, *leaving]
 
     def answering(self) -> list[tuple[str | None, str | None]]:
         """Return the requests that are answered by what waits: whose each is, and its id."""

@@ -1212,6 +1212,28 @@ def test_any_failover(
     in_virtual_time(check)
 
 
+def test_what_is_being_acknowledged_is_held() -> None:
+    """Until that is answered: it may be lost with its connection, and is repeated then. Who recovers
+    what this worker owns may ask meanwhile, and have its answer from the next connection.
+    """
+
+    async def check() -> None:
+        model = Model(["take", "cut"], [1])
+        async with running(model) as rig:
+            held = []
+            rig.reply(1)
+            with anyio.fail_after(100):
+                while rig.connections < 2 or rig.writer._outgoing.ledger.written:
+                    held.append(rig.writer.unfinished())
+                    await anyio.sleep(0.0005)
+            assert {*map(tuple, held)} == {(b"1-0",)}
+            await rig.settled()
+            assert rig.writer.unfinished() == []
+            assert model.pending == set()
+
+    in_virtual_time(check)
+
+
 @pytest.mark.parametrize("lost", [None, 0, 1])
 def test_acknowledgement_that_another_server_would_take(lost: int | None) -> None:
     """A reply was taken, and nobody knows whether its acknowledgement was. Another server gets the
