@@ -36,7 +36,7 @@ class Callbacks:
         self._new_id = new_id
         self._dependencies = dependencies
         self._calls = calls
-        self.exports = Exports(new_id)
+        self.exports: Exports = Exports(new_id)
         # Those of which an invocation has asked when it has run.
         self._asking: dict[tuple[str | None, str], Ahead] = {}
         self._asked: dict[str, Call] = {}

@@ -86,7 +86,7 @@ class Exports:
         self._new_id = new_id
         self._by_function: dict[Any, CallbackExport] = {}
         self.table: dict[str, CallbackExport] = {}
-        self.ignored = 0
+        self.ignored: int = 0
 
     def add(self, function: Callable[..., Any], call_id: str) -> CallbackExport:
         """Note that a call passes a function; the same function keeps its id."""

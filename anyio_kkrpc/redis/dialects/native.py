@@ -114,7 +114,7 @@ class NativeDialect(Dialect):
         # By their ids as they stand in the fields.
         self._senders: OrderedDict[bytes, _Sender] = OrderedDict()
         self.read_several: set[str] = set()
-        self.changes = 0
+        self.changes: int = 0
         self._codecs: dict[bytes, Codec | None] = {codec.name.encode(): codec}
         for name in ("json", "cbor"):
             if name.encode() not in self._codecs:
