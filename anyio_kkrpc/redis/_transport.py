@@ -37,6 +37,7 @@ from ..abc import (
     Capabilities,
     Envelope,
     Explanation,
+    KeyedCalls,
     Listener,
     Role,
     Transport,
@@ -157,7 +158,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         self._entries, self._room = self._keeper.held.entries, self._keeper.room
         self._requests, self._pacing = lane.requests, lane.shared.pacing
         if options.use_consumer_group and options.dialect == "native":
-            self.keyed = lane.keyed.calls
+            self.keyed: KeyedCalls | None = lane.keyed.calls
         work = lane.keyed.work
         self._may_begin, self._begin, self._finish = work.may_begin, work.begin, work.finish
 

@@ -11,7 +11,7 @@ from anyio import AsyncContextManagerMixin, EndOfStream
 from anyio.lowlevel import checkpoint
 
 from .._exceptions import TransportClosedError
-from ..abc import Capabilities, Codec, Envelope, Listener, Transport
+from ..abc import Capabilities, Codec, Envelope, KeyedCalls, Listener, Transport
 from ..codecs import get_codec
 from ..kit._inbound import Inbound, refusal
 from ..kit._queue import BoundedQueue, Overflow, QueueStatistics
@@ -70,13 +70,14 @@ class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
 
     def _meet(self, other: Self) -> None:
         self._other = other
-        self.keyed = self._calls = MemoryCalls(
+        self._calls = MemoryCalls(
             self._keys,
             other._keys,
             send=self.send,
             tell=lambda record: other._inbound.deliver(Envelope(record)),
             copy=self._copy,
         )
+        self.keyed: KeyedCalls | None = self._calls
 
     @property
     def capabilities(self) -> Capabilities:
