@@ -16,8 +16,6 @@ from anyio_kkrpc import (
     DeliveryError,
     RedisStreamsTransport,
     RPCChannel,
-    RPCTimeoutError,
-    with_call_options,
 )
 from anyio_kkrpc.redis.dialects.native import MARK_OF_SEVERAL
 from anyio_kkrpc.testing import RedisServer
@@ -83,7 +81,7 @@ class Peers:
 
         try:
             self.results[number] = await remote.work(number, hear)
-        except (DeliveryError, RPCTimeoutError) as exc:
+        except DeliveryError as exc:
             self.results[number] = exc
 
     def failed(self) -> list[Any]:
@@ -175,9 +173,6 @@ async def test_64_in_flight(
     async with link(own_server, stream_name, form) as (peers, channel):
         api, fails = peers.api, FAULTS[fault]
         remote = channel.get_api()
-        if fault == "inbox deleted":
-            # A worker may give a reply up just after the caller has seen that it is to come still.
-            remote = with_call_options(remote, timeout=BOUND / 5)
         async with anyio.create_task_group() as group:
             for number in range(IN_FLIGHT):
                 group.start_soon(peers.call, remote, number)

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
-from anyio import Event, current_time, sleep
+from anyio import Event, current_time, move_on_after, sleep
 
 from ..._exceptions import DeliveryError, TransportClosedError, TransportConnectionError
 from ...abc import Envelope
@@ -71,6 +71,9 @@ return answered
 _LOOK = 2.0
 # Looks whether the new inbox was read, while it is waited for that.
 _LOOKS = 1000
+# Seconds from one question to the next about what was pending when an inbox was gone: a reply that
+# found none is given up, and its request may be acknowledged only after the question.
+_AGAIN = (2.0, 10.0, 60.0)
 _STREAM = "the inbox of this peer was deleted from Redis, and what was in it is lost"
 # A request, and its place in the stream as it was.
 _Sent: TypeAlias = tuple[Envelope, Any]
@@ -167,9 +170,25 @@ class Losses:
             sudden, self._sudden = self._sudden, False
             if sudden:
                 self._inbound.lose(DeliveryError(_STREAM))
-            await self._tell_callers(sudden)
+            pending = await self._tell_callers(sudden)
+            if sudden:
+                await self._ask_again(pending)
 
-    async def _tell_callers(self, sudden: bool) -> None:
+    async def _ask_again(self, pending: Sequence[_Sent]) -> None:
+        """Ask about what was pending until it is known; another loss asks about all there is."""
+        for pause in _AGAIN:
+            with move_on_after(pause):
+                await self._came.wait()
+            waiting = {id(one): one.token for one in self._inbound.waiting()}
+            pending = [sent for sent in pending if waiting.get(id(sent[0])) is sent[1]]
+            if not pending or self._came.is_set():
+                return
+            answered, missing = await self._find_answered(pending)
+            lost, pending = _split(pending, answered | missing)
+            await self._lose(lost, missing)
+
+    async def _tell_callers(self, sudden: bool) -> Sequence[_Sent]:
+        """Tell those whose reply is lost; return what nobody has answered."""
         waiting = self._inbound.waiting()
         # Those without an id were not in the stream yet.
         sent = [(one, one.token) for one in waiting if one.recipient is None and _is_id(one.token)]
@@ -179,7 +198,13 @@ class Losses:
         missing: set[object] = set()
         if sudden or self._group is not None:
             answered, missing = await self._find_answered(sent)
-            lost += [(one, token) for one, token in sent if token in answered or token in missing]
+            known, sent = _split(sent, answered | missing)
+            lost += known
+        await self._lose(lost, missing)
+        return sent
+
+    async def _lose(self, lost: Sequence[_Sent], missing: set[object]) -> None:
+        """Tell those that their reply is lost, unless it is in the inbox as it is now."""
         if not lost:
             return
         await self.read_on()
@@ -243,3 +268,8 @@ class Losses:
 def _is_id(token: object) -> bool:
     """Whether a request is known to be in the stream."""
     return isinstance(token, bytes) and bool(token)
+
+
+def _split(sent: Sequence[_Sent], known: set[object]) -> tuple[list[_Sent], list[_Sent]]:
+    """Return those requests whose ids are known to be lost, and the others."""
+    return [one for one in sent if one[1] in known], [one for one in sent if one[1] not in known]

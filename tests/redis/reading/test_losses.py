@@ -172,6 +172,43 @@ def test_deleted(made: bytes) -> None:
     with_losses(check)
 
 
+def test_answered_after_the_question() -> None:
+    """A reply that found no inbox may be given up, and acknowledged, once Redis was asked."""
+
+    async def check(rig: Rig) -> None:
+        for number in range(6):
+            rig.caller.ask(str(number), token=b"1-%d" % number)
+        rig.losses.lost(b"9-0")
+        rig.reader.positions[INBOX] = b"12-0"
+        await anyio.sleep(1)
+        assert rig.caller.failed == {}
+        rig.link.answered, rig.link.missing = {b"1-0", b"1-1", b"1-2"}, {b"1-5"}
+        rig.link.end = b"20-0"
+        await anyio.sleep(2)
+        del rig.caller.open["1"]  # its reply is in the inbox
+        rig.caller.open["2"].token = object()  # sent again
+        rig.reader.positions[INBOX] = b"20-0"
+        await anyio.sleep(1)
+        assert rig.caller.failed.keys() == {"0", "5"}
+        rig.link.answered = {b"1-3"}
+        await anyio.sleep(10)
+        assert rig.caller.failed.keys() == {"0", "5", "3"}
+        # It runs on, and is asked about a last time; whoever answers it now finds the inbox.
+        asked = len(rig.link.asked)
+        await anyio.sleep(1000)
+        assert len(rig.link.asked) == asked + 1
+        assert rig.caller.open.keys() == {"2", "4"}
+        rig.losses.lost(b"30-0")
+        rig.reader.positions[INBOX] = b"30-0"
+        await anyio.sleep(1)
+        rig.link.answered = {b"1-4"}
+        rig.losses.lost(b"31-0")  # and a further loss asks about all
+        await anyio.sleep(0.1)
+        assert rig.caller.failed.keys() == {"0", "3", "4", "5"}
+
+    with_losses(check)
+
+
 def test_after_an_outage() -> None:
     """Others keep what finds no inbox: only what was certainly answered fails."""
 
