@@ -153,7 +153,10 @@ OPERATIONS: dict[str, Operation] = {
 
 async def failing(exc: BaseException) -> Any:
     """Raise what a call has raised before it was awaited."""
-    raise exc
+    try:
+        raise exc
+    finally:
+        del exc  # which knows this frame
 
 
 def own_fields(instance: object) -> Any:

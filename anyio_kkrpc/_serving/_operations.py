@@ -182,7 +182,9 @@ class Server:
             begun = self._invoker.go_on(handling, context, coroutine, value)
         except BaseException as exc:
             begun = failing(exc)
-        return None, self._answer(envelope, request, handling, context, member, begun)
+        answer = self._answer(envelope, request, handling, context, member, begun)
+        del begun  # an exception knows this frame: arguments would be kept by both
+        return None, answer
 
     async def _answer(
         self,

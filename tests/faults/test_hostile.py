@@ -308,7 +308,7 @@ async def test_flood_of_cancels_and_replies(
         pipe.execute()
         assert await client.get_api().work(1) == 1
         await until(lambda: server.statistics().ignored == 30_000)
-        assert len(server._conversation._cancelled) == 10_000
+        assert len(server._conversation.cancelled) == 10_000
         await until(lambda: witness.xlen(inbox) < 200)
 
 
