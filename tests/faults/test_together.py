@@ -194,4 +194,6 @@ async def test_64_in_flight(
         await peers.settled()
         assert await remote.quick(1) == 1
         assert (peers.using.statistics().repeated > 0) is (fault == "connection lost")
-        assert peers.using.statistics().invalid == 0
+        # What is written again with its signature is refused by that, before it is a repetition.
+        most = IN_FLIGHT if fault == "connection lost" and "signed" in form else 0
+        assert peers.using.statistics().invalid <= most
