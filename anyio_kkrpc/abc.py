@@ -184,9 +184,9 @@ class Listener(ABC):
 
 
 class KeyedCalls(ABC):
-    """How a transport keeps calls that have a key: see `Transport.keyed`.
+    """How a transport keeps calls that have a key: see ``Transport.keyed``.
 
-    The request of such a call is received as any other, with `Envelope.key`, and settled as any
+    The request of such a call is received as any other, with ``Envelope.key``, and settled as any
     other. What it is settled with is kept. The end of one that is cancelled, or runs for longer
     than it may, the transport tells the listener as a `~anyio_kkrpc.records.Cancel`.
     """

@@ -151,7 +151,7 @@ class Endpoint:
         connect to, ``"any"``, or a list such as ``["https://shop.example"]``. Programs that are no
         browsers have no origin, and may.
     :param authenticate: awaited with the `Handshake` before anybody is let in; what it returns is
-        `Connection.identity`, and `Refused` is raised to let nobody in
+        ``Connection.identity``, and `Refused` is raised to let nobody in
     :param connected: awaited with each `Connection` that is open; cancelled when it ends. An error
         ends the connection.
     :param subprotocols: of the application, which others than peers of this library may offer, the
