@@ -120,6 +120,9 @@ WITH_LOWEST = (
     "tests/cli/test_top.py",
 )
 
+# What other processes do, which depends on the version of Python least.
+OF_OTHERS = ("tests/faults", "tests/wire", "tests/typescript/test_interop.py")
+
 # What depends on the version of Python most: the code of the library, part by part.
 CODE = (
     *("protocol", "runtime", "values", "codecs", "driver", "calling", "serving", "core", "kit"),
@@ -228,18 +231,17 @@ def tests_default(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests that may depend on the version of Python: those of `CODE`.
 
-    The oldest runs the rest instead, since it runs most of those in ``lowest``; the newest uses
-    uvloop, too. Those between the oldest and the newest start no servers.
+    The oldest runs the rest instead, since it runs most of those in ``lowest``, but not what is
+    about servers and peers in other processes. Those between the oldest and the newest start no
+    servers. uvloop is tried on the default Python.
     """
     _install_for_tests(session)
-    loops = () if session.python == AVAILABLE[-1] else ("-k", "not uvloop")
     chosen = [f"tests/{folder}" for folder in CODE]
     if session.python not in (AVAILABLE[0], AVAILABLE[-1]):
         chosen = [*WITHOUT_SERVERS]
     if session.python == AVAILABLE[0]:
-        chosen = [f"--ignore={path}" for path in WITH_LOWEST]
-    chosen += loops
-    _pytest(session, "-m", "not slow", *chosen)
+        chosen = [f"--ignore={path}" for path in (*WITH_LOWEST, *OF_OTHERS)]
+    _pytest(session, "-m", "not slow", "-k", "not uvloop", *chosen)
 
 
 @nox.session(python=False)
