@@ -532,14 +532,16 @@ async def test_loading(
             with redis.Redis.from_url(server.url) as witness:
                 witness.mset({f"key-{n}": "x" * 200 for n in range(1000)})
                 witness.save()
-            server.kill()
             results: list[int] = []
 
             async def call() -> None:
                 results.append(await remote.work(2))
 
-            async with anyio.create_task_group() as group:
-                group.start_soon(call)
-                await anyio.to_thread.run_sync(server.start)
-            assert results == [2]
+            # On a busy machine the client may come back when all is loaded.
+            while "loading" not in caplog.text.lower() and len(results) < 5:
+                server.kill()
+                async with anyio.create_task_group() as group:
+                    group.start_soon(call)
+                    await anyio.to_thread.run_sync(server.start)
+            assert set(results) == {2}
     assert "loading" in caplog.text.lower()
