@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import final
 
 from anyio import (
+    AsyncContextManagerMixin,
     CancelScope,
     ClosedResourceError,
     EndOfStream,
@@ -30,7 +33,7 @@ from .._runtime._fresh import fresh_copy
 from .._runtime._lone import lone_error
 from .._spoken._base import DialectName
 from .._spoken._dialogue import Dialogue
-from ..abc import Capabilities, Envelope
+from ..abc import Capabilities, Envelope, Listener, Transport
 from ..codecs import get_codec
 from ..codecs._weight import LARGE, Scales
 from ..records import Record, Reply, Request
@@ -40,7 +43,12 @@ from ._options import check, takes
 from ._outgoing import Outgoing
 from ._queue import BoundedQueue, QueueStatistics
 
-__all__ = ("MessageStatistics", "Messages")
+if sys.version_info >= (3, 11):
+    from typing import Self
+else:
+    from typing_extensions import Self
+
+__all__ = ("MessageStatistics", "MessageTransport", "Messages")
 
 logger: logging.Logger = logging.getLogger("anyio_kkrpc")
 
@@ -329,3 +337,49 @@ class Messages:
                     except (TransportClosedError, TransportConnectionError):
                         return
                 await sleep(spoken.pause)
+
+
+class MessageTransport(  # type: ignore[misc]  # both bases define __aexit__
+    AsyncContextManagerMixin, Transport
+):
+    """Hands over to `Messages`; who derives from it reads, writes and closes.
+
+    :param messages: carry its records
+    """
+
+    def __init__(self, messages: Messages) -> None:
+        self._messages = messages
+        # Each step counts here, so what is handed on isn't stepped through.
+        self.send = messages.send  # type: ignore[method-assign]
+        self.settle = messages.settle  # type: ignore[method-assign]
+        self.receive = messages.inbound.receive  # type: ignore[method-assign]
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this transport can carry between its two peers."""
+        return self._messages.capabilities
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
+        async with self._messages.running(self._read):
+            yield self
+
+    def listen(self, listener: Listener | None, *, serve: int = 0) -> None:
+        """Hand what isn't a request to ``listener``; see `Transport.listen`."""
+        self._messages.inbound.listen(listener, serve=serve)
+
+    async def receive(self) -> Envelope:
+        """Return the next request; without a listener, the next record of any kind."""
+        return await self._messages.inbound.receive()
+
+    async def send(self, item: Envelope) -> None:
+        """Send a record; see `Transport.send`. A message is sent whole, whoever is cancelled."""
+        await self._messages.send(item)
+
+    async def settle(self, envelope: Envelope, reply: Envelope | None) -> None:
+        """Send the reply to a request, if there is one."""
+        await self._messages.settle(envelope, reply)
+
+    @abstractmethod
+    async def _read(self) -> None:
+        """Read for ever, and give each message to `Messages.take`; see `Messages.running`."""

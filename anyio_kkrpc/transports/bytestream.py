@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import final
 
-from anyio import AsyncContextManagerMixin
 from anyio.abc import AnyByteStream
 from msgspec import Struct
 
-from ..abc import Capabilities, Envelope, Listener, Transport
 from ..codecs import get_codec
 from ..kit._carrying import CarryingOptions
-from ..kit._messages import Messages
+from ..kit._messages import Messages, MessageTransport
 from ..kit._options import check, takes
 from ..kit._queue import QueueStatistics
 from ._framing import Framing, LengthFraming, LineFraming
-
-if sys.version_info >= (3, 11):
-    from typing import Self
-else:
-    from typing_extensions import Self
 
 __all__ = ("ByteStreamStatistics", "ByteStreamTransport")
 
@@ -58,9 +48,7 @@ class ByteStreamOptions(CarryingOptions):
 
 
 @final
-class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
-    AsyncContextManagerMixin, Transport
-):
+class ByteStreamTransport(MessageTransport):
     """Carries records over a byte stream: JSON in lines, as kkrpc's stdio, or CBOR with lengths.
 
     It is an async context manager that owns the stream. Reading goes on while requests wait, so
@@ -87,18 +75,9 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
         self._stream = options.stream
         self._max_size = options.max_message_size
         carrying = options.carrying()
-        self._messages = Messages(self._write, self._close, name="ByteStreamTransport", **carrying)
-        # Each step counts here, so what is handed on isn't stepped through.
-        self.send = self._messages.send  # type: ignore[method-assign]
-        self.settle = self._messages.settle  # type: ignore[method-assign]
-        self.receive = self._messages.inbound.receive  # type: ignore[method-assign]
+        super().__init__(Messages(self._write, self._close, name="ByteStreamTransport", **carrying))
         kind = LineFraming if get_codec(options.codec).name == "json" else LengthFraming
         self._framing: Framing = kind(options.max_message_size)
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What this transport can carry between its two peers."""
-        return self._messages.capabilities
 
     def statistics(self) -> ByteStreamStatistics:
         """Return what it has done and holds."""
@@ -111,34 +90,9 @@ class ByteStreamTransport(  # type: ignore[misc]  # both bases define __aexit__
             oversized=self._framing.oversized,
         )
 
-    @asynccontextmanager
-    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
-        async with self._messages.running(self._read):
-            yield self
-
     async def aclose(self) -> None:
         """Write what waits, as far as that is quick, and close the stream. Idempotent."""
         await self._messages.aclose()
-
-    def listen(self, listener: Listener | None, *, serve: int = 0) -> None:
-        """Hand what isn't a request to ``listener``; see `Transport.listen`."""
-        self._messages.inbound.listen(listener, serve=serve)
-
-    async def receive(self) -> Envelope:
-        """Return the next request; without a listener, the next record of any kind."""
-        return await self._messages.inbound.receive()
-
-    async def send(self, item: Envelope) -> None:
-        """Write a record; see `Transport.send`.
-
-        Whoever has something to write writes at once, unless a write is under way, whose task then
-        takes it along. A frame is never torn: a sender that is cancelled finishes its write first.
-        """
-        await self._messages.send(item)
-
-    async def settle(self, envelope: Envelope, reply: Envelope | None) -> None:
-        """Send the reply to a request, if there is one."""
-        await self._messages.settle(envelope, reply)
 
     async def _read(self) -> None:
         framing, take = self._framing, self._messages.take

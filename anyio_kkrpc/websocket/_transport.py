@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import final
 
 from anyio import (
-    AsyncContextManagerMixin,
     CancelScope,
     EndOfStream,
     create_task_group,
@@ -19,19 +15,13 @@ from anyio import (
 from msgspec import Struct
 
 from .._exceptions import OverloadedError
-from ..abc import Capabilities, Envelope, Listener, Transport
 from ..codecs import get_codec
 from ..kit._carrying import CarryingOptions
-from ..kit._messages import Messages
+from ..kit._messages import Messages, MessageTransport
 from ..kit._options import Seconds, check, takes
 from ..kit._queue import QueueStatistics
 from ._asking import Asking
 from ._socket import FAILED, NORMAL, POLICY, TOO_BIG, Ending, Socket, short
-
-if sys.version_info >= (3, 11):
-    from typing import Self
-else:
-    from typing_extensions import Self
 
 __all__ = ("WebSocketStatistics", "WebSocketTransport")
 
@@ -66,9 +56,7 @@ class WebSocketOptions(CarryingOptions):
 
 
 @final
-class WebSocketTransport(  # type: ignore[misc]  # both bases define __aexit__
-    AsyncContextManagerMixin, Transport
-):
+class WebSocketTransport(MessageTransport):
     """Carries records over a WebSocket, each as a message: JSON as text, CBOR as bytes.
 
     `connect_websocket` and `Endpoint` make it. It is an async context manager that owns the socket.
@@ -102,19 +90,10 @@ class WebSocketTransport(  # type: ignore[misc]  # both bases define __aexit__
         self._ping_timeout = options.ping_timeout
         self._text = get_codec(options.codec).name == "json"
         carrying = options.carrying()
-        self._messages = Messages(self._write, self._close, name="WebSocketTransport", **carrying)
+        super().__init__(Messages(self._write, self._close, name="WebSocketTransport", **carrying))
         self._asking = Asking(self._messages)
-        # Each step counts here, so what is handed on isn't stepped through.
-        self.send = self._messages.send  # type: ignore[method-assign]
-        self.settle = self._messages.settle  # type: ignore[method-assign]
-        self.receive = self._messages.inbound.receive  # type: ignore[method-assign]
         self._reason: Exception | None = None
         self._farewell = NORMAL, ""
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What this transport can carry between its two peers."""
-        return self._messages.capabilities
 
     def statistics(self) -> WebSocketStatistics:
         """Return what it has done and holds."""
@@ -125,11 +104,6 @@ class WebSocketTransport(  # type: ignore[misc]  # both bases define __aexit__
             received=counts.received,
             invalid=counts.invalid,
         )
-
-    @asynccontextmanager
-    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
-        async with self._messages.running(self._read):
-            yield self
 
     async def aclose(self, code: int = NORMAL, reason: str = "") -> None:
         """Write what waits, as far as that is quick, and close the socket. Idempotent.
@@ -143,22 +117,6 @@ class WebSocketTransport(  # type: ignore[misc]  # both bases define __aexit__
     def say_at_the_end(self, code: int, reason: str = "") -> None:
         """Set what the other side is told when this one closes, unless that was said already."""
         self._farewell = code, short(reason)
-
-    def listen(self, listener: Listener | None, *, serve: int = 0) -> None:
-        """Hand what isn't a request to ``listener``; see `Transport.listen`."""
-        self._messages.inbound.listen(listener, serve=serve)
-
-    async def receive(self) -> Envelope:
-        """Return the next request; without a listener, the next record of any kind."""
-        return await self._messages.inbound.receive()
-
-    async def send(self, item: Envelope) -> None:
-        """Send a record; see `Transport.send`. A message is sent whole, whoever is cancelled."""
-        await self._messages.send(item)
-
-    async def settle(self, envelope: Envelope, reply: Envelope | None) -> None:
-        """Send the reply to a request, if there is one."""
-        await self._messages.settle(envelope, reply)
 
     # Reading
 
