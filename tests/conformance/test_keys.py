@@ -171,7 +171,9 @@ async def test_who_calls_meanwhile_waits_for_the_first(open_keyed: Open) -> None
                 await link.served.began.wait()
                 for _ in range(3):
                     group.start_soon(call, link.other)
-                await anyio.sleep(0.05)
+                all_wait = 6 if link.other is link.caller else 2
+                while link.waiting() < all_wait:
+                    await anyio.sleep(0.01)
                 link.served.go.set()
         assert results == [[1, "x"]] * 6
         assert link.served.runs == [[1, "x"]]
@@ -326,7 +328,8 @@ async def test_who_leaves_last_cancels_it(open_keyed: Open) -> None:
                 while link.waiting() < 2:
                     await anyio.sleep(0.01)
                 scopes[0].cancel()
-                await anyio.sleep(0.05)
+                while link.waiting() > 1:
+                    await anyio.sleep(0.01)
                 assert (await link.other.attach("k").state()).kind == "running"
                 scopes[1].cancel()
             await until(link.caller.attach("k"), "cancelled")

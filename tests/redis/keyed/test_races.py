@@ -40,10 +40,12 @@ class Api:
     """Each run waits until it is let go, by its attempt.
 
     :ivar runs: attempts that began, by key
+    :ivar ended: attempts that ended by themselves
     """
 
     def __init__(self) -> None:
         self.runs: list[tuple[str | None, int]] = []
+        self.ended: list[int] = []
         self.gates: dict[int, anyio.Event] = {}
         self.cancelled = 0
         self.failing: set[int] = set()
@@ -59,6 +61,7 @@ class Api:
         except anyio.get_cancelled_exc_class():
             self.cancelled += 1
             raise
+        self.ended.append(call.attempt)
         if call.attempt in self.failing:
             raise ValueError(f"attempt {call.attempt}")
         return [value, call.attempt]
@@ -119,6 +122,11 @@ async def until(condition: Callable[[], Any]) -> None:
             await anyio.sleep(0.01)
 
 
+def has_told(worker: RedisStreamsTransport, api: Api, attempt: int) -> bool:
+    """Return whether Redis has answered what an attempt came to, of a worker that runs no other."""
+    return attempt in api.ended and not worker._lane.keyed.work._open
+
+
 def script(one: Any) -> Callable[[bytes], bool]:
     """Return what finds the command that runs a script."""
     return lambda data: one.sha in data or one.source in data
@@ -130,7 +138,7 @@ async def test_overtaken_worker_changes_nothing(place: Place, middle: Proxy) -> 
         key, api = f"k{failing}", Api()
         if failing:
             api.failing.add(1)
-        async with place.caller() as caller, place.worker(api, middle.url):
+        async with place.caller() as caller, place.worker(api, middle.url) as first:
             call = await caller.start(caller.get_api().work(7), key=key)
             await until(lambda api=api: len(api.runs) == 1)
             middle.freeze()
@@ -140,7 +148,7 @@ async def test_overtaken_worker_changes_nothing(place: Place, middle: Proxy) -> 
                 assert await call.result() == [7, 2]
                 api.gate(1).set()
                 middle.thaw()
-                await anyio.sleep(0.1)
+                await until(lambda first=first, api=api: has_told(first, api, 1))
                 assert await with_call_options(caller.get_api(), key=key).work(7) == [7, 2]
         assert api.runs == [(key, 1), (key, 2)]
 
@@ -153,7 +161,7 @@ async def test_first_result_counts(place: Place, middle: Proxy) -> None:
         key, api = f"k{failing}", Api()
         if failing:
             api.failing.add(1)
-        async with place.caller() as caller, place.worker(api, middle.url):
+        async with place.caller() as caller, place.worker(api, middle.url) as first:
             call = await caller.start(caller.get_api().work(7), key=key)
             await until(lambda api=api: len(api.runs) == 1)
             middle.freeze()
@@ -163,7 +171,7 @@ async def test_first_result_counts(place: Place, middle: Proxy) -> None:
                 api.gate(1).set()
                 if not failing:
                     assert await call.result() == [7, 1]
-                await anyio.sleep(0.1)
+                await until(lambda first=first, api=api: has_told(first, api, 1))
                 api.gate(2).set()
                 assert await call.result() == [7, expected]
         assert api.runs == [(key, 1), (key, 2)]
