@@ -18,13 +18,25 @@ from tests.bounds import BOUND, CALL_BOUND
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
 MOST = 6
-# Seconds between two looks whether all answers are there.
-LOOK = 0.001
 
 
 class Api:
     async def echo(self, value: Any) -> Any:
         return value
+
+
+class Changes:
+    """Wakes who waits for the next change."""
+
+    def __init__(self) -> None:
+        self._next = anyio.Event()
+
+    def tell(self) -> None:
+        self._next.set()
+        self._next = anyio.Event()
+
+    async def wait(self) -> None:
+        await self._next.wait()
 
 
 class Line:
@@ -34,8 +46,8 @@ class Line:
     :ivar holds: whether an answer waits
     """
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, stream: Any, changes: Changes) -> None:
+        self._stream, self._changes = stream, changes
         self._names: deque[bytes] = deque()
         self._commands, self._replies = hiredis.Reader(), hiredis.Reader()
         self.owed = 0
@@ -47,16 +59,18 @@ class Line:
         while command := self._commands.gets():
             self._names.append(command[0])
             self.owed += not command[0].startswith(b"XREAD")
+        self._changes.tell()
         return sent
 
     async def receive(self, size: int) -> bytes:
         data = await self._read(size)
         self.holds = True
+        self._changes.tell()
         while self.holds:
             if self.owed:
                 data += await self._read(size)
             else:
-                await anyio.sleep(LOOK)
+                await self._changes.wait()
         return data
 
     async def _read(self, size: int) -> bytes:
@@ -64,6 +78,7 @@ class Line:
         self._replies.feed(data)
         while self._replies.gets() is not False:
             self.owed -= not self._names.popleft().startswith(b"XREAD")
+        self._changes.tell()
         return data
 
 
@@ -76,9 +91,10 @@ class RoundTrips:
     def __init__(self) -> None:
         self.count = 0
         self._lines: list[Line] = []
+        self._changes = Changes()
 
     def watch(self, stream: Any) -> Any:
-        line = Line(stream)
+        line = Line(stream, self._changes)
         self._lines.append(line)
         return SimpleNamespace(
             send_nowait=line.send_nowait,
@@ -96,7 +112,9 @@ class RoundTrips:
                 self.count += 1
                 for line in held:
                     line.holds = False
-            await anyio.sleep(LOOK)
+                self._changes.tell()
+            else:
+                await self._changes.wait()
 
 
 @pytest.mark.parametrize("group", [False, True], ids=["broadcast", "group"])
@@ -109,7 +127,11 @@ async def test_round_trips_to_the_first_answer(
     async def watched(self: Address) -> Any:
         return trips.watch(await dial(self))
 
-    options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": group}
+    options: dict[str, Any] = {
+        "stream": stream_name,
+        "use_consumer_group": group,
+        "connect_timeout": CALL_BOUND,
+    }
     async with (
         RedisStreamsTransport(redis_server.url, **options) as served,
         RPCChannel(served, expose=Api()),
