@@ -31,7 +31,7 @@ class Asking:
     def __init__(self, messages: Messages) -> None:
         self._messages = messages
         self._asked = self._answers = False
-        self._rest = b""
+        self._rest = bytearray()
 
     @property
     def end_of_line(self) -> bytes:
@@ -50,11 +50,15 @@ class Asking:
             return []
         if self._messages.dialect == "native" or (message[-1:] == b"}" and not self._rest):
             return [message]
+        goes_on = message[-1:] not in b"\n}" and self.may_be_classic
         if self._rest and not _is_whole(message):
-            message = self._rest + message
-        self._rest = b""
-        if message[-1:] not in b"\n}" and message[:1] == b"{" and self.may_be_classic:
-            self._rest = message
+            self._rest += message
+            if goes_on:
+                return []
+            message = bytes(self._rest)
+        self._rest.clear()
+        if goes_on and message[:1] == b"{":
+            self._rest += message
             return []
         lines = [line for line in message.splitlines() if line]
         if all(line[:1] == b"{" and line[-1:] == b"}" for line in lines):

@@ -211,7 +211,8 @@ class Endpoint:
             scope.cancel()
         with move_on_after(self._options.grace_period + CLOSE_TIMEOUT):
             while self._count:
-                self._gone = Event()
+                if self._gone.is_set():
+                    self._gone = Event()
                 await self._gone.wait()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -321,8 +322,7 @@ class Endpoint:
         codec: Codec,
     ) -> None:
         options = self._options
-        own = {"dialect": dialect, "codec": codec, "write_timeout": options.write_timeout}
-        carrying = {**options.carrying(), **own}
+        carrying = {**options.carrying(), "dialect": dialect, "codec": codec}
         transport = WebSocketTransport(
             socket,
             ping_interval=options.ping_interval,

@@ -439,7 +439,9 @@ async def test_shutdown() -> None:
 
 
 async def test_grace_at_the_end() -> None:
-    """Handlers that have time finish, and are answered before the socket is closed."""
+    """Handlers that have time finish, and are answered before the socket is closed. Who closes the
+    endpoint, too, waits as long, and no longer.
+    """
     begun, go_on = anyio.Event(), anyio.Event()
 
     class Slow:
@@ -453,11 +455,20 @@ async def test_grace_at_the_end() -> None:
         page.say(call(1, "wait"))
         with anyio.fail_after(BOUND):
             await begun.wait()
-        tasks.start_soon(app.aclose)
+        closed: list[bool] = []
+
+        async def close() -> None:
+            with anyio.move_on_after(BOUND) as scope:
+                await app.aclose()
+            closed.append(not scope.cancelled_caught)
+
+        for _ in range(2):
+            tasks.start_soon(close)
         await anyio.wait_all_tasks_blocked()
         go_on.set()
         assert json.loads(await page.hear())["v"] == "done"
         assert await page.hear_the_end() == 1001
+    assert closed == [True, True]
 
 
 async def test_server_that_cancels() -> None:
