@@ -12,6 +12,7 @@ from anyio import CancelScope, Event, current_time, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from .._exceptions import (
+    OverloadedError,
     RPCError,
     RPCTimeoutError,
     TransportClosedError,
@@ -46,6 +47,8 @@ logger = logging.getLogger("anyio_kkrpc")
 CLOSE_TIMEOUT = 5.0
 # Seconds that the stream of a reply may wait for its reader before its source is closed.
 FIRST_PULL = 60.0
+# Errors that may wait until they can be raised in the source; its reader waits for each.
+MOST_THROWN = 16
 _NONE: Any = object()
 
 
@@ -121,7 +124,13 @@ class Pump:
 
     def expect_reader(self) -> None:
         """Close the source unless somebody reads within `FIRST_PULL` seconds."""
+        self._expect_nobody()
         self._unread = self._core.timer.at(current_time() + FIRST_PULL, self._give_up)
+
+    def _expect_nobody(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _give_up(self) -> None:
         what = "went on reading" if self._producer.sent else "began to read"
@@ -137,7 +146,17 @@ class Pump:
         self._start()
 
     def throw(self, answer_id: str, error: dict[str, Any]) -> None:
-        """Raise an error in the source once it yields, and answer with what it makes of that."""
+        """Raise an error in the source once it yields, and answer with what it makes of that.
+
+        The stream of one who sends more than can wait ends.
+        """
+        if len(self._thrown) >= MOST_THROWN:
+            if not self._stopped:
+                refusal = OverloadedError("too many errors wait to be raised in a stream's source")
+                logger.warning("the stream of %s was closed: %s", self._name, refusal)
+                told = library_error(refusal)
+                self.stop(self._core.conversation.end_production(self._producer, told), refusal)
+            return
         self._thrown.append((answer_id, error))
         self._halted = True
         if self._wake is not None:
@@ -171,9 +190,7 @@ class Pump:
         await self._gone.wait()
 
     def _start(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
+        self._expect_nobody()
         if not self._started:
             self._started = True
             self._core.start(self._run, "stream")
@@ -197,8 +214,7 @@ class Pump:
             logger.warning("the end of the stream of %s was not sent: %s", self._name, exc)
         finally:
             core.conversation.forget(producer)
-            if self._unread is not None:
-                self._unread.cancel()
+            self._expect_nobody()
             if self._gone is not None:
                 self._gone.set()
             if self._over is not None:

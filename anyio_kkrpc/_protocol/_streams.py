@@ -23,6 +23,8 @@ from ._state import (
 # Items that the source may be ahead, to begin with and at most; a pull asks for half as many.
 FIRST_CREDIT = 32
 MAX_WINDOW = 256
+# Errors raised in a source that nobody waits for any more, of which the answers are told apart.
+MOST_LATE = 16
 # Items for each time that the reader waits, from which on they come in bursts.
 _BURST = 4
 # A credit is a permission, not a buffer; the bound keeps a hostile number from growing without end.
@@ -52,6 +54,7 @@ class Consumer:
         "_heaviest",
         "_heavy",
         "_judged",
+        "_late",
         "_new_id",
         "_received",
         "_room",
@@ -97,6 +100,8 @@ class Consumer:
         # Whether this side has to weigh them, and what the heaviest of late was then.
         self._weighs = False
         self._heaviest = 0
+        # Errors that were raised in the source, whose answers nobody waits for any more.
+        self._late: tuple[str, ...] = ()
 
     @property
     def readable(self) -> bool:
@@ -172,6 +177,8 @@ class Consumer:
         """
         self.state = advance(CONSUMER, self.state, ConsumerInput.ANSWER)
         record = StreamRequest(id=self._new_id(), sid=self.id, op="throw", e=error)
+        if self.asked is not None:
+            self._late = (*self._late, self.asked)[-MOST_LATE:]
         self.asked = record.id
         return record
 
@@ -198,6 +205,13 @@ class Consumer:
         if not self.finished:
             self.state = advance(CONSUMER, self.state, ConsumerInput.LOSE)
 
+    def _is_late(self, record: StreamReply) -> bool:
+        """Whether that is the item that an error was answered with, and nobody waits for."""
+        if record.id not in self._late:
+            return False
+        self._late = tuple(one for one in self._late if one != record.id)
+        return record.e is UNSET and record.d is not True
+
     def receive(self, record: StreamReply) -> ConsumerInput | None:
         """Take a record; return which input it was, ``None`` if it is to be ignored.
 
@@ -205,6 +219,8 @@ class Consumer:
         """
         if self.asked is not None and record.id == self.asked:
             return self._receive_answer(record)
+        if self._late and self._is_late(record):
+            return None
         if record.e is not UNSET:
             step = ConsumerInput.ERROR
         elif record.d is True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -11,11 +12,13 @@ import pytest
 
 from anyio_kkrpc import (
     DeliveryError,
+    OverloadedError,
     RemoteError,
     RPCTimeoutError,
     RPCValidationError,
     TransportClosedError,
 )
+from anyio_kkrpc._driver._pump import MOST_THROWN
 from anyio_kkrpc.records import StreamReply, StreamRequest
 from tests.bounds import BOUND
 from tests.pairs import Pair, pair
@@ -33,6 +36,7 @@ class Api:
     def __init__(self) -> None:
         self.closed = 0
         self.caught: list[RemoteError] = []
+        self.thrown, self.gate = anyio.Event(), anyio.Event()
 
     async def patient(self) -> AsyncIterator[Any]:
         """Goes on, whatever is raised in it."""
@@ -93,6 +97,21 @@ class Api:
                 yield 1
         except RemoteError:
             await anyio.sleep_forever()
+
+    async def gated(self) -> AsyncIterator[Any]:
+        """Holds the first error until `gate` is set, and yields what a later one says."""
+        number = 0
+        item: Any = 0
+        while True:
+            try:
+                yield item
+                number += 1
+                item = number
+            except RemoteError as exc:
+                self.caught.append(exc)
+                self.thrown.set()
+                await self.gate.wait()
+                item = exc.message
 
     def plain(self) -> AsyncIterator[int]:
         return _Plain()
@@ -279,6 +298,88 @@ async def test_no_answer_in_time() -> None:
         with pytest.raises(RPCTimeoutError, match="no answer"):
             await items.athrow(ValueError("x"))
         await settled(opened)
+
+
+async def test_an_error_that_is_not_waited_for() -> None:
+    """Its answer is lost, and no item with it."""
+    api = Api()
+    async with pair(api) as opened:
+        items = await opened.api.gated()
+        read = [await items.__anext__()]
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(items.athrow, ValueError("one"))
+                with anyio.fail_after(BOUND):
+                    await api.thrown.wait()
+                scope.cancel()
+        api.gate.set()
+        assert await items.athrow(ValueError("two")) == "two"
+        while len(read) < 100:
+            read.append(await items.__anext__())
+        await items.aclose()
+        await settled(opened)
+    assert read == list(range(100))
+
+
+@pytest.mark.parametrize("count", [MOST_THROWN, MOST_THROWN + 1])
+async def test_errors_that_wait(count: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A reader that doesn't wait for answers is stopped before they are too many."""
+    api = Api()
+    with caplog.at_level(logging.CRITICAL):
+        async with pair(api) as opened:
+            items = await opened.api.gated()
+            await items.__anext__()
+            (consumer,) = opened.client._conversation.consumers.values()
+            opened.client._core.post(consumer.throw({"n": "Error", "m": "first"}), None)
+            with anyio.fail_after(BOUND):
+                await api.thrown.wait()
+            for number in range(count):
+                thrown = StreamRequest(str(number), consumer.id, "throw", e={"n": "E", "m": "x"})
+                opened.client._core.post(thrown, None)
+            await opened.client._core.send(StreamRequest("p", consumer.id, "pull", n=1), None)
+            await anyio.wait_all_tasks_blocked()
+            api.gate.set()
+            if count > MOST_THROWN:
+                with pytest.raises(OverloadedError, match="too many errors"):
+                    while True:
+                        await items.__anext__()
+            await items.aclose()
+            await settled(opened)
+    assert len(api.caught) <= MOST_THROWN + 1
+
+
+async def test_who_reads_after_bare_errors() -> None:
+    """Is taken for there, however many of them came together."""
+    api = Api()
+    async with pair(api) as opened:
+        items = await opened.api.gated()
+        await items.__anext__()
+        (consumer,) = opened.client._conversation.consumers.values()
+        (producer,) = opened.server._conversation.producers.values()
+        pump: Any = producer.driver
+        entries: list[Any] = []
+        timer = opened.server._core.timer
+        at = timer.at
+
+        def noted(*args: Any) -> Any:
+            entries.append(at(*args))
+            return entries[-1]
+
+        pump._core.timer = SimpleNamespace(at=noted)
+        for number in range(3):
+            error = {"n": "Error", "m": "x", "rpc_error": "bare"}
+            opened.client._core.post(
+                StreamRequest(str(number), consumer.id, "throw", e=error), None
+            )
+        with anyio.fail_after(BOUND):
+            await api.thrown.wait()
+            api.gate.set()
+            while len(entries) < 3:
+                await anyio.sleep(0.001)
+        pump._core.timer = timer
+        opened.client._core.post(StreamRequest("p", consumer.id, "pull", n=1), None)
+        await anyio.wait_all_tasks_blocked()
+        assert [entry.action for entry in entries] == [None, None, None]
 
 
 async def test_the_channel_ends_meanwhile() -> None:
