@@ -182,8 +182,7 @@ class Reactions(Listener):
     def _end_asked(self, asked: list[Call], error: DeliveryError) -> None:
         """Let nobody wait for results of functions that may be lost: they aren't sent again."""
         for call in asked:
-            self._calls.lose(call, error)
-            self._calls.cancel(call)
+            self._calls.give_up_on(call, error)
 
     def _on_call_finished(self, event: CallFinished) -> None:
         call = event.call

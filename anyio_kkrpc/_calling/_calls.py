@@ -11,7 +11,7 @@ from anyio import current_time, move_on_after
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from .._driver._context import CallInfo, running
+from .._driver._context import CallInfo, earlier, running
 from .._driver._core import Core
 from .._driver._endings import tell
 from .._driver._inflow import RemoteStream, watch
@@ -44,8 +44,8 @@ class Calls:
         self, core: Core, middleware: tuple[Middleware, ...], *, fail_fast: bool = False
     ) -> None:
         self._core = core
-        self._explainer = Explainer(core, self._expire, self._lose_unserved)
-        self._checker = Explainer(core, self._expire, self._lose_unserved, within=5.0)
+        self._explainer = Explainer(core, self._expire, self.give_up_on)
+        self._checker = Explainer(core, self._expire, self.give_up_on, within=5.0)
         self._fail_fast = fail_fast
         self._cancels = core.transport.capabilities.cancellation
         self.middleware: tuple[Middleware, ...] = middleware
@@ -160,9 +160,7 @@ class Calls:
         :param to: whom they are for
         :raises ValueError: if they can't have a key
         """
-        if to is not None:
-            raise ValueError("key: a call to one peer can't have a key")
-        return keyed_calls(self._core)
+        return keyed_calls(self._core, to)
 
     async def _keyed(
         self,
@@ -175,15 +173,15 @@ class Calls:
         kwargs: dict[str, Any] | None,
     ) -> Any:
         """Make a call that has a key, and wait for what it comes to, if that is wanted."""
-        keeps = self.check_keyed(options.to)
+        keeps = keyed_calls(self._core, options.to)
         new = self._core.conversation.new_id()
         call = keyed_request(key_options, new, op, path, args, kwargs, options.metadata)
-        late = partial(_timed_out, path, timeout, None)
+        within = partial(wait_within, self._core, timeout, partial(_timed_out, path, timeout))
         if not options.reply:
-            await wait_within(self._core, timeout, late, keeps.start(call))
+            await within(keeps.start(call), options.deadline)
             return None
         result = keeps.call(call, cancel_when_left=key_options.cancel_when_left)
-        return value_of(await wait_within(self._core, timeout, late, result))
+        return value_of(await within(result, options.deadline))
 
     def _make(
         self,
@@ -254,10 +252,7 @@ class Calls:
         """Return when a call is out of time, all that its middleware does included."""
         timeout = self._core.timeout if options.timeout is UNSET else options.timeout
         deadline: float | None = None if timeout is None else self._core.now() + timeout
-        serving = running.get()
-        if serving is None or serving.deadline is None:
-            return deadline
-        return serving.deadline if deadline is None else min(deadline, serving.deadline)
+        return earlier(deadline, running.get())
 
     def _error(
         self, call: Call, path: list[str], timeout: float | None, deadline: float | None
@@ -275,8 +270,8 @@ class Calls:
         self.cancel(call)
         call.driver.set()
 
-    def _lose_unserved(self, call: Call, error: Exception) -> None:
-        """End a call that would wait for somebody to serve it."""
+    def give_up_on(self, call: Call, error: Exception) -> None:
+        """End a call that would wait in vain, and tell who may run it."""
         self.lose(call, error)
         self.cancel(call)
 

@@ -127,7 +127,7 @@ class CallHandle(Generic[T]):
         return self._core
 
 
-def _late(key: str, timeout: float | None) -> RPCTimeoutError:
+def _late(key: str, timeout: float | None, deadline: float | None) -> RPCTimeoutError:
     within = "the caller's deadline" if timeout is None else f"{timeout} s"
     return RPCTimeoutError(f"the call with the key {key!r} did not end within {within}")
 
@@ -149,9 +149,7 @@ async def start(
 
     :raises ValueError: if it can't have a key
     """
-    keeps = keyed_calls(core)
-    if asked.options.to is not None:
-        raise ValueError("key: a call to one peer can't have a key")
+    keeps = keyed_calls(core, asked.options.to)
     if not core.is_open:
         raise core.closed_error()
 

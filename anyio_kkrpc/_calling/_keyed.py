@@ -15,7 +15,7 @@ import msgspec
 from anyio import move_on_after
 from msgspec import UNSET, Struct
 
-from .._driver._context import running
+from .._driver._context import earlier, running
 from .._driver._core import Core
 from .._exceptions import RPCError, RPCTimeoutError
 from .._protocol._conversation import Operation
@@ -110,17 +110,19 @@ def _check_seconds(name: str, value: Any, least: float, most: float) -> None:
         raise ValueError(f"{name}: from {least:g} to {most:g} s, not {value!r}")
 
 
-def keyed_calls(core: Core, option: str = "key") -> KeyedCalls:
+def keyed_calls(core: Core, to: str | None = None) -> KeyedCalls:
     """Return what keeps calls.
 
-    :param option: what was given that needs it
-    :raises ValueError: if the transport keeps none; the text names the option
+    :param to: whom they are for
+    :raises ValueError: if they can't have a key, or the transport keeps none
     """
+    if to is not None:
+        raise ValueError("key: a call to one peer can't have a key")
     keyed = core.transport.keyed
     if keyed is None:
         raise ValueError(
-            f"{option}: this transport keeps no calls; Redis does, with a consumer group and the "
-            "native dialect"
+            "key: this transport keeps no calls; Redis does, with a consumer group and the native "
+            "dialect"
         )
     return keyed
 
@@ -200,17 +202,24 @@ def _no_stream(stream_id: str) -> Any:
 
 
 async def wait_within(
-    core: Core, timeout: float | None, late: Callable[[], RPCTimeoutError], wait: Awaitable[T]
+    core: Core,
+    timeout: float | None,
+    late: Callable[[float | None], RPCTimeoutError],
+    wait: Awaitable[T],
+    deadline: float | None = None,
 ) -> T:
     """Wait for what a call comes to, as long as it may be waited for.
 
     A handler that waits here lets another one run meanwhile, and has no more time than its caller.
+
+    :param late: returns the error for when it was waited for long enough
+    :param deadline: in place of that of ``timeout``
     """
     serving = running.get()
     now = core.now()
-    deadline = None if timeout is None else now + timeout
-    if serving is not None and serving.deadline is not None:
-        deadline = serving.deadline if deadline is None else min(deadline, serving.deadline)
+    if deadline is None and timeout is not None:
+        deadline = now + timeout
+    deadline = earlier(deadline, serving)
     lender = None if serving is None else core.lender
     if lender is not None:
         lender.lend()
@@ -220,4 +229,4 @@ async def wait_within(
     finally:
         if lender is not None:
             lender.take_back()
-    raise late()
+    raise late(deadline)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from anyio import CancelScope, current_time
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from .._exceptions import (
     RPCError,
@@ -22,7 +23,7 @@ from .._protocol._events import CallbackInvoked
 from .._protocol._records import CallbackCall, Cancel, Reply, Request
 from .._protocol._state import CallInput, CallState
 from .._wire_errors import error_from_wire, handler_error, library_error, send_shortened
-from ._context import raise_unless_failure, running
+from ._context import earlier, raise_unless_failure, running
 from ._core import Core
 from ._inflow import RemoteStream
 from ._pump import Pump, close_unopened
@@ -47,8 +48,7 @@ async def ask(core: Core, record: CallbackCall, owner: str | None, name: str) ->
         raise core.closed_error()
     serving = running.get()
     deadline, budget = None if core.timeout is None else core.now() + core.timeout, None
-    if serving is not None and serving.deadline is not None:
-        deadline = serving.deadline if deadline is None else min(deadline, serving.deadline)
+    deadline = earlier(deadline, serving)
     if deadline is not None:
         budget = max(int((deadline - core.now()) * 1000), 1)
     table = core.conversation.functions
@@ -61,8 +61,8 @@ async def ask(core: Core, record: CallbackCall, owner: str | None, name: str) ->
     try:
         await core.send(record, owner)
         await answered.wait()
-    except BaseException:
-        _give_up(core, call)
+    except BaseException as exc:
+        _give_up(core, call, was_sent=not isinstance(exc, (TypeError, RPCError)))
         raise
     finally:
         table.end_ask(call)
@@ -85,10 +85,11 @@ def _expire(core: Core, call: Call) -> None:
     call.driver.set()
 
 
-def _give_up(core: Core, call: Call) -> None:
+def _give_up(core: Core, call: Call, *, was_sent: bool) -> None:
     if call.state is CallState.WAITING:
         core.conversation.finish_call(call, CallInput.CANCEL)
-        core.post(Cancel(call.id), call.recipient)
+        if was_sent:
+            core.post(Cancel(call.id), call.recipient)
     elif call.stream is not None:
         call.stream.driver.leave()
 
@@ -127,6 +128,7 @@ class Answering:
         core, handling = self._core, self._handling
         try:
             with self._scope:
+                await checkpoint_if_cancelled()
                 reply = await self._reply(function, args, kwargs)
                 if reply is not None:
                     await self._send(reply)

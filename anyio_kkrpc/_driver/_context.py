@@ -54,6 +54,15 @@ class CallInfo(Struct, frozen=True):
             await self._report(value)
 
 
+def earlier(deadline: float | None, serving: CallInfo | None) -> float | None:
+    """Return when a call is out of time that is made while another one is served, if one is: it has
+    no more time than that.
+    """
+    if serving is None or serving.deadline is None:
+        return deadline
+    return serving.deadline if deadline is None else min(deadline, serving.deadline)
+
+
 def current_call() -> CallInfo:
     """Return the call that the running handler serves.
 

@@ -444,7 +444,7 @@ class Lane:
             reconnects=self.loop.reconnects + self.broadcast.reconnects + self.link.reconnects,
             refused=self._outages.refused,
             looked_up=addressed.open_calls.looked_up,
-            sent_again=addressed.open_calls.sent_again,
+            sent_again=addressed.open_calls.sent_again + self.keyed.calls.lost,
             unserved=reception.inbound.unserved,
             reading=self.loop.flow.going,
         )

@@ -219,6 +219,7 @@ class MemoryCalls(KeyedCalls):
         try:
             await self._send(Envelope(request, key=wanted.key, token=call))
         except BaseException:
+            self._ours.end(call, "cancelled", None)  # for those who have joined it
             self._ours.drop(wanted.key, call)
             raise
         return call
@@ -231,7 +232,8 @@ class MemoryCalls(KeyedCalls):
                 await call.news.wait()
         finally:
             call.waiting -= 1
-            self._waits.discard(call.news)
+            if not call.waiting:
+                self._waits.discard(call.news)
         if call.kind == "cancelled":
             raise was_cancelled(call.request.key)
         if call.reply is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any
@@ -9,16 +10,22 @@ from uuid import UUID
 
 import anyio
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from anyio_kkrpc import (
     ByteStreamTransport,
+    CallCancelledError,
+    CallNotFoundError,
     MemoryTransport,
     RedisStreamsTransport,
     RemoteError,
     RPCChannel,
     RPCError,
+    RPCTimeoutError,
+    TransportClosedError,
     current_call,
     with_call_options,
 )
@@ -35,6 +42,7 @@ from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.middleware import Invocation
 from anyio_kkrpc.records import Reply, Request
 from anyio_kkrpc.transports._keyed import MemoryKeys
+from tests.bounds import BOUND
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"key": 5}, TypeError, "key: needs a str"),
@@ -215,3 +223,115 @@ async def test_keys_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
         assert is_new
         keys.end(call, "done", Reply(""))
     assert len(keys._calls) <= 20
+
+
+class Slow:
+    """Waits until `gate` is set."""
+
+    def __init__(self) -> None:
+        self.gate = anyio.Event()
+
+    async def wait(self) -> str:
+        await self.gate.wait()
+        return "done"
+
+
+def test_middleware_has_the_time_of_the_call() -> None:
+    """All its attempts together, as for a call without a key. Time is virtual."""
+
+    async def again(call: Invocation, call_next: Any) -> Any:
+        with suppress(RPCTimeoutError):
+            return await call_next(call)
+        return await call_next(call)
+
+    async def check() -> None:
+        a, b = MemoryTransport.pair(codec="json")
+        channel = RPCChannel(a, middleware=[again])
+        async with a, b, channel, RPCChannel(b, expose=Slow()):
+            for key in (None, "k"):
+                begun = anyio.current_time()
+                api = with_call_options(channel.get_api(), key=key, timeout=5)
+                with pytest.raises(RPCTimeoutError, match="no answer within 5 s"):
+                    await api.wait()
+                assert 5 <= anyio.current_time() - begun < 5.1
+
+    trio.run(check, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.anyio
+async def test_whose_time_was_over() -> None:
+    """The text names the one that ended it."""
+    texts: list[str] = []
+    a, b = MemoryTransport.pair(codec="json")
+
+    class Middle:
+        async def ask(self, timeout: float) -> None:
+            api = with_call_options(back.get_api(), key=f"k{timeout}", timeout=timeout)
+            with pytest.raises(RPCTimeoutError) as caught:
+                await api.wait()
+            texts.append(str(caught.value))
+
+    back = RPCChannel(b, expose=Middle())
+    async with a, b, back, RPCChannel(a, expose=Slow(), timeout=None) as front:
+        await front.get_api().ask(0.01)
+        with pytest.raises(RPCTimeoutError):
+            await with_call_options(front.get_api(), timeout=0.05).ask(BOUND)
+    assert texts[0] == "wait: no answer within 0.01 s"
+
+
+@pytest.mark.anyio
+async def test_who_waits_is_told_whoever_has_left() -> None:
+    """Of the end of the transport, also if another one who waited has left before."""
+    a, b = MemoryTransport.pair(codec="json")
+    told: list[Exception] = []
+    async with a, b, RPCChannel(b, expose=Slow()), RPCChannel(a, timeout=None) as channel:
+        call = await channel.start(channel.get_api().wait(), key="k")
+        leaving = anyio.CancelScope()
+
+        async def leaves() -> None:
+            with leaving:
+                await call.result()
+
+        async def waits() -> None:
+            try:
+                await call.result()
+            except TransportClosedError as exc:
+                told.append(exc)
+
+        with anyio.fail_after(BOUND):
+            async with anyio.create_task_group() as group:
+                group.start_soon(leaves)
+                group.start_soon(waits)
+                await anyio.wait_all_tasks_blocked()
+                leaving.cancel()
+                await anyio.wait_all_tasks_blocked()
+                await a.aclose()
+    assert len(told) == 1
+
+
+@pytest.mark.anyio
+async def test_a_claim_that_is_given_up() -> None:
+    """Who has joined a call that never was sent, since there was no room, is told."""
+    a, b = MemoryTransport.pair(codec="json", max_queue_size=1, overflow="block")
+    async with a, b, RPCChannel(a, timeout=None) as channel:
+        api = channel.get_api()
+        await channel.start(api.wait(), key="fills the queue")
+        scope = anyio.CancelScope()
+
+        async def leaves() -> None:
+            with scope:
+                await with_call_options(api, key="k").wait()
+
+        async def joins() -> None:
+            with pytest.raises(CallCancelledError):
+                await with_call_options(api, key="k").wait()
+
+        with anyio.fail_after(BOUND):
+            async with anyio.create_task_group() as group:
+                group.start_soon(leaves)
+                await anyio.wait_all_tasks_blocked()
+                group.start_soon(joins)
+                await anyio.wait_all_tasks_blocked()
+                scope.cancel()
+        with pytest.raises(CallNotFoundError):
+            await channel.attach("k").state()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol
 
 import anyio
@@ -233,6 +234,30 @@ async def test_who_asks_gives_up() -> None:
         assert await opened.api.given_up(wait) == "given up"
         await left_behind(opened)
     assert ended == ["cancelled"]
+
+
+async def test_what_is_cancelled_before_it_runs() -> None:
+    """A function that waits for its turn then doesn't run, also if it never awaits."""
+    ran: list[str] = []
+    async with pair(Api()) as opened:
+        call, request = opened.client._conversation.call(
+            "call", ["f"], args=[partial(ran.append, "1"), partial(ran.append, "2")]
+        )
+        assert request.a
+        reactions: Any = opened.client._reactions
+        for number, function in enumerate(request.a):
+            event = opened.client._conversation.receive(
+                CallbackCall(function["id"], [], r=str(number)), None
+            )
+            reactions._on_callback(event)
+        cancel: Any = opened.client._conversation.receive(Cancel("0"), None)
+        cancel.handling.driver.cancel(cancel.handling)
+        with anyio.fail_after(BOUND):
+            while opened.client.statistics().handlers:
+                await anyio.sleep(0.001)
+        call.driver = anyio.Event()
+        opened.client._conversation.receive(Reply(call.id), None)
+    assert ran == ["2"]
 
 
 async def test_deadlines() -> None:

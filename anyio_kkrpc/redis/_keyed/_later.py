@@ -57,6 +57,7 @@ class Later:
     async def go_on(self) -> None:
         """Move those whose time has come, if it is time to look."""
         while self._now() >= self.at:
+            self.at = inf  # who has it look meanwhile is heard
             try:
                 keys, left = await self._find()
                 for key in keys:
@@ -66,7 +67,8 @@ class Later:
                 self.at = self._now() + 1.0
                 return
             self._outages.end(_PART)
-            self.at = inf if left < 0 else self._now() + left / 1000
+            if left >= 0:
+                self.at = min(self.at, self._now() + left / 1000)
 
     async def _find(self) -> tuple[list[bytes], int]:
         """Return what may begin now, and in how many milliseconds the next one may, or -1.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, Literal
 
-from anyio import Event, current_time, move_on_after
+from anyio import Event, current_time, move_on_after, sleep
 from msgspec import UNSET, Struct
 
 from ..._exceptions import (
@@ -322,8 +322,7 @@ class Work:
                 await self._later.go_on()
                 await self._write_again()
             except RedisError as exc:
-                with move_on_after(patience.pause(exc)):
-                    await Event().wait()
+                await sleep(patience.pause(exc))
                 self.stir()
             else:
                 if not patience.calm:
@@ -356,15 +355,16 @@ class Work:
         due = current_time() >= self._look_at
         if not due and not self._doubted:
             return
+        doubted = set(self._doubted)  # more may come meanwhile
         running = [one for one in self._held.entries.values() if one.keyed is not None]
         for held in running:
             keyed = held.keyed
-            if keyed is None or keyed.cancelled or not (due or keyed.key in self._doubted):
+            if keyed is None or keyed.cancelled or not (due or keyed.key in doubted):
                 continue
             value = await self._link.request(b"GET", self._keys.call(keyed.key))
             if is_to_cancel(value, held.id):
                 self._cancel(held, keyed)
-        self._doubted.clear()
+        self._doubted -= doubted
         if due:
             self._look_at = current_time() + self._interval if running else inf
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -47,6 +49,29 @@ PARTS = (RedisCalls, CallKeeping, Later, Teller, Work)  # tried on servers
 def sealer(signed: bool = False) -> Sealer:
     signer = Signer(b"0123456789abcdef", lambda: 0.0, lambda: b"n") if signed else None
     return Sealer(NativeDialect("me", get_codec("json")), signer)
+
+
+@pytest.mark.anyio
+async def test_a_word_that_comes_while_one_looks() -> None:
+    """Is heard: who looks may have been answered before there was what it tells of."""
+    looks: list[bytes] = []
+
+    class Link:
+        async def request(self, *command: Any) -> Any:
+            if command[0] == b"EXISTS":
+                return 1
+            looks.append(command[0])
+            if len(looks) == 1:
+                later.look()
+            return [[], 60_000 if len(looks) == 1 else -1]
+
+    link: Any = Link()
+    outages: Any = SimpleNamespace(end=lambda part: None)
+    later = Later(link, Keys.of("s"), sealer(), None, outages, anyio.current_time)
+    later.look()
+    await later.go_on()
+    assert len(looks) == 2
+    assert later.at == inf
 
 
 def test_field() -> None:
