@@ -21,7 +21,6 @@ from ..._exceptions import (
     TransportClosedError,
     TransportConnectionError,
 )
-from ..._protocol._records import MAX_ID
 from ..._runtime._clock import OneShot, clock, one_shots
 from ..._runtime._fresh import fresh_copy
 from ...abc import CallState, Envelope, KeyedCalls, KeyedRequest
@@ -47,6 +46,8 @@ __all__ = ("RedisCalls",)
 
 # How often it asks before it looks whether the request is there at all.
 _PATIENCE = 3
+# Characters of an id that a server takes.
+_MAX_ID = 256
 _KINDS: dict[bytes, str] = {
     b"z": "delayed",
     b"d": "done",
@@ -136,7 +137,7 @@ class RedisCalls(KeyedCalls):
             while kept is None:
                 # What was lost may run yet, where two requests of one id would be taken for one.
                 self.lost += 1
-                other = f"{call.request.id}+"[-MAX_ID:]
+                other = f"{call.request.id}+"[-_MAX_ID:]
                 call = replace(call, request=replace(call.request, id=other))
                 claim = self._claim_of(call, key, waits=True)
                 known = await self._claim(call.key, claim)
