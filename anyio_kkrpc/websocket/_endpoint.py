@@ -322,7 +322,8 @@ class Endpoint:
         codec: Codec,
     ) -> None:
         options = self._options
-        carrying = {**options.carrying(), "dialect": dialect, "codec": codec}
+        own = {"dialect": dialect, "codec": codec, "write_timeout": options.write_timeout}
+        carrying = {**options.carrying(), **own}
         transport = WebSocketTransport(
             socket,
             ping_interval=options.ping_interval,
