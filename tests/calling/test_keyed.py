@@ -270,6 +270,8 @@ async def test_whose_time_was_over() -> None:
             with pytest.raises(RPCTimeoutError) as caught:
                 await api.wait()
             texts.append(str(caught.value))
+            if timeout == BOUND:
+                await anyio.sleep_forever()
 
     back = RPCChannel(b, expose=Middle())
     async with a, b, back, RPCChannel(a, expose=Slow(), timeout=None) as front:
