@@ -53,6 +53,7 @@ class Reactions(Listener):
         self._core = core
         self._calls = calls
         self._end = end
+        self._receivers = core.conversation.receivers  # asked for each record
         self.undelivered = self.lost_streams = 0
 
     def received(self, envelope: Envelope) -> None:
@@ -61,9 +62,11 @@ class Reactions(Listener):
             self._returned(envelope, envelope.error)
             return
         record, sender = envelope.record, envelope.sender
-        overheard = sender is not None and envelope.recipient is None
         try:
-            event = self._core.conversation.receive(record, sender, overheard=overheard)
+            if sender is not None and envelope.recipient is None:
+                event = self._core.conversation.overhear(record, sender)
+            else:
+                event = self._receivers[record.__class__](record, sender)
         except ProtocolError as exc:
             self._core.refuse(exc)
             return

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from anyio import current_time, move_on_after
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from .._driver._context import CallInfo, earlier, running
@@ -29,6 +29,7 @@ from ._keyed import KeyOptions, keyed_calls, keyed_request, value_of, wait_withi
 from ._options import CallOptions
 
 _OPTIONS = CallOptions()
+_ANSWERED = CallState.ANSWERED
 
 
 class Calls:
@@ -110,7 +111,6 @@ class Calls:
         op: Operation,
         path: list[str],
         options: CallOptions = _OPTIONS,
-        *,
         args: Iterable[Any] | None = None,
         kwargs: dict[str, Any] | None = None,
         value: Any = UNSET,
@@ -147,8 +147,8 @@ class Calls:
             if lender is not None:
                 lender.take_back()
             if timer is not None:
-                timer.cancel()
-        if call.state is not CallState.ANSWERED:
+                core.timer.cancel(timer)
+        if call.state is not _ANSWERED:
             raise self._error(call, path, timeout, deadline)
         if call.callbacks:
             await self._wait_for_callbacks(call, deadline)
@@ -205,27 +205,21 @@ class Calls:
         deadline = options.deadline or (None if timeout is None else now + timeout)
         if serving is not None and serving.deadline is not None:
             deadline = serving.deadline if deadline is None else min(deadline, serving.deadline)
-        budget, look_at = None, now
+        budget: int | UnsetType = UNSET
+        look_at = now
         if deadline is not None:
             left = deadline - now
             if left <= 0:
                 raise _timed_out(path, timeout, deadline)
             budget = max(int(left * 1000), 1)
             look_at = deadline - LOOK if left > 2 * LOOK else now + left / 2
+        to, metadata, one_way = options.to, options.metadata, not options.reply
         call, request = core.conversation.call(
-            op,
-            path,
-            options.to,
-            args=args,
-            kwargs=kwargs,
-            value=value,
-            budget=budget,
-            one_way=not options.reply,
-            meta=options.metadata,
+            op, path, to, args, kwargs, value, budget, metadata, one_way
         )
         for producer in call.producers or ():
             Pump(core, producer, copy_context())
-        envelope = call.sent = Envelope(request, None, options.to, deadline=deadline)
+        envelope = call.sent = Envelope(request, None, to, deadline=deadline)
         return call, envelope, look_at
 
     async def _send_only(self, envelope: Envelope, path: list[str], timeout: float | None) -> None:

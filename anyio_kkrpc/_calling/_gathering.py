@@ -196,8 +196,8 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
             args=args,
             kwargs=kwargs,
             budget=max(int(self._timeout * 1000), 1),
-            gather=True,
             meta=metadata,
+            gather=True,
         )
         for producer in call.producers or ():
             Pump(core, producer, copy_context())
@@ -221,7 +221,7 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
             return
         self._ended = True
         if self._timer is not None:
-            self._timer.cancel()
+            self._core.timer.cancel(self._timer)
         call = self._call
         if call is not None and call.state is CallState.WAITING:
             self._calls.finish(call, step)

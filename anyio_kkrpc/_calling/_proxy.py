@@ -65,7 +65,7 @@ class RemoteCall(Coroutine[Any, Any, Any]):
         self._used = True  # the short way of most
         path, options = list(proxy._rpc_path), proxy._rpc_options
         request = proxy._rpc_calls.request
-        return request("call", path, options, args=self._args, kwargs=self._kwargs).__await__()
+        return request("call", path, options, self._args, self._kwargs).__await__()
 
     async def _make(self) -> Any:
         if self._used:
@@ -84,7 +84,7 @@ class RemoteCall(Coroutine[Any, Any, Any]):
                 convert=lambda result: types.convert_result(result, path),
             )
         result = await calls.request(
-            "call", list(path), proxy._rpc_options, args=self._args, kwargs=self._kwargs
+            "call", list(path), proxy._rpc_options, self._args, self._kwargs
         )
         return result if types is NO_TYPES else types.convert_result(result, path)
 

@@ -157,6 +157,7 @@ def check(options: Options) -> None:
 
 def make_transport(options: Options) -> RedisStreamsTransport:
     """Return the transport of a worker."""
+    group: dict[str, Any] = {} if options.group is None else {"consumer_group": options.group}
     return RedisStreamsTransport(
         options.url,
         stream=options.stream,
@@ -165,9 +166,9 @@ def make_transport(options: Options) -> RedisStreamsTransport:
         max_len=options.max_len,
         claim_idle=options.claim_idle,
         max_deliveries=options.max_deliveries,
-        consumer_group=options.group or "kkrpc-group",
         consumer_name=options.consumer_name,
         signing_key=options.signing_key,
+        **group,
     )
 
 

@@ -69,7 +69,7 @@ async def ask(core: Core, record: CallbackCall, owner: str | None, name: str) ->
         if lender is not None:
             lender.take_back()
         if timer is not None:
-            timer.cancel()
+            core.timer.cancel(timer)
     if call.state is CallState.ANSWERED:
         return call.result if call.stream is None else RemoteStream(call.stream.driver)
     if call.state is CallState.FAILED and call.error is not None:

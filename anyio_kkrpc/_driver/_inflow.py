@@ -214,7 +214,7 @@ class Inflow:
             self._reading = False
             self._wake = None
             if entry is not None:
-                entry.cancel()
+                self._core.timer.cancel(entry)
 
     async def end_with(self, value: Any) -> Any:
         """End it, and return what the source ended with; raises as `RemoteStream.areturn`."""
@@ -271,7 +271,7 @@ class Inflow:
         finally:
             self._asked = None
             if entry is not None:
-                entry.cancel()
+                core.timer.cancel(entry)
         if asked.reply is None:
             assert asked.error is not None
             raise asked.error

@@ -129,7 +129,7 @@ class Pump:
 
     def _expect_nobody(self) -> None:
         if self._unread is not None:
-            self._unread.cancel()
+            self._core.timer.cancel(self._unread)
             self._unread = None
 
     def _give_up(self) -> None:

@@ -51,8 +51,8 @@ class Handling(Struct, eq=False):
 
     id: str
     sender: str | None
-    state: HandlingState = HandlingState.RUNNING
     driver: Any = None
+    state: HandlingState = HandlingState.RUNNING
     consumers: list[Consumer] | None = None
     producer: Producer | None = None
 

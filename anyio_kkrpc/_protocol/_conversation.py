@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any, Literal, TypeAlias
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from ._ahead import WINDOW, Ahead
 from ._callback_table import Callbacks
@@ -68,6 +68,9 @@ from ._values import (
 # Cancels remembered for requests that may still come.
 MAX_CANCELLED = 10_000
 
+# Found more quickly than in their classes.
+_RESULT, _FINISH = CallInput.RESULT, HandlingInput.FINISH
+
 Operation: TypeAlias = Literal["call", "get", "set", "new"]
 
 
@@ -75,6 +78,7 @@ class Conversation:
     """The protocol's state at one side.
 
     :ivar functions: those that were passed in either direction
+    :ivar receivers: what takes each kind of record, as `receive` does
 
     :param prefix: text that makes this side's ids unique among all peers
     :param remote_callback: makes the callable for a callback argument, from its id, its owner, the
@@ -117,7 +121,7 @@ class Conversation:
         self.doubt_callbacks: Callable[[], list[Ahead]] = callbacks.doubt
         self.cancelled: OrderedDict[tuple[str | None, str], None] = OrderedDict()
         self._ignored = 0
-        self._receive: dict[type, Callable[[Any, str | None], Event | None]] = {
+        self.receivers: dict[type, Callable[[Any, str | None], Event | None]] = {
             Reply: self._receive_reply,
             Cancel: self._receive_cancel,
             CallbackCall: callbacks.receive_call,
@@ -141,50 +145,48 @@ class Conversation:
         op: Operation,
         path: list[str],
         recipient: str | None = None,
-        *,
         args: Iterable[Any] | None = None,
         kwargs: dict[str, Any] | None = None,
         value: Any = UNSET,
-        budget: int | None = None,
+        budget: int | UnsetType = UNSET,
+        meta: dict[str, Any] | None = None,
         one_way: bool = False,
         gather: bool = False,
-        meta: dict[str, Any] | None = None,
     ) -> tuple[Call, Request]:
         """Make a request: its entry in the table (none if ``one_way``) and its record.
 
         :param budget: milliseconds until the caller gives up
         :param gather: whether it takes the replies of several peers
         """
-        call = Call(self.new_id(), recipient)
-        call.gather = gather
-        request = Request(call.id, op, path)
+        call_id = self.new_id()
+        call = Call(call_id, recipient)
+        packed: list[Any] | UnsetType = UNSET
         if args is not None:
-            packed = request.a = list(args)
+            packed = list(args)
             for index, arg in enumerate(packed):
                 if arg.__class__ not in PLAIN:
-                    packed[index] = pack_argument(arg, lambda v: self._export(v, call))
+                    packed[index] = self._pack(arg, call)
+        # All at once: to set an attribute of a Struct costs as much as a call of a function.
+        request = Request(call_id, op, path, packed, value, UNSET, budget)
         if kwargs:
-            request.k = {
-                name: pack_argument(arg, lambda v: self._export(v, call))
-                for name, arg in kwargs.items()
-            }
+            request.k = {name: self._pack(arg, call) for name, arg in kwargs.items()}
         if value is not UNSET:
             request.v = pack_result(value, lambda v: self._export(v, call))
         if call.callbacks:
             request.cw = WINDOW
             request.cr = True
-        if budget is not None:
-            request.d = budget
-        if one_way:
-            request.o = True
-            self._exports.close(call.id, call.callbacks or ())
-        else:
-            self.calls[call.id] = call
-            if call.producers and recipient is None and not (gather or self._broadcast):
-                for producer in call.producers:
-                    producer.shared = []
         if meta:
             request.meta = meta
+        if gather:
+            call.gather = True
+        if one_way:
+            request.o = True
+            self._exports.close(call_id, call.callbacks or ())
+            return call, request
+        self.calls[call_id] = call
+        if call.producers and recipient is None and not (gather or self._broadcast):
+            for producer in call.producers:
+                producer.shared = []
         return call, request
 
     def finish_call(self, call: Call, step: CallInput) -> StreamsClosed | None:
@@ -205,15 +207,16 @@ class Conversation:
         """Whether the cancel of a request came before the request was served."""
         return self.cancelled.pop((sender, request.id), self) is None
 
-    def begin(self, request: Request, sender: str | None) -> Handling:
+    def begin(self, request: Request, sender: str | None, driver: Any = None) -> Handling:
         """Enter a request that is about to be served.
 
+        :param driver: the driver's object for it
         :raises ProtocolError: if the same request of the same peer is being served already
         """
         key = (sender, request.id)
         if key in self.handlings:
             raise ProtocolError(f"request {request.id[:80]!r} is being served already")
-        handling = self.handlings[key] = Handling(request.id, sender)
+        handling = self.handlings[key] = Handling(request.id, sender, driver)
         return handling
 
     def unpack(self, request: Request, handling: Handling) -> tuple[list[Any], dict[str, Any]]:
@@ -222,6 +225,11 @@ class Conversation:
         kwargs = {} if request.k is UNSET else request.k
         if not kwargs and dict not in map(type, args):
             return args, kwargs
+        return self._unpack(args, kwargs, request, handling)
+
+    def _unpack(
+        self, args: list[Any], kwargs: dict[str, Any], request: Request, handling: Handling
+    ) -> tuple[list[Any], dict[str, Any]]:
         sender = handling.sender
 
         def callback(callback_id: str) -> Callable[..., Any]:
@@ -243,17 +251,14 @@ class Conversation:
         """Return the value of a ``set``, ``UNSET`` for undefined."""
         if request.v is UNSET:
             return UNSET
-        return unpack_result(
-            request.v,
-            lambda stream_id: self._streams.consume(stream_id, handling.sender, request.id),
-        )
+        return self._unpack_result(request.v, handling.sender, request.id)
 
     def reply(self, handling: Handling, value: Any) -> Reply:
         """Finish a request with a result. A stream result is entered in the table."""
-        handling.state = advance(HANDLING, handling.state, HandlingInput.FINISH)
+        handling.state = advance(HANDLING, handling.state, _FINISH)
         self.handlings.pop((handling.sender, handling.id), None)
         if value.__class__ not in PLAIN and value is not UNSET:
-            value = pack_result(value, lambda v: self._export_result(v, handling))
+            value = self._pack_result(value, handling)
         return Reply(handling.id, value)
 
     def reply_error(self, handling: Handling, error: dict[str, Any]) -> Reply:
@@ -269,7 +274,18 @@ class Conversation:
         handling.state = advance(HANDLING, handling.state, step)
         self.handlings.pop((handling.sender, handling.id), None)
 
-    # Callbacks and streams
+    # Callbacks and streams. Functions of their own, since one that makes others costs more.
+
+    def _pack(self, value: Any, call: Call) -> Any:
+        return pack_argument(value, lambda v: self._export(v, call))
+
+    def _pack_result(self, value: Any, handling: Handling) -> Any:
+        return pack_result(value, lambda v: self._export_result(v, handling))
+
+    def _unpack_result(self, value: Any, sender: str | None, request_id: str) -> Any:
+        return unpack_result(
+            value, lambda stream_id: self._streams.consume(stream_id, sender, request_id)
+        )
 
     def _export(self, value: Any, call: Call) -> dict[str, Any] | None:
         if is_stream(value):
@@ -305,20 +321,22 @@ class Conversation:
 
     # What comes in
 
-    def receive(
-        self, record: Record, sender: str | None, *, overheard: bool = False
-    ) -> Event | None:
+    def receive(self, record: Record, sender: str | None) -> Event | None:
         """Take a record that is not a request.
 
-        :param overheard: whether it may be meant for another peer, so that what isn't known here
-            must not be answered
         :return: what happened, or ``None`` if the record is out of date and was ignored
         :raises ProtocolError: if it isn't legal; nothing has changed then
         """
-        if overheard and not self._is_ours(record):
+        return self.receivers[record.__class__](record, sender)
+
+    def overhear(self, record: Record, sender: str | None) -> Event | None:
+        """Take a record that may be meant for another peer, as `receive` does: what isn't known
+        here must not be answered.
+        """
+        if not self._is_ours(record):
             self._ignored += 1
             return None
-        return self._receive[record.__class__](record, sender)
+        return self.receive(record, sender)
 
     def _is_ours(self, record: Record) -> bool:
         if isinstance(record, Reply):
@@ -332,9 +350,7 @@ class Conversation:
         if record.e is UNSET:
             value = record.v
             if value.__class__ is dict or value is UNSET:
-                value = unpack_result(
-                    value, lambda stream_id: self._streams.consume(stream_id, sender, call.id)
-                )
+                value = self._unpack_result(value, sender, call.id)
             if call.callbacks is not None:
                 call.dropped = self._exports.note_answer(call.id, call.callbacks, sender)
             if call.gather:
@@ -343,7 +359,7 @@ class Conversation:
                 call.stream = value
             else:
                 call.result = value
-            call.state = advance(CALL, call.state, CallInput.RESULT)
+            call.state = advance(CALL, call.state, _RESULT)
         else:
             if call.callbacks is not None:
                 call.dropped = self._exports.note_answer(call.id, call.callbacks, sender)

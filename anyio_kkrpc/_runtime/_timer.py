@@ -19,18 +19,10 @@ _SWEEP_FROM = 1024
 class TimerEntry(Struct, eq=False):
     """A deadline in a `Timer`.
 
-    :ivar timer: told that it was taken back
     :ivar action: what is called at that time; ``None`` once it was, or was taken back
     """
 
-    timer: Timer
     action: Callable[[], None] | None
-
-    def cancel(self) -> None:
-        """Take it back; harmless when it has fired or was taken back before."""
-        if self.action is not None:
-            self.action = None
-            self.timer.note_cancelled()
 
 
 class Timer:
@@ -51,15 +43,18 @@ class Timer:
         What it was to end may have ended in the same turn: it has to look. If it raises, that is
         logged, and the others are called all the same.
         """
-        entry = TimerEntry(self, action)
+        entry = TimerEntry(action)
         heappush(self._heap, (deadline, next(self._number), entry))
         scope = self._scope
         if scope is not None and deadline < scope.deadline:
             scope.deadline = deadline
         return entry
 
-    def note_cancelled(self) -> None:
-        """Note that an entry was taken back."""
+    def cancel(self, entry: TimerEntry) -> None:
+        """Take back what was to be called; harmless when it was, or was taken back before."""
+        if entry.action is None:
+            return
+        entry.action = None
         self._cancelled += 1
         if self._cancelled > _SWEEP_FROM and self._cancelled * 2 > len(self._heap):
             self._heap = [item for item in self._heap if item[2].action is not None]

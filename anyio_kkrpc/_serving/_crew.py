@@ -39,7 +39,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
 
 from .._runtime._clock import OneShot, cancel_requests, one_shots, task_references
-from .._runtime._timer import TimerEntry
+from .._runtime._timer import Timer, TimerEntry
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -90,7 +90,7 @@ class Member(Generic[J, R]):
         crew = self._crew
         self._used = True
         if self.deadline is not None:
-            self._due = crew.at(self.deadline, partial(self.cancel, self.serves))
+            self._due = crew.timer.at(self.deadline, partial(self.cancel, self.serves))
         if crew.leader is self:
             crew.leader = None
             crew.lead_on()
@@ -188,7 +188,7 @@ class Member(Generic[J, R]):
         """Leave nothing of a request that is over."""
         self.serves = None
         if self._due is not None:
-            self._due.cancel()
+            self._crew.timer.cancel(self._due)
             self._due = None
 
     async def _fall(self, exc: BaseException) -> None:
@@ -230,7 +230,7 @@ class Crew(Generic[J, R]):
     :param label: names a request for the log
     :param ends: exceptions of ``receive`` and ``settle`` after which nothing more is received
     :param limit: how many requests run at once
-    :param at: has a function called at a time on AnyIO's clock
+    :param timer: cancels what is out of time
     :ivar leader: the member that receives, or is about to
     :ivar over: whether it was cancelled, or has failed
     :ivar settled: set when a request was settled, if somebody waits for that
@@ -247,7 +247,7 @@ class Crew(Generic[J, R]):
         label: Callable[[J], str],
         ends: tuple[type[Exception], ...],
         limit: int,
-        at: Callable[[float, Callable[[], None]], TimerEntry],
+        timer: Timer,
     ) -> None:
         self.receive = receive
         self.answer = answer
@@ -257,7 +257,7 @@ class Crew(Generic[J, R]):
         self.label = label
         self.ends = ends
         self.limit = limit
-        self.at = at
+        self.timer = timer
         self.leader: Member[J, R] | None = None
         self.over = False
         self.settled: Event | None = None

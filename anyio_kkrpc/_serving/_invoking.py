@@ -88,6 +88,13 @@ class Invoker:
 
         :raises Refused: if the request's arguments don't fit
         """
+        given = request.a
+        if (
+            request.k is UNSET
+            and given is not UNSET
+            and [*map(type, given)] == method.arguments.exact.get(len(given))
+        ):
+            return given, {}  # as most are
         try:
             args, kwargs = self._conversation.unpack(request, handling)
             if handling.consumers:

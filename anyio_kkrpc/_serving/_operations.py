@@ -110,7 +110,7 @@ class Server:
             label=label,
             ends=ENDS,
             limit=max_concurrency,
-            at=core.timer.at,
+            timer=core.timer,
         )
 
     def serve(self, entered: Exposed) -> None:
@@ -245,14 +245,13 @@ class Server:
                     self.unknown += 1
                 raise NoReply if self._interceptor is None else Expired
         try:
-            handling = self._conversation.begin(request, sender)
+            handling = self._conversation.begin(request, sender, member)
         except ProtocolError as exc:
             if envelope.attempt == 1:  # else its caller took it for lost, and it runs still
                 self._core.refuse(exc)
             raise NoReply from None
         member.deadline = None if late else deadline
         member.serves = handling
-        handling.driver = member
         path = request.p
         info = CallInfo(
             request.id,

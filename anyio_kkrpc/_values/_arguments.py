@@ -36,12 +36,15 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 
 class ArgumentConverter:
-    """Checks and converts the arguments of one function; made once, when it is exposed."""
+    """Checks and converts the arguments of one function; made once, when it is exposed.
+
+    :ivar exact: by the number of arguments given by place, the classes that make them what was
+        asked for as they are, where there are such
+    """
 
     __slots__ = (
         "_by_count",
         "_defaults",
-        "_exact",
         "_keywords",
         "_maximum",
         "_minimum",
@@ -51,6 +54,7 @@ class ArgumentConverter:
         "_rest",
         "_signature",
         "_types",
+        "exact",
     )
 
     def __init__(self, name: str, function: Callable[..., Any], hints: dict[str, Any]) -> None:
@@ -93,8 +97,7 @@ class ArgumentConverter:
         self._by_count: dict[int, type[Struct] | None] = {
             n: _struct_of(self._types[:n]) for n in range(self._minimum, self._maximum + 1)
         }
-        # The classes of which arguments are what was asked for as they are.
-        self._exact: dict[int, list[Any]] = {
+        self.exact: dict[int, list[Any]] = {
             n: self._types[:n] for n in self._by_count if all(map(_is_exact, self._types[:n]))
         }
 
@@ -108,7 +111,7 @@ class ArgumentConverter:
         count = len(args)
         if not kwargs and self._minimum <= count <= self._maximum:
             kind = self._by_count[count]
-            if kind is None or [*map(type, args)] == self._exact.get(count):
+            if kind is None or [*map(type, args)] == self.exact.get(count):
                 return args, kwargs
             try:
                 return astuple(by_msgspec(args, kind)), kwargs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import final
 
 from anyio import EndOfStream, WouldBlock, current_time
@@ -20,8 +20,6 @@ __all__ = ("Inbound", "refusal")
 
 logger = logging.getLogger("anyio_kkrpc")
 
-_YIELD_EVERY = 32
-
 
 @final
 class Inbound:
@@ -29,17 +27,20 @@ class Inbound:
 
     :param queue: for requests (without a listener: for everything); its owner decides what becomes
         of those that are dropped
+    :ivar poll: returns a request at hand, if there is one; once in 32 times ``None`` all the same
+    :ivar wait: returns the next request, after ``poll`` has returned none
     :ivar unserved: requests thrown away because the listener serves none
     :ivar listener_errors: exceptions that listeners raised; they are logged and go no further
     """
 
     def __init__(self, queue: BoundedQueue[Envelope]) -> None:
         self._queue = queue
+        self.poll: Callable[[], Envelope | None] = queue.poll
+        self.wait: Callable[[], Awaitable[Envelope]] = queue.get
         self._listener: Listener | None = None
         self._told: Listener | None = None
         self._serving = True
         self._reason: Exception | None = None
-        self._taken = 0
         self.unserved: int = 0
         self.listener_errors: int = 0
 
@@ -110,18 +111,9 @@ class Inbound:
             return
         self._tell("a peer that is gone", self._listener.peer_gone, peer, role, error)
 
-    def poll(self) -> Envelope | None:
-        """Return a request at hand, if there is one; once in 32 times none: `wait` yields then."""
-        self._taken += 1
-        return self._queue.poll() if self._taken % _YIELD_EVERY else None
-
-    async def wait(self) -> Envelope:
-        """Return the next request, after `poll` has returned none."""
-        return await self._queue.get()
-
     async def receive(self) -> Envelope:
-        """See `Transport.receive`. With a request at hand it yields once in 32 times."""
-        return self.poll() or await self._queue.get()
+        """See `Transport.receive`."""
+        return self.poll() or await self.wait()
 
     def expects(self) -> bool:
         """See `Listener.expects`."""

@@ -154,8 +154,7 @@ class BoundedQueue(Generic[T]):
         """
         if self._reason is not None or size < 0:
             self._refuse(size)
-        items, total = self._items, self._bytes + size
-        count = len(items) + 1
+        count, total = len(self._items) + 1, self._bytes + size
         if not self._putters and (
             count == 1 or (count <= self._max_items and total <= self._max_bytes)
         ):
@@ -258,11 +257,12 @@ class BoundedQueue(Generic[T]):
         raise WouldBlock
 
     def poll(self) -> T | None:
-        """Take the oldest item if there is one that no waiting task has been told of."""
-        items = self._items
-        if len(items) <= self._told_receivers:
+        """Take the oldest item, unless there is none that no waiting task has been told of, or it
+        is time to look for a cancellation, as `get` does."""
+        self._operations += 1
+        if len(self._items) <= self._told_receivers or not self._operations % _YIELD_EVERY:
             return None
-        item, size = items.popleft()
+        item, size = self._items.popleft()
         self._bytes -= size
         if self._in_burst or self._putters or self._room_waiters:
             self._make_room()

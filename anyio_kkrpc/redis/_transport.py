@@ -328,7 +328,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         if aside.waiting:
             aside.go_on()
         if entry is not None:
-            entry.sure_until, entry.record = STARTED, envelope.record  # as `HeldEntry.start` does
+            entry.sure_until = STARTED  # as `HeldEntry.start` does
             if entry.keyed is not None:
                 self._begin(envelope, entry)
         return envelope

@@ -6,7 +6,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import anyio
 from anyio import BrokenResourceError, EndOfStream, Event, Lock, aclose_forcefully, fail_after
@@ -160,19 +160,6 @@ class ClientSocket(Socket):
             protocol.events_received()  # nobody wants them any more
 
 
-class _Nowhere(Socket):
-    """Stands for the socket in options that are looked at before there is one."""
-
-    async def receive(self) -> tuple[bytes, bool]:
-        raise NotImplementedError
-
-    async def send(self, message: bytes, text: bool) -> None:
-        raise NotImplementedError
-
-    async def close(self, code: int, reason: str) -> None:
-        raise NotImplementedError
-
-
 @asynccontextmanager
 async def connect_websocket(
     url: str,
@@ -201,7 +188,7 @@ async def connect_websocket(
     :raises ValueError: if an option is out of range; the text names it
     :raises TransportConnectionError: if there is no server, or it refuses; ``__cause__`` has more
     """
-    given = check(WebSocketOptions(_Nowhere(), **options))
+    given = check(WebSocketOptions(cast(Socket, None), **options))  # before there is a socket
     protocol, asks = _protocol(url, origin, subprotocols, flag("compress", compress), given)
     if ssl_context is not None and not protocol.uri.secure:
         raise ValueError("ssl_context: only for wss:// URLs")

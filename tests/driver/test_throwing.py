@@ -365,7 +365,7 @@ async def test_who_reads_after_bare_errors() -> None:
             entries.append(at(*args))
             return entries[-1]
 
-        pump._core.timer = SimpleNamespace(at=noted)
+        pump._core.timer = SimpleNamespace(at=noted, cancel=timer.cancel)
         for number in range(3):
             error = {"n": "Error", "m": "x", "rpc_error": "bare"}
             opened.client._core.post(

@@ -23,9 +23,9 @@ from .source import ROOT
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.one_server]
 
 # Functions entered or resumed per call, client and group worker together.
-MOST = {"asyncio": 174, "trio": 172}
+MOST = {"asyncio": 155, "trio": 150}
 # Per invocation of a function that was passed, at both sides.
-MOST_PER_CALLBACK = 45
+MOST_PER_CALLBACK = 43
 # Small shares of what is done once in many calls: trimming the inbox, a look at the clock.
 _SELDOM = 1
 CALLS = 50

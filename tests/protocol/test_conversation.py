@@ -509,12 +509,13 @@ def test_unknown_streams_are_answered_as_kkrpc_does(overheard: bool, sid: str) -
     """A pull from an unknown stream is an error, leaving one is acknowledged."""
     _, server = make_pair()
     pull = StreamRequest(id="7", sid=sid, op="pull", n=1)
-    event = server.receive(pull, "c", overheard=overheard)
+    receive = server.overhear if overheard else server.receive
+    event = receive(pull, "c")
     assert isinstance(event, p.Answer)
     assert isinstance(event.record, StreamReply)
     assert event.record.e == {"n": "Error", "m": f"Unknown RPC stream {sid}"}
     left = StreamRequest(id="8", sid=sid, op="return", v=3)
-    event = server.receive(left, "c", overheard=overheard)
+    event = receive(left, "c")
     assert isinstance(event, p.Answer)
     assert isinstance(event.record, StreamReply)
     assert (event.record.id, event.record.d, event.record.v) == ("8", True, 3)
@@ -528,7 +529,7 @@ def test_streams_of_others_are_left_alone() -> None:
         StreamRequest(id="8", sid="a-1", op="return"),
         Reply("a-5", {"__kkrpc_next_stream__": "async-iterable", "id": "x"}),
     ):
-        assert server.receive(record, "c", overheard=True) is None
+        assert server.overhear(record, "c") is None
     assert server.ignored == 3
 
 

@@ -144,7 +144,7 @@ class Parts:
         self.words: list[bytes] = []
         self.listened: list[bytes] = []
         self.dropped: list[bytes] = []
-        self.skipped: Callable[[bytes, list[bytes]], object] = lambda key, fields: None
+        self.skipped: Callable[[bytes, str, list[bytes]], object] = lambda *skipped: None
         self.dialects = make_dialects(ME)
         self.reception = Reception(
             3,
@@ -172,7 +172,7 @@ class Parts:
             listen=self.listened.append,
         )
         answer = self.reception.answers.append
-        rest = (None, answer, None, lambda key, fields: self.skipped(key, fields), KEYS.inbox(ME))
+        rest = (None, answer, None, lambda *skipped: self.skipped(*skipped), KEYS.inbox(ME))
         self.common = Common(
             decoder=Decoder(self.dialects, 10_000, self.words.append, *rest),
             loop=ReadLoop(lambda what: cast(Dialer, server), 10_000, self.failures.append),

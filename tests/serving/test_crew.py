@@ -62,9 +62,6 @@ class Due:
     def __init__(self, job: Job, action: Callable[[], None]) -> None:
         self.job, self.action, self.open = job, action, True
 
-    def cancel(self) -> None:
-        self.open = False
-
 
 class Work:
     """What a crew does, and what was seen of it."""
@@ -82,7 +79,7 @@ class Work:
         self.keeps: list[Any] = []
         self.errors: list[str] = []
         self._came = Event()
-        at: Any = self.at
+        timer: Any = self
         self.crew: Crew[Job, str] = Crew(
             self.receive,
             self.begin,
@@ -92,7 +89,7 @@ class Work:
             label=repr,
             ends=(Gone,),
             limit=limit,
-            at=at,
+            timer=timer,
         )
 
     def give(self, kind: str = "quick", *, deadline: float | None = None) -> Job:
@@ -119,6 +116,9 @@ class Work:
         due = Due(action.args[0], action)
         self.dues.append(due)
         return due
+
+    def cancel(self, due: Due) -> None:
+        due.open = False
 
     async def receive(self) -> Job:
         self.receiving += 1

@@ -132,7 +132,10 @@ def test_together_is_read(line: dict[str, Any]) -> None:
     reader = dialects()
     entry = reader.decode(fields)
     assert entry is not None
-    entries = entry.entries if isinstance(entry, Several) else [entry]
+    entries = [entry]
+    if isinstance(entry, Several):
+        entries = entry.entries
+        assert entry.number_each() == []
     assert [describe(one.record) for one in entries] == [line["record"], *line.get("behind", ())]
     epoch, count = pairs["n"].split(".")
     numbers = [f"{epoch}.{int(count) + at}".encode() for at in range(len(entries))]

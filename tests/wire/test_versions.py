@@ -166,6 +166,7 @@ class TestSeveral:
             assert found.size == sum(len(data) for _, data in records)
             assert [one.record for one in found.entries] == [Reply(id, v=1) for id in "123"]
             assert [one.size for one in found.entries] == [len(data) for _, data in records]
+            assert found.number_each() == []
             assert [one.number for one in found.entries] == [b"e+1.1", b"e+1.2", b"e+1.3"]
             assert {one.sender for one in found.entries} == {"peer"}
             assert not found.refused
@@ -188,9 +189,12 @@ class TestSeveral:
                 found = dialect().decode(several(*good[:at], bad, *good[at:]))
                 assert isinstance(found, Several)
                 assert [one.record for one in found.entries] == [Reply("1", v=1), Reply("2", v=1)]
-                ((exc, number),) = found.refused
+                ((exc, place),) = found.refused
                 assert isinstance(exc, ProtocolError)
-                assert number == b"e+1.%d" % (at + 1)
+                assert place == at
+                assert found.number_each() == [b"e+1.%d" % (at + 1)]
+                others = [b"e+1.%d" % (place + 1) for place in range(3) if place != at]
+                assert [one.number for one in found.entries] == others
         with pytest.raises(ProtocolError):
             dialect().decode(several((b"json", b"{"), (b"json", b"[")))
 

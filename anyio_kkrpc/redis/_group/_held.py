@@ -70,9 +70,9 @@ class HeldEntry(Struct, gc=False):
         """Whether it runs."""
         return self.sure_until == STARTED
 
-    def start(self, record: Record | None = None) -> None:
+    def start(self) -> None:
         """Note that it runs."""
-        self.sure_until, self.record = STARTED, record
+        self.sure_until = STARTED
 
 
 class Standing(Enum):

@@ -214,9 +214,6 @@ class Worker:
         for held in self._entries.values():
             if held.record is not None:
                 self._before[held.sender, id_of(held.record)] = held
-        for envelope in self._arrivals.waiting():
-            if envelope.token is not None:
-                self._before[envelope.sender, id_of(envelope.record)] = envelope.token
 
     def _goes_on(self, entry_id: bytes, entry: Entry, attempt: int) -> bool:
         """Whether a request runs here, or has, that its caller took for lost and has written again.

@@ -251,6 +251,7 @@ class Addressed:
                 else:
                     self._inbound.deliver(Envelope(one.record, sender, self._session_id))
         else:
+            entry.number_each()
             for one in entries:
                 self._take(stream, entry_id, one)
         consumed[before:] = [entry_id]

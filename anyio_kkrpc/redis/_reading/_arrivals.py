@@ -82,18 +82,6 @@ class Arrivals:
         logger.warning("skipped a %s among the requests", type(record).__name__)
         return False
 
-    def waiting(self) -> list[Envelope]:
-        """Return what waits to be served."""
-        found: list[Envelope] = []
-
-        def note(envelope: Envelope) -> bool:
-            found.append(envelope)
-            return False
-
-        for queue in (self._queue, self._aside.addressed):
-            queue.extract(note)
-        return [*found, *(envelope for envelope, _ in self.intake.waiting)]
-
     def forget(self, entry: Entry, *, addressed: bool = False) -> list[Envelope]:
         """Forget a request that waits: an entry came by which it came once more. Return it.
 

@@ -6,12 +6,11 @@ Such entries wait here for a moment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from anyio import Event, current_time, sleep
 
 from ..dialects import Entry
-from ..dialects.native import numbered
 from ._repeats import PATIENCE, Repeats
 
 __all__ = ("InOrder",)
@@ -37,9 +36,8 @@ class InOrder:
         item = (entry_id, entry)
         self._sort(stream, entry.sender, number, item, entry.size)
 
-    def skipped(self, stream: bytes, fields: list[bytes]) -> None:
-        """Note that an entry could not be read: nothing waits for its records."""
-        sender, numbers = numbered(fields)
+    def skipped(self, stream: bytes, sender: str, numbers: Iterable[bytes]) -> None:
+        """Note that records with these numbers could not be read: nothing waits for them."""
         for number in numbers:
             if self._repeats.came_before(stream, sender, number):
                 continue

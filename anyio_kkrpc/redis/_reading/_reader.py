@@ -23,7 +23,7 @@ from .._stream._scripts import LAST_ID
 from .._stream._server import WHO, identity_of
 from ..dialects import Dialects, Entry, Several
 from ..dialects._signing import Signer
-from ..dialects.native import NewerWireError
+from ..dialects.native import NewerWireError, numbered
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -48,8 +48,9 @@ class Decoder:
     :param refuse: given the answers to requests that only a newer peer can serve
     :param silent_on: key of a stream whose requests are not answered so: in a broadcast, a newer
         peer may be there and answer them itself
-    :param skipped: told the key and the fields of entries that could not be read
+    :param skipped: told the key, the sender and the numbers of records that could not be read
     :param inbox: the key whose entries may hold several records
+    :ivar max_size: bytes that a value may have
     """
 
     def __init__(
@@ -60,11 +61,11 @@ class Decoder:
         signer: Signer | None,
         refuse: Callable[[Envelope], object],
         silent_on: bytes | None,
-        skipped: Callable[[bytes, list[bytes]], object],
+        skipped: Callable[[bytes, str, list[bytes]], object],
         inbox: bytes,
     ) -> None:
-        self._dialects = dialects
-        self._max_size = max_message_size
+        self._dialects, self._try_native = dialects, dialects.native.try_decode
+        self.max_size = max_message_size
         self._on_hint = on_hint
         self._refuse = refuse
         self._silent_on = silent_on
@@ -73,21 +74,27 @@ class Decoder:
         self._inbox = inbox
         self.invalid = 0
 
-    def decode(self, stream: bytes, entry_id: bytes, fields: list[bytes] | None) -> Entry | None:
-        """Return the entry; ``None`` if it isn't valid, was deleted, or isn't of interest."""
+    def decode(
+        self, stream: bytes, entry_id: bytes, fields: list[bytes] | None, small: bool = False
+    ) -> Entry | None:
+        """Return the entry; ``None`` if it isn't valid, was deleted, or isn't of interest.
+
+        :param small: whether it is known that no value has more than `max_size` bytes
+        """
         if fields is None:
             return None
         try:
             if len(fields) == 2 and fields[0] == b"hint":
                 self._on_hint(fields[1])
                 return None
-            size = max(map(len, fields))
-            if size > self._max_size:
+            if not small and (size := max(map(len, fields))) > self.max_size:
                 raise ProtocolError(f"an entry of {size} bytes exceeds max_message_size")
             if self._signer is not None:
                 self._signer.check(stream, entry_id, fields)
-            entry = self._dialects.decode(fields)
-            if isinstance(entry, Several):
+            entry = self._try_native(fields) if self._dialects.only_native else None
+            if entry is None:
+                entry = self._dialects.decode(fields)
+            if entry.__class__ is Several:
                 self._check_several(stream, entry_id, entry)
             return entry
         except Exception as exc:  # a codec of the user's that keeps no promise ends no reader
@@ -95,7 +102,7 @@ class Decoder:
             if isinstance(exc, NewerWireError) and stream != self._silent_on:
                 self._answer(exc)
         if self._signer is None:  # else nobody knows who wrote it
-            self._skipped(stream, fields)
+            self._skipped(stream, *numbered(fields))
         return None
 
     def _answer(self, newer: NewerWireError) -> None:
@@ -111,10 +118,10 @@ class Decoder:
         """
         if stream != self._inbox:
             raise ProtocolError("an entry of several records outside of an inbox")
-        for exc, number in entry.refused:
-            self.skip(stream, entry_id, exc)
-            fields = (b"from", entry.sender.encode(), b"json", b"", b"n", number)
-            self._skipped(stream, [*fields])
+        if entry.refused:
+            for exc, _ in entry.refused:
+                self.skip(stream, entry_id, exc)
+            self._skipped(stream, entry.sender, entry.number_each())
 
     def skip(self, stream: bytes, entry_id: bytes, reason: Exception) -> None:
         """Count and log an entry, or one of its records, that can't be read."""
@@ -170,15 +177,15 @@ class Reader:
         else:
             reply, refusal = await self._ask_apart(connection, count, moving)
         self._read_at = monotonic()
-        self.count = 0
+        self.count, received = 0, connection.received - before
+        small = received <= self._decoder.max_size
         for stream, entries in reply or ():
             self.count += len(entries)
             for entry_id, fields in entries:
                 positions[stream] = entry_id
-                entry = decode(stream, entry_id, fields)
+                entry = decode(stream, entry_id, fields, small)
                 if entry is not None:
                     take(stream, entry_id, entry)
-        received = connection.received - before
         if portion.wary or not portion.few < self.count < portion.many or received > MANY_BYTES:
             portion.took(self.count, received)
         if refusal is not None:
@@ -292,16 +299,16 @@ class GroupReader:
         count, before = b"%d" % min(room, portion.size), connection.received
         reply = await connection.execute(*self._head, count, b"STREAMS", stream, b">")
         invalid = []
-        self.count = 0
+        self.count, received = 0, connection.received - before
+        small = received <= self._decoder.max_size
         for _, entries in reply or ():
             self.count += len(entries)
             for entry_id, fields in entries:
-                entry = decode(stream, entry_id, fields)
+                entry = decode(stream, entry_id, fields, small)
                 if entry is None:
                     invalid.append(entry_id)
                 else:
                     take(entry_id, entry, 1, sure_until)
-        received = connection.received - before
         if portion.wary or not portion.few < self.count < portion.many or received > MANY_BYTES:
             portion.took(self.count, received)
         return invalid

@@ -9,14 +9,14 @@ from operator import attrgetter
 
 from ..._exceptions import OverloadedError, RPCTimeoutError
 from ..._wire_errors import library_error
-from ...abc import Codec, Envelope
+from ...abc import Envelope
 from ...records import Bye, Cancel, Record, Reply, Request
 from .._connection._command import pack as pack_command
 from .._stream._keys import CONTROL_LENGTH, CONTROL_TTL_MS, Keys
 from ..dialects import Dialects
 from ..dialects._signing import FRESH, Signer
 from ..dialects.native import MARK, MARK_OF_SEVERAL, UNMARKED
-from ._inboxes import PACKED_MARK, Inbox, Inboxes
+from ._inboxes import PACKED_MARK, Inbox, Inboxes, packed_parts
 from ._kinds import again, deadline_of, is_control
 from ._ledger import Post
 from ._scripts import ADD_BOUNDED, BRING_BACK
@@ -64,9 +64,10 @@ class Commands:
         self._added = added
         # Whether nothing is added to commands, so that they may be put together the quick way.
         self._plain = signer is None and max_backlog is None
-        self._request_head = _beginning(
-            (b"XADD", keys.stream, b"*", b"from", self._native.sender), self._native.codec, 2
-        )
+        name = self._native.codec.name.encode()
+        head = (b"XADD", keys.stream, b"*", b"from", self._native.sender, name)
+        # The beginning of the command that adds a request: then come the record, and the mark.
+        self._request_head = b"*%d\r\n%s" % (len(head) + 3, packed_parts(*head))
         self._inboxes = Inboxes(keys, epoch)
         self._by_peer = self._inboxes.by_peer
         self._small = min(_SMALL, max_message_size)
@@ -79,22 +80,47 @@ class Commands:
         """Note whether the server is Redis 6.2 or later, which knows NOMKSTREAM."""
         self._if_there = (b"NOMKSTREAM",) if modern else ()
 
-    def make(self, envelope: Envelope) -> Post | None:
+    def make(
+        self, envelope: Envelope, answers: bytes | None = None, attempt: int = 1
+    ) -> Post | None:
         """Return what is to be written; ``None`` if its recipient knows nothing of the kind, or if
         it is the cancel of a request to the group: see `Cancels`.
+
+        :param answers: the entry of the group that it is the reply to
+        :param attempt: how often that was delivered
         """
         record, recipient = envelope.record, envelope.recipient
-        if recipient is not None:
+        if recipient is not None and record.__class__ not in _ALONE:
             inbox = self._by_peer.get(recipient)
             if (
-                inbox is not None
-                and inbox.known == self._native.changes
-                and recipient.__class__ is str
-                and record.__class__ not in _ALONE
+                inbox is None
+                or inbox.known != self._native.changes
+                or recipient.__class__ is not str
             ):
-                return self._make_known(envelope, inbox)
-            if self._plain and self._dialects.of(recipient) is self._native:
-                return self._make_addressed(envelope, recipient)
+                inbox = self._meet(recipient)
+            if inbox is not None and inbox.codec is not None:
+                # The quick way of most: what its owner reads was found out before.
+                data = inbox.codec.encode(record)
+                size = len(data)
+                if size > self._small or not inbox.several:
+                    post = self._make_alone(envelope, inbox, data)
+                    post.answers, post.attempt = answers, attempt
+                    return post
+                self.sent += 1
+                inbox.last = count = inbox.last + 1
+                packed = b"%s$%d\r\n%s\r\n" % (inbox.codec_name, size, data)
+                return Post(packed, envelope, 1, False, inbox, count, answers, attempt)
+        other = self._make_other(envelope, record, recipient)
+        if other is not None and answers is not None:
+            other.answers, other.attempt = answers, attempt
+        return other
+
+    def _make_other(self, envelope: Envelope, record: Record, recipient: str | None) -> Post | None:
+        """Return what `make` does for what isn't on the quick way of replies."""
+        if recipient is not None:
+            inbox = self._meet(recipient) if self._plain else None
+            if inbox is not None and inbox.codec is not None:
+                return self._make_alone(envelope, inbox, inbox.codec.encode(record))
         elif self._plain and record.__class__ is Request and self._dialects.own is self._native:
             return self._make_request(envelope, record)
         dialect = self._dialects.of(recipient)
@@ -103,7 +129,7 @@ class Commands:
             shared = dialect.encode(record, recipient)
             if shared is None:
                 return None
-            post = Post(b"", envelope, 1, True, shared[1])
+            post = Post(b"", envelope, 1, True, data=shared[1])
             return self._add_to_stream(shared, post, bounded=isinstance(record, Request))
         if control:
             grouped = self._group is not None and record.__class__ is Cancel
@@ -112,8 +138,6 @@ class Commands:
             fields = self._native.encode(record, None)
             post = envelope.token = Post(b"", envelope, to_stream=True)
             return self._add_to_stream(fields, post)
-        if record.__class__ not in _ALONE:
-            return self._make_addressed(envelope, recipient)
         post = Post(b"", envelope)
         self.number_anew(post)
         self.sent += 1
@@ -185,7 +209,7 @@ class Commands:
         if dialect is not self._native:
             fields = dialect.encode(envelope.record, recipient)
             assert fields is not None
-            post = Post(b"", envelope, 1, True, fields[1])
+            post = Post(b"", envelope, 1, True, data=fields[1])
             return self._add_to_stream(fields, post, bounded=False)
         self.sent += 1
         if recipient is not None:
@@ -275,30 +299,17 @@ class Commands:
         post = envelope.token = Post(packed, envelope, 1, True)
         return post
 
-    def _make_known(self, envelope: Envelope, inbox: Inbox) -> Post:
-        """The quick way of most that is for one peer: what its owner reads was found out before."""
-        codec = inbox.codec
-        assert codec is not None
-        data = codec.encode(envelope.record)
-        size = len(data)
-        if size > self._small:
-            return self._make_alone(envelope, inbox, data)
-        self.sent += 1
-        inbox.last = count = inbox.last + 1
-        post = Post(b"%s$%d\r\n%s\r\n" % (inbox.codec_name, size, data), envelope)
-        post.inbox, post.count = inbox, count
-        return post
-
-    def _make_addressed(self, envelope: Envelope, recipient: str) -> Post:
-        native, inbox = self._native, self._inboxes.of(recipient)
+    def _meet(self, recipient: str) -> Inbox | None:
+        """Find out what a peer reads; return its inbox unless it speaks another dialect."""
+        native = self._native
+        if self._dialects.of(recipient) is not native:
+            return None
+        inbox = self._inboxes.of(recipient)
         codec = native.codec_for(recipient)
         if inbox.codec is not codec:
             inbox.begin(codec, self._if_there, native.sender)
-        several = recipient in native.read_several
-        inbox.known = native.changes if several else -1
-        if several and envelope.record.__class__ not in _ALONE:
-            return self._make_known(envelope, inbox)
-        return self._make_alone(envelope, inbox, codec.encode(envelope.record))
+        inbox.several, inbox.known = recipient in native.read_several, native.changes
+        return inbox
 
     def _make_alone(self, envelope: Envelope, inbox: Inbox, data: bytes) -> Post:
         """Make a command of a record that doesn't leave together with others."""
@@ -396,15 +407,6 @@ class Commands:
 def _check_size(size: int, most: int) -> None:
     if size > most:
         raise OverloadedError(f"a message of {size} bytes exceeds max_message_size ({most} bytes)")
-
-
-def _beginning(command: tuple[bytes, ...], codec: Codec, more: int) -> bytes:
-    """Return a packed command up to its last values: the encoded record, and some more."""
-    name = codec.name.encode()
-    length = len(command) + 2 + more
-    return b"*%d\r\n" % length + b"".join(
-        b"$%d\r\n%s\r\n" % (len(part), part) for part in (*command, name)
-    )
 
 
 def _unpacked(record: bytes) -> tuple[bytes, bytes]:

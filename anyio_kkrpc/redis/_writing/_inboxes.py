@@ -7,23 +7,27 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
-from msgspec import Struct
-
 from ...abc import Codec
 from .._stream._keys import Keys
 from ..dialects.native import MARK, MARK_OF_SEVERAL
 
-__all__ = ("PACKED_MARK", "Inbox", "Inboxes")
+__all__ = ("PACKED_MARK", "Inbox", "Inboxes", "packed_parts")
 
 # Peers whose inbox is remembered.
 _PEERS = 4096
 
+
+def packed_parts(*parts: bytes) -> bytes:
+    """Return parts of a command, packed."""
+    return b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+
+
 # The end of each native entry, packed.
-PACKED_MARK = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in MARK)
-_MARK_OF_SEVERAL = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in MARK_OF_SEVERAL)
+PACKED_MARK = packed_parts(*MARK)
+_MARK_OF_SEVERAL = packed_parts(*MARK_OF_SEVERAL)
 
 
-class Inbox(Struct, eq=False):
+class Inbox:
     """Where entries for one peer go.
 
     :ivar epoch: what the numbers of these entries begin with; the counts behind it have no gaps,
@@ -33,28 +37,39 @@ class Inbox(Struct, eq=False):
     :ivar length: how many parts that command has beside the records
     :ivar codec: the one that was used last
     :ivar codec_name: its name, packed
-    :ivar known: what `NativeDialect.changes` was when its owner was looked at last, if it is one
-        that reads several records in an entry
+    :ivar known: what `NativeDialect.changes` was when its owner was looked at last
+    :ivar several: whether its owner reads entries of several records
     :ivar open: what is to leave together for it
     """
 
-    key: bytes
-    epoch: bytes
-    last: int = 0
-    codec: Codec | None = None
-    codec_name: bytes = b""
-    known: int = -1
-    open: list[Any] | None = None
-    head: bytes = b""
-    length: int = 0
+    __slots__ = (
+        "codec",
+        "codec_name",
+        "epoch",
+        "head",
+        "key",
+        "known",
+        "last",
+        "length",
+        "open",
+        "several",
+    )
+
+    def __init__(self, key: bytes, epoch: bytes) -> None:
+        self.key = key
+        self.epoch = epoch
+        self.last, self.known, self.several = 0, -1, False
+        self.codec: Codec | None = None
+        self.open: list[Any] | None = None
+        self.codec_name = self.head = b""
+        self.length = 0
 
     def begin(self, codec: Codec, if_there: tuple[bytes, ...], sender: bytes) -> None:
         """Make the beginning of the command."""
         command = (b"XADD", self.key, *if_there, b"*", b"from", sender)
-        name = codec.name.encode()
         self.codec = codec
-        self.codec_name = b"$%d\r\n%s\r\n" % (len(name), name)
-        self.head = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in command)
+        self.codec_name = packed_parts(codec.name.encode())
+        self.head = packed_parts(*command)
         self.length = len(command) + 4
 
     def pack(self, number: bytes, count: int, parts: Sequence[bytes]) -> bytes:

@@ -39,11 +39,15 @@ class Post(Struct, eq=False):
     :ivar left: how many of the answers are outstanding, if some have come
     :ivar result: the first answer, if there are several, or somebody waits for it
     :ivar to_stream: whether it adds to the stream that all peers share
+    :ivar inbox: of what may leave together with other records: what `Commands` knows of the inbox.
+        ``packed`` isn't a command then, but codec and record; it becomes one, with a number, if it
+        is written alone.
+    :ivar count: the last part of the number that it has then
+    :ivar answers: the entry of the group that this is the reply to
+    :ivar attempt: how often that entry has been delivered
     :ivar data: the value that tells it from other entries of the stream, if it isn't a request
     :ivar number: what tells it from other entries of an inbox, and in which order they are. None is
         left out, so that nobody waits for it.
-    :ivar answers: the entry of the group that this is the reply to
-    :ivar attempt: how often that entry has been delivered
     :ivar forwarded_to: the peer whose inbox it hands an entry on to
     :ivar ids: the entries that it acknowledges, or brings back, with what their replies were. Such
         a post isn't written again; what it is about may have changed.
@@ -58,10 +62,6 @@ class Post(Struct, eq=False):
     :ivar instead: what is written in its place
     :ivar entry_id: of a request: its id in the stream, empty if it won't be there
     :ivar cancel: of a request that isn't answered yet: what cancels it
-    :ivar inbox: of what may leave together with other records: what `Commands` knows of the inbox.
-        ``packed`` isn't a command then, but codec and record; it becomes one, with a number, if it
-        is written alone.
-    :ivar count: the last part of the number that it has then
     :ivar refused_since: when Redis first said that the user lacks the right, on AnyIO's clock
     """
 
@@ -69,10 +69,12 @@ class Post(Struct, eq=False):
     envelope: Envelope | None = None
     replies: int = 1
     to_stream: bool = False
-    data: bytes | None = None
-    number: bytes | None = None
+    inbox: Any = None
+    count: int = 0
     answers: bytes | None = None
     attempt: int = 1
+    data: bytes | None = None
+    number: bytes | None = None
     forwarded_to: str | None = None
     ids: Mapping[bytes, Post | None] | None = None
     brings_back: bool = False
@@ -88,8 +90,6 @@ class Post(Struct, eq=False):
     entry_id: bytes | None = None
     cancel: Cancel | None = None
     refused_since: float | None = None
-    inbox: Any = None
-    count: int = 0
 
 
 class Phase(Enum):

@@ -214,12 +214,11 @@ class Writer:
         :param attempt: how often the entry was delivered
         :return: the reply's post, for `wait_flushed`
         """
-        post = None if reply is None else self._make(reply)
+        post = None if reply is None else self._make(reply, entry_id, attempt)
         if post is None:
             self._outgoing.acks.settled[entry_id] = None
             self._outgoing.acknowledge()
         else:
-            post.answers, post.attempt = entry_id, attempt
             self._post(post)  # the write that takes it asks for the acknowledgement, too
         return post
 
@@ -324,9 +323,9 @@ class Writer:
         ):
             error = DeliveryError(f"Redis refused the reply: {quoted(exc)}")
             reply = Reply(envelope.record.id, e=library_error(error))
-            small = self._make(Envelope(reply, None, envelope.recipient, error=error))
+            answer = Envelope(reply, None, envelope.recipient, error=error)
+            small = self._make(answer, entry_id, post.attempt)
             if small is not None:
-                small.answers, small.attempt = entry_id, post.attempt
                 self._post(small)
                 return
         self._outgoing.acks.abandon(entry_id)

@@ -47,6 +47,7 @@ class Dialects:
     :ivar own: the dialect of what this peer begins
     :ivar classic: kkrpc 0.x's
     :ivar compact: kkrpc 2's
+    :ivar only_native: whether all peers speak this side's own dialect, the native one
     :ivar classic_seen: whether a kkrpc 0.x peer has written something
     """
 
@@ -87,6 +88,7 @@ class Dialects:
         }
         self.own: Dialect = by_name[dialect]
         self._dialect_of: OrderedDict[str, Dialect] = OrderedDict()
+        self.only_native = self.own is self.native
 
     def of(self, peer: str | None) -> Dialect:
         """Return the dialect in which a peer is spoken to."""
@@ -104,7 +106,7 @@ class Dialects:
         native = self.native
         entry = native.try_decode(fields)
         if entry is not None:
-            if self._dialect_of or native is not self.own:
+            if not self.only_native:
                 self._remember(entry.sender, native)
             return entry
         data = _field(fields, b"data")
@@ -144,10 +146,12 @@ class Dialects:
         self.native.note_change()
         if dialect is self.own:
             del known[peer]
+            self.only_native = self.own is self.native and not known
             return
         if peer not in known and len(known) >= _PEERS:
             known.popitem(last=False)
         known[peer] = dialect
+        self.only_native = False
 
 
 def _field(fields: list[bytes], name: bytes) -> bytes | None:

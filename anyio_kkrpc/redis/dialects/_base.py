@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import repeat
 from typing import final
 
 from msgspec import UNSET, Struct
 
 from ...records import Record, Reply, Request
 from ._keyed import Keyed
+
+# Digits of a count.
+_MAX_COUNT = 18
 
 
 class Entry(Struct):
@@ -49,12 +54,36 @@ class Several(Entry):
     """An entry of several records. Its own record is the first that can be read, its size that of
     all of them.
 
-    :ivar entries: each record as if it stood alone, in their order
-    :ivar refused: why others can't be read, and their numbers
+    :ivar entries: each record as if it stood alone, in their order, without its number
+    :ivar refused: why others can't be read, and their places among all, from 0
     """
 
     entries: list[Entry] = []
-    refused: list[tuple[Exception, bytes]] = []
+    refused: list[tuple[Exception, int]] = []
+
+    def number_each(self) -> list[bytes]:
+        """Give each entry its number, which only what isn't in order needs; return those of what
+        can't be read.
+        """
+        assert self.number is not None
+        numbers = [*numbers_of(self.number, len(self.entries) + len(self.refused))]
+        refused = [numbers[place] for _, place in self.refused]
+        for _, place in reversed(self.refused):
+            del numbers[place]
+        for entry, number in zip(self.entries, numbers, strict=True):
+            entry.number = number
+        return refused
+
+
+def numbers_of(number: bytes, count: int) -> Iterator[bytes]:
+    """Return the numbers of an entry's records, each greater than the one before by 1.
+
+    :param number: the first one's
+    """
+    epoch, _, text = number.partition(b".")
+    if not text.isdigit() or len(text) > _MAX_COUNT:
+        return repeat(number, count)
+    return (b"%s.%d" % (epoch, one) for one in range(int(text), int(text) + count))
 
 
 def leave_out(entry: Entry, fields: list[bytes], weight: int) -> Entry:

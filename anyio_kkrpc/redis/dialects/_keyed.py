@@ -10,12 +10,11 @@ from msgspec import Struct
 
 from ..._exceptions import ProtocolError
 
-__all__ = ("CALL", "KEYED_MARK", "Keyed", "parse_keyed")
+__all__ = ("CALL", "KEYED_VERSION", "Keyed", "parse_keyed")
 
 CALL = b"call"
-# A worker that didn't know of keys would run it and keep nothing.
+# From which version on it is known. Another worker would run the request and keep nothing.
 KEYED_VERSION = 3
-KEYED_MARK = b"%d %d" % (KEYED_VERSION, KEYED_VERSION)
 
 DIGEST = 22
 _MAX_KEY = 512

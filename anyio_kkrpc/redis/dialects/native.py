@@ -10,8 +10,7 @@ a space and the version that this entry needs. In an inbox more records may foll
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from itertools import repeat, takewhile
+from itertools import takewhile
 from typing import final
 
 from msgspec import Struct
@@ -22,8 +21,8 @@ from ...codecs import JSONCodec, get_codec
 from ...codecs._weight import LARGE, Scales, weight_of_json
 from ...codecs.json import decode_head
 from ...records import Record, Request
-from ._base import Dialect, Entry, Several, leave_out
-from ._keyed import CALL, KEYED_MARK, parse_keyed
+from ._base import Dialect, Entry, Several, leave_out, numbers_of
+from ._keyed import CALL, KEYED_VERSION, parse_keyed
 
 __all__ = (
     "AGAIN",
@@ -46,6 +45,8 @@ MARK = (b"v", b"%d" % VERSION)
 SEVERAL = 3
 # In its place in an entry of several records, which readers of the version before don't understand.
 MARK_OF_SEVERAL = (b"v", b"%d %d" % (VERSION, SEVERAL))
+# And in a request that has a key.
+KEYED_MARK = (b"v", b"%d %d" % (VERSION, KEYED_VERSION))
 # Behind that, in a request that is written once more: how often it was before.
 AGAIN = b"again"
 
@@ -59,8 +60,6 @@ _MAX_AGAIN = 4
 _MOST_RECORDS = 1024
 # Names of fields that hold records, beside that of another codec.
 _CODECS = frozenset((b"json", b"cbor"))
-# Digits of a count.
-_MAX_COUNT = 18
 # How requests in JSON begin, unless another program has written them.
 _REQUEST = b'{"t":"q",'
 _NO_CBOR = 'an entry in CBOR: pip install "anyio_kkrpc[cbor]" to read it'
@@ -199,7 +198,7 @@ class NativeDialect(Dialect):
                         again = fields[7]
                     elif fields[6] == CALL:
                         keyed = fields[7]
-                        if mark == KEYED_MARK:
+                        if mark == KEYED_MARK[1]:
                             mark = MARK[1]  # which says the same of its sender
         sender = self._senders.get(fields[1])
         if sender is None or sender.mark != mark:
@@ -233,34 +232,36 @@ class NativeDialect(Dialect):
             sender = self._meet(fields, mark, codec)
         if codec is not self.codec or self._codec_of:
             self._remember(sender.id, codec)
-        names = [fields[2], *_names_behind(fields)]
-        if len(names) > _MOST_RECORDS:
+        names, alike = _names_behind(fields)
+        if len(names) >= _MOST_RECORDS:
             raise ProtocolError(f"an entry of more than {_MOST_RECORDS:,} records")
+        decode, peer = codec.decode, sender.id
         entries: list[Entry] = []
-        refused: list[tuple[Exception, bytes]] = []
-        size = 0
-        for name, data, own in zip(
-            names, (fields[3], *fields[9::2]), _numbers(number, len(names)), strict=False
-        ):
-            size += len(data)
+        refused: list[tuple[Exception, int]] = []
+        total = 0
+        for name, data in zip((fields[2], *names), (fields[3], *fields[9::2]), strict=False):
+            size = len(data)
+            total += size
             try:
-                entries.append(self._decode_one(raw, name, data, sender.id, own))
+                if alike and size <= LARGE:
+                    entry = Entry(decode(data), peer, size)
+                else:
+                    entry = self._decode_one(raw, name, data, peer)
+                entries.append(entry)
             except Exception as exc:  # a codec of the user's may keep no promise
-                refused.append((exc, own))
+                refused.append((exc, len(entries) + len(refused)))
         if not entries:
             raise refused[0][0]
-        return Several(entries[0].record, sender.id, size, number, entries=entries, refused=refused)
+        return Several(entries[0].record, peer, total, number, entries=entries, refused=refused)
 
-    def _decode_one(
-        self, raw: bytes, name: bytes, data: bytes, sender: str, number: bytes
-    ) -> Entry:
+    def _decode_one(self, raw: bytes, name: bytes, data: bytes, sender: str) -> Entry:
         """Return one of several records as if it stood alone."""
         codec = self._codecs.get(name)
         if codec is None:
             raise ProtocolError(_NO_CBOR if name in self._codecs else "a record in no known codec")
         if len(data) > LARGE:
-            return _decode_large([b"from", raw, name, data], codec, sender, number)
-        return Entry(codec.decode(data), sender, len(data), number)
+            return _decode_large([b"from", raw, name, data], codec, sender, None)
+        return Entry(codec.decode(data), sender, len(data))
 
     def _meet(self, fields: list[bytes], mark: bytes | None, codec: Codec) -> _Sender:
         """Return the sender of an entry, and note what it says of itself.
@@ -293,7 +294,7 @@ class NativeDialect(Dialect):
         :param field: what is to be known of that
         """
         head = (b"from", self.sender, self.codec.name.encode(), self.codec.encode(record))
-        return (*head, MARK[0], KEYED_MARK, CALL, field)
+        return (*head, *KEYED_MARK, CALL, field)
 
     def codec_named(self, name: bytes) -> Codec:
         """Return a codec.
@@ -377,26 +378,21 @@ def numbered(fields: list[bytes]) -> tuple[str, list[bytes]]:
         return "", []
     count = 1
     if len(fields) > 9 and fields[6] == b"v":
-        count += min(len(_names_behind(fields)), _MOST_RECORDS)
+        count += min(len(_names_behind(fields)[0]), _MOST_RECORDS)
     try:
-        return peer_id(fields[1]), [*_numbers(fields[5], count)]
+        return peer_id(fields[1]), [*numbers_of(fields[5], count)]
     except ProtocolError:
         return "", []
 
 
-def _names_behind(fields: list[bytes]) -> list[bytes]:
-    """Return the names of the fields behind the version that are records."""
-    first = fields[2]
-    names = takewhile(lambda name: name in _CODECS or name == first, fields[8::2])
-    return [*names][: (len(fields) - 8) // 2]
-
-
-def _numbers(number: bytes, count: int) -> Iterator[bytes]:
-    """Return the numbers of an entry's records, each greater than the one before by 1."""
-    epoch, _, text = number.partition(b".")
-    if not text.isdigit() or len(text) > _MAX_COUNT:
-        return repeat(number, count)
-    return (b"%s.%d" % (epoch, one) for one in range(int(text), int(text) + count))
+def _names_behind(fields: list[bytes]) -> tuple[list[bytes], bool]:
+    """Return the names of the fields behind the version that are records, and whether all are that
+    of the first record.
+    """
+    first, names = fields[2], fields[8::2]
+    if names.count(first) == len(names):
+        return names, True
+    return [*takewhile(lambda name: name in _CODECS or name == first, names)], False
 
 
 def peer_id(value: bytes) -> str:

@@ -167,7 +167,7 @@ async def test_what_comes_once_more(state: str) -> None:
         taken = queue.get_nowait()
     if state in ("runs", "has run", "handed back"):
         assert taken is not None
-        bench.held.entries[b"1-0"].start(taken.record)
+        bench.held.entries[b"1-0"].start()
     bench.worker.meet_another()
     if state == "has run":
         del bench.held.entries[b"1-0"]
@@ -205,7 +205,8 @@ async def test_what_has_the_id_of_another_peers(state: str) -> None:
     else:
         bench.worker.take(b"1-0", entry("a", "victim"), 1, 50.0)
     if state in ("runs", "has run"):
-        bench.held.entries[b"1-0"].start(bench.parts.reception.queue.get_nowait().record)
+        bench.parts.reception.queue.get_nowait()
+        bench.held.entries[b"1-0"].start()
     bench.worker.meet_another()
     if state == "has run":
         del bench.held.entries[b"1-0"]
@@ -227,7 +228,8 @@ async def test_an_id_that_another_server_gave_again(started: bool) -> None:
     bench.worker.take(b"1-0", entry("a"), 1, 50.0)
     lost = bench.held.entries[b"1-0"]
     if started:
-        lost.start(bench.parts.reception.queue.get_nowait().record)
+        bench.parts.reception.queue.get_nowait()
+        lost.start()
     bench.worker.meet_another()
     bench.worker.take(b"1-0", entry("b"), 1, 60.0)
     new = bench.held.entries[b"1-0"]
