@@ -94,7 +94,7 @@ class Decoder:
             entry = self._try_native(fields) if self._dialects.only_native else None
             if entry is None:
                 entry = self._dialects.decode(fields)
-            if entry.__class__ is Several:
+            if isinstance(entry, Several):
                 self._check_several(stream, entry_id, entry)
             return entry
         except Exception as exc:  # a codec of the user's that keeps no promise ends no reader
