@@ -6,6 +6,8 @@ import logging as _logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._calling._access import KeyGuard as KeyGuard
+from ._calling._access import KeyUse as KeyUse
 from ._calling._gathering import PeerReply as PeerReply
 from ._calling._gathering import Replies as Replies
 from ._calling._handle import CallHandle as CallHandle
@@ -22,6 +24,7 @@ from ._exceptions import CallCancelledError as CallCancelledError
 from ._exceptions import CallNotFoundError as CallNotFoundError
 from ._exceptions import DeliveryError as DeliveryError
 from ._exceptions import KeyConflictError as KeyConflictError
+from ._exceptions import KeyNotAllowedError as KeyNotAllowedError
 from ._exceptions import MethodNotFoundError as MethodNotFoundError
 from ._exceptions import OverloadedError as OverloadedError
 from ._exceptions import ProtocolError as ProtocolError

@@ -26,13 +26,9 @@ from typing import Any, TypeVar, final, overload
 from weakref import WeakSet
 
 import anyio
-from anyio import (
-    AsyncContextManagerMixin,
-    EndOfStream,
-    Event,
-    current_time,
-)
+from anyio import AsyncContextManagerMixin, EndOfStream, Event, current_time
 
+from ._calling._access import KeyGuard, check_guard
 from ._calling._calls import Calls
 from ._calling._gathering import Replies
 from ._calling._handle import CallHandle, attach, start
@@ -43,9 +39,7 @@ from ._calling._typed import NO_TYPES, TypesOf
 from ._driver._callbacks import RemoteCallback
 from ._driver._core import Core
 from ._driver._sources import Sources
-from ._exceptions import (
-    TransportClosedError,
-)
+from ._exceptions import TransportClosedError
 from ._protocol._ahead import Ahead
 from ._reactions import Reactions
 from ._runtime._entrance import Entrance
@@ -95,6 +89,8 @@ class RPCChannel(AsyncContextManagerMixin):
     :param fail_fast: whether calls fail with `DeliveryError` at once if they are for a consumer
         group that no worker serves, unless `with_call_options` says otherwise; else they wait for
         one
+    :param key_guard: awaited with a `KeyUse` before anything is done with a key here; what it
+        doesn't return ``True`` for raises `KeyNotAllowedError`
     :param max_concurrency: how many requests of other peers run at once; more of them wait in the
         transport's queue
     :param send_tracebacks: whether errors carry the handler's traceback to the caller
@@ -112,6 +108,7 @@ class RPCChannel(AsyncContextManagerMixin):
         expose: object = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         fail_fast: bool = False,
+        key_guard: KeyGuard | None = None,
         max_concurrency: int = DEFAULT_CONCURRENCY,
         send_tracebacks: bool = False,
         grace_period: float = 0.0,
@@ -142,7 +139,8 @@ class RPCChannel(AsyncContextManagerMixin):
             self._server = self._make_server(expose, max_concurrency)
         if self._server is not None:
             core.serve_with(self._server)
-        self._calls = Calls(core, self._middleware, fail_fast=fail_fast)
+        guard = check_guard(key_guard)
+        self._calls = Calls(core, self._middleware, fail_fast=fail_fast, key_guard=guard)
         self._sources = Sources(core)
         self._reactions = Reactions(core, self._calls, self._end)
         self._ended = Event()
@@ -300,16 +298,20 @@ class RPCChannel(AsyncContextManagerMixin):
         assert options is not None
         keyed_calls(self._core)
         asked = question_of(question, self._calls)
-        return await start(self._core, self._middleware, asked, options)
+        return await start(self._core, self._calls, asked, options)
 
-    def attach(self, key: str, *, returns: Any = None) -> CallHandle[Any]:
+    def attach(
+        self, key: str, *, returns: Any = None, metadata: dict[str, Any] | None = None
+    ) -> CallHandle[Any]:
         """Return the handle of a call that any peer has made, or will make. It does no I/O.
 
         :param key: the call's
         :param returns: annotation of its result, which is converted to that
+        :param metadata: what ``key_guard`` is told of whom this is for
         :raises ValueError: if the transport keeps no calls
         """
-        return attach(self._core, check_key(key), returns)
+        access = self._calls.access
+        return attach(self._core, access, check_key(key), returns, metadata)
 
     async def serve_forever(self) -> None:
         """Wait until the channel ends.

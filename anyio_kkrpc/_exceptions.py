@@ -13,6 +13,7 @@ __all__ = (
     "CallNotFoundError",
     "DeliveryError",
     "KeyConflictError",
+    "KeyNotAllowedError",
     "MethodNotFoundError",
     "OverloadedError",
     "ProtocolError",
@@ -93,6 +94,10 @@ class DeliveryError(RPCError):
 
 class KeyConflictError(RPCError):
     """The key of a call belongs to another one: to another method, or to other arguments."""
+
+
+class KeyNotAllowedError(RPCError, PermissionError):
+    """The ``key_guard`` of this channel doesn't allow that with the key. Nothing was sent."""
 
 
 class CallNotFoundError(RPCError, LookupError):

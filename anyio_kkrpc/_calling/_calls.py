@@ -19,11 +19,12 @@ from .._driver._pump import Pump, close_streams
 from .._exceptions import OverloadedError, RPCError, RPCTimeoutError
 from .._protocol._calls import Call
 from .._protocol._conversation import Operation
-from .._protocol._records import Cancel
+from .._protocol._records import Cancel, Reply
 from .._protocol._state import CallInput, CallState
 from .._wire_errors import error_from_wire
 from ..abc import Envelope, KeyedCalls
 from ..middleware import Invocation, Middleware, StreamEnd, StreamWatcher, pass_through
+from ._access import KeyAccess, KeyGuard
 from ._explaining import LOOK, Explainer
 from ._keyed import KeyOptions, keyed_calls, keyed_request, value_of, wait_within
 from ._options import CallOptions
@@ -36,19 +37,35 @@ class Calls:
     """Makes the calls of one channel.
 
     :param fail_fast: whether calls that nobody serves fail at once, unless they say otherwise
+    :param key_guard: decides who may use which key
+    :ivar access: asks that
     :ivar middleware: what each call goes through; see `intercept`
     """
 
-    __slots__ = ("_cancels", "_checker", "_core", "_explainer", "_fail_fast", "middleware")
+    __slots__ = (
+        "_cancels",
+        "_checker",
+        "_core",
+        "_explainer",
+        "_fail_fast",
+        "access",
+        "middleware",
+    )
 
     def __init__(
-        self, core: Core, middleware: tuple[Middleware, ...], *, fail_fast: bool = False
+        self,
+        core: Core,
+        middleware: tuple[Middleware, ...],
+        *,
+        fail_fast: bool = False,
+        key_guard: KeyGuard | None = None,
     ) -> None:
         self._core = core
         self._explainer = Explainer(core, self._expire, self.give_up_on)
         self._checker = Explainer(core, self._expire, self.give_up_on, within=5.0)
         self._fail_fast = fail_fast
         self._cancels = core.transport.capabilities.cancellation
+        self.access: KeyAccess = KeyAccess(core, key_guard)
         self.middleware: tuple[Middleware, ...] = middleware
 
     def ask(
@@ -137,7 +154,7 @@ class Calls:
             lender.lend()
         try:
             await core.send_envelope(envelope)
-            if options.fail_fast or (self._fail_fast and options.fail_fast is UNSET):
+            if self.fails_fast(options):
                 self._checker.check(call)
             await answered.wait()
         except BaseException as exc:
@@ -153,6 +170,10 @@ class Calls:
         if call.callbacks:
             await self._wait_for_callbacks(call, deadline)
         return call.result if call.stream is None else RemoteStream(call.stream.driver)
+
+    def fails_fast(self, options: CallOptions) -> bool:
+        """Whether a call fails at once if nobody serves it."""
+        return bool(options.fail_fast or (self._fail_fast and options.fail_fast is UNSET))
 
     def check_keyed(self, to: str | None) -> KeyedCalls:
         """Return what keeps calls.
@@ -177,11 +198,21 @@ class Calls:
         new = self._core.conversation.new_id()
         call = keyed_request(key_options, new, op, path, args, kwargs, options.metadata)
         within = partial(wait_within, self._core, timeout, partial(_timed_out, path, timeout))
-        if not options.reply:
-            await within(keeps.start(call), options.deadline)
+        leaving = key_options.cancel_when_left
+
+        async def make() -> Reply | None:
+            fail_fast = self.fails_fast(options)
+            if self.access.guarded or fail_fast:
+                await self.access.check_call(
+                    keeps, call, attaches=options.reply, cancels=leaving, fail_fast=fail_fast
+                )
+            if options.reply:
+                return await keeps.call(call, cancel_when_left=leaving)
+            await keeps.start(call)
             return None
-        result = keeps.call(call, cancel_when_left=key_options.cancel_when_left)
-        return value_of(await within(result, options.deadline))
+
+        reply = await within(make(), options.deadline)
+        return None if reply is None else value_of(reply)
 
     def _make(
         self,

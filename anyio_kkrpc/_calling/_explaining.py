@@ -13,7 +13,7 @@ from .._driver._core import Core
 from .._exceptions import DeliveryError
 from .._protocol._calls import Call
 from .._protocol._state import CallState
-from ..abc import Explanation
+from ..abc import Envelope, Explanation
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -22,6 +22,15 @@ logger = logging.getLogger("anyio_kkrpc")
 LOOK = 0.1
 # Seconds in which those come that are asked for together.
 _GATHER = 0.01
+
+
+async def explain(core: Core, requests: Sequence[Envelope]) -> Sequence[Explanation | None]:
+    """Return why requests have no answer, as far as the transport tells; nothing if it fails."""
+    try:
+        return await core.transport.explain(requests)
+    except Exception as exc:  # whatever it is, calls end as they would without
+        logger.debug("why calls have no answer could not be found out: %r", exc)
+        return ()
 
 
 class _Inquiry(Struct, eq=False):
@@ -108,10 +117,7 @@ class Explainer:
         found: Sequence[Explanation | None] = ()
         requests = [one.call.sent for one in batch]
         with move_on_after(self._within) as scope:
-            try:
-                found = await self._core.transport.explain(requests)
-            except Exception as exc:  # whatever it is, calls end as they would without
-                logger.debug("why calls have no answer could not be found out: %r", exc)
+            found = await explain(self._core, requests)
         now = self._core.now()
         again = scope.cancelled_caught
         for number, one in enumerate(batch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from typing import Any, Generic, TypeVar, final
 
@@ -11,8 +11,11 @@ from msgspec import UNSET, Struct
 
 from .._driver._core import Core
 from .._exceptions import RPCTimeoutError
-from ..abc import CallState
-from ..middleware import Invocation, Middleware, pass_through
+from .._protocol._records import Reply
+from ..abc import CallState, KeyedCalls
+from ..middleware import Invocation, pass_through
+from ._access import Action, KeyAccess
+from ._calls import Calls
 from ._keyed import (
     KeyOptions,
     keyed_calls,
@@ -20,7 +23,7 @@ from ._keyed import (
     value_of,
     wait_within,
 )
-from ._options import check_timeout
+from ._options import check_metadata, check_timeout
 from ._question import Question
 from ._typed import NO_TYPES, TypesOf
 
@@ -50,12 +53,16 @@ class CallHandle(Generic[T]):
     :ivar key: the call's
     """
 
-    __slots__ = ("_core", "_result", "key")
+    __slots__ = ("_access", "_core", "_metadata", "_result", "key")
 
-    def __init__(self, core: Core, key: str, result: _Result) -> None:
+    def __init__(
+        self, core: Core, key: str, result: _Result, access: KeyAccess, metadata: Mapping[str, Any]
+    ) -> None:
         self.key: str = key
         self._core = core
         self._result = result
+        self._access = access
+        self._metadata = metadata
 
     async def result(self, *, timeout: float | Any | None = UNSET) -> T:
         """Wait for the result; leaving the wait leaves the call as it is.
@@ -67,13 +74,15 @@ class CallHandle(Generic[T]):
         :raises RemoteError: what the handler has raised
         :raises DeliveryError: if it was given up
         :raises RPCValidationError: if the result doesn't fit
+        :raises KeyNotAllowedError: if the ``key_guard`` of the channel doesn't allow it, as for all
+            that a handle does
         """
         check_timeout(timeout)
-        keeps = keyed_calls(self._open())
+        self._open()
         if timeout is UNSET:
             timeout = self._core.timeout
         late = partial(_late, self.key, timeout)
-        reply = await wait_within(self._core, timeout, late, keeps.wait(self.key))
+        reply = await wait_within(self._core, timeout, late, self._wait())
         known: Any = self._result.types.convert_result(value_of(reply), self._result.path)
         return known  # type: ignore[no-any-return]
 
@@ -82,7 +91,7 @@ class CallHandle(Generic[T]):
 
         :raises CallNotFoundError: if there is no call with this key, or not any more
         """
-        return await keyed_calls(self._open()).state(self.key)
+        return await (await self._allowed("attach")).state(self.key)
 
     async def cancel(self) -> bool:
         """Cancel the call, whoever made it and wherever it is; its key is free then.
@@ -92,7 +101,7 @@ class CallHandle(Generic[T]):
 
         :return: false if it has ended already, or there is none
         """
-        return await keyed_calls(self._open()).cancel(self.key)
+        return await (await self._allowed("cancel")).cancel(self.key)
 
     async def forget(self) -> bool:
         """Keep its result no longer: the next call with the key runs.
@@ -100,14 +109,14 @@ class CallHandle(Generic[T]):
         :return: false if there is nothing to forget
         :raises ValueError: if it hasn't ended; `cancel` it
         """
-        return await keyed_calls(self._open()).forget(self.key)
+        return await (await self._allowed("forget")).forget(self.key)
 
     async def progress(self) -> AsyncGenerator[Any, None]:
         """Yield what the handler tells by `CallInfo.progress`, the latest of it, until the end.
 
         :raises CallNotFoundError: if there is no call with this key, or not any more
         """
-        keeps, position = keyed_calls(self._open()), ""
+        keeps, position = await self._allowed("attach"), ""
         while True:
             ended = (await keeps.state(self.key)).kind in _ENDED  # first: what comes last is seen
             told = await keeps.progress(self.key)
@@ -121,6 +130,16 @@ class CallHandle(Generic[T]):
     def __repr__(self) -> str:
         return f"<CallHandle {self.key!r}>"
 
+    async def _wait(self) -> Reply:
+        return await (await self._allowed("attach")).wait(self.key)
+
+    async def _allowed(self, action: Action) -> KeyedCalls:
+        """Return what keeps the call, if that may be done with its key."""
+        keeps = keyed_calls(self._open())
+        if self._access.guarded:
+            await self._access.check(action, self.key, self._metadata)
+        return keeps
+
     def _open(self) -> Core:
         if not self._core.is_open:
             raise self._core.closed_error()
@@ -132,19 +151,21 @@ def _late(key: str, timeout: float | None, deadline: float | None) -> RPCTimeout
     return RPCTimeoutError(f"the call with the key {key!r} did not end within {within}")
 
 
-def attach(core: Core, key: str, returns: Any) -> CallHandle[Any]:
+def attach(
+    core: Core, access: KeyAccess, key: str, returns: Any, metadata: dict[str, Any] | None
+) -> CallHandle[Any]:
     """Return the handle of a call that somebody has made, or will.
 
     :param returns: annotation of its result
+    :param metadata: what the guard of the channel is told
     """
     keyed_calls(core)
+    check_metadata(metadata)
     types = NO_TYPES if returns is None else TypesOf.returning(returns)
-    return CallHandle(core, key, _Result(types, ("result",)))
+    return CallHandle(core, key, _Result(types, ("result",)), access, dict(metadata or {}))
 
 
-async def start(
-    core: Core, middleware: tuple[Middleware, ...], asked: Question, options: KeyOptions
-) -> CallHandle[Any]:
+async def start(core: Core, calls: Calls, asked: Question, options: KeyOptions) -> CallHandle[Any]:
     """Have a call made, through the middleware if there is any, and return its handle.
 
     :raises ValueError: if it can't have a key
@@ -153,10 +174,20 @@ async def start(
     if not core.is_open:
         raise core.closed_error()
 
+    metadata: Mapping[str, Any] = dict(asked.options.metadata or {})
+
     async def last(call: Invocation) -> None:
+        nonlocal metadata
+        metadata = call.metadata
         new, path = core.conversation.new_id(), list(asked.path)
-        meta = call.metadata or None
-        await keeps.start(keyed_request(options, new, "call", path, call.args, call.kwargs, meta))
+        meta = metadata or None
+        request = keyed_request(options, new, "call", path, call.args, call.kwargs, meta)
+        # What begins later may be served by then.
+        fail_fast = calls.fails_fast(asked.options) and not options.delay and options.at is None
+        await calls.access.check_call(
+            keeps, request, attaches=False, cancels=False, fail_fast=fail_fast
+        )
+        await keeps.start(request)
 
     invocation = Invocation(
         side="client",
@@ -164,7 +195,7 @@ async def start(
         method=asked.method,
         args=list(asked.args),
         kwargs=dict(asked.kwargs),
-        metadata=dict(asked.options.metadata or {}),
+        metadata=dict(metadata),
     )
-    await pass_through(middleware, invocation, last)
-    return CallHandle(core, options.key, _Result(asked.types, asked.path))
+    await pass_through(calls.middleware, invocation, last)
+    return CallHandle(core, options.key, _Result(asked.types, asked.path), calls.access, metadata)

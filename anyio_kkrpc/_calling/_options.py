@@ -50,6 +50,12 @@ def check_timeout(timeout: Any) -> None:
         raise ValueError(f"timeout: at most {MAX_TIMEOUT:,} s; None waits for ever")
 
 
+def check_metadata(metadata: Any) -> None:
+    """Refuse what can't travel as metadata."""
+    if metadata is not None and not isinstance(metadata, dict):
+        raise TypeError(f"metadata: needs a dict, not {metadata!r:.80}")
+
+
 def check_flag(name: str, value: Any) -> None:
     """Refuse what is neither true nor false."""
     if not isinstance(value, bool):

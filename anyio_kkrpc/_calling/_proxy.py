@@ -12,7 +12,7 @@ from msgspec import UNSET
 from .._driver._inflow import RemoteStream
 from ._calls import Calls
 from ._keyed import KeyOptions, key_options
-from ._options import CallOptions, check_flag, check_timeout
+from ._options import CallOptions, check_flag, check_metadata, check_timeout
 from ._question import Question
 from ._typed import NO_TYPES, TypesOf
 
@@ -295,8 +295,7 @@ def _changed(
 ) -> RemoteAPI:
     """Return a proxy with other options; see `with_call_options`."""
     check_timeout(timeout)
-    if metadata is not None and not isinstance(metadata, dict):
-        raise TypeError(f"metadata: needs a dict, not {metadata!r:.80}")
+    check_metadata(metadata)
     if fail_fast is not None:
         check_flag("fail_fast", fail_fast)
     old = api._rpc_options
