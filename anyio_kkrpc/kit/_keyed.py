@@ -8,6 +8,7 @@ from .._exceptions import (
     CallCancelledError,
     CallNotFoundError,
     KeyConflictError,
+    OverloadedError,
     RPCTimeoutError,
 )
 from .._runtime._log import quoted
@@ -21,6 +22,7 @@ __all__ = (
     "ended_state",
     "not_found",
     "ran_too_long",
+    "too_many_wait",
     "unfit_state",
     "was_cancelled",
 )
@@ -54,6 +56,11 @@ def ran_too_long(seconds: float | None) -> Reply:
     """Return the reply to a call whose handler was cancelled, as it took too long."""
     error = RPCTimeoutError(f"the handler did not end within {seconds} s (run_within)")
     return Reply("", e=library_error(error))
+
+
+def too_many_wait(key: str, most: int) -> OverloadedError:
+    """Return the error of who would wait for a call for which so many peers wait."""
+    return OverloadedError(f"{most} peers wait for the call with the key {quoted(key)!r} already")
 
 
 def conflict(key: str) -> KeyConflictError:

@@ -93,6 +93,22 @@ def users(own_server: RedisServer, caplog: pytest.LogCaptureFixture) -> Iterator
     assert not [r for r in caplog.records if "NOPERM" in r.getMessage()], caplog.text
 
 
+class Hanging:
+    """Never answers.
+
+    :ivar runs: how often it was called
+    """
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.began = anyio.Event()
+
+    async def hang(self) -> None:
+        self.runs += 1
+        self.began.set()
+        await anyio.sleep_forever()
+
+
 async def test_keys(users: Users) -> None:
     """Calls with keys: made, joined, kept, told of, cancelled, begun later, and dead."""
     common: dict[str, Any] = {**STREAM, "use_consumer_group": True}
@@ -117,6 +133,43 @@ async def test_keys(users: Users) -> None:
             await call.result()
         assert await channel.attach("a").forget()
     assert users.denied() == []
+
+
+@pytest.mark.parametrize("lacking", ["", "-xack -xgroup|delconsumer"], ids=["now", "before"])
+async def test_cancel_of_what_was_handed_back(users: Users, lacking: str) -> None:
+    """Nothing is left of it to be run, also if the rule is one of before that was possible."""
+    if lacking:
+        users.admin.execute_command("ACL", "SETUSER", "web", *lacking.split())
+    common: dict[str, Any] = {**STREAM, "use_consumer_group": True}
+    served = Hanging()
+    async with (
+        RedisStreamsTransport(users.url("client"), session_id="web-1", **common) as using,
+        RPCChannel(using, timeout=CALL_BOUND) as channel,
+        anyio.create_task_group() as group,
+    ):
+        async with (
+            RedisStreamsTransport(users.url("worker"), session_id="work-1", **common) as serving,
+            RPCChannel(serving, expose=served),
+        ):
+            group.start_soon(channel.get_api().hang)
+            await served.began.wait()
+        assert users.admin.xpending("jobs", "kkrpc-group")["pending"] == 1
+        group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True), anyio.fail_after(BOUND):
+            while users.admin.xlen("jobs"):
+                await anyio.sleep(0.01)
+    assert users.admin.xpending("jobs", "kkrpc-group")["pending"] == bool(lacking)
+    async with (
+        RedisStreamsTransport(
+            users.url("worker"), session_id="work-2", claim_idle=0.3, **common
+        ) as serving,
+        RPCChannel(serving, expose=served),
+    ):
+        with anyio.fail_after(BOUND):
+            while users.admin.xpending("jobs", "kkrpc-group")["pending"]:
+                await anyio.sleep(0.01)
+    assert served.runs == 1
+    assert [one["username"] for one in users.denied()] == ["web"] * bool(lacking)
 
 
 @pytest.mark.parametrize("grouped", [False, True], ids=["broadcast", "group"])

@@ -24,20 +24,31 @@ from ..._exceptions import (
 from ..._runtime._clock import OneShot, clock, one_shots
 from ..._runtime._fresh import fresh_copy
 from ...abc import CallState, Envelope, KeyedCalls, KeyedRequest
-from ...kit._keyed import BRIEFLY, conflict, not_found, was_cancelled
+from ...kit._keyed import BRIEFLY, conflict, not_found, too_many_wait, was_cancelled
 from ...records import Reply
 from .._connection._command import Argument
 from .._connection._errors import Meaning, RedisError, meaning_of, no_memory
 from .._connection._link import Link
 from .._stream._holders import PREFIX
 from .._stream._keys import DELAYED, HANDED_BACK, Keys
+from ..dialects._base import check_size
 from ..dialects._keyed import Keyed
 from ..dialects._signing import Signer
 from ..dialects.native import NativeDialect
 from ._claim import Claim
 from ._kept import Kept, Sealer, cancel_word, pack_fields, parse_kept
 from ._script import Script, is_unknown, run_script
-from ._scripts import ATTACH, CANCEL_CALL, CHECK, CLAIM, CLAIM_LATER, FORGET, LEAVE_CALL, STATE
+from ._scripts import (
+    ATTACH,
+    CANCEL_CALL,
+    CHECK,
+    CLAIM,
+    CLAIM_LATER,
+    FORGET,
+    LEAVE_CALL,
+    MOST_WAITS,
+    STATE,
+)
 from ._telling import Teller
 from ._waits import Waiter, Waiting
 from ._work import kind_of
@@ -154,7 +165,7 @@ class RedisCalls(KeyedCalls):
         waiter = self._join(name)
         ended = False
         try:
-            known = await self._attach(name)
+            known = await self._attach(key, name)
             if known is None:
                 ended = True
                 raise not_found(key)
@@ -288,6 +299,8 @@ class RedisCalls(KeyedCalls):
         if isinstance(reply, int):
             if reply == 0:
                 raise conflict(name)
+            if reply < 0:
+                raise too_many_wait(name, MOST_WAITS)
             raise OverloadedError(f"{reply} requests wait for the group (max_backlog)")
         if not reply[:1].isdigit():
             return parse_kept(reply)
@@ -326,11 +339,7 @@ class RedisCalls(KeyedCalls):
         digest = call.digest.encode()
         keyed = Keyed(key, digest, max(keep, 1), keep_errors, run_within)
         fields = self._native.encode_keyed(call.request, keyed.field())
-        size = max(map(len, fields))
-        if size > self._max_size:
-            raise OverloadedError(
-                f"a message of {size} bytes exceeds max_message_size ({self._max_size} bytes)"
-            )
+        check_size(max(map(len, fields)), self._max_size)
         return fields
 
     # Waiting
@@ -356,7 +365,7 @@ class RedisCalls(KeyedCalls):
             waiter.renew(self._now())
             if told is not None and told.ended and told.entry_id == known.entry_id:
                 return told
-            found = await self._attach(key)
+            found = await self._attach(name, key)
             if found is None:
                 return None
             if known.entry_id not in (found.entry_id, b"0-0"):
@@ -376,9 +385,11 @@ class RedisCalls(KeyedCalls):
                 "of it: it was removed, or its worker doesn't know of keys"
             )
 
-    async def _attach(self, key: bytes) -> Kept | None:
+    async def _attach(self, name: str, key: bytes) -> Kept | None:
         keys = (self._keys.call(key), self._keys.waits(key))
         found = await self._run(ATTACH, keys, self._session)
+        if found == -1:
+            raise too_many_wait(name, MOST_WAITS)
         return None if found is None else parse_kept(found)
 
     async def _get(self, key: bytes) -> Kept | None:

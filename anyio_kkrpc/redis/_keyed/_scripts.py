@@ -24,6 +24,7 @@ __all__ = (
     "FORGET",
     "LATER",
     "LEAVE_CALL",
+    "MOST_WAITS",
     "PROGRESS",
     "RETRY",
     "STATE",
@@ -44,6 +45,8 @@ end
 local function has_ended(known) return string.find('dfxke', state_of(known), 1, true) ~= nil end
 """
 
+# Peers that wait for one call, at most. Who has not said for a minute that it waits makes room.
+MOST_WAITS = 10_000
 # Who waits is in a set with the time of Redis at which that was said. Who asked first is in it only
 # once somebody else waits, too, or asks again: until then the state tells that it waits.
 _JOIN = b"""
@@ -55,13 +58,21 @@ end
 local function join(known, call, waits, session)
   local now = redis.call('TIME')[1]
   add_first(known, call, waits, now)
-  redis.call('ZADD', waits, now, session)
+  local is_new = redis.call('ZADD', waits, now, session) == 1
   redis.call('PEXPIRE', waits, 60000)
+  if is_new and redis.call('ZCOUNT', waits, '-inf', '+inf') > MOST then
+    local oldest = redis.call('ZRANGE', waits, 0, 0, 'WITHSCORES')
+    local is_over = tonumber(oldest[2]) < now - 60
+    redis.call('ZREM', waits, is_over and oldest[1] or session)
+    return is_over
+  end
+  return true
 end
-"""
+""".replace(b"MOST", b"%d" % MOST_WAITS)
 
 # Ends the script with what is known of the call, if that isn't to be made anew. ARGV: digest,
-# session, whether that waits, whether this may have been written before.
+# session, whether that waits, whether this may have been written before. Returns -1 if it can't
+# wait: too many do.
 _KNOWN = b"""
 local known = redis.call('GET', KEYS[2])
 if known then
@@ -69,7 +80,9 @@ if known then
   local gone = (state == 'k' or state == 'e') and not (ARGV[4] == '1' and same)
   if not gone then
     if not same then return 0 end
-    if ARGV[3] == '1' and not has_ended(known) then join(known, KEYS[2], KEYS[3], ARGV[2]) end
+    if ARGV[3] == '1' and not has_ended(known) and not join(known, KEYS[2], KEYS[3], ARGV[2]) then
+      return -1
+    end
     return known
   end
   redis.call('DEL', KEYS[3], KEYS[4])
@@ -77,7 +90,7 @@ end
 """
 
 # KEYS: stream, call, waits, progress. ARGV: as above, group, the most that may wait for it, fields.
-# Returns the id, or what is known, or 0 if the key is another call's, or how many wait.
+# Returns the id, or what is known, or 0 if the key is another call's, or how many requests wait.
 CLAIM = Script(
     _KEPT
     + _JOIN
@@ -111,19 +124,21 @@ return '0-0'
 """
 )
 
-# KEYS: call, waits. ARGV: session.
+# KEYS: call, waits. ARGV: session. Returns what is known, or -1 if too many wait.
 ATTACH = Script(
     _KEPT
     + _JOIN
     + b"""
 local known = redis.call('GET', KEYS[1])
-if known and not has_ended(known) then join(known, KEYS[1], KEYS[2], ARGV[1]) end
+if known and not has_ended(known) and not join(known, KEYS[1], KEYS[2], ARGV[1]) then return -1 end
 return known
 """
 )
 
 # Keeps what a request came to, tells who asked first, and acknowledges it, unless somebody else was
-# first. A failure counts only if it is from who holds the request now. KEYS: stream, call, waits,
+# first. A failure counts only if it is from who holds the request now. A server that took the place
+# of another one may have given the id to another request, so the entry is looked at unless the call
+# itself names the id. KEYS: stream, call, waits,
 # progress. ARGV: group, consumer, id, state, digest, what it came to, milliseconds to keep it,
 # deliveries of a failure, the key, whether progress was told, bytes that are handed on, the inbox
 # of who asked first: not among the keys, since a user may have rights to write to it only. Returns
@@ -131,15 +146,28 @@ return known
 FINISH = Script(
     _KEPT
     + b"""
+local function is_of_call(entry)
+  for i = 1, #entry, 2 do
+    if entry[i] == 'call' then
+      local digest, key = string.match(entry[i + 1], '^(%S+) %d+ %d+ %d+ (.*)$')
+      return digest == ARGV[5] and key == ARGV[9]
+    end
+  end
+  return false
+end
 local id, known = ARGV[3], redis.call('GET', KEYS[2])
 local held = holder_of(KEYS[1], ARGV[1], id)
-local mine = not known or id_of(known) == id
+local named = known and id_of(known) == id and digest_of(known) == ARGV[5]
 if not held then
-  if known and mine and has_ended(known) then return redis.call('EXISTS', KEYS[3]) * 2 end
+  if named and has_ended(known) then return redis.call('EXISTS', KEYS[3]) * 2 end
   return 0
 end
+if not named then
+  local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
+  if entry and not is_of_call(entry[2]) then return 0 end
+end
 if ARGV[8] ~= '' and (held[2] ~= ARGV[2] or held[4] ~= tonumber(ARGV[8])) then return 0 end
-if mine and not (known and has_ended(known)) then
+if not known or (named and not has_ended(known)) then
   local value = ARGV[4] .. ARGV[5] .. id .. '|' .. ARGV[6]
   redis.call('SET', KEYS[2], value, 'PX', ARGV[7])
   if ARGV[10] == '1' then redis.call('PEXPIRE', KEYS[4], ARGV[7]) end

@@ -40,9 +40,9 @@ class Teller:
     def tell_soon(self, key: bytes, value: bytes = b"") -> None:
         """Tell who waits for a call that it has ended, in a moment.
 
-        :param value: what is kept of it, if that is to go along
+        :param value: what is kept of it, if that is to go along: `HINTED` bytes at most
         """
-        self._to_tell.append((key, value if len(value) <= HINTED else b""))
+        self._to_tell.append((key, value))
         self._stir()
 
     async def go_on(self) -> None:

@@ -59,13 +59,14 @@ class Waiting:
     """All that wait, by key. It has no clock."""
 
     def __init__(self) -> None:
-        self._waiters: dict[bytes, list[Waiter]] = {}
+        # Who waits for a key is in a dict for its order: any of very many may leave.
+        self._waiters: dict[bytes, dict[Waiter, None]] = {}
         self._ended: Exception | None = None
 
     def join(self, key: bytes, one_shot: Callable[[], OneShot], now: float) -> Waiter:
         """Return one more that waits for a key."""
         waiter = Waiter(one_shot, now)
-        self._waiters.setdefault(key, []).append(waiter)
+        self._waiters.setdefault(key, {})[waiter] = None
         if self._ended is not None:
             waiter.failed = self._ended
             waiter.word.set()
@@ -74,7 +75,7 @@ class Waiting:
     def leave(self, key: bytes, waiter: Waiter) -> bool:
         """Note that one waits no more; return whether it was the last for its key."""
         waiters = self._waiters[key]
-        waiters.remove(waiter)
+        del waiters[waiter]
         if not waiters:
             del self._waiters[key]
         return not waiters

@@ -16,7 +16,6 @@ from msgspec import UNSET, Struct
 
 from ..._exceptions import (
     DeliveryError,
-    OverloadedError,
     TransportClosedError,
     TransportConnectionError,
 )
@@ -32,6 +31,7 @@ from .._group._findings import Died
 from .._group._held import HeldEntry
 from .._group._keeping import Keeper
 from .._stream._keys import Keys
+from ..dialects._base import check_size
 from ..dialects._keyed import Keyed
 from ..dialects.native import NativeDialect
 from ._kept import CANCEL_WORD, LATER_WORD, Sealer, is_to_cancel, split_word
@@ -49,18 +49,24 @@ _DAY = 86_400_000
 _PART = "keeping what calls came to"
 
 
-class _Finish(Struct):
+class _Finish(Struct, eq=False):
     """What a request came to, until Redis has it.
 
+    :ivar args: of FINISH, which name the request by the id that it had then: the entry may have
+        lost that since, to another one of a server that knows nothing of it
     :ivar refused: whether Redis has refused it
     """
 
     held: HeldEntry
-    key: bytes
-    value: bytes
+    keyed: Keyed
     keys: tuple[bytes, ...]
     args: tuple[bytes, ...]
     refused: bool = False
+
+    def value(self) -> bytes:
+        """Return what is kept, if it may be handed on with a hint."""
+        _, _, entry_id, state, digest, rest = self.args[:6]
+        return b"" if len(rest) > HINTED else b"%b%b%b|%b" % (state, digest, entry_id, rest)
 
 
 class Work:
@@ -103,7 +109,7 @@ class Work:
         self._deliver = deliver
         self._added = added
         self.teller = Teller(link, keys, self.stir)
-        self._open: dict[bytes, _Finish] = {}
+        self._open: dict[_Finish, None] = {}
         self._died: list[Died] = []
         self._doubted: set[bytes] = set()
         self._look_at = inf
@@ -166,25 +172,22 @@ class Work:
         state, keep = self._state_of(keyed, record)
         codec = self._native.codec_for(held.sender or "")
         data = b"" if record is None else self._sealer.reply(codec, record)
-        if len(data) > self._max_size:
-            raise OverloadedError(
-                f"a message of {len(data)} bytes exceeds max_message_size ({self._max_size} bytes)"
-            )
+        check_size(len(data), self._max_size)
         keys, key = self._keys, keyed.key
         place, inbox = keys.call(key), keys.inbox(held.sender or "")
         rest = self._sealer.seal(place, state, keyed.digest, held.id, data) if data else b""
         own = b"" if state == b"d" else b"%d" % held.attempt
         told = b"%d" % (keyed.told > 0 or held.attempt > 1)
-        finish = self._open[held.id] = _Finish(
+        finish = _Finish(
             held,
-            key,
-            b"%b%b%b|%b" % (state, keyed.digest, held.id, rest),
+            keyed,
             (keys.stream, place, keys.waits(key), keys.progress(key)),
             (
                 *(self._group, self._consumer, held.id, state, keyed.digest, rest),
                 *(b"%d" % keep, own, key, told, b"%d" % HINTED, inbox),
             ),
         )
+        keyed.settled, self._open[finish] = True, None
         self._write(finish)
 
     def _reply_of(self, keyed: Keyed, reply: Envelope | None) -> Reply | None:
@@ -232,11 +235,12 @@ class Work:
             finish.refused = True
             self.stir()
             return
-        if self._open.pop(finish.held.id, None) is None:
+        if finish not in self._open:
             return
+        del self._open[finish]
         self._outages.end(_PART)
         if reply == 2:
-            self.teller.tell_soon(finish.key, finish.value)
+            self.teller.tell_soon(finish.keyed.key, finish.value())
         if reply and self._added is not None:
             self._added(1)
         self._let_go(finish.held)
@@ -248,7 +252,7 @@ class Work:
 
     def attach(self, connection: Connection) -> None:
         """Write what is open to a new connection."""
-        for finish in self._open.values():
+        for finish in self._open:
             self._write_to(connection, finish)
         if self._serves:
             self.serve()
@@ -256,7 +260,10 @@ class Work:
     # How far it has come
 
     async def report(self, envelope: Envelope, value: Any) -> None:
-        """Keep how far a request has come; not more often than ten times a second."""
+        """Keep how far a request has come; not more often than ten times a second.
+
+        :raises OverloadedError: if that is too large
+        """
         held: HeldEntry | None = envelope.token
         keyed = None if held is None else held.keyed
         if held is None or keyed is None or current_time() - keyed.told_at < PAUSE:
@@ -266,6 +273,7 @@ class Work:
         position = b"%d-%d" % (held.attempt, keyed.told)
         place = self._keys.progress(keyed.key)
         data = self._sealer.progress(self._native.codec, value)
+        check_size(len(data), self._max_size)
         keep = b"%d" % max(keyed.keep, _DAY)
         args = (self._group, self._consumer, held.id, position, keep)
         sealed = self._sealer.seal(place, position, data)
@@ -329,7 +337,7 @@ class Work:
                     patience.worked()
 
     async def _write_again(self) -> None:
-        refused = [finish for finish in self._open.values() if finish.refused]
+        refused = [finish for finish in self._open if finish.refused]
         if not refused:
             return
         with move_on_after(_AGAIN):
@@ -370,7 +378,7 @@ class Work:
 
     def _cancel(self, held: HeldEntry, keyed: Keyed) -> None:
         keyed.cancelled = True
-        if held.started and held.id not in self._open and isinstance(held.record, Request):
+        if held.started and not keyed.settled and isinstance(held.record, Request):
             self._deliver(Envelope(Cancel(held.record.id), held.sender))
 
 

@@ -24,6 +24,7 @@ PREFIX = b"consumer-"
 # for all peers: where nothing tells the session; where the request was delivered again or is lost,
 # since a worker that was only paused runs it still; where it is gone from the stream already.
 #
+# Who may not acknowledge leaves that to the workers: nothing is left of the request to be run.
 # Redis doesn't count what is removed before a group has read it: from then on it doesn't know how
 # much is left for that group. It is told that the entry never was, in the stream and for the groups
 # that have read it (from Redis 7.0 on; before that there is no such number).
@@ -53,9 +54,8 @@ local function add_holders(sessions, group, id)
   if not held then return end
   local consumer, deliveries = held[2], held[4]
   if consumer == ARGV[4] or consumer == ARGV[5] then
-    redis.call('XACK', stream, group, id)
-    if has_nothing(group, consumer) then
-      redis.call('XGROUP', 'DELCONSUMER', stream, group, consumer)
+    if redis.pcall('XACK', stream, group, id) == 1 and has_nothing(group, consumer) then
+      redis.pcall('XGROUP', 'DELCONSUMER', stream, group, consumer)
     end
     if deliveries > 0 then sessions[#sessions + 1] = '' end
   else

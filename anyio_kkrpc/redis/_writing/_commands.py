@@ -7,13 +7,14 @@ from functools import partial
 from itertools import chain
 from operator import attrgetter
 
-from ..._exceptions import OverloadedError, RPCTimeoutError
+from ..._exceptions import RPCTimeoutError
 from ..._wire_errors import library_error
 from ...abc import Envelope
 from ...records import Bye, Cancel, Record, Reply, Request
 from .._connection._command import pack as pack_command
 from .._stream._keys import CONTROL_LENGTH, CONTROL_TTL_MS, Keys
 from ..dialects import Dialects
+from ..dialects._base import check_size
 from ..dialects._signing import FRESH, Signer
 from ..dialects.native import MARK, MARK_OF_SEVERAL, UNMARKED
 from ._inboxes import PACKED_MARK, Inbox, Inboxes, packed_parts
@@ -291,7 +292,7 @@ class Commands:
         data = self._native.codec.encode(record)
         size = len(data)
         if size > self._max_size:
-            _check_size(size, self._max_size)
+            check_size(size, self._max_size)
         self.sent += 1
         if self._added is not None:
             self._added(1)
@@ -315,7 +316,7 @@ class Commands:
         """Make a command of a record that doesn't leave together with others."""
         size, codec = len(data), inbox.codec
         if size > self._max_size:
-            _check_size(size, self._max_size)
+            check_size(size, self._max_size)
         self.sent += 1
         inbox.last = last = inbox.last + 1
         post = Post(b"", envelope)
@@ -367,7 +368,7 @@ class Commands:
         self, fields: tuple[bytes, ...], post: Post, *, bounded: bool = True
     ) -> Post:
         """Put what adds an entry to the stream into a post."""
-        _check_size(max(map(len, fields)), self._max_size)
+        check_size(max(map(len, fields)), self._max_size)
         self.sent += 1
         if self._added is not None:
             self._added(1)
@@ -400,13 +401,8 @@ class Commands:
         """Return the fields of a native entry with a number."""
         fields = self._native.encode(envelope.record, envelope.recipient, number)
         fields += again(envelope)
-        _check_size(max(map(len, fields)), self._max_size)
+        check_size(max(map(len, fields)), self._max_size)
         return fields
-
-
-def _check_size(size: int, most: int) -> None:
-    if size > most:
-        raise OverloadedError(f"a message of {size} bytes exceeds max_message_size ({most} bytes)")
 
 
 def _unpacked(record: bytes) -> tuple[bytes, bytes]:

@@ -9,6 +9,7 @@ from typing import final
 
 from msgspec import UNSET, Struct
 
+from ..._exceptions import OverloadedError
 from ...records import Record, Reply, Request
 from ._keyed import Keyed
 
@@ -84,6 +85,16 @@ def numbers_of(number: bytes, count: int) -> Iterator[bytes]:
     if not text.isdigit() or len(text) > _MAX_COUNT:
         return repeat(number, count)
     return (b"%s.%d" % (epoch, one) for one in range(int(text), int(text) + count))
+
+
+def check_size(size: int, most: int) -> None:
+    """Refuse to write what nobody would read.
+
+    :param size: bytes of an encoded record
+    :raises OverloadedError: if these are too many
+    """
+    if size > most:
+        raise OverloadedError(f"a message of {size} bytes exceeds max_message_size ({most} bytes)")
 
 
 def leave_out(entry: Entry, fields: list[bytes], weight: int) -> Entry:

@@ -31,6 +31,7 @@ class Keyed(Struct):
     :ivar run_within: milliseconds that its handler may take, 0 for any number
     :ivar ends: when it is out of time, on AnyIO's clock
     :ivar cancelled: whether it was cancelled while it ran
+    :ivar settled: whether it is known what it came to
     :ivar told: how often it has told of progress
     :ivar told_at: when it did last, on AnyIO's clock
     """
@@ -42,6 +43,7 @@ class Keyed(Struct):
     run_within: int
     ends: float | None = None
     cancelled: bool = False
+    settled: bool = False
     told: int = 0
     told_at: float = float("-inf")
 

@@ -98,7 +98,8 @@ class Machine(RuleBasedStateMachine):
     @rule(key=NAMES, digest=sampled_from("xy"), waits=sampled_from([b"0", b"1"]))
     def claim(self, key: str, digest: str, waits: bytes) -> None:
         head = (DIGESTS[digest], b"me", waits, b"0", b"g", b"")
-        reply = self._run(CLAIM, self._names(key), *head, b"from", b"me")
+        field = b"%b 1 1 0 %b" % (DIGESTS[digest], key.encode())
+        reply = self._run(CLAIM, self._names(key), *head, b"from", b"me", b"call", field)
         state = self.ended.get(key, (b"", b""))[0]
         if key in self.current and state not in (b"k", b"e"):
             run = self.runs[self.current[key]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,13 @@ import anyio
 import pytest
 
 from anyio_kkrpc import CallCancelledError, DeliveryError, ProtocolError
+from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.kit._keyed import ended_state, ran_too_long, unfit_state
 from anyio_kkrpc.records import Reply, Request
 from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._group._dead_letters import RETRY_DEAD
+from anyio_kkrpc.redis._group._held import Held, HeldEntry
 from anyio_kkrpc.redis._keyed._calls import RedisCalls
 from anyio_kkrpc.redis._keyed._claim import Claim
 from anyio_kkrpc.redis._keyed._keeping import CallKeeping
@@ -32,7 +35,7 @@ from anyio_kkrpc.redis._keyed._later import Later
 from anyio_kkrpc.redis._keyed._retrying import keyed_of, retry_command
 from anyio_kkrpc.redis._keyed._script import is_unknown
 from anyio_kkrpc.redis._keyed._scripts import CLAIM, FINISH, RETRY
-from anyio_kkrpc.redis._keyed._telling import Teller
+from anyio_kkrpc.redis._keyed._telling import HINTED, Teller
 from anyio_kkrpc.redis._keyed._waits import ASK, Waiting
 from anyio_kkrpc.redis._keyed._work import Work, kind_of
 from anyio_kkrpc.redis._stream._keys import Keys
@@ -72,6 +75,88 @@ async def test_a_word_that_comes_while_one_looks() -> None:
     await later.go_on()
     assert len(looks) == 2
     assert later.at == inf
+
+
+class Answers:
+    """In place of a connection: keeps what is to be told of each answer."""
+
+    error: Exception | None = None
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[Any], object]] = []
+        self.written: list[bytes] = []
+
+    def post(self, packed: bytes, replies: int, done: Callable[[Any], object]) -> None:
+        self.written.append(packed)
+        self.waiting.append(done)
+
+    def flush_nowait(self) -> bool:
+        return True
+
+
+class Working:
+    """What a worker does for calls with keys, before a server that answers when it is told to."""
+
+    def __init__(self, **options: Any) -> None:
+        self.server, self.held = Answers(), Held(30.0)
+        self.rooms: list[int] = []
+        link: Any = SimpleNamespace(connection=self.server)
+        room = SimpleNamespace(notify=lambda: self.rooms.append(len(self.held.entries)))
+        keeper: Any = SimpleNamespace(held=self.held, room=room)
+        outages: Any = SimpleNamespace(end=lambda part: None)
+        native, later = NativeDialect("me", get_codec("json")), Any
+        self.work = Work(
+            *(link, Keys.of("s"), (b"g", b"c"), native, sealer(), keeper, outages, later),
+            interval=30.0,
+            max_message_size=options.pop("max_message_size", 100_000),
+            deliver=lambda envelope: None,
+            added=None,
+        )
+
+    def take(self, entry_id: bytes, key: bytes = b"k") -> HeldEntry:
+        """Have a request run."""
+        held = HeldEntry(entry_id, 1, 30.0, "somebody", keyed=Keyed(key, DIGEST, 1, 1, 0))
+        held.start(Request("1", "call", ["f"]))
+        self.held.entries[entry_id] = held
+        return held
+
+
+@pytest.mark.anyio
+async def test_a_request_whose_id_is_another_ones() -> None:
+    """A server that has taken the place of another may give an id again: what each request came to
+    is its own, and none goes on taking a place.
+    """
+    worker = Working()
+    first = worker.take(b"17-1", b"a")
+    worker.work.finish(first, Envelope(Reply("1", 1)))
+    worker.held.displace(first)
+    second = worker.take(b"17-1", b"b")
+    worker.work.finish(second, Envelope(Reply("1", 2)))
+    assert all(b"$4\r\n17-1\r\n" in packed for packed in worker.server.written)
+    answer, answer_second = worker.server.waiting
+    answer(0)
+    assert worker.held.entries == {b"17-1": second}
+    answer(0)  # of the connection that it was written to again
+    assert worker.held.entries == {b"17-1": second}
+    answer_second(1)
+    assert worker.held.entries == {}
+    assert worker.rooms == [1, 0]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("size", [HINTED - 100, HINTED + 1])
+async def test_what_goes_along_with_a_hint(size: int) -> None:
+    """The result, unless it is large: who is told asks for that."""
+    worker, told = Working(), []
+    worker.work.teller.tell_soon = lambda *word: told.append(word)  # type: ignore[method-assign]
+    worker.work.finish(worker.take(b"17-1"), Envelope(Reply("1", "x" * size)))
+    worker.server.waiting[0](2)
+    ((key, value),) = told
+    assert key == b"k"
+    if size > HINTED:
+        assert value == b""
+    else:
+        assert parse_kept(value).entry_id == b"17-1"
 
 
 def test_field() -> None:

@@ -15,6 +15,7 @@ from anyio_kkrpc import (
     CallNotFoundError,
     DeliveryError,
     KeyConflictError,
+    OverloadedError,
     RedisStreamsTransport,
     RemoteError,
     RPCChannel,
@@ -23,7 +24,7 @@ from anyio_kkrpc import (
     with_call_options,
 )
 from anyio_kkrpc.redis._group._held import HeldEntry
-from anyio_kkrpc.redis._keyed._scripts import CANCEL_CALL, CLAIM, FINISH
+from anyio_kkrpc.redis._keyed._scripts import CANCEL_CALL, CLAIM, FINISH, MOST_WAITS
 from anyio_kkrpc.redis._stream._keys import Keys
 from anyio_kkrpc.redis.dialects._keyed import Keyed
 from anyio_kkrpc.testing._server import RedisServer
@@ -66,6 +67,9 @@ class Api:
             raise ValueError(f"attempt {call.attempt}")
         return [value, call.attempt]
 
+    async def tell(self, size: int) -> None:
+        await current_call().progress("x" * size)
+
     async def double(self, value: str) -> str:
         return value + value
 
@@ -87,10 +91,12 @@ class Place:
         )
 
     @asynccontextmanager
-    async def caller(self, url: str | None = None, **options: Any) -> AsyncIterator[RPCChannel]:
+    async def caller(
+        self, url: str | None = None, *, fail_fast: bool = False, **options: Any
+    ) -> AsyncIterator[RPCChannel]:
         async with (
             self.transport(url, **options) as transport,
-            RPCChannel(transport, timeout=BOUND) as channel,
+            RPCChannel(transport, timeout=BOUND, fail_fast=fail_fast) as channel,
         ):
             yield channel
 
@@ -227,6 +233,31 @@ async def test_claim_and_result_are_written_again(place: Place, middle: Proxy) -
                 await middle.swallowed.wait()
             await until(lambda: transport.statistics().outstanding == 0)
     assert [key for key, _ in api.runs] == ["c", "d"]
+
+
+async def test_another_request_under_the_same_id(place: Place, witness: redis.Redis) -> None:
+    """What one came to that another server had, which gave that id, ends nothing here."""
+    keys, stream = place.keys, place.stream
+    field = b"%b 1 1 0 %b" % (b"d" * 22, b"b:\n b")
+    entry = {"from": "me", "call": field}
+    witness.xgroup_create(stream, "g", "0", mkstream=True)
+    entry_id = witness.xadd(stream, entry)
+    witness.xreadgroup("g", "c", {stream: ">"})
+
+    def finish(key: bytes, digest: bytes) -> Any:
+        names = (keys.stream, keys.call(key), keys.waits(key), keys.progress(key))
+        args = (b"g", b"c", entry_id, b"d", digest, b"json:1", b"1000", b"", key, b"0", b"0", b"")
+        return witness.eval(FINISH.source, len(names), *names, *args)
+
+    assert finish(b"a", b"d" * 22) == 0
+    assert finish(b"b:\n b", b"e" * 22) == 0
+    witness.set(keys.call(b"a"), b"s" + b"d" * 22 + b"1-1|")
+    assert finish(b"a", b"d" * 22) == 0
+    assert witness.xpending(stream, "g")["pending"] == 1
+    assert witness.exists(keys.call(b"b:\n b")) == 0
+    assert finish(b"b:\n b", b"d" * 22) == 1
+    assert witness.xpending(stream, "g")["pending"] == 0
+    assert witness.exists(keys.call(b"b:\n b")) == 1
 
 
 @pytest.mark.one_server
@@ -518,6 +549,34 @@ async def test_many_wait(place: Place, witness: redis.Redis) -> None:
     assert api.runs == [("k", 1)]
 
 
+async def test_too_many_wait(place: Place, witness: redis.Redis) -> None:
+    """A peer more is told so, and the call goes on; who said nothing for a minute makes room."""
+    api, now = Api(), witness.time()[0]
+    async with place.caller() as caller, place.caller() as other, place.worker(api):
+        call = await caller.start(caller.get_api().work(1), key="k")
+        waits = place.keys.waits(b"k")
+        witness.zadd(waits, {f"s{n}": now for n in range(MOST_WAITS)})
+        with pytest.raises(OverloadedError, match="10000 peers wait for the call with the key 'k'"):
+            await call.result()
+        with pytest.raises(OverloadedError, match="10000 peers wait"):
+            await with_call_options(other.get_api(), key="k").work(1)
+        assert witness.zcard(waits) == MOST_WAITS
+        witness.zadd(waits, {"s7": now - 100})
+        async with anyio.create_task_group() as group:
+            results: list[Any] = []
+
+            async def wait() -> None:
+                results.append(await call.result())
+
+            group.start_soon(wait)
+            await until(lambda: witness.zscore(waits, "s7") is None)
+            assert witness.zcard(waits) == MOST_WAITS
+            witness.delete(waits)
+            assert (await call.state()).kind == "running"
+            api.gate(1).set()
+        assert results == [[1, 1]]
+
+
 @pytest.mark.one_server
 async def test_overload(place: Place) -> None:
     """A call that there is no room for isn't made; one that is there is joined."""
@@ -538,6 +597,8 @@ async def test_too_large(place: Place) -> None:
     async with place.caller() as caller, place.worker(api, max_message_size=1000) as transport:
         with pytest.raises(RemoteError, match="exceeds max_message_size"):
             await with_call_options(caller.get_api(), key="a").double("x" * 600)
+        with pytest.raises(RemoteError, match="exceeds max_message_size"):
+            await with_call_options(caller.get_api(), key="told").tell(1200)
         await until(lambda: transport.statistics().outstanding == 0)
     async with place.caller(max_message_size=1000) as caller:
         with pytest.raises(RPCError, match="exceeds max_message_size"):
@@ -564,6 +625,27 @@ async def test_workers_share_what_is_due(place: Place) -> None:
         async with place.worker(api), place.worker(api):
             assert [await call.result() for call in calls] == [1, 2, 3, 4, 5]
     assert sorted(api.runs) == [(f"k{n}", 1) for n in range(1, 6)]
+
+
+@pytest.mark.one_server
+async def test_fail_fast(place: Place, witness: redis.Redis) -> None:
+    """A call that nobody serves isn't made; what is kept of one is there without any worker."""
+    api = Api()
+    async with place.caller(fail_fast=True) as caller:
+        calls = {key: with_call_options(caller.get_api(), key=key) for key in "ab"}
+        with pytest.raises(DeliveryError, match="no worker has ever served the stream"):
+            await calls["a"].echo(1)
+        async with place.worker(api):
+            await until(lambda: witness.exists(place.stream))
+            await until(lambda: witness.xinfo_groups(place.stream)[0]["consumers"])
+            assert await calls["b"].echo(1) == 1
+        assert api.runs == [("b", 1)]
+        await until(lambda: not witness.xinfo_groups(place.stream)[0]["consumers"])
+        with pytest.raises(DeliveryError, match="has no workers"):
+            await caller.start(caller.get_api().echo(1), key="a")
+        assert await calls["b"].echo(1) == 1
+        with pytest.raises(CallNotFoundError):
+            await caller.attach("a").state()
 
 
 @pytest.mark.one_server
