@@ -33,14 +33,17 @@ class Api:
     """What is called.
 
     :ivar runs: what began
+    :ivar began: set once `wait` has
     """
 
     def __init__(self) -> None:
         self.runs: list[str] = []
+        self.began = anyio.Event()
         self.gate = anyio.Event()
 
     async def wait(self, name: str) -> str:
         self.runs.append(name)
+        self.began.set()
         await self.gate.wait()
         return name
 
@@ -218,6 +221,7 @@ async def test_fail_fast() -> None:
                     with pytest.raises(error):
                         await with_call_options(once, fail_fast=fail_fast).fail()
         running = await channel.start(with_call_options(api, fail_fast=False).wait("x"), key="r")
+        await served.began.wait()
         for unserved in (
             lambda: with_call_options(api, key="new").echo("new"),
             lambda: with_call_options(api, key="new", reply=False).echo("new"),
