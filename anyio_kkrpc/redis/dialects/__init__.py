@@ -151,7 +151,7 @@ class Dialects:
         if peer not in known and len(known) >= _PEERS:
             known.popitem(last=False)
         known[peer] = dialect
-        self.only_native = False
+        self.only_native: bool = False
 
 
 def _field(fields: list[bytes], name: bytes) -> bytes | None:
