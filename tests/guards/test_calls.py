@@ -29,6 +29,8 @@ MOST_PER_CALLBACK = 43
 # Small shares of what is done once in many calls: trimming the inbox, a look at the clock.
 _SELDOM = 1
 CALLS = 50
+# On a slow machine what is done in between takes place in nearly each.
+ROUNDS = 10
 
 
 class Api:
@@ -60,7 +62,8 @@ async def test_python_calls_per_call(
     """One at a time: what many at once share isn't shared here, so this is the most."""
     options: Any = {"stream": stream_name, "use_consumer_group": True}
     url = redis_server.url
-    rounds = []
+    rounds: list[Counter[str]] = []
+    most = MOST[anyio_backend[0]] + _SELDOM
     async with (
         RedisStreamsTransport(url, **options) as worker,
         RPCChannel(worker, expose=Api()),
@@ -70,15 +73,17 @@ async def test_python_calls_per_call(
         api = channel.get_api()
         for _ in range(CALLS):
             await api.add(1, 2)
-        for _ in range(3):  # the keeping of the house may fall into one of them
+        while len(rounds) < ROUNDS:  # the keeping of the house may fall into some of them
             with counted() as counter:
                 for _ in range(CALLS):
                     await api.add(1, 2)
             rounds.append(counter)
+            if counter.total() <= most * CALLS:
+                break
     least = min(rounds, key=Counter.total)
     found = least.total() / CALLS
     assert found > 50, "the count is wrong"
-    assert found <= MOST[anyio_backend[0]] + _SELDOM, least.most_common(60)
+    assert found <= most, least.most_common(60)
 
 
 class Calling:

@@ -88,7 +88,7 @@ class Dialects:
         }
         self.own: Dialect = by_name[dialect]
         self._dialect_of: OrderedDict[str, Dialect] = OrderedDict()
-        self.only_native = self.own is self.native
+        self.only_native: bool = self.own is self.native
 
     def of(self, peer: str | None) -> Dialect:
         """Return the dialect in which a peer is spoken to."""
@@ -151,7 +151,7 @@ class Dialects:
         if peer not in known and len(known) >= _PEERS:
             known.popitem(last=False)
         known[peer] = dialect
-        self.only_native: bool = False
+        self.only_native = False
 
 
 def _field(fields: list[bytes], name: bytes) -> bytes | None:
