@@ -57,7 +57,7 @@ from ._options import GivenOptions, Options, check_options
 from ._reading._destroying import DESTROYED
 from ._reading._shared import answer_shared
 from ._statistics import RedisStatistics
-from ._writing._commands import deadline_of
+from ._writing._kinds import deadline_of
 
 if sys.version_info >= (3, 11):
     from typing import Self

@@ -18,11 +18,11 @@ from ..dialects._base import check_size
 from ..dialects._signing import FRESH, Signer
 from ..dialects.native import MARK, MARK_OF_SEVERAL, UNMARKED
 from ._inboxes import PACKED_MARK, Inbox, Inboxes, packed_parts
-from ._kinds import again, deadline_of, is_control
+from ._kinds import again, is_control
 from ._ledger import Post
 from ._scripts import ADD_BOUNDED, BRING_BACK
 
-__all__ = ("Commands", "deadline_of", "is_control")
+__all__ = ("Commands",)
 
 # Bytes of a record that leaves together with others; what has more is worth an entry of its own.
 _SMALL = 8192
@@ -335,7 +335,11 @@ class Commands:
         inbox, post.inbox = post.inbox, None
         if inbox is not None:
             post.number = b"%s.%d" % (inbox.epoch, post.count)
-            self._sealed(partial(self._join, inbox, post.number, [post.packed]), post)
+            records = [post.packed]
+            if self._signer is None:
+                post.packed = inbox.pack(post.number, 1, records)
+            else:
+                self._sealed(partial(self._join_signed, inbox, post.number, records), post)
 
     def join(self, posts: list[Post]) -> bytes:
         """Return what adds the records of posts to the inbox that they are for, as one entry."""
@@ -344,16 +348,14 @@ class Commands:
         number, records = b"%s.%d" % (inbox.epoch, first.count), [*map(_PACKED, posts)]
         if self._signer is None:
             return inbox.pack(number, len(records), records)
-        return self._join(inbox, number, records)
+        return self._join_signed(inbox, number, records)
 
-    def _join(self, inbox: Inbox, number: bytes, records: list[bytes]) -> bytes:
-        """Return what adds an entry.
+    def _join_signed(self, inbox: Inbox, number: bytes, records: list[bytes]) -> bytes:
+        """Return what adds an entry that is signed.
 
         :param number: the first record's
         :param records: each with its codec, packed
         """
-        if self._signer is None:
-            return inbox.pack(number, len(records), records)
         first, *others = (_unpacked(record) for record in records)
         mark = MARK_OF_SEVERAL if others else MARK
         fields = (b"from", self._native.sender, *first, b"n", number, *mark, *chain(*others))

@@ -28,7 +28,8 @@ from .._connection._patience import Patience
 from .._connection._resp import Connection
 from .._stream._entries import order
 from ..dialects.native import NativeDialect
-from ._commands import Commands, is_control
+from ._commands import Commands
+from ._kinds import is_control
 from ._ledger import Post
 from ._lookup import Lookup
 from ._outgoing import Outgoing
@@ -103,9 +104,7 @@ class Writer:
 
     @property
     def unanswered(self) -> Mapping[bytes, int]:
-        """Entries of the group whose reply waits or is repeated, with the number of their
-        deliveries.
-        """
+        """Entries of the group whose reply waits or is repeated, with how often they came."""
         return self._outgoing.acks.unanswered
 
     def unfinished(self) -> list[bytes]:

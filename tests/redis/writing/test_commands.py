@@ -20,7 +20,8 @@ from anyio_kkrpc._protocol._records import (
 )
 from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.codecs import get_codec
-from anyio_kkrpc.redis._writing._commands import Commands, is_control
+from anyio_kkrpc.redis._writing._commands import Commands
+from anyio_kkrpc.redis._writing._kinds import is_control
 from anyio_kkrpc.redis._writing._ledger import Post
 from anyio_kkrpc.redis.dialects import SharedPeer
 from anyio_kkrpc.redis.dialects._signing import FRESH, Signer
