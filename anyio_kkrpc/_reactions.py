@@ -9,8 +9,9 @@ from typing import Any
 from ._calling._calls import Calls, dropped_callbacks
 from ._driver._callbacks import CallbackRunner, Turns
 from ._driver._core import Core
-from ._driver._inflow import Inflow, stream_error
-from ._driver._pump import Pump, close_streams, close_unopened
+from ._driver._endings import close_streams, close_unopened
+from ._driver._inflow import Inflow, RemoteStream, stream_error
+from ._driver._pump import Pump
 from ._exceptions import DeliveryError, ProtocolError, TransportClosedError
 from ._protocol._calls import Call
 from ._protocol._dependencies import Role
@@ -155,6 +156,7 @@ class Reactions(Listener):
         elif isinstance(record, Reply):
             close_unopened(self._core, record)
         elif isinstance(record, StreamReply):
+            close_unopened(self._core, record)
             self._end_stream(record, error)
         elif isinstance(record, CallbackCall):
             self._end_callbacks(envelope.recipient, error)
@@ -227,7 +229,11 @@ class Reactions(Listener):
         """Nothing to do: the table dropped the functions, and their runners end by themselves."""
 
     def _on_item(self, event: StreamItem) -> None:
-        event.consumer.driver.add(event.value)
+        value = event.value
+        event.consumer.driver.add(self._opened(value) if value.__class__ is Consumer else value)
+
+    def _opened(self, consumer: Consumer) -> RemoteStream[Any]:
+        return RemoteStream(Inflow(self._core, consumer, self._core.timeout))
 
     def _on_stream_end(self, event: StreamEnded) -> None:
         if event.consumer.driver is not None:  # of a reply that nobody wanted
@@ -240,7 +246,10 @@ class Reactions(Listener):
             event.consumer.driver.finish(stream_error(event.error))
 
     def _on_stream_answer(self, event: StreamAnswered) -> None:
-        event.consumer.driver.answered(event.reply)
+        reply = event.reply
+        if reply.v.__class__ is Consumer:
+            reply.v = self._opened(reply.v)
+        event.consumer.driver.answered(reply)
 
     def _on_throw(self, event: StreamThrown) -> None:
         pump: Pump = event.producer.driver

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 
 from .._driver._context import CallInfo, earlier, running
 from .._driver._core import Core
-from .._driver._endings import tell
+from .._driver._endings import close_streams, tell
 from .._driver._inflow import RemoteStream, watch
-from .._driver._pump import Pump, close_streams
+from .._driver._pump import Pump
 from .._exceptions import OverloadedError, RPCError, RPCTimeoutError
 from .._protocol._calls import Call
 from .._protocol._conversation import Operation
@@ -169,6 +169,8 @@ class Calls:
             raise self._error(call, path, timeout, deadline)
         if call.callbacks:
             await self._wait_for_callbacks(call, deadline)
+        if call.undefined and options.undefined:
+            return UNSET
         return call.result if call.stream is None else RemoteStream(call.stream.driver)
 
     def fails_fast(self, options: CallOptions) -> bool:

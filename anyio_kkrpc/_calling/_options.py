@@ -26,6 +26,7 @@ class CallOptions(Struct, frozen=True):
     :ivar deadline: on AnyIO's clock, if it doesn't follow from the timeout
     :ivar fail_fast: whether it fails at once if nobody serves it; the default is the channel's
     :ivar keyed: how it is kept, if it has a key
+    :ivar undefined: whether the result is told from None if it is JavaScript's undefined
     """
 
     to: str | None = None
@@ -36,6 +37,7 @@ class CallOptions(Struct, frozen=True):
     deadline: float | None = None
     fail_fast: Any = UNSET
     keyed: KeyOptions | None = None
+    undefined: bool = False
 
 
 def check_timeout(timeout: Any) -> None:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, TypeVar, final
 
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from .._driver._inflow import RemoteStream
 from ._calls import Calls
@@ -282,6 +283,11 @@ def with_call_options(
         raise TypeError(f"with_call_options: needs a proxy from get_api(), not {api!r:.80}")
     keyed = key_options(key, keep, keep_errors, run_within, cancel_when_left=cancel_when_left)
     return _changed(api, timeout, reply, metadata, idempotent, fail_fast, keyed)  # type: ignore[return-value]
+
+
+def telling_undefined(api: Any) -> Any:
+    """Return a proxy like ``api`` whose results are UNSET where JavaScript's are undefined."""
+    return api._with(replace(api._rpc_options, undefined=True))
 
 
 def _changed(

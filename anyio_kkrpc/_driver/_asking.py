@@ -25,8 +25,9 @@ from .._protocol._state import CallInput, CallState
 from .._wire_errors import error_from_wire, handler_error, library_error, send_shortened
 from ._context import earlier, raise_unless_failure, running
 from ._core import Core
+from ._endings import close_unopened
 from ._inflow import RemoteStream
-from ._pump import Pump, close_unopened
+from ._pump import Pump
 
 logger = logging.getLogger("anyio_kkrpc")
 

@@ -1,10 +1,19 @@
-"""How streams end, for those who watch them."""
+"""How streams end, for those who watch them, and with what their sources end."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeAlias
+
+from .._protocol._events import StreamsClosed
+from .._protocol._records import Reply, StreamReply
+from .._protocol._values import unpack_result
+from ._core import Core
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -23,3 +32,30 @@ def tell(watchers: Iterable[Callable[[Any], object]], end: object) -> None:
             raise
         except BaseException:  # nothing is awaited: it is the watcher's own
             logger.exception("what was told of the end of a stream failed")
+
+
+def close_streams(core: Core, closed: StreamsClosed | None) -> None:
+    """Close the sources of streams that ended with their call, and tell who else had it."""
+    if closed is None:
+        return
+    for producer in closed.producers:
+        producer.driver.stop(None)
+    for answer in closed.told:
+        core.post(answer.record, answer.recipient)
+
+
+def close_unopened(core: Core, record: Reply | StreamReply) -> None:
+    """Close the source of a stream whose reader wasn't told of it, since the record was lost."""
+    opened: list[str] = []
+    unpack_result(record.v, opened.append)
+    for stream_id in opened:
+        producer = core.conversation.producers.get(stream_id)
+        if producer is not None:
+            producer.driver.stop(None)
+
+
+def is_closing(exc: BaseException) -> bool:
+    """Whether it is what closes a generator, as it comes back from a task group in that on trio."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(map(is_closing, exc.exceptions))
+    return isinstance(exc, GeneratorExit)

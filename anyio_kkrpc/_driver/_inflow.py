@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Generic, TypeVar, final
 
@@ -299,9 +299,10 @@ class Inflow:
             self._asked.fail(DeliveryError("whether the error reached the source isn't known"))
 
     def add(self, item: Any) -> None:
-        """Take an item that came."""
-        self._items.append(item)
-        self._notify()
+        """Take an item that came, unless this side has ended it, and the other isn't told yet."""
+        if self._end is None:
+            self._items.append(item)
+            self._notify()
 
     def finish(self, end: Exception) -> None:
         """Note how it ended; what came before is read first."""
@@ -324,11 +325,16 @@ class Inflow:
     def _expire(self) -> None:
         if self._items or self._end is not None:
             return  # an item or the end came in the same turn
-        self.leave()
-        self._left = False
-        self._end = RPCTimeoutError(f"no item of the stream came within {self._timeout} s")
-        self._tell()
-        self._notify()
+        self.give_up(RPCTimeoutError(f"no item of the stream came within {self._timeout} s"))
+
+    def give_up(self, error: Exception) -> None:
+        """End it from this side, unless it has ended; who reads on is told why."""
+        if self._end is None:
+            self.leave()
+            self._left = False
+            self._end = error
+            self._tell()
+            self._notify()
 
     def watch(self, over: StreamOver) -> None:
         """Have it called once the stream has ended, or was left; in the event loop."""
@@ -353,6 +359,18 @@ class Inflow:
     def _notify(self) -> None:
         if self._wake is not None:
             self._wake.set()
+
+
+def end_arguments(core: Core, consumers: Iterable[Consumer], *, failed: bool) -> None:
+    """End streams that came with a request: those that were never opened, since it was refused, and
+    all of one that failed, as kkrpc does, whoever holds them still.
+    """
+    for consumer in consumers:
+        inflow: Inflow | None = consumer.driver
+        if inflow is None:
+            core.abandon(consumer)
+        elif failed:
+            inflow.give_up(DeliveryError("the call that the stream was passed to has failed"))
 
 
 def stream_error(error: dict[str, Any] | None) -> Exception:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections import deque
 from contextvars import Context
 from typing import Any
@@ -18,13 +17,13 @@ from .._exceptions import (
     TransportClosedError,
     TransportConnectionError,
 )
-from .._protocol._events import StreamsClosed
-from .._protocol._records import Reply, StreamReply
+from .._protocol._budget import BUDGET
+from .._protocol._records import StreamReply
 from .._protocol._state import ProducerState
 from .._protocol._streams import Producer
-from .._protocol._values import unpack_result
+from .._protocol._values import PLAIN, is_stream, stream_envelope
 from .._runtime._timer import TimerEntry
-from .._values._conversion import UnfitResultError, check_own
+from .._values._conversion import StreamKind, UnfitResultError, check_own
 from .._wire_errors import (
     error_from_wire,
     handler_error,
@@ -36,10 +35,8 @@ from .._wire_errors import (
 from ..abc import Envelope
 from ._context import begin_awaiting, go_on, run_in_context
 from ._core import Core
-from ._endings import Outcome, StreamOver
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup
+from ._endings import Outcome, StreamOver, close_unopened, is_closing
+from ._families import Family
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -49,6 +46,8 @@ CLOSE_TIMEOUT = 5.0
 FIRST_PULL = 60.0
 # Errors that may wait until they can be raised in the source; its reader waits for each.
 MOST_THROWN = 16
+# Of what is no stream.
+_VALUES = PLAIN | {list, dict, tuple}
 _NONE: Any = object()
 
 
@@ -68,6 +67,7 @@ class Pump:
         "_context",
         "_core",
         "_end",
+        "_family",
         "_gone",
         "_halted",
         "_held",
@@ -94,7 +94,9 @@ class Pump:
         kind: Any = Any,
         name: str = "an argument",
         over: StreamOver | None = None,
+        family: Family | None = None,
     ) -> None:
+        self._family = family
         self._kind = kind
         self._name = name
         self._over = over
@@ -133,6 +135,12 @@ class Pump:
             self._unread = None
 
     def _give_up(self) -> None:
+        if self._family is not None and not self._started:
+            now = current_time()
+            patience = self._family.patience(now, FIRST_PULL)
+            if patience:
+                self._unread = self._core.timer.at(now + patience, self._give_up)
+                return
         what = "went on reading" if self._producer.sent else "began to read"
         error = RPCTimeoutError(f"nobody {what} the stream within {FIRST_PULL:.0f} s")
         logger.warning("the stream of %s was closed: %s", self._name, error)
@@ -193,6 +201,8 @@ class Pump:
         self._expect_nobody()
         if not self._started:
             self._started = True
+            if self._family is not None:
+                self._family.begin()
             self._core.start(self._run, "stream")
 
     async def _run(self) -> None:
@@ -215,6 +225,8 @@ class Pump:
         finally:
             core.conversation.forget(producer)
             self._expect_nobody()
+            if self._family is not None:
+                self._family.end(current_time())
             if self._gone is not None:
                 self._gone.set()
             if self._over is not None:
@@ -305,8 +317,12 @@ class Pump:
             self._end = ("failed", exc)
             return error
         self._answering = None
-        record = StreamReply(answer_id, producer.id, d=False, v=item)
-        await self._core.send_envelope(Envelope(record, None, producer.consumer))
+        record = StreamReply(answer_id, producer.id, d=False, v=self._packed(item))
+        try:
+            await self._core.send_envelope(Envelope(record, None, producer.consumer))
+        except Exception:
+            close_unopened(self._core, record)
+            raise
         if is_bare(error):
             self.expect_reader()  # kkrpc's reader has ended with that, and doesn't say so
         return _NONE
@@ -334,13 +350,20 @@ class Pump:
                             continue  # another worker is to have it
                 if self._kind is not Any:
                     item = check_own(item, self._kind, self._name)
-                envelope = Envelope(producer.item(item), None, producer.consumer)
+                if item.__class__ in _VALUES or not is_stream(item):
+                    record = producer.item(item)
+                else:
+                    record = producer.item(self._packed(item), BUDGET)
+                envelope = Envelope(record, None, producer.consumer)
                 item = _NONE
                 self._paused = True
                 try:
                     await send(envelope)
                 except get_cancelled_exc_class() as exc:  # it is on its way all the same
                     item = await self._raise_in_source(iterator, exc)
+                except Exception:
+                    close_unopened(self._core, record)
+                    raise
                 finally:
                     self._paused = False
         except StopAsyncIteration:
@@ -350,6 +373,22 @@ class Pump:
             return library_error(exc)
         self._held = item
         return _NONE
+
+    def _packed(self, item: Any) -> Any:
+        """Return what stands for an item: itself, or the envelope of a stream, which begins.
+
+        :raises OverloadedError: if too many of them wait to be read
+        """
+        if item.__class__ in _VALUES or not is_stream(item):
+            return item
+        if self._family is None:
+            self._family = Family()
+        self._family.add()
+        kind = self._kind.item if isinstance(self._kind, StreamKind) else Any
+        inner = self._core.conversation.produce(item, self._producer.consumer)
+        pump = Pump(self._core, inner, self._context.copy(), kind, self._name, family=self._family)
+        pump.expect_reader()
+        return stream_envelope(inner.id)
 
     async def _wait_for_credit(self, iterator: Any) -> Any:
         """Wait until the consumer wants more, or leaves; return what `_raise_in_source` does."""
@@ -399,7 +438,7 @@ class Pump:
                     logger.warning("the source of a stream took over %s s to close", CLOSE_TIMEOUT)
                 return False
             await checkpoint_if_cancelled()
-            if not _is_closing(exc):
+            if not is_closing(exc):
                 logger.exception("closing the source of a stream failed")
                 return exc
         return True
@@ -408,32 +447,3 @@ class Pump:
         """Let the source finish, though others be cancelled, within its time."""
         self._bounded = True
         scope.shield, scope.deadline = True, current_time() + CLOSE_TIMEOUT
-
-
-def close_streams(core: Core, closed: StreamsClosed | None) -> None:
-    """Close the sources of streams that ended with their call, and tell who else had it."""
-    if closed is None:
-        return
-    for producer in closed.producers:
-        pump: Pump = producer.driver
-        pump.stop(None)
-    for answer in closed.told:
-        core.post(answer.record, answer.recipient)
-
-
-def close_unopened(core: Core, reply: Reply) -> None:
-    """Close the source of a stream whose reader wasn't told of it, since the reply was lost."""
-    opened: list[str] = []
-    unpack_result(reply.v, opened.append)
-    for stream_id in opened:
-        producer = core.conversation.producers.get(stream_id)
-        if producer is not None:
-            pump: Pump = producer.driver
-            pump.stop(None)
-
-
-def _is_closing(exc: BaseException) -> bool:
-    """Whether it is what closes a generator, as it comes back from a task group in that on trio."""
-    if isinstance(exc, BaseExceptionGroup):
-        return all(map(_is_closing, exc.exceptions))
-    return isinstance(exc, GeneratorExit)

@@ -15,6 +15,7 @@ class Call(Struct, eq=False):
     """A request that this side made.
 
     :ivar result: what it returned, once ``state`` is ``ANSWERED``, unless that is a stream
+    :ivar undefined: whether that is JavaScript's undefined
     :ivar stream: the stream that it returned
     :ivar error: the error as it came, once ``state`` is ``FAILED``
     :ivar overdue: why no answer came in time, if that is known, once ``state`` is ``EXPIRED``
@@ -39,6 +40,7 @@ class Call(Struct, eq=False):
     dropped: int = 0
     callbacks: list[CallbackExport] | None = None
     producers: list[Producer] | None = None
+    undefined: bool = False
 
 
 class Handling(Struct, eq=False):

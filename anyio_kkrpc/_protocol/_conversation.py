@@ -114,6 +114,7 @@ class Conversation:
         self._streams = streams = Streams(self.new_id, dependencies)
         self.consumers: dict[tuple[str | None, str], Consumer] = streams.consumers
         self.producers: dict[str, Producer] = streams.producers
+        self.produce: Callable[[Any, str | None], Producer] = streams.produce
         self.leave: Callable[..., StreamRequest | None] = streams.leave
         self.forget: Callable[[Producer], None] = streams.forget
         self.lose_peer: Callable[[str, Role], PeerGone] = streams.lose_peer
@@ -237,11 +238,7 @@ class Conversation:
             return self._remote_callback(callback_id, sender, request.id, ahead)
 
         def stream(stream_id: str) -> Consumer:
-            consumer = self._streams.consume(stream_id, sender, request.id)
-            if handling.consumers is None:
-                handling.consumers = []
-            handling.consumers.append(consumer)
-            return consumer
+            return self._consume(stream_id, handling)
 
         args = [unpack_argument(item, callback, stream) for item in args]
         kwargs = {name: unpack_argument(item, callback, stream) for name, item in kwargs.items()}
@@ -251,7 +248,14 @@ class Conversation:
         """Return the value of a ``set``, ``UNSET`` for undefined."""
         if request.v is UNSET:
             return UNSET
-        return self._unpack_result(request.v, handling.sender, request.id)
+        return unpack_result(request.v, lambda stream_id: self._consume(stream_id, handling))
+
+    def _consume(self, stream_id: str, handling: Handling) -> Consumer:
+        consumer = self._streams.consume(stream_id, handling.sender, handling.id)
+        if handling.consumers is None:
+            handling.consumers = []
+        handling.consumers.append(consumer)
+        return consumer
 
     def reply(self, handling: Handling, value: Any) -> Reply:
         """Finish a request with a result. A stream result is entered in the table."""
@@ -349,7 +353,9 @@ class Conversation:
             return self._late_reply(record, sender)
         if record.e is UNSET:
             value = record.v
-            if value.__class__ is dict or value is UNSET:
+            if value is UNSET:
+                value, call.undefined = None, True
+            elif value.__class__ is dict:
                 value = self._unpack_result(value, sender, call.id)
             if call.callbacks is not None:
                 call.dropped = self._exports.note_answer(call.id, call.callbacks, sender)

@@ -28,8 +28,9 @@ from ._events import (
     StreamThrown,
 )
 from ._records import StreamReply, StreamRequest
-from ._state import ConsumerInput
+from ._state import ConsumerInput, ConsumerState
 from ._streams import Consumer, Producer
+from ._values import STREAM, unpack_result
 
 # Readers that were gone and are remembered; the oldest are forgotten first.
 _MAX_GIVEN_UP = 10_000
@@ -214,11 +215,15 @@ class Streams:
         step = consumer.receive(record)
         if consumer.finished:
             self._drop(consumer)
+        value = record.v
+        is_stream = value.__class__ is dict and STREAM in value and record.d is False
         if step is None:
             self.ignored += 1
-            return None
+            return self._refuse_inner(consumer, record) if is_stream else None
+        if is_stream:
+            record.v = value = self._inner(consumer, value)
         if step is ConsumerInput.ITEM:
-            return StreamItem(consumer, record.v)
+            return StreamItem(consumer, value)
         if step is ConsumerInput.ANSWER:
             return StreamAnswered(consumer, record)
         if step is ConsumerInput.END:
@@ -237,6 +242,22 @@ class Streams:
         if record.i > expected + 1:
             lost = f"items {expected} to {record.i - 1} of the stream were lost"
         return StreamFailed(consumer, _delivery(lost), left)
+
+    def _inner(self, consumer: Consumer, value: Any) -> Any:
+        """Return the stream that an item stands for, if it does, entered to be read."""
+        producer, call_id = consumer.producer, consumer.call_id
+        return unpack_result(value, lambda inner: self.consume(inner, producer, call_id))
+
+    def _refuse_inner(self, consumer: Consumer, record: StreamReply) -> Event | None:
+        """Return what ends a stream that nobody will read; one of a doubled item may be read."""
+        if consumer.state is not ConsumerState.LEAVING and record.i is not UNSET:
+            return None
+        late: list[str] = []
+        unpack_result(record.v, late.append)
+        if not late or (consumer.producer, late[0]) in self.consumers:
+            return None
+        left = StreamRequest(id=self._new_id(), sid=late[0], op="return")
+        return Answer(left, consumer.producer)
 
     def ask_again(self) -> list[Answer]:
         """Note that records of streams may be lost; return what makes their sources go on."""

@@ -19,6 +19,7 @@ from ._state import (
     ProducerState,
     advance,
 )
+from ._values import is_envelope
 
 # Items that the source may be ahead, to begin with and at most; a pull asks for half as many.
 FIRST_CREDIT = 32
@@ -269,7 +270,7 @@ class Consumer:
     def _weigh(self, item: Any) -> None:
         """Weigh an item of a source that doesn't do so, as its first item shows."""
         self._weighs = True
-        weight = weight_of(item)
+        weight = BUDGET if is_envelope(item) else weight_of(item)
         if weight:
             self._heavy.append((self._received, weight))
         self._heaviest = max(weight, self._heaviest - self._heaviest // FIRST_CREDIT - 1, 0)
@@ -331,10 +332,12 @@ class Producer:
     def pull(self, n: Any, weight: int | UnsetType = UNSET) -> None:
         """Take a pull.
 
-        :param n: items; a missing or odd number counts as 1, as in kkrpc
+        :param n: items; what is missing or odd counts as 1, as in kkrpc
         :param weight: what they may weigh; without it that is no longer bounded
         """
-        wanted = n if n.__class__ is int and n > 0 else 1
+        wanted = 1
+        if n.__class__ in (int, float) and n > 1:
+            wanted = int(min(n, MAX_CREDIT))
         self.credit = min(self.credit + wanted, MAX_CREDIT)
         self.room = None if weight is UNSET else min((self.room or 0) + weight, MAX_NUMBER)
         paused = self.state is ProducerState.PAUSED
@@ -355,15 +358,17 @@ class Producer:
         self.credit, self.room = 0, None
         return True
 
-    def item(self, value: Any) -> StreamReply:
+    def item(self, value: Any, weight: int | None = None) -> StreamReply:
         """Spend a credit on an item; return its record.
 
+        :param weight: what it weighs, where the value doesn't tell
         :raises ProtocolError: without credit, or after the end
         """
         record = StreamReply(id=self._new_id(), sid=self.id, d=False, v=value, i=self.sent)
         last = self.credit == 1
         if self.room is not None:
-            weight = weight_of(value)
+            if weight is None:
+                weight = weight_of(value)
             if weight or not self.sent:
                 record.w = weight
                 last = last or weight >= self.room

@@ -42,6 +42,16 @@ def stream_envelope(stream_id: str) -> dict[str, Any]:
     return {STREAM: "async-iterable", "id": stream_id}
 
 
+def is_envelope(value: Any) -> bool:
+    """Whether the value stands for a stream, as a result or an item."""
+    return (
+        value.__class__ is dict
+        and value.get(STREAM) == "async-iterable"
+        and len(value) == 2
+        and _is_id(value.get("id"))
+    )
+
+
 def pack_argument(value: Any, export: Export) -> Any:
     """Return what stands for ``value`` in a list of arguments.
 
@@ -96,11 +106,7 @@ def unpack_result(value: Any, stream: Callable[[str], Any]) -> Any:
     """
     if value is UNSET:
         return None
-    if value.__class__ is dict and value.get(STREAM) == "async-iterable" and len(value) == 2:
-        stream_id = value.get("id")
-        if _is_id(stream_id):
-            return stream(stream_id)
-    return value
+    return stream(value["id"]) if is_envelope(value) else value
 
 
 def _is_id(value: Any) -> TypeGuard[str]:

@@ -136,7 +136,8 @@ class Invoker:
         if not entry.writable:
             raise Refused(MethodNotFoundError(f"{entry.name} is not writable"))
         try:
-            value = entry.convert(self._conversation.unpack_value(request, handling))
+            value = self._conversation.unpack_value(request, handling)
+            value = entry.convert(self._open_stream(value))
         except (ProtocolError, RPCValidationError) as exc:
             raise Refused(exc) from None
         result = context.run(self._wrapped(entry.set, request, entry), value)

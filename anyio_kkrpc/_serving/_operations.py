@@ -18,6 +18,7 @@ from .._driver._context import (
 )
 from .._driver._core import Core
 from .._driver._endings import Outcome, tell
+from .._driver._inflow import end_arguments
 from .._driver._pump import Pump
 from .._exceptions import (
     MethodNotFoundError,
@@ -91,7 +92,6 @@ class Server:
         self._conversation = core.conversation
         self._cancelled = core.conversation.cancelled
         self._core = core
-        self._abandon = core.abandon
         self._received = received
         self._settle = transport.settle
         self._serve_more = transport.serve_more
@@ -199,10 +199,10 @@ class Server:
 
         :param begun: gives the result of a call that was begun
         """
-        finished = False
+        succeeded = False
         try:
             reply = await self._run(envelope, request, handling, context, begun)
-            finished = True
+            succeeded = reply.e is UNSET
         except NoReply:
             return None
         except BaseException:
@@ -211,12 +211,10 @@ class Server:
                 source.cancelled += 1
             raise
         finally:
-            if not finished and handling.open:
+            if handling.open:
                 self._conversation.drop(handling)
-            for consumer in handling.consumers or ():
-                # Never opened, because the request was refused, or its caller has given up.
-                if consumer.driver is None or not finished:
-                    self._abandon(consumer)
+            if handling.consumers is not None:
+                end_arguments(self._core, handling.consumers, failed=not succeeded)
         if request.o is True:
             return None
         return Envelope(reply, None, envelope.sender, deadline=member.deadline)

@@ -10,7 +10,7 @@ from anyio import EndOfStream
 from msgspec import UNSET
 
 from .._driver._core import Core
-from .._driver._pump import close_unopened
+from .._driver._endings import close_unopened
 from .._exceptions import TransportClosedError, TransportConnectionError
 from .._protocol._records import Reply, Request
 from .._runtime._log import quoted

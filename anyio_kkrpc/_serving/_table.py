@@ -25,11 +25,12 @@ from msgspec import UNSET, UnsetType
 
 from .._values._arguments import ArgumentConverter
 from .._values._conversion import (
+    StreamKind,
     annotations_of,
-    checkable,
     convert_value,
     hints_of,
     is_module,
+    kind_of,
     result_of,
     unwrap,
 )
@@ -102,7 +103,9 @@ class Property(Counted):
             self._accepts = _accepted_by(static)
         else:
             annotation = unwrap(annotation, (ClassVar, Final))
-            self.result = self._accepts = checkable(annotation)
+            self.result = self._accepts = kind = kind_of(annotation)
+            if isinstance(kind, StreamKind):
+                self.item = kind.item
         self._owner = owner
         self._key = key
         self._is_item = isinstance(owner, Mapping)
@@ -130,7 +133,7 @@ def _accepted_by(static: property) -> Any:
     """Return what can be checked of what a setter takes."""
     hints = annotations_of(static.fset)
     hints.pop("return", None)
-    return checkable(next(iter(hints.values()), Any))
+    return kind_of(next(iter(hints.values()), Any))
 
 
 @final

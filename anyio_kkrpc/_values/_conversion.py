@@ -120,7 +120,12 @@ def stream_kind(annotation: Any) -> StreamKind | None:
 
 def _item_of(annotation: Any) -> Any:
     arguments = typing.get_args(annotation)
-    return checkable(arguments[0]) if arguments else Any
+    return kind_of(arguments[0]) if arguments else Any
+
+
+def kind_of(annotation: Any) -> Any:
+    """Return what is checked of a value that may be a stream; `Any` if nothing can be checked."""
+    return stream_kind(annotation) or checkable(annotation)
 
 
 def checkable(annotation: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, field
 
-from .._protocol._values import STREAM
+from .._protocol._values import is_envelope
 from ..records import (
     Bye,
     CallbackProgress,
@@ -224,7 +224,4 @@ class ClassicStreams:
 
 
 def _stream_id(value: Any) -> str | None:
-    if value.__class__ is dict and value.get(STREAM) == "async-iterable" and len(value) == 2:
-        sid = value.get("id")
-        return sid if isinstance(sid, str) else None
-    return None
+    return value["id"] if is_envelope(value) else None

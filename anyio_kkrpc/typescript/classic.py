@@ -39,8 +39,8 @@ from .._protocol._records import (
 )
 from .._protocol._values import (
     ARGUMENT,
-    STREAM,
     callback_envelope,
+    is_envelope,
     pack_argument,
     stream_envelope,
 )
@@ -49,6 +49,7 @@ from .._values._pydantic import plain
 from ..abc import Codec
 from . import superjson
 from ._plain import NOT_FOUND, OURS, check_numbers, is_not_found, mark_kind, unknown_segment
+from ._restoring import Map
 from .superjson import MAX_SAFE
 
 __all__ = ("ClassicCodec",)
@@ -129,6 +130,8 @@ def _request(record: Request, rich: bool) -> dict[str, Any]:
         message: dict[str, Any] = {"id": identifier, "method": "", "args": {}}
         message.update(type=record.op, path=record.p)
         if record.op == "set":
+            if is_envelope(record.v):
+                raise TypeError("kkrpc 0.x takes no streams as values of properties")
             if rich or record.v is not UNSET:
                 message["value"] = record.v
             if rich:
@@ -157,7 +160,7 @@ def _argument(item: Any, callbacks: list[str]) -> Any:
             callbacks.append(item["id"])
             return CALLBACK + item["id"]
         item = item.get("v", UNSET)
-        if item.__class__ is dict and item.get(STREAM) == "async-iterable" and len(item) == 2:
+        if is_envelope(item):
             raise TypeError("kkrpc 0.x takes no streams as arguments")
     elif isinstance(item, str) and item.startswith(CALLBACK):
         raise TypeError(f"kkrpc 0.x would take text that starts with {CALLBACK!r} for a callback")
@@ -169,7 +172,7 @@ def _reply(record: Reply, rich: bool) -> dict[str, Any]:
     if record.e is not UNSET:
         return {**message, "args": {"error": _error_message(record.e, rich)}, "type": "response"}
     value = record.v
-    if value.__class__ is dict and value.get(STREAM) == "async-iterable" and len(value) == 2:
+    if is_envelope(value):
         value = _STREAM_RESULT
     args = {"result": value} if rich or value is not UNSET else {}
     message.update(args=args, type="response")
@@ -218,6 +221,8 @@ def _stream_reply(record: StreamReply, rich: bool) -> dict[str, Any]:
         return {**message, "args": {"error": _error_object(record.e, rich)}, "type": "stream-error"}
     if record.d is True:
         return {**message, "args": {}, "type": "stream-end"}
+    if is_envelope(record.v):
+        raise TypeError("kkrpc 0.x takes no streams as items of streams")
     message.update(args={"value": record.v}, type="stream-chunk")
     if rich:
         message["transferSlots"] = _UNDEFINED
@@ -319,7 +324,7 @@ def _take_get(message: dict[str, Any]) -> Record:
 
 
 def _take_set(message: dict[str, Any]) -> Record:
-    value = message.get("value", UNSET)
+    value = _plain_value(message.get("value", UNSET))
     return Request(_take_id(message["id"]), "set", _path(message), v=value)
 
 
@@ -330,8 +335,7 @@ def _take_response(message: dict[str, Any]) -> Record:
     if "error" in args:
         return Reply(identifier, e=_take_error(args["error"]))
     value = args.get("result", UNSET)
-    if value == _STREAM_RESULT:
-        value = stream_envelope(identifier)
+    value = stream_envelope(identifier) if value == _STREAM_RESULT else _plain_value(value)
     return Reply(identifier, v=value)
 
 
@@ -376,8 +380,13 @@ def _stream_record(message: dict[str, Any]) -> StreamReply:
 def _take_chunk(message: dict[str, Any]) -> Record:
     record = _stream_record(message)
     record.d = False
-    record.v = message["args"].get("value", UNSET)
+    record.v = _plain_value(message["args"].get("value", UNSET))
     return record
+
+
+def _plain_value(value: Any) -> Any:
+    """Return a value as one that stands for no stream, though in kkrpc 2 it would."""
+    return Map(value) if is_envelope(value) else value
 
 
 def _take_end(message: dict[str, Any]) -> Record:

@@ -10,8 +10,16 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from anyio_kkrpc import DeliveryError, MemoryTransport, RPCChannel
+from anyio_kkrpc import (
+    DeliveryError,
+    MemoryTransport,
+    RemoteError,
+    RPCChannel,
+    RPCTimeoutError,
+    with_call_options,
+)
 from tests.bounds import BOUND, CALL_BOUND
+from tests.pairs import pair
 
 pytestmark = pytest.mark.anyio
 
@@ -253,3 +261,64 @@ async def test_peer_that_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert await items.__anext__() == 1
                 blocked.set()
     assert api.closed == ["waiting"]
+
+
+class Failing:
+    """Fails with the stream that it was given, which somebody holds still."""
+
+    def __init__(self) -> None:
+        self.held: list[Any] = []
+
+    async def fail(self, numbers: AsyncIterator[int], read: bool) -> None:
+        self.held.append(numbers)
+        if read:
+            await numbers.__anext__()
+        raise ValueError("failed")
+
+    async def wait(self, numbers: AsyncIterator[int], read: bool) -> None:
+        self.held.append(numbers)
+        await numbers.__anext__()
+        await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("read", [False, True])
+async def test_arguments_of_a_call_that_fails(read: bool) -> None:
+    """They end at once; who still reads them is told why."""
+    closed = anyio.Event()
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    api = Failing()
+    async with pair(api) as (client, server, remote, _):
+        with pytest.raises(RemoteError, match="failed"):
+            await remote.fail(numbers(), read)
+        with anyio.fail_after(BOUND):
+            while client.statistics().outgoing_streams or server.statistics().incoming_streams:
+                await checkpoint()
+        assert closed.is_set() is read  # a generator that was never begun has nothing to close
+        with pytest.raises(DeliveryError, match="has failed"):
+            await api.held[0].__anext__()
+
+
+async def test_arguments_of_a_call_that_is_given_up() -> None:
+    """Its handler is cancelled; who holds the stream beside it doesn't wait for more."""
+
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+        await anyio.sleep_forever()
+
+    api = Failing()
+    async with pair(api) as (_, server, remote, _):
+        with pytest.raises(RPCTimeoutError):
+            await with_call_options(remote, timeout=0.1).wait(numbers(), True)
+        with anyio.fail_after(BOUND):
+            while server.statistics().handlers or server.statistics().incoming_streams:
+                await checkpoint()
+        for held in api.held:
+            with pytest.raises(DeliveryError):
+                await held.__anext__()

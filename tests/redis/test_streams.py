@@ -31,6 +31,39 @@ class Api:
         return self.items()
 
 
+@pytest.mark.one_server
+@pytest.mark.parametrize("group", [True, False], ids=["group", "broadcast"])
+async def test_streams_in_streams(redis_server: RedisServer, stream_name: str, group: bool) -> None:
+    """Their items come from the peer that has the outer one, whichever of a group that is."""
+
+    async def row(number: int) -> AsyncIterator[int]:
+        for item in range(number, number + 3):
+            yield item
+
+    class Table:
+        async def rows(self, count: int) -> AsyncIterator[AsyncIterator[int]]:
+            for number in range(count):
+                yield row(number)
+
+        async def back(self, rows: AsyncIterator[AsyncIterator[int]]) -> list[list[int]]:
+            return [[item async for item in one] async for one in rows]
+
+    options: Any = {"stream": stream_name, "use_consumer_group": group}
+    url, wanted = redis_server.url, [[n, n + 1, n + 2] for n in range(10)]
+    async with (
+        RedisStreamsTransport(url, **options) as served,
+        RPCChannel(served, expose=Table()) as worker,
+        RedisStreamsTransport(url, stream=stream_name) as client,
+        RPCChannel(client, timeout=CALL_BOUND) as channel,
+    ):
+        api = channel.get_api()
+        assert [[item async for item in one] async for one in api.rows(10)] == wanted
+        assert await api.back(Table().rows(10)) == wanted
+        with anyio.fail_after(BOUND):
+            while worker.statistics().outgoing_streams or channel.statistics().outgoing_streams:
+                await anyio.sleep(0.001)
+
+
 @pytest.mark.parametrize("group", [True, False], ids=["group", "broadcast"])
 async def test_reader_that_was_not_told(
     redis_server: RedisServer, stream_name: str, witness: redis.Redis, group: bool

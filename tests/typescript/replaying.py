@@ -73,6 +73,9 @@ class Recorded:
                 if key in ("id", "sid") and isinstance(value, str) and key in heard:
                     self._ids.setdefault(value, heard[key])
                 self.learn(value, heard.get(key))
+        elif isinstance(recorded, list) and isinstance(heard, list):
+            for one, other in zip(recorded, heard, strict=False):
+                self.learn(one, other)
 
     def translated(self, value: Any) -> Any:
         if isinstance(value, dict):

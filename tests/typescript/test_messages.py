@@ -32,6 +32,7 @@ from anyio_kkrpc._protocol._records import (
     StreamReply,
     StreamRequest,
 )
+from anyio_kkrpc._protocol._values import is_envelope, stream_envelope
 from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.redis.dialects import Dialects, Entry, SharedPeer
 from anyio_kkrpc.typescript import URL, BigInt, Map
@@ -42,6 +43,7 @@ from anyio_kkrpc.typescript.compact import CompactCodec
 from anyio_kkrpc.typescript.superjson import dumps, loads
 
 VECTORS = Path(__file__).parent / "vectors"
+STREAM = stream_envelope("s")
 GENERATIONS = ["kkrpc-2", "kkrpc-0-json", "kkrpc-0-superjson"]
 
 
@@ -495,14 +497,13 @@ def test_integer_ids_are_echoed() -> None:
                 "call",
                 ["f"],
                 [
-                    {
-                        "__kkrpc_next_arg__": "value",
-                        "v": {"__kkrpc_next_stream__": "async-iterable", "id": "s"},
-                    }
+                    {"__kkrpc_next_arg__": "value", "v": STREAM},
                 ],
             ),
             "streams",
         ),
+        (Request("1", "set", ["p"], v=STREAM), "streams"),
+        (StreamReply("1", "s", d=False, v=STREAM), "streams"),
         (Request("1", "call", ["f"], [datetime(2024, 1, 1)]), "time zone"),
         (Request("1", "call", ["f"], ["\ud800"]), "can't be encoded"),
         (Request("1", "call", ["f"], [object()]), "object"),
@@ -512,6 +513,25 @@ def test_classic_cannot_carry(record: Record, text: str, superjson: bool) -> Non
     """What the dialect lacks is a TypeError that says so, not a message of another meaning."""
     with pytest.raises(TypeError, match=text):
         ClassicCodec(superjson=superjson).encode(record)
+
+
+@pytest.mark.parametrize("superjson", [False, True])
+@pytest.mark.parametrize(
+    ("message", "member"),
+    [
+        ({"id": "1", "type": "response", "args": {"result": STREAM}}, "v"),
+        ({"id": "1", "type": "stream-chunk", "args": {"value": STREAM}}, "v"),
+        ({"id": "1", "type": "set", "path": ["p"], "value": STREAM}, "v"),
+    ],
+)
+def test_what_is_a_stream_in_kkrpc_2_only(
+    message: dict[str, Any], member: str, superjson: bool
+) -> None:
+    """In kkrpc 0.x it is data, which nobody may take for something else."""
+    text = json.dumps({"json": message} if superjson else message).encode()
+    value = getattr(ClassicCodec().decode(text), member)
+    assert value == STREAM
+    assert not is_envelope(value)
 
 
 @pytest.mark.parametrize("codec", [CompactCodec(), ClassicCodec(), ClassicCodec(superjson=False)])
