@@ -17,6 +17,7 @@ from typing import Any, cast, final
 from anyio import Event, create_task_group
 from msgspec import Struct
 
+from ._calling._proxy import telling_undefined
 from ._channel import ChannelStatistics, RPCChannel
 from ._driver._context import current_call
 from ._exceptions import (
@@ -263,7 +264,7 @@ def _table(patterns: Sequence[Path], channel: Callable[[], RPCChannel]) -> Expos
 
 def _target(channel: RPCChannel) -> Any:
     """Return the proxy for what the running handler was called as."""
-    target = channel.get_api()
+    target = telling_undefined(channel.get_api())
     for part in current_call().method.split("."):
         target = target[part]
     return target

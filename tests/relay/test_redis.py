@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
-from anyio_kkrpc import MethodNotFoundError, RedisStreamsTransport, RPCChannel
+from anyio_kkrpc import (
+    DeliveryError,
+    MethodNotFoundError,
+    RedisStreamsTransport,
+    RPCChannel,
+    current_call,
+    with_call_options,
+)
 from anyio_kkrpc.relay import forward, relay
 from anyio_kkrpc.testing import RedisServer
 from anyio_kkrpc.websocket import endpoint
@@ -41,6 +50,36 @@ async def test_pages_to_workers(redis_server: RedisServer, stream_name: str) -> 
                 two.tell(type="websocket.disconnect", code=1006)
                 await chat.cancelled.wait()
         assert not shared.closed
+
+
+async def test_keys_and_addresses(redis_server: RedisServer, stream_name: str) -> None:
+    """A key is of the stream where a call was made: what is behind a relay knows nothing of it, nor
+    can anybody be addressed there.
+    """
+    keys: list[Any] = []
+
+    class Work:
+        async def key(self) -> int:
+            keys.append(current_call().key)
+            return len(keys)
+
+    outer, inner = f"{stream_name}-outer", f"{stream_name}-inner"
+    url, group = redis_server.url, {"use_consumer_group": True}
+    async with (
+        RedisStreamsTransport(url, stream=inner, **group) as work,
+        RPCChannel(work, expose={"work": Work()}),
+        RedisStreamsTransport(url, stream=outer, **group) as a,
+        RedisStreamsTransport(url, stream=inner, **group, honor_destroy_signal=False) as b,
+        relay(a, b, allow=["work.*"], timeout=CALL_BOUND),
+        RedisStreamsTransport(url, stream=outer, **group) as client,
+        RPCChannel(client, timeout=CALL_BOUND) as channel,
+    ):
+        api = with_call_options(channel.get_api(), key="job-1")
+        assert [await api.work.key() for _ in range(3)] == [1, 1, 1]
+        assert keys == [None]
+        with pytest.raises(DeliveryError):
+            await channel.get_api(to=work.session_id).work.key()
+        assert keys == [None]
 
 
 async def test_stream_to_stream(redis_server: RedisServer, stream_name: str) -> None:

@@ -24,9 +24,11 @@ from anyio_kkrpc import (
     expose,
     with_call_options,
 )
+from anyio_kkrpc._calling._proxy import telling_undefined
 from anyio_kkrpc.abc import Envelope
 from anyio_kkrpc.records import Bye, CallbackCall, Cancel, Request, StreamRequest
 from anyio_kkrpc.relay import Relay, _may_pass, _pattern, forward, relay
+from anyio_kkrpc.typescript import UNDEFINED
 from tests.bounds import BOUND, CALL_BOUND
 
 pytestmark = pytest.mark.anyio
@@ -80,6 +82,20 @@ class Chat:
                 yield number
         finally:
             self.left.set()
+
+    async def table(self, rows: int) -> AsyncIterator[AsyncIterator[int]]:
+        for _ in range(rows):
+            yield self.count(3)
+
+    def nothing(self) -> None:
+        return None
+
+    def echo(self, value: Any = 5) -> Any:
+        return value
+
+    async def gaps(self) -> AsyncIterator[Any]:
+        yield UNDEFINED
+        yield None
 
     async def fail_stream(self) -> AsyncIterator[int]:
         yield 1
@@ -199,6 +215,31 @@ async def test_streams() -> None:
             assert both.chat.made < 1000, "nobody reads them"
         with anyio.fail_after(BOUND):
             await both.chat.left.wait()
+
+
+async def test_streams_in_streams() -> None:
+    """In both directions; their sources wait for their turn as without a relay."""
+    async with joined() as both:
+        rows = 0
+        async for row in both.api.chat.table(20):
+            rows += 1
+            assert [item async for item in row] == [0, 1, 2]
+            assert both.chat.made <= 3 * (rows + 1)
+        assert rows == 20
+        with anyio.fail_after(BOUND):
+            while both.server.statistics().outgoing_streams:
+                await anyio.sleep(0.001)
+
+
+async def test_undefined() -> None:
+    """What JavaScript's sees as undefined, and what as null, is the same behind a relay."""
+    async with joined() as both:
+        api = telling_undefined(both.api)
+        assert await api.chat.nothing() is UNDEFINED
+        assert await api.chat.echo(None) is None
+        assert await api.chat.echo(UNDEFINED) == 5
+        assert await both.api.chat.nothing() is None
+        assert [item async for item in both.api.chat.gaps()] == [UNDEFINED, None]
 
 
 async def test_cancel() -> None:
