@@ -98,7 +98,7 @@ def handshake_of(scope: MutableMapping[str, Any]) -> Handshake:
 
 
 def origins_of(name: str, value: Any) -> Origins:
-    """Take what `may_come` takes, each origin as browsers write it."""
+    """Take what `may_come` takes."""
     if value in ("same", "any"):
         return value  # type: ignore[no-any-return]
     if isinstance(value, str) or not isinstance(value, Sequence):
@@ -111,10 +111,19 @@ def _origin(name: str, value: Any) -> str:
         return "null"
     if not isinstance(value, str):
         raise TypeError(f"{name}: needs text, not {value!r:.80}")
+    if not value.isascii():
+        raise ValueError(f"{name}: browsers write {value!r:.80} in ASCII, with 'xn--'")
     parts = urlsplit(value)
     if not parts.scheme or not parts.netloc or parts.path or parts.query or parts.username:
         raise ValueError(f"{name}: needs 'https://host' or 'https://host:port', not {value!r:.80}")
-    return value.lower()
+    return _as_browsers_write(value)
+
+
+def _as_browsers_write(origin: str) -> str:
+    """Return an origin in lower case, without the port that its scheme has anyway."""
+    origin = origin.lower()
+    port = PORTS.get(origin.partition(":")[0])
+    return origin if port is None else origin.removesuffix(f":{port}")
 
 
 def may_come(handshake: Handshake, origins: Origins) -> bool:
@@ -124,7 +133,7 @@ def may_come(handshake: Handshake, origins: Origins) -> bool:
         return True
     if origins == "same":
         return _is_same(origin, handshake)
-    return origin.lower() in origins
+    return _as_browsers_write(origin) in origins
 
 
 def _is_same(origin: str, handshake: Handshake) -> bool:

@@ -29,9 +29,7 @@ def write_files(directory: Path, page: str, server: RedisServer, stream: str) ->
             continue
         text = text.replace("redis://localhost:6379", server.url)
         text = text.replace('from "kkrpc"', 'from "./kkrpc.mjs"').replace("kkrpc-stream", stream)
-        text = text.replace(
-            'spawn("python", ["child.py"]', f'spawn("{sys.executable}", ["child.py"]'
-        )
+        text = text.replace('spawn("python", [', f'spawn("{sys.executable}", [')
         text = text.replace(
             "RedisStreamsTransport(", f"RedisStreamsTransport(stream={stream!r}, url="
         )
@@ -97,4 +95,7 @@ def test_examples_for_who_writes_typescript(
     with running(place, "importer.py"):
         assert run(place, "import.mjs") == outputs[1]
     assert run(place, "words.mjs") == outputs[2]
-    assert len(outputs) == 3
+    outputs = write_files(place, "bridge.md", redis_server, stream_name + "-3")
+    with running(place, "service.py"):
+        assert run(place, "prices.mjs") == outputs[3]
+    assert len(outputs) == 4

@@ -191,6 +191,10 @@ ORIGINS: list[tuple[Any, str | None, int]] = [
     (["https://app.example"], "http://app.example", 403),
     (["https://app.example"], "https://shop.example", 403),
     (["https://app.example"], None, 101),
+    (["https://APP.example:443"], "https://app.example", 101),
+    (["https://app.example"], "https://app.example:443", 101),
+    (["http://app.example:443"], "http://app.example", 403),
+    (["https://app.example:8443"], "https://app.example:8443", 101),
     (["null"], "null", 101),
     ([], "https://shop.example", 403),
 ]
@@ -616,6 +620,7 @@ async def test_http() -> None:
         ("origins", "https://a.example", TypeError),
         ("origins", ["https://a.example/path"], ValueError),
         ("origins", ["a.example"], ValueError),
+        ("origins", ["https://m\u00fcnchen.example"], ValueError),
         ("authenticate", 1, TypeError),
         ("connected", 1, TypeError),
         ("subprotocols", "a", TypeError),
