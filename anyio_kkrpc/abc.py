@@ -200,10 +200,14 @@ class KeyedCalls(ABC):
         """
 
     @abstractmethod
-    async def call(self, call: KeyedRequest, *, cancel_when_left: bool = False) -> Reply:
+    async def call(
+        self, call: KeyedRequest, *, cancel_when_left: bool = False, deadline: float | None = None
+    ) -> Reply | None:
         """The same, and return what it was settled with.
 
         :param cancel_when_left: whether it is cancelled should this be, and nobody else waits
+        :param deadline: when to wait no longer, on AnyIO's clock
+        :return: ``None`` if there is nothing by then
         :raises CallCancelledError: if the call was cancelled
         :raises DeliveryError: if it was given up
         """

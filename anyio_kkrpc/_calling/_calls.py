@@ -26,7 +26,14 @@ from ..abc import Envelope, KeyedCalls
 from ..middleware import Invocation, Middleware, StreamEnd, StreamWatcher, pass_through
 from ._access import KeyAccess, KeyGuard
 from ._explaining import LOOK, Explainer
-from ._keyed import KeyOptions, keyed_calls, keyed_request, value_of, wait_within
+from ._keyed import (
+    KeyOptions,
+    call_within,
+    keyed_calls,
+    keyed_request,
+    value_of,
+    wait_within,
+)
 from ._options import CallOptions
 
 _OPTIONS = CallOptions()
@@ -199,22 +206,23 @@ class Calls:
         keeps = keyed_calls(self._core, options.to)
         new = self._core.conversation.new_id()
         call = keyed_request(key_options, new, op, path, args, kwargs, options.metadata)
-        within = partial(wait_within, self._core, timeout, partial(_timed_out, path, timeout))
-        leaving = key_options.cancel_when_left
+        late = partial(_timed_out, path, timeout)
+        leaving, fail_fast = key_options.cancel_when_left, self.fails_fast(options)
+        if not options.reply or self.access.guarded or fail_fast:
 
-        async def make() -> Reply | None:
-            fail_fast = self.fails_fast(options)
-            if self.access.guarded or fail_fast:
+            async def make() -> Reply | None:
                 await self.access.check_call(
                     keeps, call, attaches=options.reply, cancels=leaving, fail_fast=fail_fast
                 )
-            if options.reply:
-                return await keeps.call(call, cancel_when_left=leaving)
-            await keeps.start(call)
-            return None
+                if options.reply:
+                    return await keeps.call(call, cancel_when_left=leaving)
+                await keeps.start(call)
+                return None
 
-        reply = await within(make(), options.deadline)
-        return None if reply is None else value_of(reply)
+            reply = await wait_within(self._core, timeout, late, make(), options.deadline)
+            return None if reply is None else value_of(reply)
+        what = (self._core, keeps, call, timeout, late, options.deadline)
+        return value_of(await call_within(*what, cancel_when_left=leaving))
 
     def _make(
         self,

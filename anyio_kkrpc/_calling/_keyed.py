@@ -6,16 +6,17 @@ is kept by the transport, which is asked for it.
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64encode
+from binascii import b2a_base64
 from collections.abc import Awaitable, Callable, Iterable
 from functools import cache
+from math import inf
 from typing import Any, TypeVar
 
 import msgspec
-from anyio import move_on_after
+from anyio import CancelScope
 from msgspec import UNSET, Struct
 
-from .._driver._context import earlier, running
+from .._driver._context import CallInfo, earlier, running
 from .._driver._core import Core
 from .._exceptions import RPCError, RPCTimeoutError
 from .._protocol._conversation import Operation
@@ -35,6 +36,7 @@ MAX_KEY = 512
 _KEEP = 3600.0
 _LONGEST = 3_155_760_000.0
 _SHORTEST = 0.001
+_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _encoder = msgspec.json.Encoder(order="sorted", enc_hook=plain)
 
 
@@ -77,12 +79,16 @@ def key_options(
 
     :raises ValueError: if one is out of range, or means nothing without a key
     """
-    for name, value in (("keep", keep), ("run_within", run_within), ("at", at)):
-        if value is not None:
-            _check_seconds(name, value, _SHORTEST, _LONGEST)
-    for name, value in (("keep_errors", keep_errors), ("delay", delay)):
-        if value is not None:
-            _check_seconds(name, value, 0.0, _LONGEST)
+    if keep is not None:
+        _check_seconds("keep", keep, _SHORTEST)
+    if keep_errors is not None:
+        _check_seconds("keep_errors", keep_errors, 0.0)
+    if run_within is not None:
+        _check_seconds("run_within", run_within, _SHORTEST)
+    if delay != 0.0:
+        _check_seconds("delay", delay, 0.0)
+    if at is not None:
+        _check_seconds("at", at, _SHORTEST)
     if not isinstance(cancel_when_left, bool):
         raise TypeError(f"cancel_when_left: needs a bool, not {cancel_when_left!r:.80}")
     if delay and at is not None:
@@ -103,11 +109,11 @@ def key_options(
     return KeyOptions(check_key(key), keep, keep_errors, run_within, cancel_when_left, delay, at)
 
 
-def _check_seconds(name: str, value: Any, least: float, most: float) -> None:
+def _check_seconds(name: str, value: Any, least: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: needs seconds, not {value!r:.80}")
-    if not least <= value <= most:
-        raise ValueError(f"{name}: from {least:g} to {most:g} s, not {value!r}")
+    if not least <= value <= _LONGEST:
+        raise ValueError(f"{name}: from {least:g} to {_LONGEST:g} s, not {value!r}")
 
 
 def keyed_calls(core: Core, to: str | None = None) -> KeyedCalls:
@@ -177,7 +183,8 @@ def digest_of(request: Request) -> str:
         what = _encoder.encode((request.op, request.p, request.a or [], request.k or {}))
     except (RecursionError, ValueError) as exc:
         raise TypeError(f"key: the arguments can't be told from others: {exc}") from exc
-    return urlsafe_b64encode(_hash_function()(what, digest_size=16).digest())[:22].decode()
+    digest = b2a_base64(_hash_function()(what, digest_size=16).digest(), newline=False)
+    return digest[:22].translate(_URLSAFE).decode()
 
 
 @cache
@@ -216,17 +223,51 @@ async def wait_within(
     :param deadline: in place of that of ``timeout``
     """
     serving = running.get()
-    now = core.now()
-    if deadline is None and timeout is not None:
-        deadline = now + timeout
-    deadline = earlier(deadline, serving)
+    deadline = _until(core, timeout, deadline, serving)
     lender = None if serving is None else core.lender
     if lender is not None:
         lender.lend()
     try:
-        with move_on_after(None if deadline is None else deadline - now):
+        with CancelScope(deadline=inf if deadline is None else deadline):
             return await wait
     finally:
         if lender is not None:
             lender.take_back()
     raise late(deadline)
+
+
+async def call_within(
+    core: Core,
+    keeps: KeyedCalls,
+    call: KeyedRequest,
+    timeout: float | None,
+    late: Callable[[float | None], RPCTimeoutError],
+    deadline: float | None,
+    *,
+    cancel_when_left: bool,
+) -> Reply:
+    """Make a call, and wait for what it comes to; see `wait_within`.
+
+    The transport ends the wait: at this rate a cancel scope for each would cost too much.
+    """
+    serving = running.get()
+    deadline = _until(core, timeout, deadline, serving)
+    lender = None if serving is None else core.lender
+    if lender is not None:
+        lender.lend()
+    try:
+        reply = await keeps.call(call, cancel_when_left=cancel_when_left, deadline=deadline)
+    finally:
+        if lender is not None:
+            lender.take_back()
+    if reply is None:
+        raise late(deadline)
+    return reply
+
+
+def _until(
+    core: Core, timeout: float | None, deadline: float | None, serving: CallInfo | None
+) -> float | None:
+    if deadline is None and timeout is not None:
+        deadline = core.now() + timeout
+    return deadline if serving is None else earlier(deadline, serving)

@@ -208,7 +208,7 @@ class RemoteAPI:
             self._rpc_calls,
             (*self._rpc_path, name),
             self._rpc_options,
-            self._rpc_types.child(name),
+            NO_TYPES if self._rpc_types is NO_TYPES else self._rpc_types.child(name),
         )
 
     def __setattr__(self, name: str, value: Any) -> None:

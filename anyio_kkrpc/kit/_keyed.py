@@ -17,6 +17,7 @@ from ..records import Reply
 
 __all__ = (
     "BRIEFLY",
+    "MOST_WAITS",
     "PAUSE",
     "conflict",
     "ended_state",
@@ -29,6 +30,8 @@ __all__ = (
 
 # Seconds for which those who wait can still learn of what isn't kept.
 BRIEFLY = 10.0
+# Peers that wait for one call, at most.
+MOST_WAITS = 10_000
 # Seconds between two reports of progress.
 PAUSE = 0.1
 
@@ -58,9 +61,10 @@ def ran_too_long(seconds: float | None) -> Reply:
     return Reply("", e=library_error(error))
 
 
-def too_many_wait(key: str, most: int) -> OverloadedError:
+def too_many_wait(key: str) -> OverloadedError:
     """Return the error of who would wait for a call for which so many peers wait."""
-    return OverloadedError(f"{most} peers wait for the call with the key {quoted(key)!r} already")
+    name = quoted(key)
+    return OverloadedError(f"{MOST_WAITS} peers wait for the call with the key {name!r} already")
 
 
 def conflict(key: str) -> KeyConflictError:

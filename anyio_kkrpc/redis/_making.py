@@ -25,6 +25,7 @@ from ._group._keeping import KEEP, Keeper
 from ._group._reasons import Reasons
 from ._group._trim import Trim
 from ._keyed._calls import RedisCalls
+from ._keyed._claim import Claims
 from ._keyed._keeping import CallKeeping
 from ._keyed._kept import Sealer
 from ._keyed._later import Later
@@ -192,27 +193,28 @@ def make_keyed(
     names = options.consumer_group.encode(), options.consumer_name.encode()
     sealer = Sealer(native, signer)
     later = Later(link, keys, sealer, signer, outages, current_time)
-    common: dict[str, Any] = {
-        "max_message_size": options.max_message_size,
-        "added": None if trim is None else trim.count,
-    }
+    size, added = options.max_message_size, None if trim is None else trim.count
     parts = (native, sealer, keeper, outages, later)
     interval = options.claim_idle * KEEP
-    work = Work(link, keys, names, *parts, interval=interval, deliver=deliver, **common)
+    told: dict[str, Any] = {"deliver": deliver, "added": added}
+    work = Work(link, keys, names, *parts, interval=interval, max_message_size=size, **told)
+    claims = Claims(
+        *(keys, names[0], options.session_id, native, sealer, signer),
+        max_message_size=size,
+        max_backlog=options.max_backlog,
+    )
     calls = RedisCalls(
         link,
         keys,
         names[0],
         options.session_id,
-        native,
-        signer,
+        claims,
         sealer,
         work.teller,
         report=work.report,
         stir=work.stir,
-        max_backlog=options.max_backlog,
         refusal=options.target.refusal,
-        **common,
+        added=added,
     )
     return CallKeeping(calls, work, consumed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from heapq import heappop, heappush
 from itertools import count
+from math import inf
 from time import time
 from typing import Any
 
@@ -156,15 +157,19 @@ class MemoryCalls(KeyedCalls):
         """See `KeyedCalls.start`."""
         await self._start(call)
 
-    async def call(self, call: KeyedRequest, *, cancel_when_left: bool = False) -> Reply:
+    async def call(
+        self, call: KeyedRequest, *, cancel_when_left: bool = False, deadline: float | None = None
+    ) -> Reply | None:
         """See `KeyedCalls.call`."""
-        known = await self._start(call)
-        try:
-            return await self._wait(known)
-        except BaseException:
-            if cancel_when_left and not known.waiting and known.expires is None:
-                self._cancel(call.key)
-            raise
+        with CancelScope(deadline=inf if deadline is None else deadline):
+            known = await self._start(call)
+            try:
+                return await self._wait(known)
+            except BaseException:
+                if cancel_when_left and not known.waiting and known.expires is None:
+                    self._cancel(call.key)
+                raise
+        return None
 
     async def wait(self, key: str) -> Reply:
         """See `KeyedCalls.wait`."""

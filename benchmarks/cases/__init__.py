@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 NAMES = (
     "limit",
     "ours",
+    "keyed",
     "nats",
     "rpyc",
     "grpc",

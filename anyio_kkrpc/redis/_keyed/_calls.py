@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from math import inf
 from typing import Any, Literal
 
-from anyio import current_time
+from anyio import CancelScope, current_time
 from msgspec.structs import replace
 
 from ..._exceptions import (
@@ -23,32 +23,20 @@ from ..._exceptions import (
 )
 from ..._runtime._clock import OneShot, clock, one_shots
 from ..._runtime._fresh import fresh_copy
+from ..._runtime._timer import Timer
 from ...abc import CallState, Envelope, KeyedCalls, KeyedRequest
 from ...kit._keyed import BRIEFLY, conflict, not_found, too_many_wait, was_cancelled
 from ...records import Reply
 from .._connection._command import Argument
 from .._connection._errors import Meaning, RedisError, meaning_of, no_memory
 from .._connection._link import Link
+from .._connection._resp import Connection
 from .._stream._holders import PREFIX
 from .._stream._keys import DELAYED, HANDED_BACK, Keys
-from ..dialects._base import check_size
-from ..dialects._keyed import Keyed
-from ..dialects._signing import Signer
-from ..dialects.native import NativeDialect
-from ._claim import Claim
-from ._kept import Kept, Sealer, cancel_word, pack_fields, parse_kept
+from ._claim import Claim, Claims
+from ._kept import Kept, Sealer, cancel_word, parse_kept
 from ._script import Script, is_unknown, run_script
-from ._scripts import (
-    ATTACH,
-    CANCEL_CALL,
-    CHECK,
-    CLAIM,
-    CLAIM_LATER,
-    FORGET,
-    LEAVE_CALL,
-    MOST_WAITS,
-    STATE,
-)
+from ._scripts import ATTACH, CANCEL_CALL, CHECK, CLAIM_LATER, FORGET, LEAVE_CALL, STATE
 from ._telling import Teller
 from ._waits import Waiter, Waiting
 from ._work import kind_of
@@ -74,13 +62,15 @@ class RedisCalls(KeyedCalls):
 
     :param link: asks
     :param group: the one whose workers run the calls
-    :param sealer: writes and reads what is kept
+    :param claims: makes what claims a key
+    :param sealer: reads what is kept
     :param teller: tells who waits
     :param report: see `KeyedCalls.report`
     :param stir: has `ask` called soon
     :param refusal: returns the error of this library for what Redis refuses
     :param added: told how many entries are added, if not ``None``
     :ivar waiting: who waits here
+    :ivar timer: ends waits; its `run` must run beside
     :ivar lost: calls that had to be made again, since the server had lost them
     """
 
@@ -90,15 +80,12 @@ class RedisCalls(KeyedCalls):
         keys: Keys,
         group: bytes,
         session_id: str,
-        native: NativeDialect,
-        signer: Signer | None,
+        claims: Claims,
         sealer: Sealer,
         teller: Teller,
         *,
         report: Callable[[Envelope, Any], Awaitable[None]],
         stir: Callable[[], object],
-        max_message_size: int,
-        max_backlog: int | None,
         refusal: Callable[[Exception], Exception],
         added: Callable[[int], object] | None,
     ) -> None:
@@ -106,13 +93,10 @@ class RedisCalls(KeyedCalls):
         self._keys = keys
         self._group = group
         self._session = session_id.encode()
-        self._native = native
-        self._signer = signer
+        self._claims = claims
         self._sealer = sealer
         self._teller = teller
         self._report = report
-        self._max_size = max_message_size
-        self._backlog = b"" if max_backlog is None else b"%d" % max_backlog
         self._refusal = refusal
         self._added = added
         self._stir = stir
@@ -120,6 +104,7 @@ class RedisCalls(KeyedCalls):
         self._now: Callable[[], float] = current_time
         self._ask_at = inf
         self.waiting = Waiting()
+        self.timer = Timer()
         self.lost = 0
 
     def end(self, reason: Exception) -> None:
@@ -135,27 +120,32 @@ class RedisCalls(KeyedCalls):
 
     async def start(self, call: KeyedRequest) -> None:
         """See `KeyedCalls.start`."""
-        await self._claim(call.key, self._claim_of(call, call.key.encode(), waits=False))
+        await self._claim(call.key, self._claims.make(call, call.key.encode(), waits=False))
 
-    async def call(self, call: KeyedRequest, *, cancel_when_left: bool = False) -> Reply:
+    async def call(
+        self, call: KeyedRequest, *, cancel_when_left: bool = False, deadline: float | None = None
+    ) -> Reply | None:
         """See `KeyedCalls.call`."""
         key = call.key.encode()
         waiter = self._join(key)
+        timer = None if deadline is None else self.timer.at(deadline, waiter.wake)
         ended = False
         try:
-            claim = self._claim_of(call, key, waits=True)
-            kept = await self._claim_and_wait(call.key, key, waiter, claim)
-            while kept is None:
-                # What was lost may run yet, where two requests of one id would be taken for one.
-                self.lost += 1
-                other = f"{call.request.id}+"[-_MAX_ID:]
-                call = replace(call, request=replace(call.request, id=other))
-                claim = self._claim_of(call, key, waits=True)
-                known = await self._claim(call.key, claim)
-                kept = await self._end_of(call.key, key, waiter, known)
+            claim = self._claims.make(call, key, waits=True)
+            to, kept = await self._first_word(waiter, claim)
+            if kept is None:
+                if deadline is not None and self._now() >= deadline:
+                    return None
+                # From here on the deadline bounds what asks Redis, too.
+                with CancelScope(deadline=inf if deadline is None else deadline):
+                    kept = await self._go_on(call, key, waiter, claim, to)
+                if kept is None:
+                    return None
             ended = True
             return self._value(call.key, key, kept)
         finally:
+            if timer is not None:
+                self.timer.cancel(timer)
             if self.waiting.leave(key, waiter) and not ended:
                 self._leave(key, call.digest.encode(), cancel=cancel_when_left)
 
@@ -243,43 +233,62 @@ class RedisCalls(KeyedCalls):
 
     # Claiming
 
-    def _claim_of(self, call: KeyedRequest, key: bytes, *, waits: bool) -> Claim:
-        """Return what has a call made, unless it is there.
+    async def _first_word(
+        self, waiter: Waiter, claim: Claim
+    ) -> tuple[Connection | None, Kept | None]:
+        """Claim, without waiting for the answer: mostly the next that comes is the end.
 
-        :param waits: whether this peer waits for it
+        :return: to what it was written, and what it came to, unless that is to be asked for
         """
-        fields, keys = self._fields(call, key), self._keys
-        names: tuple[bytes, ...] = (keys.stream, keys.call(key), keys.waits(key))
-        names += (keys.progress(key),)
-        head = (call.digest.encode(), self._session, b"1" if waits else b"0")
-        if call.delay <= 0 and call.at is None:
-            if self._signer is not None:
-                fields = self._signer.sign(keys.stream, fields)
-            return Claim(CLAIM, names, head, (self._group, self._backlog, *fields))
-        seconds = call.delay if call.at is None else call.at
-        times = (b"%d" % round(seconds * 1000), b"%d" % (call.at is not None))
-        sealed = self._sealer.seal(names[1], head[0], pack_fields(fields))
-        return Claim(CLAIM_LATER, (*names, keys.due), head, (*times, key, sealed))
-
-    async def _claim_and_wait(
-        self, name: str, key: bytes, waiter: Waiter, claim: Claim
-    ) -> Kept | None:
-        """Claim, without waiting for the answer: mostly the next that comes is the end."""
         connection = self._link.connection
         if connection is None or connection.error is not None:
-            return await self._end_of(name, key, waiter, await self._claim(name, claim))
+            return None, None
         connection.post(claim.packed(), 1, waiter.take_claim)
         if not connection.flush_nowait():
-            with suppress(TransportConnectionError, TransportClosedError):  # `claimed` tells
-                await connection.wait_flushed()
+            return connection, None
         await waiter.word.wait()
+        return connection, self._told(waiter)
+
+    def _told(self, waiter: Waiter) -> Kept | None:
+        """Return what the first word has told, if that is the end of what was claimed here."""
+        told = waiter.kept
+        if told is None or waiter.claimed is not None or not told.is_end_of(waiter.entry_id):
+            return None
+        if self._added is not None:
+            self._added(1)
+        return told
+
+    async def _go_on(
+        self, call: KeyedRequest, key: bytes, waiter: Waiter, claim: Claim, to: Connection | None
+    ) -> Kept:
+        """Return what a call comes to, whatever Redis has answered to its claim.
+
+        :param to: what that was written to, if it was
+        """
+        if to is None:
+            known = await self._claim(call.key, claim)
+        else:
+            with suppress(TransportConnectionError, TransportClosedError):  # `claimed` tells
+                await to.wait_flushed()
+            await waiter.word.wait()
+            known = await self._answered(call.key, waiter, claim)
+        kept = await self._end_of(call.key, key, waiter, known)
+        while kept is None:
+            # What was lost may run yet, where two requests of one id would be taken for one.
+            self.lost += 1
+            other = f"{call.request.id}+"[-_MAX_ID:]
+            call = replace(call, request=replace(call.request, id=other))
+            known = await self._claim(call.key, self._claims.make(call, key, waits=True))
+            kept = await self._end_of(call.key, key, waiter, known)
+        return kept
+
+    async def _answered(self, name: str, waiter: Waiter, claim: Claim) -> Kept:
+        """Return what is known of a call once its claim, or something else, was answered."""
         if waiter.failed is not None:
             raise fresh_copy(waiter.failed)
-        reply, told, entry_id = waiter.claimed, waiter.kept, waiter.entry_id
-        if reply is None and told is not None and told.ended and told.entry_id == entry_id:
-            if self._added is not None:
-                self._added(1)
+        if (told := self._told(waiter)) is not None:
             return told
+        reply, entry_id = waiter.claimed, waiter.entry_id
         if isinstance(reply, (TransportConnectionError, TransportClosedError)):
             claim.again = b"1"
         elif reply is None and entry_id is None:
@@ -287,8 +296,7 @@ class RedisCalls(KeyedCalls):
         if isinstance(reply, Exception) or claim.again == b"1":
             reply = await self._asked(claim)
         waiter.renew(self._now())
-        known = await self._known(name, claim, entry_id if reply is None else reply)
-        return await self._end_of(name, key, waiter, known)
+        return await self._known(name, claim, entry_id if reply is None else reply)
 
     async def _claim(self, name: str, claim: Claim) -> Kept:
         """Have a call made, unless it is there; return what is known of it."""
@@ -300,7 +308,7 @@ class RedisCalls(KeyedCalls):
             if reply == 0:
                 raise conflict(name)
             if reply < 0:
-                raise too_many_wait(name, MOST_WAITS)
+                raise too_many_wait(name)
             raise OverloadedError(f"{reply} requests wait for the group (max_backlog)")
         if not reply[:1].isdigit():
             return parse_kept(reply)
@@ -331,17 +339,6 @@ class RedisCalls(KeyedCalls):
                         raise
                     known = False
 
-    def _fields(self, call: KeyedRequest, key: bytes) -> tuple[bytes, ...]:
-        times = (call.keep, call.keep_errors, call.run_within or 0.0)
-        keep, keep_errors, run_within = (round(seconds * 1000) for seconds in times)
-        if call.run_within is not None:
-            run_within = max(run_within, 1)
-        digest = call.digest.encode()
-        keyed = Keyed(key, digest, max(keep, 1), keep_errors, run_within)
-        fields = self._native.encode_keyed(call.request, keyed.field())
-        check_size(max(map(len, fields)), self._max_size)
-        return fields
-
     # Waiting
 
     def _join(self, key: bytes) -> Waiter:
@@ -363,7 +360,7 @@ class RedisCalls(KeyedCalls):
                 raise fresh_copy(waiter.failed)
             told, late = waiter.kept, waiter.late
             waiter.renew(self._now())
-            if told is not None and told.ended and told.entry_id == known.entry_id:
+            if told is not None and told.is_end_of(known.entry_id):
                 return told
             found = await self._attach(name, key)
             if found is None:
@@ -389,7 +386,7 @@ class RedisCalls(KeyedCalls):
         keys = (self._keys.call(key), self._keys.waits(key))
         found = await self._run(ATTACH, keys, self._session)
         if found == -1:
-            raise too_many_wait(name, MOST_WAITS)
+            raise too_many_wait(name)
         return None if found is None else parse_kept(found)
 
     async def _get(self, key: bytes) -> Kept | None:

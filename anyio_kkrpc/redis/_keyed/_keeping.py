@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from anyio import create_task_group
+
+from ..._runtime._lone import lone_error
 from ._calls import RedisCalls
 from ._kept import CALL_WORD, split_word
 from ._work import Work
@@ -26,7 +29,10 @@ class CallKeeping:
 
     async def run(self) -> None:
         """Do what is to be done beside. Goes on for ever."""
-        await self.work.run(self.calls.ask)
+        with lone_error():
+            async with create_task_group() as group:
+                group.start_soon(self.calls.timer.run, name="anyio_kkrpc redis keyed waits")
+                await self.work.run(self.calls.ask)
 
     def take_word(self, word: bytes) -> None:
         """Take a hint.

@@ -42,6 +42,10 @@ class Kept(Struct, frozen=True):
         """Whether it has."""
         return self.state in ENDED
 
+    def is_end_of(self, entry_id: bytes | None) -> bool:
+        """Whether it is what a request came to."""
+        return self.entry_id == entry_id and self.state in ENDED
+
 
 def parse_kept(value: bytes) -> Kept:
     """Return what is known of a call.

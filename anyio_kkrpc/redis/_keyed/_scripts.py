@@ -7,6 +7,7 @@ that is to begin later, the fields of its entry; at the end, what it came to.
 
 from __future__ import annotations
 
+from ...kit._keyed import MOST_WAITS
 from .._stream._holders import REMOVE_REQUESTS
 from .._stream._scripts import BACKLOG, BEFORE, BY_NAME
 from ._script import Script
@@ -22,9 +23,9 @@ __all__ = (
     "DUE",
     "FINISH",
     "FORGET",
+    "HINTED",
     "LATER",
     "LEAVE_CALL",
-    "MOST_WAITS",
     "PROGRESS",
     "RETRY",
     "STATE",
@@ -45,9 +46,10 @@ end
 local function has_ended(known) return string.find('dfxke', state_of(known), 1, true) ~= nil end
 """
 
-# Peers that wait for one call, at most. Who has not said for a minute that it waits makes room.
-MOST_WAITS = 10_000
-# Who waits is in a set with the time of Redis at which that was said. Who asked first is in it only
+# Bytes of what a call came to that are handed on with the hint; of more, who is told asks for it.
+HINTED = 16 * 1024
+# Who waits is in a set with the time of Redis at which that was said; who has not said it for a
+# minute makes room. Who asked first is in it only
 # once somebody else waits, too, or asks again: until then the state tells that it waits.
 _JOIN = b"""
 local function add_first(known, call, waits, now)
@@ -89,10 +91,26 @@ if known then
 end
 """
 
+_ADD = b"""
+local id = redis.call('XADD', KEYS[1], '*', unpack(ARGV, 7))
+local first = ARGV[3] == '1' and 'w' or 's'
+redis.call('SET', KEYS[2], first .. ARGV[1] .. id .. '|' .. ARGV[2])
+return id
+"""
+
 # KEYS: stream, call, waits, progress. ARGV: as above, group, the most that may wait for it, fields.
 # Returns the id, or what is known, or 0 if the key is another call's, or how many requests wait.
 CLAIM = Script(
-    _KEPT
+    # What most come to is first, before what costs something to be defined.
+    b"""
+if redis.replicate_commands then redis.replicate_commands() end
+if ARGV[6] == '' and redis.call('EXISTS', KEYS[2]) == 0 then
+"""
+    + _ADD
+    + b"""
+end
+"""
+    + _KEPT
     + _JOIN
     + BY_NAME
     + BACKLOG
@@ -102,10 +120,11 @@ if ARGV[6] ~= '' then
   local backlog = backlog_of(KEYS[1], ARGV[5], tonumber(ARGV[6]))
   if backlog >= tonumber(ARGV[6]) then return backlog end
 end
-local id = redis.call('XADD', KEYS[1], '*', unpack(ARGV, 7))
-local first = ARGV[3] == '1' and 'w' or 's'
-redis.call('SET', KEYS[2], first .. ARGV[1] .. id .. '|' .. ARGV[2])
-return id
+do
+"""
+    + _ADD
+    + b"""
+end
 """
 )
 
@@ -138,48 +157,49 @@ return known
 # Keeps what a request came to, tells who asked first, and acknowledges it, unless somebody else was
 # first. A failure counts only if it is from who holds the request now. A server that took the place
 # of another one may have given the id to another request, so the entry is looked at unless the call
-# itself names the id. KEYS: stream, call, waits,
-# progress. ARGV: group, consumer, id, state, digest, what it came to, milliseconds to keep it,
-# deliveries of a failure, the key, whether progress was told, bytes that are handed on, the inbox
-# of who asked first: not among the keys, since a user may have rights to write to it only. Returns
-# 0 if somebody else was first, 2 if others wait.
+# itself names the id. KEYS: stream, call, waits, progress. ARGV: group, id, state, digest, what it
+# came to, milliseconds to keep it, the key, the inbox of who asked first: not among the keys, since
+# a user may have rights to write to it only; whether progress was told; then of a failure consumer
+# and deliveries. Returns 0 if somebody else was first, 2 if others wait.
 FINISH = Script(
-    _KEPT
-    + b"""
-local function is_of_call(entry)
-  for i = 1, #entry, 2 do
-    if entry[i] == 'call' then
-      local digest, key = string.match(entry[i + 1], '^(%S+) %d+ %d+ %d+ (.*)$')
-      return digest == ARGV[5] and key == ARGV[9]
-    end
-  end
-  return false
-end
-local id, known = ARGV[3], redis.call('GET', KEYS[2])
-local held = holder_of(KEYS[1], ARGV[1], id)
-local named = known and id_of(known) == id and digest_of(known) == ARGV[5]
+    b"""
+if redis.replicate_commands then redis.replicate_commands() end
+local id, known = ARGV[2], redis.call('GET', KEYS[2])
+local head = ARGV[4] .. id .. '|'
+local state = known and string.sub(known, 1, 1)
+local named = known and string.sub(known, 2, #head + 1) == head
+local ended = known and string.find('dfxke', state, 1, true)
+local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], id, id, 1)
+held = not held.err and held[1]
 if not held then
-  if named and has_ended(known) then return redis.call('EXISTS', KEYS[3]) * 2 end
+  if named and ended then return redis.call('EXISTS', KEYS[3]) * 2 end
   return 0
 end
 if not named then
-  local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
-  if entry and not is_of_call(entry[2]) then return 0 end
-end
-if ARGV[8] ~= '' and (held[2] ~= ARGV[2] or held[4] ~= tonumber(ARGV[8])) then return 0 end
-if not known or (named and not has_ended(known)) then
-  local value = ARGV[4] .. ARGV[5] .. id .. '|' .. ARGV[6]
-  redis.call('SET', KEYS[2], value, 'PX', ARGV[7])
-  if ARGV[10] == '1' then redis.call('PEXPIRE', KEYS[4], ARGV[7]) end
-  if redis.call('EXISTS', ARGV[12]) == 1 then
-    local word = 'call ' .. #ARGV[9] .. ':' .. ARGV[9]
-    if #value <= tonumber(ARGV[11]) then word = word .. value end
-    redis.call('XADD', ARGV[12], '*', 'hint', word)
+  local is_of_call, entry = true, redis.call('XRANGE', KEYS[1], id, id)[1]
+  for i = 1, entry and #entry[2] or 0, 2 do
+    if entry[2][i] == 'call' then
+      local digest, key = string.match(entry[2][i + 1], '^(%S+) %d+ %d+ %d+ (.*)$')
+      is_of_call = digest == ARGV[4] and key == ARGV[7]
+      break
+    end
+    is_of_call = false
   end
+  if not is_of_call then return 0 end
+end
+if ARGV[10] and (held[2] ~= ARGV[10] or held[4] ~= tonumber(ARGV[11])) then return 0 end
+if not known or (named and not ended) then
+  local value = ARGV[3] .. head .. ARGV[5]
+  redis.call('SET', KEYS[2], value, 'PX', ARGV[6])
+  if ARGV[9] == '1' then redis.call('PEXPIRE', KEYS[4], ARGV[6]) end
+  local word = 'call ' .. #ARGV[7] .. ':' .. ARGV[7]
+  if #value <= HINTED then word = word .. value end
+  redis.call('XADD', ARGV[8], 'NOMKSTREAM', '*', 'hint', word)
 end
 redis.call('XACK', KEYS[1], ARGV[1], id)
+if state == 'w' then return 1 end
 return 1 + redis.call('EXISTS', KEYS[3])
-"""
+""".replace(b"HINTED", b"%d" % HINTED)
 )
 
 # Tells who waits. KEYS: waits. ARGV: the word, the beginning of the keys of inboxes, then sessions,

@@ -15,12 +15,10 @@ from ._kept import LATER_WORD, word_of
 from ._script import Script, is_unknown, run_script
 from ._scripts import TELL
 
-__all__ = ("HINTED", "Teller")
+__all__ = ("Teller",)
 
 logger = logging.getLogger("anyio_kkrpc")
 
-# Bytes of what a call came to that are handed on with the hint; of more, who is told asks for it.
-HINTED = 16 * 1024
 # Who is told by one script.
 _MANY = 500
 
@@ -40,7 +38,7 @@ class Teller:
     def tell_soon(self, key: bytes, value: bytes = b"") -> None:
         """Tell who waits for a call that it has ended, in a moment.
 
-        :param value: what is kept of it, if that is to go along: `HINTED` bytes at most
+        :param value: what is kept of it, if that is to go along
         """
         self._to_tell.append((key, value))
         self._stir()

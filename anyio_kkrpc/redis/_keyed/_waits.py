@@ -49,6 +49,10 @@ class Waiter:
             self.claimed = reply
             self.word.set()
 
+    def wake(self) -> None:
+        """Have it look whether it is out of time."""
+        self.word.set()
+
     def renew(self, now: float) -> None:
         """Wait for the next word."""
         self.word = self._one_shot()

@@ -37,8 +37,8 @@ from ..dialects.native import NativeDialect
 from ._kept import CANCEL_WORD, LATER_WORD, Sealer, is_to_cancel, split_word
 from ._later import Later
 from ._script import is_unknown, run_script
-from ._scripts import BEGIN, DIE, FINISH, PROGRESS
-from ._telling import HINTED, Teller
+from ._scripts import BEGIN, DIE, FINISH, HINTED, PROGRESS
+from ._telling import Teller
 
 __all__ = ("Work", "kind_of")
 
@@ -65,7 +65,7 @@ class _Finish(Struct, eq=False):
 
     def value(self) -> bytes:
         """Return what is kept, if it may be handed on with a hint."""
-        _, _, entry_id, state, digest, rest = self.args[:6]
+        _, entry_id, state, digest, rest = self.args[:5]
         return b"" if len(rest) > HINTED else b"%b%b%b|%b" % (state, digest, entry_id, rest)
 
 
@@ -176,15 +176,15 @@ class Work:
         keys, key = self._keys, keyed.key
         place, inbox = keys.call(key), keys.inbox(held.sender or "")
         rest = self._sealer.seal(place, state, keyed.digest, held.id, data) if data else b""
-        own = b"" if state == b"d" else b"%d" % held.attempt
+        own = () if state == b"d" else (self._consumer, b"%d" % held.attempt)
         told = b"%d" % (keyed.told > 0 or held.attempt > 1)
         finish = _Finish(
             held,
             keyed,
             (keys.stream, place, keys.waits(key), keys.progress(key)),
             (
-                *(self._group, self._consumer, held.id, state, keyed.digest, rest),
-                *(b"%d" % keep, own, key, told, b"%d" % HINTED, inbox),
+                *(self._group, held.id, state, keyed.digest, rest),
+                *(b"%d" % keep, key, inbox, told, *own),
             ),
         )
         keyed.settled, self._open[finish] = True, None

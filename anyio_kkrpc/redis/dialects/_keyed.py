@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from ..._exceptions import ProtocolError
 
-__all__ = ("CALL", "KEYED_VERSION", "Keyed", "parse_keyed")
+__all__ = ("CALL", "KEYED_VERSION", "Keyed", "keyed_field", "parse_keyed")
 
 CALL = b"call"
 # From which version on it is known. Another worker would run the request and keep nothing.
@@ -54,8 +54,12 @@ class Keyed(Struct):
 
     def field(self) -> bytes:
         """Return the value of the field."""
-        times = (self.keep, self.keep_errors, self.run_within)
-        return b"%b %d %d %d %b" % (self.digest, *times, self.key)
+        return keyed_field(self.digest, self.keep, self.keep_errors, self.run_within, self.key)
+
+
+def keyed_field(digest: bytes, keep: int, keep_errors: int, run_within: int, key: bytes) -> bytes:
+    """Return the value of the field; see `Keyed`."""
+    return b"%b %d %d %d %b" % (digest, keep, keep_errors, run_within, key)
 
 
 def parse_keyed(value: bytes) -> Keyed:

@@ -158,9 +158,9 @@ class Machine(RuleBasedStateMachine):
         name = run.key.encode()
         call, waits, progress = self._names(run.key)[1:]
         keys = (KEYS.stream, call, waits, progress)
-        own = b"" if state == b"d" else b"%d" % attempt
-        what = (b"g", worker, entry_id, state, DIGESTS[run.digest], value)
-        reply = self._run(FINISH, keys, *what, b"100000", own, name, b"0", b"100", KEYS.inbox("me"))
+        own = () if state == b"d" else (worker, b"%d" % attempt)
+        what = (b"g", entry_id, state, DIGESTS[run.digest], value, b"100000", name)
+        reply = self._run(FINISH, keys, *what, KEYS.inbox("me"), b"0", *own)
         fits = state == b"d" or (run.owner == worker and run.deliveries == attempt)
         held = run.owner is not None and not run.acknowledged
         if not held or not fits:

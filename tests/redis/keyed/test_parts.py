@@ -34,8 +34,8 @@ from anyio_kkrpc.redis._keyed._kept import (
 from anyio_kkrpc.redis._keyed._later import Later
 from anyio_kkrpc.redis._keyed._retrying import keyed_of, retry_command
 from anyio_kkrpc.redis._keyed._script import is_unknown
-from anyio_kkrpc.redis._keyed._scripts import CLAIM, FINISH, RETRY
-from anyio_kkrpc.redis._keyed._telling import HINTED, Teller
+from anyio_kkrpc.redis._keyed._scripts import CLAIM, FINISH, HINTED, RETRY
+from anyio_kkrpc.redis._keyed._telling import Teller
 from anyio_kkrpc.redis._keyed._waits import ASK, Waiting
 from anyio_kkrpc.redis._keyed._work import Work, kind_of
 from anyio_kkrpc.redis._stream._keys import Keys

@@ -23,8 +23,9 @@ from anyio_kkrpc import (
     current_call,
     with_call_options,
 )
+from anyio_kkrpc.kit._keyed import MOST_WAITS
 from anyio_kkrpc.redis._group._held import HeldEntry
-from anyio_kkrpc.redis._keyed._scripts import CANCEL_CALL, CLAIM, FINISH, MOST_WAITS
+from anyio_kkrpc.redis._keyed._scripts import CANCEL_CALL, CLAIM, FINISH
 from anyio_kkrpc.redis._stream._keys import Keys
 from anyio_kkrpc.redis.dialects._keyed import Keyed
 from anyio_kkrpc.testing._server import RedisServer
@@ -246,7 +247,7 @@ async def test_another_request_under_the_same_id(place: Place, witness: redis.Re
 
     def finish(key: bytes, digest: bytes) -> Any:
         names = (keys.stream, keys.call(key), keys.waits(key), keys.progress(key))
-        args = (b"g", b"c", entry_id, b"d", digest, b"json:1", b"1000", b"", key, b"0", b"0", b"")
+        args = (b"g", entry_id, b"d", digest, b"json:1", b"1000", key, b"nobody", b"0")
         return witness.eval(FINISH.source, len(names), *names, *args)
 
     assert finish(b"a", b"d" * 22) == 0
