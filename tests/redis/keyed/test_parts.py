@@ -115,8 +115,9 @@ class Working:
 
     def take(self, entry_id: bytes, key: bytes = b"k") -> HeldEntry:
         """Have a request run."""
-        held = HeldEntry(entry_id, 1, 30.0, "somebody", keyed=Keyed(key, DIGEST, 1, 1, 0))
-        held.start(Request("1", "call", ["f"]))
+        request, keyed = Request("1", "call", ["f"]), Keyed(key, DIGEST, 1, 1, 0)
+        held = HeldEntry(entry_id, 1, 30.0, "somebody", record=request, keyed=keyed)
+        held.start()
         self.held.entries[entry_id] = held
         return held
 
