@@ -48,9 +48,10 @@ ROOMS: dict[str, set[str]] = {
     | {"redis._reading", "redis._writing", "redis.dialects", "redis._stream", "redis._connection"},
     "redis._keyed": SEAM
     | {"kit", "redis._group", "redis.dialects", "redis._stream", "redis._connection"},
-    "_driver": WORDS | {"_values"},
-    "_calling": WORDS | {"_values", "_driver", "middleware"},
-    "_serving": WORDS | {"_values", "_driver", "middleware"},
+    "_references": {"_exceptions", "_protocol"},
+    "_driver": WORDS | {"_values", "_references"},
+    "_calling": WORDS | {"_values", "_references", "_driver", "middleware"},
+    "_serving": WORDS | {"_values", "_references", "_driver", "middleware"},
     "_reactions": WORDS | {"_driver", "_calling", "_serving"},
     "_channel": WORDS | {"_driver", "_calling", "_serving", "_reactions", "middleware"},
     "_signals": {"_channel", "_runtime"},
@@ -63,7 +64,8 @@ ROOMS: dict[str, set[str]] = {
     "sse": {"_exceptions", "_driver", "_values"},
     # The public names; transports are loaded on first use.
     "": WORDS
-    | {"_channel", "_calling", "_serving", "_driver", "_signals", "kit", "transports", "redis"},
+    | {"_channel", "_calling", "_serving", "_driver", "_signals", "kit", "transports", "redis"}
+    | {"_references"},
     # They use the library as anybody does, and may know of everything.
     "testing": {""},
     "_cli": {"", "testing"},
