@@ -20,6 +20,10 @@ from ._driver._callbacks import RemoteCallback as RemoteCallback
 from ._driver._context import CallInfo as CallInfo
 from ._driver._context import current_call as current_call
 from ._driver._inflow import RemoteStream as RemoteStream
+from ._driver._remote_object import RemoteMember as RemoteMember
+from ._driver._remote_object import RemoteObject as RemoteObject
+from ._driver._remote_object import release as release
+from ._driver._remote_object import set_member as set_member
 from ._exceptions import CallCancelledError as CallCancelledError
 from ._exceptions import CallNotFoundError as CallNotFoundError
 from ._exceptions import DeliveryError as DeliveryError
@@ -34,6 +38,7 @@ from ._exceptions import RPCTimeoutError as RPCTimeoutError
 from ._exceptions import RPCValidationError as RPCValidationError
 from ._exceptions import TransportClosedError as TransportClosedError
 from ._exceptions import TransportConnectionError as TransportConnectionError
+from ._references._marking import by_reference as by_reference
 from ._runtime._log import QuotingFilter as _QuotingFilter
 from ._serving._outcomes import ChannelStatistics as ChannelStatistics
 from ._serving._outcomes import MethodStatistics as MethodStatistics

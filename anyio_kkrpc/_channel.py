@@ -38,6 +38,7 @@ from ._calling._proxy import RemoteAPI, question_of
 from ._calling._typed import NO_TYPES, TypesOf
 from ._driver._callbacks import RemoteCallback
 from ._driver._core import Core
+from ._driver._references import References
 from ._driver._sources import Sources
 from ._exceptions import TransportClosedError
 from ._protocol._ahead import Ahead
@@ -46,6 +47,7 @@ from ._runtime._entrance import Entrance
 from ._runtime._lone import lone_error
 from ._serving._operations import Server
 from ._serving._outcomes import ChannelStatistics, MethodStatistics, tell
+from ._serving._referring import operation
 from ._serving._table import Exposed, entered
 from ._serving._table import expose as build_table
 from .abc import Transport
@@ -139,6 +141,7 @@ class RPCChannel(AsyncContextManagerMixin):
             self._server = self._make_server(expose, max_concurrency)
         if self._server is not None:
             core.serve_with(self._server)
+        core.refer_with(References(core, operation))
         guard = check_guard(key_guard)
         self._calls = Calls(core, self._middleware, fail_fast=fail_fast, key_guard=guard)
         self._sources = Sources(core)
@@ -346,6 +349,8 @@ class RPCChannel(AsyncContextManagerMixin):
             undelivered=self._reactions.undelivered + self._core.outbox.dropped,
             lost_streams=self._reactions.lost_streams,
             dropped_callbacks=self._core.dropped_callbacks,
+            references_given=len(self._core.references.given),
+            references_held=len(self._core.references.held),
             failed=sum(one.failed for one in methods.values()),
             cancelled=sum(one.cancelled for one in methods.values()),
             unknown=0 if server is None else server.unknown,
@@ -380,6 +385,7 @@ class RPCChannel(AsyncContextManagerMixin):
             return
         self._core.end(reason)
         lost = self._conversation.lose()
+        self._core.references.lose()
         for call in lost.calls:
             call.driver.set()
         for consumer in lost.consumers:
@@ -424,6 +430,7 @@ class RPCChannel(AsyncContextManagerMixin):
         for export in conversation.callbacks.values():
             if export.driver is not None:
                 export.driver.close()
+        core.references.close()
         await core.outbox.finish(CLOSE_TIMEOUT)
         await self._sources.drain(until - current_time())
 

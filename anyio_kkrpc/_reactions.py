@@ -24,6 +24,8 @@ from ._protocol._events import (
     HandlingCancelled,
     PeerLeft,
     PeerReplied,
+    ReferencesReleased,
+    ReferenceUsed,
     StreamAnswered,
     StreamEnded,
     StreamFailed,
@@ -87,6 +89,7 @@ class Reactions(Listener):
         """End what a peer that is gone was needed for. Called by the transport."""
         core = self._core
         gone = core.conversation.lose_peer(peer, role)
+        core.references.peer_gone(peer, role)
         for consumer in gone.consumers:
             if consumer.driver is not None:
                 consumer.driver.finish(DeliveryError(f"the source of the stream is lost: {error}"))
@@ -154,9 +157,9 @@ class Reactions(Listener):
                     self._calls.cancel(call)
                 return
         elif isinstance(record, Reply):
-            close_unopened(self._core, record)
+            close_unopened(self._core, record, envelope.recipient)
         elif isinstance(record, StreamReply):
-            close_unopened(self._core, record)
+            close_unopened(self._core, record, envelope.recipient)
             self._end_stream(record, error)
         elif isinstance(record, CallbackCall):
             self._end_callbacks(envelope.recipient, error)
@@ -218,6 +221,12 @@ class Reactions(Listener):
         if runner.invoke(event):
             self._core.start_standing(runner.run, "callback")
 
+    def _on_reference(self, event: ReferenceUsed) -> None:
+        self._core.references.use(event)
+
+    def _on_references_released(self, event: ReferencesReleased) -> None:
+        self._core.references.released(event.record, event.sender)
+
     def _on_callback_ran(self, event: CallbackRan) -> None:
         turns: Turns = event.ahead.driver
         if event.gone:
@@ -276,6 +285,8 @@ _REACT: dict[type, Callable[[Reactions, Any], None]] = {
     HandlingCancelled: Reactions._on_cancelled,
     CallbackInvoked: Reactions._on_callback,
     CallbackRan: Reactions._on_callback_ran,
+    ReferenceUsed: Reactions._on_reference,
+    ReferencesReleased: Reactions._on_references_released,
     CallbacksReleased: Reactions._on_released,
     StreamItem: Reactions._on_item,
     StreamEnded: Reactions._on_stream_end,

@@ -16,11 +16,13 @@ from .._driver._core import Core
 from .._driver._endings import close_streams, tell
 from .._driver._inflow import RemoteStream, watch
 from .._driver._pump import Pump
+from .._driver._references import PassedArguments
 from .._exceptions import OverloadedError, RPCError, RPCTimeoutError
 from .._protocol._calls import Call
 from .._protocol._conversation import Operation
 from .._protocol._records import Cancel, Reply
 from .._protocol._state import CallInput, CallState
+from .._references._marking import USE
 from .._wire_errors import error_from_wire
 from ..abc import Envelope, KeyedCalls
 from ..middleware import Invocation, Middleware, StreamEnd, StreamWatcher, pass_through
@@ -143,19 +145,19 @@ class Calls:
         core = self._core
         if not core.is_open:
             raise core.closed_error()
+        if USE.begun and (passed := self._passed(options, args, kwargs, value)) is not None:
+            return await self._pass(passed, op, path, options)
         timeout = core.timeout if options.timeout is UNSET else options.timeout
         if options.keyed is not None:
             return await self._keyed(op, path, options, options.keyed, timeout, args, kwargs)
         serving = running.get()
-        call, envelope, look_at = self._make(
-            op, path, options, args, kwargs, value, timeout, serving
-        )
+        call, envelope, at = self._make(op, path, options, args, kwargs, value, timeout, serving)
         if not options.reply:
             return await self._send_only(envelope, path, timeout)
         answered = call.driver = core.one_shot()
         deadline, timer = envelope.deadline, None
         if deadline is not None:
-            timer = core.timer.at(look_at, partial(self._explainer.suspect, call, deadline))
+            timer = core.timer.at(at, partial(self._explainer.suspect, call, deadline))
         lender = None if serving is None else core.lender
         if lender is not None:
             lender.lend()
@@ -183,6 +185,39 @@ class Calls:
     def fails_fast(self, options: CallOptions) -> bool:
         """Whether a call fails at once if nobody serves it."""
         return bool(options.fail_fast or (self._fail_fast and options.fail_fast is UNSET))
+
+    def _passed(
+        self,
+        options: CallOptions,
+        args: Iterable[Any] | None,
+        kwargs: dict[str, Any] | None,
+        value: Any,
+    ) -> PassedArguments | None:
+        """Return what a call passes by reference, unless that is known already."""
+        if options.passed is not None or options.keyed is not None:
+            return None
+        made: PassedArguments | None = self._core.references.passing(
+            options.to, args, kwargs, value, lasts=options.reply
+        )
+        return made
+
+    async def _pass(
+        self, passed: PassedArguments, op: Operation, path: list[str], options: CallOptions
+    ) -> Any:
+        """Make a request that passes something by reference; one that passes an object back is for
+        the peer that has that.
+        """
+        try:
+            return await self.request(
+                op,
+                path,
+                replace(options, to=passed.to, passed=passed),
+                args=passed.args,
+                kwargs=passed.kwargs,
+                value=passed.value,
+            )
+        finally:
+            passed.end()
 
     def check_keyed(self, to: str | None) -> KeyedCalls:
         """Return what keeps calls.
@@ -258,6 +293,8 @@ class Calls:
         call, request = core.conversation.call(
             op, path, to, args, kwargs, value, budget, metadata, one_way
         )
+        if options.passed is not None:
+            call.passes(options.passed)
         for producer in call.producers or ():
             Pump(core, producer, copy_context())
         envelope = call.sent = Envelope(request, None, to, deadline=deadline)

@@ -15,10 +15,12 @@ from msgspec import Struct
 from .._driver._core import Core
 from .._driver._inflow import Inflow, RemoteStream
 from .._driver._pump import Pump
+from .._driver._references import PassedArguments
 from .._exceptions import RPCError
 from .._protocol._calls import Call
 from .._protocol._state import CallInput, CallState
 from .._protocol._streams import Consumer
+from .._references._marking import USE
 from .._runtime._timer import TimerEntry
 from .._wire_errors import error_from_wire
 from ..abc import Envelope
@@ -73,6 +75,7 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         self._limit = limit
         self._call: Call | None = None
         self._timer: TimerEntry | None = None
+        self._passed: PassedArguments | None = None
         self._items: deque[PeerReply[T]] = deque()
         self._senders: set[str | None] = set()
         self._wake: Event | None = None
@@ -189,6 +192,10 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
     ) -> None:
         core, question = self._core, self._question
         options = question.options
+        if USE.begun:
+            self._passed = core.references.passing(options.to, args, kwargs)
+        if self._passed is not None:
+            args, kwargs = self._passed.args, self._passed.kwargs
         call, request = core.conversation.call(
             "call",
             list(question.path),
@@ -202,6 +209,8 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         for producer in call.producers or ():
             Pump(core, producer, copy_context())
         call.driver = self
+        if self._passed is not None:
+            call.passes(self._passed)
         self._call = call
         deadline = core.now() + self._timeout
         self._timer = core.timer.at(deadline, self._expire)
@@ -222,6 +231,8 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         self._ended = True
         if self._timer is not None:
             self._core.timer.cancel(self._timer)
+        if self._passed is not None:
+            self._passed.end()
         call = self._call
         if call is not None and call.state is CallState.WAITING:
             self._calls.finish(call, step)

@@ -22,6 +22,7 @@ from .._exceptions import RPCError, RPCTimeoutError
 from .._protocol._conversation import Operation
 from .._protocol._records import Reply, Request
 from .._protocol._values import pack_argument, unpack_result
+from .._references._marking import USE, has_references
 from .._values._pydantic import plain
 from .._wire_errors import error_from_wire
 from ..abc import KeyedCalls, KeyedRequest
@@ -144,10 +145,12 @@ def keyed_request(
 ) -> KeyedRequest:
     """Return what is to run.
 
-    :raises ValueError: for functions and streams among the arguments: they would end with the
-        caller, and the call would go on
+    :raises ValueError: for functions, streams and references among the arguments: they would end
+        with the caller, and the call would go on
     :raises TypeError: if an argument can't be sent
     """
+    if USE.begun and has_references((args, kwargs)):
+        raise ValueError("key: a call with a key takes no references")
     request = Request(request_id, op, path)
     if args is not None:
         request.a = [pack_argument(arg, _refuse) for arg in args]

@@ -27,6 +27,7 @@ class CallOptions(Struct, frozen=True):
     :ivar fail_fast: whether it fails at once if nobody serves it; the default is the channel's
     :ivar keyed: how it is kept, if it has a key
     :ivar undefined: whether the result is told from None if it is JavaScript's undefined
+    :ivar passed: what it passes by reference, `PassedArguments`, once that is known
     """
 
     to: str | None = None
@@ -38,6 +39,7 @@ class CallOptions(Struct, frozen=True):
     fail_fast: Any = UNSET
     keyed: KeyOptions | None = None
     undefined: bool = False
+    passed: Any = None
 
 
 def check_timeout(timeout: Any) -> None:

@@ -11,6 +11,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from .._driver._inflow import RemoteStream
+from .._driver._remote_object import RemoteObject
 from ._calls import Calls
 from ._keyed import KeyOptions, key_options
 from ._options import CallOptions, check_flag, check_metadata, check_timeout
@@ -37,7 +38,7 @@ class RemoteCall(Coroutine[Any, Any, Any]):
         self._proxy = proxy
         self._args = args
         self._kwargs = kwargs
-        self._stream: RemoteStream[Any] | None = None
+        self._stream: RemoteStream[Any] | RemoteObject | None = None
         self._used = False
         self._coroutine: Coroutine[Any, Any, Any] | None = None
 
@@ -93,9 +94,9 @@ class RemoteCall(Coroutine[Any, Any, Any]):
         if self._used:
             raise RuntimeError("a call can be made once; call the method again")
 
-    async def _open(self) -> RemoteStream[Any]:
+    async def _open(self) -> Any:
         result = await self._make()
-        if not isinstance(result, RemoteStream):
+        if not isinstance(result, (RemoteStream, RemoteObject)):
             raise TypeError(
                 f"{'.'.join(self._proxy._rpc_path)}() did not return a stream but "
                 f"{type(result).__name__}"
@@ -106,7 +107,7 @@ class RemoteCall(Coroutine[Any, Any, Any]):
         self._check_unused()
         return _LazyStream(self)
 
-    async def __aenter__(self) -> RemoteStream[Any]:
+    async def __aenter__(self) -> Any:
         self._stream = await self._open()
         return self._stream
 

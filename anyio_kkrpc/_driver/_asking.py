@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any
@@ -19,9 +19,10 @@ from .._exceptions import (
     TransportConnectionError,
 )
 from .._protocol._calls import Call, Handling
-from .._protocol._events import CallbackInvoked
 from .._protocol._records import CallbackCall, Cancel, Reply, Request
 from .._protocol._state import CallInput, CallState
+from .._protocol._values import Packed
+from .._references._marking import USE
 from .._wire_errors import error_from_wire, handler_error, library_error, send_shortened
 from ._context import earlier, raise_unless_failure, running
 from ._core import Core
@@ -35,11 +36,23 @@ logger = logging.getLogger("anyio_kkrpc")
 MAX_RUNNING = 100
 
 
-async def ask(core: Core, record: CallbackCall, owner: str | None, name: str) -> Any:
+async def ask(
+    core: Core,
+    function_id: str,
+    args: Iterable[Any],
+    kwargs: dict[str, Any],
+    owner: str | None,
+    name: str,
+    *,
+    request_id: str | None = None,
+    path: list[str] | None = None,
+) -> Any:
     """Call a function of another peer, and return its result.
 
     It has the time that a call has, and no more than the handler that asks.
 
+    :param request_id: see `Callbacks.call`
+    :param path: what is done to a reference, if ``function_id`` is of one
     :raises RemoteError: what the function raised
     :raises DeliveryError: if its owner is gone, or has it no more
     :raises RPCTimeoutError: if no answer came in time
@@ -47,6 +60,21 @@ async def ask(core: Core, record: CallbackCall, owner: str | None, name: str) ->
     """
     if core.reason is not None:
         raise core.closed_error()
+    call_of = core.conversation.callback_call
+    passed = core.references.passing(owner, args, kwargs) if USE.begun else None
+    if passed is None:
+        record = call_of(function_id, args, kwargs, request_id, path)
+        return await _ask(core, record, owner, name)
+    try:
+        record = call_of(function_id, passed.args, passed.kwargs, request_id, path)
+        return await _ask(core, record, owner, name, passed)
+    finally:
+        passed.end()
+
+
+async def _ask(
+    core: Core, record: CallbackCall, owner: str | None, name: str, passed: Any = None
+) -> Any:
     serving = running.get()
     deadline, budget = None if core.timeout is None else core.now() + core.timeout, None
     deadline = earlier(deadline, serving)
@@ -54,6 +82,8 @@ async def ask(core: Core, record: CallbackCall, owner: str | None, name: str) ->
         budget = max(int((deadline - core.now()) * 1000), 1)
     table = core.conversation.functions
     call = table.ask(record, owner, budget)
+    if passed is not None:
+        call.passes(passed)
     answered = call.driver = core.one_shot()
     timer = None if deadline is None else core.timer.at(deadline, partial(_expire, core, call))
     lender = None if serving is None else core.lender
@@ -95,22 +125,36 @@ def _give_up(core: Core, call: Call, *, was_sent: bool) -> None:
         call.stream.driver.leave()
 
 
+class RefusedError(Exception):
+    """What was asked for isn't done.
+
+    :ivar error: why
+    """
+
+    def __init__(self, error: RPCError) -> None:
+        super().__init__(error)
+        self.error: RPCError = error
+
+
 class Answering:
     """Runs an invocation whose result is wanted, and replies; its caller may cancel it.
 
+    :param reply_id: id of the reply
+    :param sender: who gets it
+    :param budget: milliseconds that it has
     :raises ProtocolError: if it runs already
     """
 
-    __slots__ = ("_core", "_event", "_handling", "_scope")
+    __slots__ = ("_core", "_handling", "_scope", "_sender")
 
-    def __init__(self, core: Core, event: CallbackInvoked) -> None:
+    def __init__(self, core: Core, reply_id: str, sender: str | None, budget: float | None) -> None:
         self._core = core
-        self._event = event
+        self._sender = sender
         self._scope = CancelScope()
-        if event.budget is not None:
-            self._scope.deadline = current_time() + event.budget / 1000
-        request = Request(event.asked or "", "call", [])
-        self._handling = handling = core.conversation.begin(request, event.sender)
+        if budget is not None:
+            self._scope.deadline = current_time() + budget / 1000
+        request = Request(reply_id, "call", [])
+        self._handling = handling = core.conversation.begin(request, sender)
         handling.driver = self
 
     def cancel(self, handling: Handling) -> None:
@@ -122,7 +166,7 @@ class Answering:
         if self._handling.open:
             told = library_error(error)
             reply = self._core.conversation.reply_error(self._handling, told)
-            self._core.owe(reply, self._event.sender)
+            self._core.owe(reply, self._sender)
 
     async def run(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> None:
         """Run it, and send what becomes of it; what can't be sent is logged."""
@@ -145,29 +189,51 @@ class Answering:
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: Any
     ) -> Reply | None:
         conversation, handling = self._core.conversation, self._handling
+        refer = self._core.references
         try:
+            if Packed in map(type, (*args, *kwargs.values())):
+                args, kwargs = self._taken(args, kwargs)
             result = function(*args, **kwargs)
             if inspect.isawaitable(result):
                 result = await result
+            if not handling.open:
+                return None
+            if USE.begun:
+                result = refer.give(result, self._sender)
+        except RefusedError as exc:
+            error = library_error(exc.error)
         except BaseException as exc:
             await raise_unless_failure(exc)
             error = handler_error(exc, traceback=self._core.send_tracebacks)
-            return conversation.reply_error(handling, error) if handling.open else None
-        if not handling.open:
-            return None
-        reply = conversation.reply(handling, result)
-        if handling.producer is not None:
-            Pump(self._core, handling.producer, copy_context()).expect_reader()
-        return reply
+        else:
+            reply = conversation.reply(handling, result)
+            if handling.producer is not None:
+                Pump(self._core, handling.producer, copy_context()).expect_reader()
+            return reply
+        return conversation.reply_error(handling, error) if handling.open else None
+
+    def _taken(
+        self, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[Sequence[Any], dict[str, Any]]:
+        """Return arguments with objects in place of references."""
+
+        def one(value: Any) -> Any:
+            return take(value, self._sender) if value.__class__ is Packed else value
+
+        take = self._core.references.take
+        try:
+            return [one(value) for value in args], {key: one(v) for key, v in kwargs.items()}
+        except RPCError as exc:
+            raise RefusedError(exc) from None
 
     async def _send(self, reply: Reply) -> None:
-        core, sender = self._core, self._event.sender
+        core, sender = self._core, self._sender
         try:
             await core.send(reply, sender)
         except (TransportClosedError, TransportConnectionError):
             raise
         except Exception as exc:  # whatever it can't be sent for is told in its place
-            close_unopened(core, reply)
+            close_unopened(core, reply, sender)
             error = reply.e if isinstance(reply.e, dict) else handler_error(exc)
 
             async def send(shorter: dict[str, Any]) -> None:

@@ -72,7 +72,7 @@ class CallbackRunner:
         """Queue an invocation; return whether a task must be started that calls `run`."""
         if event.asked is not None:
             try:
-                event.driver = Answering(self._core, event)
+                event.driver = Answering(self._core, event.asked, event.sender, event.budget)
             except ProtocolError as exc:
                 self._core.refuse(exc)
                 return False
@@ -330,9 +330,8 @@ class RemoteCallback:
         if self._arguments is not None:
             sent, kwargs = self._arguments.checked(args, kwargs, self._name)
         said = self._request_id if core.broadcast else None
-        record = core.conversation.callback_call(self._id, sent, kwargs, said)
         name = self._name or "a callback"
-        result = await ask(core, record, self._owner, name)
+        result = await ask(core, self._id, sent, kwargs, self._owner, name, request_id=said)
         return convert_value(result, self._result, name, "output")
 
     def __eq__(self, other: object) -> bool:

@@ -34,6 +34,23 @@ class Lender(Protocol):
         """That is over."""
 
 
+class NoReferences:
+    """What stands for `References` where nothing is passed by reference."""
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def passing(self, *what: object, **options: object) -> None:
+        """Nothing is passed."""
+
+    def give(self, value: Any, peer: str | None) -> Any:
+        """A result travels as it is."""
+        return value
+
+    def not_sent(self, value: Any, peer: str | None) -> None:
+        """Nothing was given."""
+
+
 class Core:
     """Protocol, transport, clock, deadlines and the end of one channel; it has no task of its own.
 
@@ -46,6 +63,7 @@ class Core:
     :ivar reason: why the channel has ended, ``None`` as long as it hasn't
     :ivar lender: what is told that a handler waits for another peer; ``None`` if this side serves
         nothing
+    :ivar references: what is passed by reference, `References`
     :ivar refused: records that were not legal
     :ivar dropped_callbacks: invocations that were thrown away
     :ivar send_envelope: sends an envelope, without asking whether the channel is open
@@ -68,6 +86,7 @@ class Core:
         "owe",
         "post",
         "reason",
+        "references",
         "refused",
         "release",
         "send_envelope",
@@ -94,6 +113,7 @@ class Core:
             remote_callback,
             broadcast=self.broadcast,
             depend=transport.watch,
+            references=lambda value, sender: self.references.take(value, sender),
         )
         self.outbox: Outbox = Outbox(self.conversation, transport)
         self.post: Callable[..., None] = self.outbox.post
@@ -101,6 +121,8 @@ class Core:
         self.abandon: Callable[[Consumer], None] = self.outbox.abandon
         self.release: Callable[..., None] = self.outbox.release
         self.send_envelope: Callable[[Envelope], Awaitable[None]] = transport.send
+        # `References`, which need this: see `refer_with`.
+        self.references: Any = NoReferences()
         self.timer: Timer = Timer()
         self.now: Callable[[], float] = current_time
         self.one_shot: Callable[[], OneShot] = Event
@@ -117,10 +139,15 @@ class Core:
         """Find out what event loop there is."""
         self.now, self.one_shot = clock(), one_shots()
         self.outbox.open()
+        self.references.open()
 
     def serve_with(self, lender: Lender) -> None:
         """Note that this side serves, and what is told that a handler waits for another peer."""
         self.lender = lender
+
+    def refer_with(self, references: Any) -> None:
+        """Note what is passed by reference."""
+        self.references = references
 
     def note_dropped_callback(self) -> None:
         """Note that an invocation of a function of this side was thrown away."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from .._protocol._events import StreamsClosed
 from .._protocol._records import Reply, StreamReply
 from .._protocol._values import unpack_result
+from .._references._marking import USE
 from ._core import Core
 
 if sys.version_info < (3, 11):
@@ -44,8 +45,12 @@ def close_streams(core: Core, closed: StreamsClosed | None) -> None:
         core.post(answer.record, answer.recipient)
 
 
-def close_unopened(core: Core, record: Reply | StreamReply) -> None:
-    """Close the source of a stream whose reader wasn't told of it, since the record was lost."""
+def close_unopened(core: Core, record: Reply | StreamReply, recipient: str | None) -> None:
+    """Close the source of a stream whose reader wasn't told of it, since the record was lost, and
+    take back what that gave by reference.
+    """
+    if USE.begun:
+        core.references.not_sent(record.v, recipient)
     opened: list[str] = []
     unpack_result(record.v, opened.append)
     for stream_id in opened:

@@ -11,9 +11,10 @@ from anyio import BusyResourceError, Event, current_time
 from anyio.lowlevel import checkpoint_if_cancelled
 from msgspec import UNSET
 
-from .._exceptions import DeliveryError, ProtocolError, RemoteError, RPCTimeoutError
+from .._exceptions import DeliveryError, ProtocolError, RemoteError, RPCError, RPCTimeoutError
 from .._protocol._records import StreamReply, StreamRequest
 from .._protocol._streams import Consumer
+from .._protocol._values import REFERENCES, Packed
 from .._runtime._timer import TimerEntry
 from .._values._conversion import convert_items, convert_value
 from .._wire_errors import error_from_wire, handler_error
@@ -287,6 +288,11 @@ class Inflow:
 
     def answered(self, reply: StreamReply) -> None:
         """Take the answer of the source."""
+        if reply.v.__class__ is dict and REFERENCES in reply.v and len(reply.v) == 1:
+            try:
+                reply.v = self._taken(reply.v)
+            except RPCError as exc:
+                reply.e = handler_error(exc)
         if self._asked is not None:
             self._asked.reply = reply
             self._asked.answered.set()
@@ -300,9 +306,21 @@ class Inflow:
 
     def add(self, item: Any) -> None:
         """Take an item that came, unless this side has ended it, and the other isn't told yet."""
+        if item.__class__ is dict and REFERENCES in item and len(item) == 1:
+            try:
+                item = self._taken(item)  # also what nobody reads, so that it is released
+            except RPCError as exc:  # more items would be as wrong
+                if self._end is None:
+                    self.finish(exc)
+                    self._core.abandon(self._consumer)
+                return
         if self._end is None:
             self._items.append(item)
             self._notify()
+
+    def _taken(self, item: dict[str, Any]) -> Any:
+        """Return an item with objects in place of references."""
+        return self._core.references.take(Packed(item), self._consumer.producer)
 
     def finish(self, end: Exception) -> None:
         """Note how it ended; what came before is read first."""
@@ -344,6 +362,7 @@ class Inflow:
 
     def left(self) -> None:
         """Note that the other side is told that the stream was left. Called in the event loop."""
+        self._items.clear()
         self._tell()
 
     def _tell(self) -> None:

@@ -21,7 +21,8 @@ from .._protocol._budget import BUDGET
 from .._protocol._records import StreamReply
 from .._protocol._state import ProducerState
 from .._protocol._streams import Producer
-from .._protocol._values import PLAIN, is_stream, stream_envelope
+from .._protocol._values import PLAIN, REFERENCES, is_stream, pack_result, stream_envelope
+from .._references._marking import USE
 from .._runtime._timer import TimerEntry
 from .._values._conversion import StreamKind, UnfitResultError, check_own
 from .._wire_errors import (
@@ -321,7 +322,7 @@ class Pump:
         try:
             await self._core.send_envelope(Envelope(record, None, producer.consumer))
         except Exception:
-            close_unopened(self._core, record)
+            close_unopened(self._core, record, producer.consumer)
             raise
         if is_bare(error):
             self.expect_reader()  # kkrpc's reader has ended with that, and doesn't say so
@@ -351,6 +352,8 @@ class Pump:
                 if self._kind is not Any:
                     item = check_own(item, self._kind, self._name)
                 if item.__class__ in _VALUES or not is_stream(item):
+                    if USE.begun or (item.__class__ is dict and REFERENCES in item):
+                        item = self._referred(item)
                     record = producer.item(item)
                 else:
                     record = producer.item(self._packed(item), BUDGET)
@@ -362,7 +365,7 @@ class Pump:
                 except get_cancelled_exc_class() as exc:  # it is on its way all the same
                     item = await self._raise_in_source(iterator, exc)
                 except Exception:
-                    close_unopened(self._core, record)
+                    close_unopened(self._core, record, producer.consumer)
                     raise
                 finally:
                     self._paused = False
@@ -380,7 +383,7 @@ class Pump:
         :raises OverloadedError: if too many of them wait to be read
         """
         if item.__class__ in _VALUES or not is_stream(item):
-            return item
+            return self._referred(item)
         if self._family is None:
             self._family = Family()
         self._family.add()
@@ -389,6 +392,12 @@ class Pump:
         pump = Pump(self._core, inner, self._context.copy(), kind, self._name, family=self._family)
         pump.expect_reader()
         return stream_envelope(inner.id)
+
+    def _referred(self, item: Any) -> Any:
+        """Return an item with what stands for references in it."""
+        if USE.begun:
+            item = self._core.references.give(item, self._producer.consumer)
+        return pack_result(item, lambda value: None)
 
     async def _wait_for_credit(self, iterator: Any) -> Any:
         """Wait until the consumer wants more, or leaves; return what `_raise_in_source` does."""

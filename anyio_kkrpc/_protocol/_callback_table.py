@@ -11,10 +11,18 @@ from ._ahead import Ahead
 from ._calls import Call
 from ._dependencies import Dependencies
 from ._errors import ProtocolError
-from ._events import Answer, CallbackInvoked, CallbackRan, CallbacksReleased, Event
+from ._events import (
+    Answer,
+    CallbackInvoked,
+    CallbackRan,
+    CallbacksReleased,
+    Event,
+    ReferencesReleased,
+    ReferenceUsed,
+)
 from ._exports import Exports
 from ._records import CallbackCall, CallbackProgress, CallbackRelease, Reply, Request
-from ._values import is_callback, is_stream, pack_argument, unpack_argument
+from ._values import Packed, is_callback, is_stream, pack_argument, unpack_argument
 
 
 class Callbacks:
@@ -24,6 +32,7 @@ class Callbacks:
     :param dependencies: counts the peers that have functions which are called here
     :param calls: the calls of this side that have no answer yet
     :ivar exports: the functions of this side
+    :ivar dependencies: as given
     :ivar ignored: records that came too late to matter
     """
 
@@ -34,7 +43,7 @@ class Callbacks:
         calls: dict[str, Call],
     ) -> None:
         self._new_id = new_id
-        self._dependencies = dependencies
+        self.dependencies: Dependencies = dependencies
         self._calls = calls
         self.exports: Exports = Exports(new_id)
         # Those of which an invocation has asked when it has run.
@@ -68,13 +77,13 @@ class Callbacks:
         if budget is not None:
             record.d = budget
         self._calls[call.id] = self._asked[call.id] = call
-        self._dependencies.add(owner, "reader", call)
+        self.dependencies.add(owner, "reader", call)
         return call
 
     def end_ask(self, call: Call) -> None:
         """Note that nobody waits for that any more."""
         if self._asked.pop(call.id, None) is not None:
-            self._dependencies.remove(call.recipient, "reader", call)
+            self.dependencies.remove(call.recipient, "reader", call)
 
     def asked_of(self, owner: str | None) -> list[Call]:
         """Return the calls of one peer's functions whose results are waited for."""
@@ -90,10 +99,12 @@ class Callbacks:
         args: Iterable[Any],
         kwargs: dict[str, Any] | None,
         request_id: str | None = None,
+        path: list[str] | None = None,
     ) -> CallbackCall:
         """Return the record that calls a function of another peer.
 
         :param request_id: of the request that it came with, where several peers may have got that
+        :param path: see `CallbackCall.p`
         :raises TypeError: if an argument is a function or a stream
         """
         refuse: Callable[[Any], None] = _no_export
@@ -102,6 +113,8 @@ class Callbacks:
             record.k = {name: pack_argument(arg, refuse) for name, arg in kwargs.items()}
         if request_id is not None:
             record.q = request_id
+        if path is not None:
+            record.p = path
         return record
 
     def send(self, ahead: Ahead, record: CallbackCall, weight: int) -> int:
@@ -110,13 +123,13 @@ class Callbacks:
         key = (ahead.owner, ahead.id)
         if record.i is not UNSET and key not in self._asking:
             self._asking[key] = ahead
-            self._dependencies.add(ahead.owner, "reader", ahead)
+            self.dependencies.add(ahead.owner, "reader", ahead)
         return number
 
     def end(self, ahead: Ahead) -> None:
         """Forget a function: it isn't called any more."""
         if self._asking.pop((ahead.owner, ahead.id), None) is not None:
-            self._dependencies.remove(ahead.owner, "reader", ahead)
+            self.dependencies.remove(ahead.owner, "reader", ahead)
 
     def called_of(self, owner: str | None) -> list[Ahead]:
         """Return the functions of one peer of which answers may come."""
@@ -133,6 +146,9 @@ class Callbacks:
 
     def receive_call(self, record: CallbackCall, sender: str | None) -> Event | None:
         """Take the call of a function of this side."""
+        if record.p is not UNSET:
+            args, kwargs = _unpacked(record)
+            return ReferenceUsed(record, args, kwargs, sender)
         export, progress = self.exports.use(record, sender), None
         if record.f is not UNSET and record.i is not UNSET:
             progress = CallbackProgress(record.f, record.i)
@@ -144,10 +160,9 @@ class Callbacks:
                 return None
             progress.gone = True
             return Answer(progress, sender)
-        args = [unpack_argument(item, _refuse, _refuse) for item in record.a]
-        kwargs: dict[str, Any] = {}
-        if record.k is not UNSET:
-            kwargs = {k: unpack_argument(v, _refuse, _refuse) for k, v in record.k.items()}
+        args, kwargs = _unpacked(record)
+        if record.r is UNSET and Packed in map(type, (*args, *kwargs.values())):
+            raise ProtocolError("references came with an invocation that has no result")
         invoked = CallbackInvoked(export, args, kwargs, sender, progress)
         if record.r is not UNSET:
             invoked.asked = record.r
@@ -165,6 +180,8 @@ class Callbacks:
 
     def receive_release(self, record: CallbackRelease, sender: str | None) -> Event | None:
         """Take word of functions of this side that won't be called again."""
+        if record.times is not UNSET:
+            return ReferencesReleased(record, sender)
         released = self.exports.release(record, sender, self._calls)
         return CallbacksReleased(released) if released else None
 
@@ -183,6 +200,15 @@ class Callbacks:
 def _gone() -> dict[str, Any]:
     why = "the function isn't there any more, and did not run"
     return {"n": "DeliveryError", "m": why, "rpc_error": "delivery"}
+
+
+def _unpacked(record: CallbackCall) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arguments; with references they are `Packed` still."""
+    args = [unpack_argument(item, _refuse, _refuse) for item in record.a]
+    kwargs: dict[str, Any] = {}
+    if record.k is not UNSET:
+        kwargs = {k: unpack_argument(v, _refuse, _refuse) for k, v in record.k.items()}
+    return args, kwargs
 
 
 def _no_export(value: Any) -> None:

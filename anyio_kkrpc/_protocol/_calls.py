@@ -22,6 +22,8 @@ class Call(Struct, eq=False):
     :ivar lost: why no answer can come, if not because all ends, once ``state`` is ``LOST``
     :ivar driver: the driver's object for it
     :ivar sent: the driver's object for its request
+    :ivar passed: the driver's object for what it passes by reference, which is told who has
+        answered; ``callbacks`` are not ``None`` then
     :ivar dropped: how many invocations of its functions by who answered were thrown away
     :ivar gather: whether it takes the replies of several peers, until it is finished
     """
@@ -41,6 +43,13 @@ class Call(Struct, eq=False):
     callbacks: list[CallbackExport] | None = None
     producers: list[Producer] | None = None
     undefined: bool = False
+    passed: Any = None
+
+    def passes(self, passed: Any) -> None:
+        """Note what it passes by reference."""
+        self.passed = passed
+        if self.callbacks is None:
+            self.callbacks = []
 
 
 class Handling(Struct, eq=False):

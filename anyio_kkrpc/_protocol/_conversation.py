@@ -55,6 +55,7 @@ from ._stream_table import Streams
 from ._streams import Consumer, Producer
 from ._values import (
     PLAIN,
+    Packed,
     callback_envelope,
     is_callback,
     is_stream,
@@ -85,6 +86,8 @@ class Conversation:
         id of the request that it came with, and what its owner lets be ahead, if it counts that
     :param broadcast: whether several peers run a request that isn't for one of them
     :param depend: told which other peers the streams of this side need, see `Dependencies`
+    :param references: makes of a value with references what it stands for, from who has sent it;
+        raises what is wrong with it
     """
 
     def __init__(
@@ -94,9 +97,11 @@ class Conversation:
         *,
         broadcast: bool = False,
         depend: Depend = lambda peer, role, wanted: None,
+        references: Callable[[Packed, str | None], Any] = lambda value, sender: value,
     ) -> None:
         numbers = count(1)
         self._prefix = prefix
+        self._take_references = references
         self.new_id: Callable[[], str] = lambda: f"{prefix}{next(numbers):x}"
         self._remote_callback = remote_callback
         self._broadcast = broadcast
@@ -111,7 +116,7 @@ class Conversation:
         self.send_callback: Callable[[Ahead, CallbackCall, int], int] = callbacks.send
         self.end_callback: Callable[[Ahead], None] = callbacks.end
         self.called_of: Callable[[str | None], list[Ahead]] = callbacks.called_of
-        self._streams = streams = Streams(self.new_id, dependencies)
+        self._streams = streams = Streams(self.new_id, dependencies, self._take_late)
         self.consumers: dict[tuple[str | None, str], Consumer] = streams.consumers
         self.producers: dict[str, Producer] = streams.producers
         self.produce: Callable[[Any, str | None], Producer] = streams.produce
@@ -240,15 +245,18 @@ class Conversation:
         def stream(stream_id: str) -> Consumer:
             return self._consume(stream_id, handling)
 
-        args = [unpack_argument(item, callback, stream) for item in args]
-        kwargs = {name: unpack_argument(item, callback, stream) for name, item in kwargs.items()}
-        return args, kwargs
+        def one(item: Any) -> Any:
+            value = unpack_argument(item, callback, stream)
+            return self._take_references(value, sender) if value.__class__ is Packed else value
+
+        return [one(item) for item in args], {name: one(item) for name, item in kwargs.items()}
 
     def unpack_value(self, request: Request, handling: Handling) -> Any:
         """Return the value of a ``set``, ``UNSET`` for undefined."""
         if request.v is UNSET:
             return UNSET
-        return unpack_result(request.v, lambda stream_id: self._consume(stream_id, handling))
+        value = unpack_result(request.v, lambda stream_id: self._consume(stream_id, handling))
+        return self._take_references(value, handling.sender) if value.__class__ is Packed else value
 
     def _consume(self, stream_id: str, handling: Handling) -> Consumer:
         consumer = self._streams.consume(stream_id, handling.sender, handling.id)
@@ -357,8 +365,13 @@ class Conversation:
                 value, call.undefined = None, True
             elif value.__class__ is dict:
                 value = self._unpack_result(value, sender, call.id)
+                if value.__class__ is Packed:
+                    value = self._refer(record, value, sender)
+        if record.e is UNSET:
             if call.callbacks is not None:
                 call.dropped = self._exports.note_answer(call.id, call.callbacks, sender)
+                if call.passed is not None:
+                    call.passed.answered(sender)
             if call.gather:
                 return PeerReplied(call, sender, value, None)
             if value.__class__ is Consumer:
@@ -384,10 +397,23 @@ class Conversation:
         failed = call.state is CallState.FAILED
         return CallFinished(call, self._streams.finish(call.producers, sender, failed=failed))
 
+    def _refer(self, record: Reply, value: Packed, sender: str | None) -> Any:
+        """Return a result with references; if something is wrong with it, that is the answer."""
+        try:
+            return self._take_references(value, sender)
+        except Exception as exc:  # its caller waits
+            record.e = {"n": type(exc).__name__, "m": str(exc)}
+            return None
+
+    def _take_late(self, value: Any, sender: str | None) -> None:
+        """Take what nobody waits for any more: what it has of references is released."""
+        if value.__class__ is Packed:
+            self._refer(Reply(""), value, sender)
+
     def _late_reply(self, record: Reply, sender: str | None) -> Event | None:
         self._ignored += 1
         late: list[str] = []
-        unpack_result(record.v, late.append)
+        self._take_late(unpack_result(record.v, late.append), sender)
         if not late:
             return None
         # Nobody will read that stream: its source must not wait for ever.

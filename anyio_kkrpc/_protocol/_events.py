@@ -9,7 +9,14 @@ from msgspec import Struct
 from ._ahead import Ahead
 from ._calls import Call, Handling
 from ._exports import CallbackExport
-from ._records import CallbackProgress, Record, StreamReply, StreamRequest
+from ._records import (
+    CallbackCall,
+    CallbackProgress,
+    CallbackRelease,
+    Record,
+    StreamReply,
+    StreamRequest,
+)
 from ._streams import Consumer, Producer
 
 
@@ -73,6 +80,22 @@ class CallbackInvoked(Struct):
     asked: str | None = None
     budget: float | None = None
     driver: Any = None
+
+
+class ReferenceUsed(Struct):
+    """The other side does something to an object that it holds by reference."""
+
+    record: CallbackCall
+    args: list[Any]
+    kwargs: dict[str, Any]
+    sender: str | None
+
+
+class ReferencesReleased(Struct):
+    """The other side needs objects no more that it held by reference."""
+
+    record: CallbackRelease
+    sender: str | None
 
 
 class CallbackRan(Struct):
@@ -151,6 +174,8 @@ Event: TypeAlias = (
     | HandlingCancelled
     | CallbackInvoked
     | CallbackRan
+    | ReferenceUsed
+    | ReferencesReleased
     | CallbacksReleased
     | StreamItem
     | StreamEnded

@@ -102,6 +102,8 @@ class CallbackCall(Struct, tag_field="t", tag="cb", omit_defaults=True):
     :ivar i: the number of this invocation among those of ``f``, from 1; told if ``f`` is (ours)
     :ivar r: the result is wanted, as the reply to a request with this id (ours)
     :ivar d: time budget from sending to reply, in milliseconds, if the result is wanted (ours)
+    :ivar p: ``id`` is that of a reference, and this what is done to it: ``call``, ``get``, ``set``
+        or ``apply``, and the path (ours)
     """
 
     id: Id
@@ -112,6 +114,7 @@ class CallbackCall(Struct, tag_field="t", tag="cb", omit_defaults=True):
     i: Index | UnsetType = UNSET
     r: Id | UnsetType = UNSET
     d: Number | UnsetType = UNSET
+    p: list[str] | UnsetType = UNSET
 
 
 class CallbackRelease(Struct, tag_field="t", tag="cbr", omit_defaults=True):
@@ -121,11 +124,13 @@ class CallbackRelease(Struct, tag_field="t", tag="cbr", omit_defaults=True):
         otherwise an id counts once for each time that it was passed (ours)
     :ivar q: for each of ``ids`` the request that it came with, since what runs twice is released
         twice (ours)
+    :ivar times: the ids are those of references, each received so often (ours)
     """
 
     ids: list[Id]
     all: bool | UnsetType = UNSET
     q: list[Id] | UnsetType = UNSET
+    times: list[Index] | UnsetType = UNSET
 
 
 class CallbackProgress(Struct, tag_field="t", tag="cbp", omit_defaults=True):

@@ -41,13 +41,20 @@ class Streams:
 
     :param new_id: makes ids
     :param dependencies: counts the peers at their other ends
+    :param late: gets values of items that nobody reads, and who has sent them
     :ivar consumers: streams that this side reads, by the peer that has the source, and their ids
     :ivar producers: streams whose source this side has, by their ids
     :ivar ignored: records that came too late to matter
     """
 
-    def __init__(self, new_id: Callable[[], str], dependencies: Dependencies) -> None:
+    def __init__(
+        self,
+        new_id: Callable[[], str],
+        dependencies: Dependencies,
+        late: Callable[[Any, str | None], object] = lambda value, sender: None,
+    ) -> None:
         self._new_id = new_id
+        self._late = late
         self._dependencies = dependencies
         self.consumers: dict[tuple[str | None, str], Consumer] = {}
         self.producers: dict[str, Producer] = {}
@@ -209,7 +216,7 @@ class Streams:
         """Take what the source of a stream has sent."""
         consumer = self.consumers.get((sender, record.sid))
         if consumer is None:
-            self.ignored += 1
+            self._ignore(record, sender)
             return None
         expected = consumer.received
         step = consumer.receive(record)
@@ -218,8 +225,11 @@ class Streams:
         value = record.v
         is_stream = value.__class__ is dict and STREAM in value and record.d is False
         if step is None:
-            self.ignored += 1
-            return self._refuse_inner(consumer, record) if is_stream else None
+            if is_stream:
+                self.ignored += 1
+                return self._refuse_inner(consumer, record)
+            self._ignore(record, sender)
+            return None
         if is_stream:
             record.v = value = self._inner(consumer, value)
         if step is ConsumerInput.ITEM:
@@ -259,6 +269,11 @@ class Streams:
         left = StreamRequest(id=self._new_id(), sid=late[0], op="return")
         return Answer(left, consumer.producer)
 
+    def _ignore(self, record: StreamReply, sender: str | None) -> None:
+        self.ignored += 1
+        if record.v.__class__ is dict:
+            self._late(unpack_result(record.v, _unread), sender)
+
     def ask_again(self) -> list[Answer]:
         """Note that records of streams may be lost; return what makes their sources go on."""
         asked = ((one.ask_again(), one.producer) for one in self.consumers.values())
@@ -275,6 +290,8 @@ class Streams:
         """
         gone = PeerGone([], [], [])
         for consumer in self._dependencies.of(peer, "source") if role == "source" else ():
+            if not isinstance(consumer, Consumer):
+                continue  # objects of it are held here
             asked, record = consumer.asked, consumer.leave()
             if record is not None or asked is not None:
                 gone.consumers.append(consumer)
@@ -284,7 +301,7 @@ class Streams:
             self._drop(consumer)
         for producer in self._dependencies.of(peer, "reader") if role == "reader" else ():
             if not isinstance(producer, Producer):
-                continue  # it has a function that is called here
+                continue  # it has a function that is called here, or holds objects
             if producer.hand_over(None):
                 self._give(producer, None)
             else:
@@ -306,6 +323,10 @@ class Streams:
             self.forget(producer)
         self._spent.clear()
         return consumers, producers
+
+
+def _unread(stream_id: str) -> None:
+    """Nobody will read a stream that is an item of one."""
 
 
 def _unknown(stream_id: str) -> dict[str, Any]:

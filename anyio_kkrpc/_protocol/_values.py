@@ -16,8 +16,18 @@ from ._records import MAX_ID
 
 ARGUMENT = "__kkrpc_next_arg__"
 STREAM = "__kkrpc_next_stream__"
+REFERENCES = "__kkrpc_next_refs__"
+# Stands for a reference in a value that has any.
+MARK = "__kkrpc_ref__"
+# Levels of a value with references.
+MAX_DEPTH = 256
 # Types whose values travel as they are.
 PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
+
+
+class Packed(dict[str, Any]):
+    """What stands for a value with references in it, on its way out or in."""
+
 
 Export = Callable[[Any], "dict[str, Any] | None"]
 
@@ -60,6 +70,8 @@ def pack_argument(value: Any, export: Export) -> Any:
     if value.__class__ in PLAIN:
         return value
     if isinstance(value, dict):
+        if value.__class__ is Packed:
+            return {ARGUMENT: "references", "v": value[REFERENCES]}
         return {ARGUMENT: "value", "v": value} if ARGUMENT in value or STREAM in value else value
     if value is UNSET:
         return {ARGUMENT: "value"}
@@ -87,13 +99,19 @@ def unpack_argument(item: Any, callback: Callable[[str], Any], stream: Callable[
         if _is_id(callback_id):
             return callback(callback_id)
         raise ProtocolError("a callback argument without an id")
+    if kind == "references":
+        return Packed({REFERENCES: item.get("v")})
     what = kind[:40] if isinstance(kind, str) else type(kind).__name__
     raise ProtocolError(f"an argument of unknown kind {what!r}")
 
 
 def pack_result(value: Any, export: Export) -> Any:
     """Return what stands for ``value`` as the result of a request or an item of a stream."""
-    if value.__class__ in PLAIN or value is UNSET or isinstance(value, dict):
+    if value.__class__ in PLAIN or value is UNSET:
+        return value
+    if isinstance(value, dict):
+        if REFERENCES in value and len(value) == 1 and value.__class__ is not Packed:
+            return {REFERENCES: _escaped(value, 0)}
         return value
     envelope = export(value)
     return value if envelope is None else envelope
@@ -106,7 +124,21 @@ def unpack_result(value: Any, stream: Callable[[str], Any]) -> Any:
     """
     if value is UNSET:
         return None
-    return stream(value["id"]) if is_envelope(value) else value
+    if is_envelope(value):
+        return stream(value["id"])
+    if value.__class__ is dict and REFERENCES in value and len(value) == 1:
+        return Packed(value)
+    return value
+
+
+def _escaped(value: Any, depth: int) -> Any:
+    """Return what stands for plain data that looks like a value with references."""
+    if depth > MAX_DEPTH:
+        return value
+    if isinstance(value, dict):
+        made = {key: _escaped(one, depth + 1) for key, one in value.items()}
+        return {MARK: "data", "v": made} if MARK in value else made
+    return [_escaped(one, depth + 1) for one in value] if isinstance(value, list) else value
 
 
 def _is_id(value: Any) -> TypeGuard[str]:

@@ -14,7 +14,7 @@ from msgspec import UNSET
 from .._driver._context import begin, go_on, run_in_context, run_in_thread
 from .._driver._core import Core
 from .._driver._inflow import Inflow, RemoteStream
-from .._exceptions import MethodNotFoundError, ProtocolError, RPCValidationError
+from .._exceptions import MethodNotFoundError, RPCError
 from .._protocol._calls import Handling
 from .._protocol._records import Request
 from .._protocol._streams import Consumer
@@ -103,7 +103,7 @@ class Invoker:
             if args is not request.a and any(value is UNSET for value in args):
                 args, kwargs = method.arguments.without_undefined(args, kwargs)
             return method.arguments.convert(args, kwargs)
-        except (ProtocolError, RPCValidationError) as exc:
+        except RPCError as exc:
             raise Refused(exc) from None
 
     async def _result(self, value: Any, handling: Handling, context: Context) -> Any:
@@ -138,7 +138,7 @@ class Invoker:
         try:
             value = self._conversation.unpack_value(request, handling)
             value = entry.convert(self._open_stream(value))
-        except (ProtocolError, RPCValidationError) as exc:
+        except RPCError as exc:
             raise Refused(exc) from None
         result = context.run(self._wrapped(entry.set, request, entry), value)
         await self._result(result, handling, context)

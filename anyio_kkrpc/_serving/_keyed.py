@@ -8,6 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from .._driver._context import CallInfo
+from .._references._marking import USE, has_references
 from ..abc import Envelope, KeyedCalls
 
 __all__ = ("refuse_stream", "with_key")
@@ -20,9 +21,12 @@ def with_key(info: CallInfo, envelope: Envelope, keeps: KeyedCalls | None) -> Ca
 
 
 def refuse_stream(value: Any) -> None:
-    """Refuse a stream as the result: it would end with this process, and the key would not.
+    """Refuse a stream or references as the result: they would end with this process, and the key
+    would not.
 
-    :raises TypeError: if it is one
+    :raises TypeError: if it is or has one
     """
     if hasattr(type(value), "__aiter__"):
         raise TypeError("a call with a key can't return a stream")
+    if USE.begun and has_references(value):
+        raise TypeError("a call with a key can't return references")

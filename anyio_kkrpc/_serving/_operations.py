@@ -31,6 +31,7 @@ from .._protocol._records import Reply, Request
 from .._protocol._state import HandlingState
 from .._protocol._streams import Producer
 from .._protocol._values import PLAIN
+from .._references._marking import USE
 from .._runtime._clock import clock
 from .._values._conversion import UnfitResultError, check_own
 from .._wire_errors import handler_error, library_error
@@ -47,22 +48,14 @@ from ._refusals import (
     NoReply,
     Refused,
     Unknown,
+    find,
     name_of,
-    not_found,
 )
 from ._settling import ENDS, Settling, label
 from ._table import Exposed, Method, Property
 
-_REMOTE_REFERENCES = "Remote reference operations require kkrpc/remote-refs"
 # Of what is no stream, and need not be awaited.
 _AT_ONCE = PLAIN | {list, dict}
-_MISSING = {
-    "call": "is not a function",
-    "new": "is not a constructor",
-    "get": "is not a property",
-    "set": "is not a property",
-}
-
 _Member: TypeAlias = Member[Envelope, Envelope]
 
 
@@ -174,6 +167,8 @@ class Server:
                 if handling.state is not HandlingState.DONE:
                     if value is None and method.void:
                         value = UNSET
+                    elif USE.begun:
+                        value = self._core.references.give(value, handling.sender)
                     reply = self._conversation.reply(handling, value)
                     method.served += 1
                     if request.o is True:
@@ -278,7 +273,7 @@ class Server:
         kind: Any = Any
         source: Method | Property | None = None
         try:
-            source = self._find(request)
+            source = find(self.exposed, request)
             kind = source.result if request.op in ("call", "get") else Any
             if begun is None:
                 operation = OPERATIONS[request.op]
@@ -289,6 +284,8 @@ class Server:
                 value = check_own(value, kind, source.name)
             if envelope.key is not None:
                 refuse_stream(value)
+            if USE.begun:
+                value = self._core.references.give(value, handling.sender)
         except Refused as exc:
             error, value = await self._refuse(exc, source, envelope, request, handling, context)
             if source is not None:
@@ -297,12 +294,7 @@ class Server:
         except BaseException as exc:
             error = await self._fail(exc, source, request, handling.sender)
         if not handling.open:
-            if self.crew.over:
-                # Its caller waits: it was the channel that ended, and whose group gets it back.
-                await checkpoint()  # the crew is cancelled
-            if error is None and source is not None:
-                source.cancelled += 1
-            tell(watchers_in(context), NOT_SENT)
+            await self._give_up(source if error is None else None, value, handling, context)
             raise NoReply
         if error is not None:
             return self._conversation.reply_error(handling, error)
@@ -314,6 +306,19 @@ class Server:
         elif source is not None:
             source.served += 1
         return reply
+
+    async def _give_up(
+        self, source: Method | Property | None, value: Any, handling: Handling, context: Context
+    ) -> None:
+        """Note that nobody waits for what a request came to."""
+        if self.crew.over:
+            # Its caller waits: it was the channel that ended, and whose group gets it back.
+            await checkpoint()  # the crew is cancelled
+        if source is not None:
+            source.cancelled += 1
+        if USE.begun:
+            self._core.references.not_sent(value, handling.sender)
+        tell(watchers_in(context), NOT_SENT)
 
     def _begin_stream(
         self,
@@ -433,15 +438,3 @@ class Server:
         if source is not None:
             setattr(source, what, getattr(source, what) + 1)
         return source is not None
-
-    def _find(self, request: Request) -> Method | Property:
-        """Return what a request is about.
-
-        :raises Refused: if there is no such thing
-        """
-        if request.op == "ref":
-            raise Refused(ProtocolError(_REMOTE_REFERENCES))
-        entry = self.exposed.entry(request.op, request.p)
-        if entry is None:
-            raise not_found(self.exposed, request, _MISSING[request.op])
-        return entry

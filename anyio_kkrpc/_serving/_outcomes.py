@@ -49,6 +49,8 @@ class ChannelStatistics(Struct, frozen=True):
     :ivar lost_streams: streams, in either direction, that ended because the other peer was gone
     :ivar dropped_callbacks: calls of this side's functions that were thrown away, since they came
         faster than the functions ran
+    :ivar references_given: objects of this side that other peers hold by reference
+    :ivar references_held: objects of other peers that are held here
     :ivar failed: requests whose handler, source or middleware raised, or gave what can't be sent
     :ivar cancelled: requests that were given up by their callers, or ran out of time
     :ivar unknown: requests for names that aren't exposed here
@@ -67,6 +69,8 @@ class ChannelStatistics(Struct, frozen=True):
     undelivered: int
     lost_streams: int
     dropped_callbacks: int
+    references_given: int
+    references_held: int
     failed: int
     cancelled: int
     unknown: int

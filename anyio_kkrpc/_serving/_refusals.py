@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from .._exceptions import MethodNotFoundError, RPCError
+from .._exceptions import MethodNotFoundError, ProtocolError, RPCError
 from .._protocol._records import Request
-from ._table import Exposed
+from ._table import Exposed, Method, Property
 
+_REMOTE_REFERENCES = "Remote reference operations require kkrpc/remote-refs"
+_MISSING = {
+    "call": "is not a function",
+    "new": "is not a constructor",
+    "get": "is not a property",
+    "set": "is not a property",
+}
 _MAX_NAME = 200
 # Of a name that a peer made up, so many segments are shown.
 MAX_SEGMENTS = 32
@@ -45,3 +52,16 @@ def not_found(exposed: Exposed, request: Request, what: str) -> Unknown:
     """Return the refusal of a request whose name isn't there."""
     error = MethodNotFoundError(f"{name_of(request)} {what}")
     return Unknown(error, exposed.depth_of(request.p))
+
+
+def find(exposed: Exposed, request: Request) -> Method | Property:
+    """Return what a request is about.
+
+    :raises Refused: if there is no such thing
+    """
+    if request.op == "ref":
+        raise Refused(ProtocolError(_REMOTE_REFERENCES))
+    entry = exposed.entry(request.op, request.p)
+    if entry is None:
+        raise not_found(exposed, request, _MISSING[request.op])
+    return entry

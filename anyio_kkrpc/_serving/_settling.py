@@ -58,7 +58,7 @@ class Settling:
             return
         record = reply.record
         assert isinstance(record, Reply)
-        close_unopened(self._core, record)
+        close_unopened(self._core, record, reply.recipient)
         error = record.e
         if error is UNSET:
             error = handler_error(exc)

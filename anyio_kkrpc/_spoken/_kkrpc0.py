@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import final
 
 from ..records import Record, Reply, Request
+from ..typescript._plain import refuse_references
 from ..typescript._streams import TICK, ClassicStreams, Deliver
 from ..typescript.classic import SUPERJSON, ClassicCodec, answer_unknown
 from ._base import DialectName, Spoken
@@ -55,6 +56,7 @@ class ClassicSpoken(Spoken):
         return self.streams.busy
 
     def encode(self, record: Record, recipient: str | None) -> bytes | None:
+        refuse_references(record, "peers of kkrpc 0.x")
         if isinstance(record, Request):
             message = self._codec.encode(record)  # first: what can't be sent isn't waited for
             self.streams.outgoing(record, recipient)

@@ -7,6 +7,7 @@ from typing import final
 
 from ..records import CallbackRelease, Record, Reply, Request
 from ..typescript import _releases
+from ..typescript._plain import refuse_references
 from ..typescript.compact import CompactCodec, answer_unknown
 from ._base import DialectName, Spoken
 
@@ -33,6 +34,7 @@ class CompactSpoken(Spoken):
         return self.releases.pending
 
     def encode(self, record: Record, recipient: str | None) -> bytes | None:
+        refuse_references(record, "peers of kkrpc 2")
         if isinstance(record, CallbackRelease) and record.all is not True:
             self.releases.released(record.ids, recipient, self._now())
             return None

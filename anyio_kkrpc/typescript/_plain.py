@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
+from .._protocol._values import ARGUMENT, Packed
 from .._wire_errors import BARE
+from ..records import CallbackCall, Record, Request
 from .superjson import MAX_SAFE
 
 # Not the digits of a fraction or exponent.
@@ -101,3 +103,20 @@ def unknown_segment(path: list[str], error: dict[str, Any]) -> int:
     """Return the index of the first segment of ``path`` that the exposed table lacks."""
     at = error.get("at", 0)
     return min(at, len(path) - 1) if isinstance(at, int) else 0
+
+
+def refuse_references(record: Record, peers: str) -> None:
+    """Refuse what is passed by reference, and the use of what was.
+
+    :param peers: who doesn't know references
+    :raises TypeError: if it is that
+    """
+    values = [getattr(record, "v", None)]
+    if isinstance(record, Request):
+        values += record.a or ()
+    for value in values:
+        packed = value.__class__ is dict and value.get(ARGUMENT) == "references"
+        if packed or value.__class__ is Packed:
+            raise TypeError(f"{peers} take nothing by reference")
+    if isinstance(record, CallbackCall) and record.p is not UNSET:
+        raise TypeError(f"{peers} have nothing that is used by reference")

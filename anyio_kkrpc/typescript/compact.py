@@ -175,9 +175,9 @@ def received(record: Record) -> Record:
         if record.e is not UNSET:
             mark_kind(record.e)
     elif isinstance(record, CallbackCall):
-        record.k = record.f = record.i = record.r = record.d = UNSET
+        record.k = record.f = record.i = record.r = record.d = record.p = UNSET
     elif isinstance(record, CallbackRelease):
-        record.all = True
+        record.all, record.times = True, UNSET
     elif isinstance(record, StreamReply):
         record.i = record.w = UNSET
     elif isinstance(record, StreamRequest):

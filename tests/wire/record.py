@@ -2,8 +2,8 @@
 
     PYTHONPATH=<the version to record> python tests/wire/record.py vectors/native-<version>.jsonl
 
-A word behind that records only the cases that begin with it: of version 3 those with ``together``,
-since all other entries are as before.
+A word behind that records only the cases that begin with it: of version 3 those with ``together``
+and ``references``, since all other entries are as before.
 
 Only the public names of the package are used, so that any version can be recorded. A line holds
 ``case``, what the peers did; ``key``, ``stream``, ``control``, ``dead`` or ``inbox:<session id>``;
@@ -294,6 +294,27 @@ async def together(url: str, codec: str, **options: Any) -> None:
                 group.start_soon(api.call_back, lambda *a, **k: None)
 
 
+async def references(url: str, codec: str) -> None:
+    """An object of the worker is used and released; one of the client is passed."""
+    from anyio_kkrpc import by_reference
+
+    class Owner(Api):
+        def given(self) -> Any:
+            return {"inner": by_reference(self), "like it": {"__kkrpc_ref__": True}}
+
+        async def use(self, thing: Any) -> Any:
+            return await thing["echo"]("used")
+
+    async with peers(url, Owner(), codec=codec) as (channel, served):
+        assert served is not None
+        thing = (await channel.get_api().given())["inner"]
+        assert await thing.add(1, b=2) == 3
+        assert await thing.theme == "light"
+        assert await channel.get_api().use(by_reference(Api())) == "used"
+        del thing
+        await until(lambda: not served.statistics().references_given)
+
+
 async def cancels(url: str, codec: str) -> None:
     for to in (None, "worker"):
         api = Api()
@@ -393,6 +414,7 @@ def cases(url: str) -> Iterator[tuple[str, Case]]:
             f"together signed {codec}",
             lambda codec=codec: together(url, codec, signing_key=KEY),  # type: ignore[misc]
         )
+        yield f"references {codec}", lambda codec=codec: references(url, codec)  # type: ignore[misc]
     yield "calls broadcast json", lambda: calls(url, "json", use_consumer_group=False)
     yield "hints json", lambda: hints(url, "json")
 

@@ -38,6 +38,7 @@ TYPES: list[tuple[Any, str]] = [
     (_records.Id, "id"),
     (list[_records.Id], "list of id"),
     (list[str], "list of text"),
+    (list[_records.Index], "list of index"),
     (list[Any], "list"),
     (dict[str, Any], "map"),
     (bool, "bool"),

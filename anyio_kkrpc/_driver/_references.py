@@ -1,0 +1,411 @@
+"""Objects by reference: those that others hold of this side, and those of others held here."""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, TypeAlias
+
+from msgspec import UNSET
+
+from .._exceptions import (
+    DeliveryError,
+    MethodNotFoundError,
+    OverloadedError,
+    ProtocolError,
+    RPCError,
+)
+from .._protocol._dependencies import Role
+from .._protocol._events import ReferenceUsed
+from .._protocol._records import CallbackRelease
+from .._protocol._values import REFERENCES, Packed
+from .._references._given import (
+    ANYBODY,
+    GivenTable,
+    Passing,
+    Referent,
+    ReleasedReferenceError,
+    UnknownReferenceError,
+)
+from .._references._held import Handle, HeldTable
+from .._references._marking import Reference, marked, packed, references_in, unpacked
+from .._runtime._clock import scheduler
+from ._asking import Answering, RefusedError, ask
+from ._core import Core
+from ._remote_object import RemoteMember, RemoteObject, RemoteReference, Root, root_of
+
+# What runs at a time of all that is done to references here.
+MAX_RUNNING = 1000
+# What others may do to an object.
+_OPERATIONS = frozenset({"apply", "call", "get", "set"})
+# Ids in one release.
+_BATCH = 1000
+
+# Returns what does an operation to an object: called with the object, the operation's name and the
+# path. Raises `RefusedError` if there is nothing of the kind.
+Operation: TypeAlias = Callable[[Referent, str, "tuple[str, ...]"], Callable[..., Any]]
+
+
+class References:
+    """Those of one channel.
+
+    :ivar given: what others hold of this side
+    :ivar held: what this side holds of others
+    """
+
+    def __init__(self, core: Core, operation: Operation) -> None:
+        self._core = core
+        self._operation = operation
+        # What begins so was made here.
+        self._prefix = secrets.token_hex(4) + "."
+        self.given: GivenTable = GivenTable(lambda: self._prefix + secrets.token_urlsafe(18))
+        self.held: HeldTable = HeldTable()
+        self._holders: set[str | None] = set()
+        self._owners: set[str | None] = set()
+        self._running: set[Answering] = set()
+        self._dropped: deque[Handle] = deque()
+        self._collecting = False
+        self._soon: Callable[[Callable[[], object]], None] | None = None
+        self._anybody = ANYBODY if core.transport.capabilities.addressing else None
+        self._dependencies = core.conversation.functions.dependencies
+
+    # On the way out
+
+    def passing(
+        self,
+        to: str | None,
+        args: Iterable[Any] | None,
+        kwargs: dict[str, Any] | None,
+        value: Any = UNSET,
+        *,
+        lasts: bool = True,
+    ) -> PassedArguments | None:
+        """Return what a call passes by reference, ``None`` if it passes nothing so.
+
+        :param to: whom it is for
+        :param lasts: whether there will be an answer
+        :raises TypeError: if it has references that can't be passed so
+        :raises OverloadedError: if there are too many
+        """
+        passing = Passing(self._anybody if to is None else to)
+
+        def export(item: Any) -> Reference:
+            if isinstance(item, RemoteReference):
+                if passing.to == ANYBODY:
+                    passing.to = root_of(item)[0].handle.owner
+                return self._back(item, passing.to)
+            value = marked(item)
+            if not lasts:
+                raise TypeError(
+                    "a call that wants no reply can't pass references: nobody would say how long "
+                    "they are needed"
+                )
+            return Reference(self.given.pass_on(passing, value).id, _is_function(value), ())
+
+        try:
+            made = PassedArguments(
+                self,
+                passing,
+                [self._packed(one, export) for one in args or ()],
+                {name: self._packed(one, export) for name, one in (kwargs or {}).items()},
+                self._packed(value, export),
+            )
+        except BaseException:
+            self.given.end(passing)
+            raise
+        return made if made.begin() else None
+
+    def give(self, value: Any, peer: str | None) -> Any:
+        """Return a result or an item as it travels, with what stands for references in it.
+
+        :raises TypeError: if it has references that can't be passed so
+        :raises OverloadedError: if that peer holds too many
+        """
+        given: list[str] = []
+
+        def export(item: Any) -> Reference:
+            if isinstance(item, RemoteReference):
+                return self._back(item, peer)
+            value = marked(item)
+            one = self.given.give(value, peer)
+            given.append(one.id)
+            return Reference(one.id, _is_function(value), ())
+
+        try:
+            made = self._packed(value, export)
+        except BaseException:
+            for one in given:
+                self.given.take_back(one, peer)
+            raise
+        if given:
+            self._watch(peer)
+        return made
+
+    def _packed(self, value: Any, export: Callable[[Any], Reference]) -> Any:
+        made = packed(value, export)
+        return value if made is value else Packed({REFERENCES: made})
+
+    def _back(self, item: RemoteReference, peer: str | None) -> Reference:
+        root, path = root_of(item)
+        if root.holder is not self:
+            raise TypeError("a reference of another channel can't be passed")
+        if root.handle.owner != peer:
+            raise TypeError("a reference can be passed to the peer that has the object only")
+        if not self.held.is_held(root.handle):
+            raise DeliveryError("the reference was released, or its owner is gone")
+        return Reference(root.handle.id, root.is_function, path)
+
+    def not_sent(self, value: Any, peer: str | None) -> None:
+        """Take back what a result or an item gave that was not sent."""
+        for reference_id in references_in(value):
+            self.given.take_back(reference_id, peer)
+        self._unwatch(peer)
+
+    def begin(self, passing: Passing) -> None:
+        """Note that a call is about to be sent: who runs it looks whether this side is there."""
+        self._dependencies.add(_known(passing.to), "reader", passing)
+
+    def end(self, passing: Passing) -> None:
+        """Note that a call is over."""
+        self._dependencies.remove(_known(passing.to), "reader", passing)
+        for peer in self.given.end(passing):
+            self._watch(peer)
+
+    # What comes in
+
+    def take(self, value: Packed, sender: str | None) -> Any:
+        """Return a value that came, with objects in place of what stands for them.
+
+        :raises RPCError: if it means what isn't there
+        """
+        try:
+            return unpacked(value[REFERENCES], lambda one: self._take(one, sender))
+        except ValueError as exc:
+            raise ProtocolError(str(exc)) from None
+        except RefusedError as exc:
+            raise exc.error from None
+
+    def _take(self, reference: Reference, sender: str | None) -> Any:
+        try:
+            referent = self.given.find(reference.id, sender)
+        except UnknownReferenceError as exc:
+            if reference.id.startswith(self._prefix):
+                raise _unknown(reference.id, exc) from None
+        else:
+            if not reference.path:
+                return referent.value
+            return self._operation(referent, "member", reference.path)()
+        handle = self.held.received(reference.id, sender)
+        if sender not in self._owners:
+            self._owners.add(sender)
+            self._dependencies.add(sender, "source", self)
+        root = Root(self, handle, is_function=reference.function)
+        return RemoteMember(root, reference.path) if reference.path else RemoteObject(root)
+
+    def use(self, event: ReferenceUsed) -> None:
+        """Do what another peer wants of an object that it holds."""
+        core, record, sender = self._core, event.record, event.sender
+        if record.p is UNSET or record.r is UNSET:
+            core.refuse(ProtocolError("the use of a reference says what is wanted, and for whom"))
+            return
+        budget = None if record.d is UNSET else record.d
+        try:
+            answering = Answering(core, record.r, sender, budget)
+        except ProtocolError as exc:
+            core.refuse(exc)
+            return
+        if len(self._running) >= MAX_RUNNING:
+            answering.refuse(OverloadedError(f"{MAX_RUNNING} uses of references run already"))
+            return
+        what, *path = record.p or [""]
+        use = partial(self._do, record.id, sender, what, tuple(path))
+        self._running.add(answering)
+
+        async def run() -> None:
+            try:
+                await answering.run(use, event.args, event.kwargs)
+            finally:
+                self._running.discard(answering)
+
+        core.start_standing(run, "reference")
+
+    def _do(
+        self,
+        reference_id: str,
+        sender: str | None,
+        what: str,
+        path: tuple[str, ...],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        try:
+            referent = self.given.use(reference_id, sender)
+        except UnknownReferenceError as exc:
+            raise RefusedError(_unknown(reference_id, exc)) from None
+        if what not in _OPERATIONS:
+            why = f"Unsupported remote reference operation {what[:40]}"
+            raise RefusedError(MethodNotFoundError(why))
+        return self._operation(referent, what, path)(*args, **kwargs)
+
+    def released(self, record: CallbackRelease, sender: str | None) -> None:
+        """Note that another peer needs objects no more."""
+        times = record.times if isinstance(record.times, list) else []
+        for reference_id, count in zip(record.ids, times, strict=False):
+            self.given.release(reference_id, sender, count)
+        self._unwatch(sender)
+
+    # What is held here
+
+    async def ask(
+        self,
+        root: Root,
+        what: str,
+        path: tuple[str, ...],
+        args: Iterable[Any],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Have its owner do something to an object; raises as `anyio_kkrpc._driver._asking.ask`."""
+        handle = root.handle
+        if not self.held.is_held(handle):
+            raise DeliveryError("the reference was released, or its owner is gone")
+        name = ".".join(path) or "a function"
+        return await ask(
+            self._core, handle.id, args, kwargs, handle.owner, name, path=[what, *path]
+        )
+
+    def release(self, handle: Handle) -> None:
+        """Tell the owner of an object that it isn't needed any more."""
+        pair = self.held.release(handle)
+        if pair is not None:
+            self._tell(handle.owner, [pair])
+
+    def drop(self, handle: Handle) -> None:
+        """Note that one use of an object was collected. From any thread."""
+        if not self._core.is_open:
+            return
+        self._dropped.append(handle)
+        if not self._collecting and self._soon is not None:
+            self._collecting = True
+            self._soon(self._collect)
+
+    def open(self) -> None:
+        """Find out what event loop there is."""
+        self._soon = scheduler()
+
+    def _collect(self) -> None:
+        self._collecting = False
+        handles = [self._dropped.popleft() for _ in range(len(self._dropped))]
+        for owner, pairs in self.held.dropped(handles).items():
+            self._tell(owner, pairs)
+
+    def _tell(self, owner: str | None, pairs: list[tuple[str, int]]) -> None:
+        for start in range(0, len(pairs), _BATCH):
+            batch = pairs[start : start + _BATCH]
+            ids, times = [one for one, _ in batch], [count for _, count in batch]
+            self._core.post(CallbackRelease(ids, times=times), owner)
+        if owner in self._owners and not self.held.has(owner):
+            self._forget_owner(owner)
+
+    def _forget_owner(self, owner: str | None) -> None:
+        self._owners.discard(owner)
+        self._dependencies.remove(owner, "source", self)
+
+    # Peers that are gone, and the end
+
+    def _watch(self, peer: str | None) -> None:
+        if peer not in self._holders:
+            self._holders.add(peer)
+            self._dependencies.add(peer, "reader", self)
+
+    def _unwatch(self, peer: str | None) -> None:
+        if peer in self._holders and not self.given.held_by(peer):
+            self._holders.discard(peer)
+            self._dependencies.remove(peer, "reader", self)
+
+    def peer_gone(self, peer: str | None, role: Role) -> None:
+        """Forget what is open with a peer that is gone."""
+        if role == "source":
+            self.held.lose_owner(peer)
+            if peer in self._owners:
+                self._forget_owner(peer)
+        else:
+            self.given.lose_peer(peer)
+            self._unwatch(peer)
+
+    def close(self) -> None:
+        """Tell others what ends with this side: what they use of it, and what it holds of them."""
+        ended = DeliveryError("the peer that has the object ended meanwhile")
+        for answering in [*self._running]:
+            answering.refuse(ended)
+        for owner in [*self._owners]:
+            handles = self.held.lose_owner(owner)
+            self._tell(owner, [(handle.id, handle.times) for handle in handles])
+
+    def lose(self) -> None:
+        """Forget all, because the link is gone."""
+        self.given.lose()
+        self._dropped.clear()
+        for owner in [*self._owners]:
+            self.held.lose_owner(owner)
+
+
+class PassedArguments:
+    """The arguments of a call that passes something by reference, as they travel.
+
+    :ivar args: by position
+    :ivar kwargs: by name
+    :ivar value: of a ``set``
+    """
+
+    __slots__ = ("_passing", "_references", "args", "kwargs", "value")
+
+    def __init__(
+        self,
+        references: References,
+        passing: Passing,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        value: Any,
+    ) -> None:
+        self._references = references
+        self._passing = passing
+        self.args: list[Any] = args
+        self.kwargs: dict[str, Any] = kwargs
+        self.value: Any = value
+
+    @property
+    def to(self) -> str | None:
+        """Whom the call is for: if an object is passed back, who has it."""
+        return _known(self._passing.to)
+
+    def begin(self) -> bool:
+        """Begin, and return true, if anything is passed; otherwise `end` isn't to be called."""
+        values = (*self.args, *self.kwargs.values(), self.value)
+        if not any(value.__class__ is Packed for value in values):
+            return False
+        self._references.begin(self._passing)
+        return True
+
+    def answered(self, peer: str | None) -> None:
+        """Note that a peer has answered: it has what it was passed, until it releases that."""
+        self._references.given.answered(self._passing, peer)
+
+    def end(self) -> None:
+        """Note that the call is over."""
+        self._references.end(self._passing)
+
+
+def _known(to: str | None) -> str | None:
+    return None if to == ANYBODY else to
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type)
+
+
+def _unknown(reference_id: str, exc: UnknownReferenceError) -> RPCError:
+    if isinstance(exc, ReleasedReferenceError):
+        return DeliveryError(f"RPC remote reference {reference_id[:80]} has been released")
+    return DeliveryError(f"Unknown remote reference {reference_id[:80]}")

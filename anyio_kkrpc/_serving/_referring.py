@@ -1,0 +1,108 @@
+"""What is done to objects that others hold by reference: by a table as of what is exposed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from msgspec import UNSET
+
+from .._driver._asking import RefusedError
+from .._driver._context import run_in_thread
+from .._exceptions import MethodNotFoundError, RPCValidationError
+from .._references._given import Referent
+from .._values._conversion import UnfitResultError, check_own
+from ._table import Exposed, Method, Property, expose
+
+
+def operation(referent: Referent, what: str, path: tuple[str, ...]) -> Callable[..., Any]:
+    """Return what does something to an object.
+
+    :raises RefusedError: if there is nothing of the kind
+    """
+    value = referent.value
+    if what == "apply":
+        if path or not callable(value) or isinstance(value, type):
+            raise _missing(what, path)
+        known = referent.known
+        if "applied" not in known:
+            known["applied"] = Method("a function", value)
+        return _caller(known["applied"])
+    table = _table(referent)
+    method = table.methods.get(path) if what in ("call", "member") else None
+    if method is not None:
+        return _caller(method) if what == "call" else lambda: method.function
+    entry = table.properties.get(path)
+    if entry is not None and what in ("get", "member"):
+        return entry.get
+    if entry is not None and what == "set" and entry.writable:
+        return partial(_write, entry)
+    if what == "member" and table.depth_of([*path, ""]) == len(path):
+        return lambda: _below(value, path)
+    raise _missing(what, path)
+
+
+def _table(referent: Referent) -> Exposed:
+    value, known = referent.value, referent.known
+    if isinstance(value, Exposed):
+        return value
+    if "table" not in known:
+        known["table"] = _exposed(value)
+    table: Exposed = known["table"]
+    return table
+
+
+def _exposed(value: Any) -> Exposed:
+    try:
+        return expose(value, lifespan=None)
+    except TypeError:  # there is nothing of it to expose
+        return Exposed()
+
+
+def _missing(what: str, path: tuple[str, ...]) -> RefusedError:
+    name = ".".join(path)[:200] or "the object itself"
+    return RefusedError(MethodNotFoundError(f"{name} can't be reached by {what[:40]!r}"))
+
+
+def _write(entry: Property, value: Any) -> bool:
+    try:
+        entry.set(entry.convert(value))
+    except RPCValidationError as exc:
+        raise RefusedError(exc) from None
+    return True
+
+
+def _below(value: Any, path: tuple[str, ...]) -> Any:
+    """Return what a path leads to that the table has."""
+    for name in path:
+        value = value[name] if isinstance(value, Mapping) else getattr(value, name)
+    return value
+
+
+def _caller(method: Method) -> Callable[..., Any]:
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        return await _call(method, list(args), kwargs)
+
+    return call
+
+
+async def _call(method: Method, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    try:
+        if any(value is UNSET for value in args):
+            args, kwargs = method.arguments.without_undefined(args, kwargs)
+        checked, kwargs = method.arguments.convert(args, kwargs)
+    except RPCValidationError as exc:
+        raise RefusedError(exc) from None
+    if method.in_thread:
+        result = await run_in_thread(method.function, *checked, **kwargs)
+    else:
+        result = method.function(*checked, **kwargs)
+        if inspect.isawaitable(result):
+            result = await result
+    try:
+        result = check_own(result, method.result, method.name)
+    except UnfitResultError as exc:
+        raise RefusedError(exc) from None
+    return UNSET if result is None and method.void else result
