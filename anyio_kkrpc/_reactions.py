@@ -221,11 +221,11 @@ class Reactions(Listener):
         if runner.invoke(event):
             self._core.start_standing(runner.run, "callback")
 
-    def _on_reference(self, event: ReferenceUsed) -> None:
-        self._core.references.use(event)
-
-    def _on_references_released(self, event: ReferencesReleased) -> None:
-        self._core.references.released(event.record, event.sender)
+    def _on_reference(self, event: ReferenceUsed | ReferencesReleased) -> None:
+        if isinstance(event, ReferenceUsed):
+            self._core.references.use(event)
+        else:
+            self._core.references.released(event.record, event.sender)
 
     def _on_callback_ran(self, event: CallbackRan) -> None:
         turns: Turns = event.ahead.driver
@@ -286,7 +286,7 @@ _REACT: dict[type, Callable[[Reactions, Any], None]] = {
     CallbackInvoked: Reactions._on_callback,
     CallbackRan: Reactions._on_callback_ran,
     ReferenceUsed: Reactions._on_reference,
-    ReferencesReleased: Reactions._on_references_released,
+    ReferencesReleased: Reactions._on_reference,
     CallbacksReleased: Reactions._on_released,
     StreamItem: Reactions._on_item,
     StreamEnded: Reactions._on_stream_end,

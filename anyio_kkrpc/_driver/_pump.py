@@ -47,8 +47,7 @@ CLOSE_TIMEOUT = 5.0
 FIRST_PULL = 60.0
 # Errors that may wait until they can be raised in the source; its reader waits for each.
 MOST_THROWN = 16
-# Of what is no stream.
-_VALUES = PLAIN | {list, dict, tuple}
+_VALUES = PLAIN | {list, dict, tuple}  # of what is no stream
 _NONE: Any = object()
 
 
@@ -143,13 +142,15 @@ class Pump:
                 self._unread = self._core.timer.at(now + patience, self._give_up)
                 return
         what = "went on reading" if self._producer.sent else "began to read"
-        error = RPCTimeoutError(f"nobody {what} the stream within {FIRST_PULL:.0f} s")
+        self._refuse(RPCTimeoutError(f"nobody {what} the stream within {FIRST_PULL:.0f} s"))
+
+    def _refuse(self, error: RPCError) -> None:
         logger.warning("the stream of %s was closed: %s", self._name, error)
         answer = self._core.conversation.end_production(self._producer, library_error(error))
         self.stop(answer, error)
 
     def wake(self) -> None:
-        """Note that credit came."""
+        """Note that there is something to do, such as after credit came."""
         if self._wake is not None:
             self._wake.set()
         self._start()
@@ -161,16 +162,11 @@ class Pump:
         """
         if len(self._thrown) >= MOST_THROWN:
             if not self._stopped:
-                refusal = OverloadedError("too many errors wait to be raised in a stream's source")
-                logger.warning("the stream of %s was closed: %s", self._name, refusal)
-                told = library_error(refusal)
-                self.stop(self._core.conversation.end_production(self._producer, told), refusal)
+                self._refuse(OverloadedError("too many errors wait to be raised in its source"))
             return
         self._thrown.append((answer_id, error))
         self._halted = True
-        if self._wake is not None:
-            self._wake.set()
-        self._start()
+        self.wake()
 
     def stop(self, answer: StreamReply | None, error: Exception | None = None) -> None:
         """Close the source, then send ``answer`` if there is one.
@@ -353,7 +349,7 @@ class Pump:
                     item = check_own(item, self._kind, self._name)
                 if item.__class__ in _VALUES or not is_stream(item):
                     if USE.begun or (item.__class__ is dict and REFERENCES in item):
-                        item = self._referred(item)
+                        item = self._packed(item)
                     record = producer.item(item)
                 else:
                     record = producer.item(self._packed(item), BUDGET)
@@ -378,12 +374,14 @@ class Pump:
         return _NONE
 
     def _packed(self, item: Any) -> Any:
-        """Return what stands for an item: itself, or the envelope of a stream, which begins.
+        """Return what stands for an item: the envelope of a stream, which begins, or of references.
 
-        :raises OverloadedError: if too many of them wait to be read
+        :raises OverloadedError: if too many of them wait to be read, or to be used
         """
         if item.__class__ in _VALUES or not is_stream(item):
-            return self._referred(item)
+            if USE.begun:
+                item = self._core.references.give(item, self._producer.consumer)
+            return pack_result(item, lambda value: None)
         if self._family is None:
             self._family = Family()
         self._family.add()
@@ -392,12 +390,6 @@ class Pump:
         pump = Pump(self._core, inner, self._context.copy(), kind, self._name, family=self._family)
         pump.expect_reader()
         return stream_envelope(inner.id)
-
-    def _referred(self, item: Any) -> Any:
-        """Return an item with what stands for references in it."""
-        if USE.begun:
-            item = self._core.references.give(item, self._producer.consumer)
-        return pack_result(item, lambda value: None)
 
     async def _wait_for_credit(self, iterator: Any) -> Any:
         """Wait until the consumer wants more, or leaves; return what `_raise_in_source` does."""

@@ -147,8 +147,7 @@ class Callbacks:
     def receive_call(self, record: CallbackCall, sender: str | None) -> Event | None:
         """Take the call of a function of this side."""
         if record.p is not UNSET:
-            args, kwargs = _unpacked(record)
-            return ReferenceUsed(record, args, kwargs, sender)
+            return ReferenceUsed(record, *_unpacked(record), sender)
         export, progress = self.exports.use(record, sender), None
         if record.f is not UNSET and record.i is not UNSET:
             progress = CallbackProgress(record.f, record.i)
@@ -160,9 +159,12 @@ class Callbacks:
                 return None
             progress.gone = True
             return Answer(progress, sender)
-        args, kwargs = _unpacked(record)
-        if record.r is UNSET and Packed in map(type, (*args, *kwargs.values())):
-            raise ProtocolError("references came with an invocation that has no result")
+        args: list[Any] = record.a
+        kwargs: dict[str, Any] = {}
+        if record.k is not UNSET or dict in map(type, args):
+            args, kwargs = _unpacked(record)
+            if record.r is UNSET and Packed in map(type, (*args, *kwargs.values())):
+                raise ProtocolError("references came with an invocation that has no result")
         invoked = CallbackInvoked(export, args, kwargs, sender, progress)
         if record.r is not UNSET:
             invoked.asked = record.r

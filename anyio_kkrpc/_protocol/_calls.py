@@ -45,6 +45,15 @@ class Call(Struct, eq=False):
     undefined: bool = False
     passed: Any = None
 
+    def is_read_elsewhere(self, sender: str | None) -> bool:
+        """Whether another one of the peers that run it reads a stream of its arguments.
+
+        Only one can; that the others fail is no answer.
+        """
+        return self.recipient is None and any(
+            producer.consumer not in (None, sender) for producer in self.producers or ()
+        )
+
     def passes(self, passed: Any) -> None:
         """Note what it passes by reference."""
         self.passed = passed

@@ -43,6 +43,7 @@ from ._records import (
     StreamReply,
     StreamRequest,
 )
+from ._referred import Referred
 from ._state import (
     CALL,
     HANDLING,
@@ -101,7 +102,7 @@ class Conversation:
     ) -> None:
         numbers = count(1)
         self._prefix = prefix
-        self._take_references = references
+        self._referred = referred = Referred(references)
         self.new_id: Callable[[], str] = lambda: f"{prefix}{next(numbers):x}"
         self._remote_callback = remote_callback
         self._broadcast = broadcast
@@ -110,13 +111,12 @@ class Conversation:
         dependencies = Dependencies(depend)
         self.functions: Callbacks = Callbacks(self.new_id, dependencies, self.calls)
         callbacks = self.functions
-        self._exports = callbacks.exports
         self.callbacks: dict[str, CallbackExport] = callbacks.exports.table
         self.callback_call: Callable[..., CallbackCall] = callbacks.call
         self.send_callback: Callable[[Ahead, CallbackCall, int], int] = callbacks.send
         self.end_callback: Callable[[Ahead], None] = callbacks.end
         self.called_of: Callable[[str | None], list[Ahead]] = callbacks.called_of
-        self._streams = streams = Streams(self.new_id, dependencies, self._take_late)
+        self._streams = streams = Streams(self.new_id, dependencies, referred.release)
         self.consumers: dict[tuple[str | None, str], Consumer] = streams.consumers
         self.producers: dict[str, Producer] = streams.producers
         self.produce: Callable[[Any, str | None], Producer] = streams.produce
@@ -187,7 +187,7 @@ class Conversation:
             call.gather = True
         if one_way:
             request.o = True
-            self._exports.close(call_id, call.callbacks or ())
+            self.functions.exports.close(call_id, call.callbacks or ())
             return call, request
         self.calls[call_id] = call
         if call.producers and recipient is None and not (gather or self._broadcast):
@@ -204,7 +204,7 @@ class Conversation:
             return None
         call.state = advance(CALL, call.state, step)
         self.calls.pop(call.id, None)
-        self._exports.close(call.id, call.callbacks or (), given_up=True)
+        self.functions.exports.close(call.id, call.callbacks or (), given_up=True)
         return self._streams.take_back(call.producers) if call.producers else None
 
     # Requests, at the serving side
@@ -246,8 +246,7 @@ class Conversation:
             return self._consume(stream_id, handling)
 
         def one(item: Any) -> Any:
-            value = unpack_argument(item, callback, stream)
-            return self._take_references(value, sender) if value.__class__ is Packed else value
+            return self._referred.of(unpack_argument(item, callback, stream), sender)
 
         return [one(item) for item in args], {name: one(item) for name, item in kwargs.items()}
 
@@ -256,7 +255,7 @@ class Conversation:
         if request.v is UNSET:
             return UNSET
         value = unpack_result(request.v, lambda stream_id: self._consume(stream_id, handling))
-        return self._take_references(value, handling.sender) if value.__class__ is Packed else value
+        return self._referred.of(value, handling.sender)
 
     def _consume(self, stream_id: str, handling: Handling) -> Consumer:
         consumer = self._streams.consume(stream_id, handling.sender, handling.id)
@@ -308,7 +307,7 @@ class Conversation:
             return stream_envelope(producer.id)
         if not is_callback(value):
             return None
-        export = self._exports.add(value, call.id)
+        export = self.functions.exports.add(value, call.id)
         if call.callbacks is None:
             call.callbacks = []
         if export not in call.callbacks:
@@ -366,10 +365,10 @@ class Conversation:
             elif value.__class__ is dict:
                 value = self._unpack_result(value, sender, call.id)
                 if value.__class__ is Packed:
-                    value = self._refer(record, value, sender)
+                    value = self._referred.of_reply(record, value, sender)
         if record.e is UNSET:
             if call.callbacks is not None:
-                call.dropped = self._exports.note_answer(call.id, call.callbacks, sender)
+                call.dropped = self.functions.exports.note_answer(call.id, call.callbacks, sender)
                 if call.passed is not None:
                     call.passed.answered(sender)
             if call.gather:
@@ -381,39 +380,26 @@ class Conversation:
             call.state = advance(CALL, call.state, _RESULT)
         else:
             if call.callbacks is not None:
-                call.dropped = self._exports.note_answer(call.id, call.callbacks, sender)
+                call.dropped = self.functions.exports.note_answer(call.id, call.callbacks, sender)
             if call.gather:
                 return PeerReplied(call, sender, None, record.e)
-            if self._broadcast and _is_read_elsewhere(call, sender):
+            if self._broadcast and call.is_read_elsewhere(sender):
                 self._ignored += 1
                 return None
             call.error = record.e
             call.state = advance(CALL, call.state, CallInput.ERROR)
         del self.calls[record.id]
         if call.callbacks is not None:
-            self._exports.close(call.id, call.callbacks)
+            self.functions.exports.close(call.id, call.callbacks)
         if call.producers is None or (self._broadcast and call.recipient is None):
             return CallFinished(call)
         failed = call.state is CallState.FAILED
         return CallFinished(call, self._streams.finish(call.producers, sender, failed=failed))
 
-    def _refer(self, record: Reply, value: Packed, sender: str | None) -> Any:
-        """Return a result with references; if something is wrong with it, that is the answer."""
-        try:
-            return self._take_references(value, sender)
-        except Exception as exc:  # its caller waits
-            record.e = {"n": type(exc).__name__, "m": str(exc)}
-            return None
-
-    def _take_late(self, value: Any, sender: str | None) -> None:
-        """Take what nobody waits for any more: what it has of references is released."""
-        if value.__class__ is Packed:
-            self._refer(Reply(""), value, sender)
-
     def _late_reply(self, record: Reply, sender: str | None) -> Event | None:
         self._ignored += 1
         late: list[str] = []
-        self._take_late(unpack_result(record.v, late.append), sender)
+        self._referred.release(unpack_result(record.v, late.append), sender)
         if not late:
             return None
         # Nobody will read that stream: its source must not wait for ever.
@@ -445,7 +431,7 @@ class Conversation:
         lost = Lost(
             list(self.calls.values()),
             list(self.handlings.values()),
-            self._exports.lose(),
+            self.functions.exports.lose(),
             self.functions.lose(),
             *self._streams.lose(),
         )
@@ -456,13 +442,3 @@ class Conversation:
         self.calls.clear()
         self.handlings.clear()
         return lost
-
-
-def _is_read_elsewhere(call: Call, sender: str | None) -> bool:
-    """Whether another one of the peers that run a call reads a stream of its arguments.
-
-    Only one can; that the others fail is no answer.
-    """
-    return call.recipient is None and any(
-        producer.consumer not in (None, sender) for producer in call.producers or ()
-    )

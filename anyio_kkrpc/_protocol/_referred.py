@@ -1,0 +1,38 @@
+"""Values with references that came, and what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ._records import Reply
+from ._values import Packed
+
+
+class Referred:
+    """Asks what they stand for.
+
+    :param take: makes of a value with references what it stands for, from who has sent it; raises
+        what is wrong with it
+    """
+
+    __slots__ = ("_take",)
+
+    def __init__(self, take: Callable[[Packed, str | None], Any]) -> None:
+        self._take = take
+
+    def of(self, value: Any, sender: str | None) -> Any:
+        """Return a value with objects in place of its references, if it has any."""
+        return self._take(value, sender) if value.__class__ is Packed else value
+
+    def of_reply(self, record: Reply, value: Any, sender: str | None) -> Any:
+        """Return a result likewise; if something is wrong with it, that is the answer."""
+        try:
+            return self.of(value, sender)
+        except Exception as exc:  # its caller waits
+            record.e = {"n": type(exc).__name__, "m": str(exc)}
+            return None
+
+    def release(self, value: Any, sender: str | None) -> None:
+        """Take what nobody waits for any more: what it has of references is released."""
+        self.of_reply(Reply(""), value, sender)
