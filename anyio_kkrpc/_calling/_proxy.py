@@ -157,9 +157,10 @@ class _LazyStream:
         return self
 
     async def __anext__(self) -> Any:
-        if self._stream is None:
-            self._stream = await self._call._open()
-        return await self._stream.__anext__()
+        stream = self._stream
+        if stream is None:
+            stream = self._stream = await self._call._open()
+        return await stream.__anext__()
 
     async def aclose(self) -> None:
         """End the stream."""

@@ -358,8 +358,8 @@ class Conversation:
         call = self.calls.get(record.id)
         if call is None or (call.recipient is not None and call.recipient != sender):
             return self._late_reply(record, sender)
+        value: Any = record.v
         if record.e is UNSET:
-            value = record.v
             if value is UNSET:
                 value, call.undefined = None, True
             elif value.__class__ is dict:

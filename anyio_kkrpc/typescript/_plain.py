@@ -115,7 +115,7 @@ def refuse_references(record: Record, peers: str) -> None:
     if isinstance(record, Request):
         values += record.a or ()
     for value in values:
-        packed = value.__class__ is dict and value.get(ARGUMENT) == "references"
+        packed = isinstance(value, dict) and value.get(ARGUMENT) == "references"
         if packed or value.__class__ is Packed:
             raise TypeError(f"{peers} take nothing by reference")
     if isinstance(record, CallbackCall) and record.p is not UNSET:
