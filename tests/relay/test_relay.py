@@ -32,6 +32,7 @@ from anyio_kkrpc.typescript import UNDEFINED
 from tests.bounds import BOUND, CALL_BOUND
 
 pytestmark = pytest.mark.anyio
+LARGE = "x" * (1 << 20)
 
 
 class Chat:
@@ -82,6 +83,16 @@ class Chat:
                 yield number
         finally:
             self.left.set()
+
+    async def large(self) -> AsyncIterator[str]:
+        while True:
+            self.made += 1
+            yield LARGE
+
+    async def tell(self, function: Callable[[str], Awaitable[None]]) -> None:
+        while True:
+            await function(LARGE)
+            self.made += 1
 
     async def table(self, rows: int) -> AsyncIterator[AsyncIterator[int]]:
         for _ in range(rows):
@@ -229,6 +240,30 @@ async def test_streams_in_streams() -> None:
         with anyio.fail_after(BOUND):
             while both.server.statistics().outgoing_streams:
                 await anyio.sleep(0.001)
+
+
+async def test_nothing_piles_up() -> None:
+    """Of a reader that stops, and of a slow function, a few large values wait on each way."""
+    async with joined() as both:
+        items = await both.api.chat.large()
+        assert await items.__anext__() == LARGE
+        await anyio.wait_all_tasks_blocked()
+        assert both.chat.made <= 6
+        await items.aclose()
+        both.chat.made = 0
+        called = anyio.Event()
+
+        async def slow(text: str) -> None:
+            called.set()
+            await anyio.sleep_forever()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(both.api.chat.tell, slow)
+            with anyio.fail_after(BOUND):
+                await called.wait()
+            await anyio.wait_all_tasks_blocked()
+            assert both.chat.made <= 6
+            tasks.cancel_scope.cancel()
 
 
 async def test_undefined() -> None:

@@ -18,6 +18,12 @@ pytestmark = pytest.mark.anyio
 CASES = cases_in("kkrpc-2-streams-more")
 
 
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Leave uvloop out: all of it is in memory."""
+    return str(request.param)
+
+
 def lines_of(*beginnings: str) -> list[tuple[str, Any]]:
     """Return what was written in cases, one after the other."""
     found: list[tuple[str, Any]] = []
