@@ -48,12 +48,12 @@ async def test_streams_in_streams(redis_server: RedisServer, stream_name: str, g
         async def back(self, rows: AsyncIterator[AsyncIterator[int]]) -> list[list[int]]:
             return [[item async for item in one] async for one in rows]
 
-    options: Any = {"stream": stream_name, "use_consumer_group": group}
+    common: Any = {"stream": stream_name, "connect_timeout": BOUND}
     url, wanted = redis_server.url, [[n, n + 1, n + 2] for n in range(10)]
     async with (
-        RedisStreamsTransport(url, **options) as served,
+        RedisStreamsTransport(url, use_consumer_group=group, **common) as served,
         RPCChannel(served, expose=Table()) as worker,
-        RedisStreamsTransport(url, stream=stream_name) as client,
+        RedisStreamsTransport(url, **common) as client,
         RPCChannel(client, timeout=CALL_BOUND) as channel,
     ):
         api = channel.get_api()

@@ -30,7 +30,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.one_server]
 async def test_pages_to_workers(redis_server: RedisServer, stream_name: str) -> None:
     """All pages share one channel; a page that goes cancels what it asked for, at the worker."""
     chat = Chat()
-    options = {"stream": stream_name, "use_consumer_group": True}
+    options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": True}
+    options["connect_timeout"] = BOUND
     async with (
         RedisStreamsTransport(redis_server.url, **options) as work,
         RPCChannel(work, expose={"chat": chat, "secret": chat}),
@@ -64,7 +65,7 @@ async def test_keys_and_addresses(redis_server: RedisServer, stream_name: str) -
             return len(keys)
 
     outer, inner = f"{stream_name}-outer", f"{stream_name}-inner"
-    url, group = redis_server.url, {"use_consumer_group": True}
+    url, group = redis_server.url, {"use_consumer_group": True, "connect_timeout": BOUND}
     async with (
         RedisStreamsTransport(url, stream=inner, **group) as work,
         RPCChannel(work, expose={"work": Work()}),
@@ -87,7 +88,7 @@ async def test_stream_to_stream(redis_server: RedisServer, stream_name: str) -> 
     stream ends the relay, and no worker behind it.
     """
     chat, outer, inner = Chat(), f"{stream_name}-outer", f"{stream_name}-inner"
-    url, group = redis_server.url, {"use_consumer_group": True}
+    url, group = redis_server.url, {"use_consumer_group": True, "connect_timeout": BOUND}
     async with (
         RedisStreamsTransport(url, stream=inner, **group) as work,
         RPCChannel(work, expose={"chat": chat, "secret": chat}) as worker,

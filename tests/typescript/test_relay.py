@@ -36,13 +36,14 @@ async def test_a_child_process_calls_a_worker(
     """All that the child may call: with callbacks, calls back, 200 at once, a megabyte, undefined.
     A child whose name is missing in the list is told so. Its end ends the relay, and no worker.
     """
+    options: Any = {"stream": stream_name, "connect_timeout": BOUND}
     url, api = redis_server.url, Api()
     names = NAMES if allowed else [name for name in NAMES if name != "nothing"]
     command = ["node", str(javascript / "released.mjs"), "kkrpc-0-json", "client", "stdio"]
     async with (
-        RedisStreamsTransport(url, stream=stream_name, use_consumer_group=True) as served,
+        RedisStreamsTransport(url, use_consumer_group=True, **options) as served,
         RPCChannel(served, expose=exposed(api), timeout=CALL_BOUND) as worker,
-        RedisStreamsTransport(url, stream=stream_name) as inside,
+        RedisStreamsTransport(url, **options) as inside,
         await anyio.open_process(command) as process,
     ):
         api._channel = worker
@@ -75,7 +76,9 @@ async def test_a_relay_is_the_child_process(
     parent = javascript / "parent_of_relay.mjs"
     parent.write_text(PARENT)
     async with (
-        RedisStreamsTransport(redis_server.url, stream=stream_name) as served,
+        RedisStreamsTransport(
+            redis_server.url, stream=stream_name, connect_timeout=BOUND
+        ) as served,
         RPCChannel(served, expose=exposed(Api())) as worker,
     ):
         with anyio.fail_after(BOUND):
@@ -97,7 +100,7 @@ from anyio_kkrpc.transports import stdio
 async def main() -> None:
     async with (
         stdio() as parent,
-        RedisStreamsTransport("URL", stream="STREAM") as workers,
+        RedisStreamsTransport("URL", stream="STREAM", connect_timeout=100) as workers,
         relay(parent, workers, allow=["add", "withProgress"]) as joined,
     ):
         await joined.serve_forever()
