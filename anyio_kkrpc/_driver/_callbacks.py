@@ -321,7 +321,7 @@ class RemoteCallback:
         :raises RPCTimeoutError: if it took too long
         :raises OverloadedError: if too many invocations of it run already
         :raises TypeError: if the other side sends no results, as kkrpc and older versions of this
-            library; or as of `__call__`, whose other errors it raises as well
+            library; or as of the call without a result, whose other errors it raises as well
         """
         core = self._core
         if self._ahead is None or not self._ahead.results:
