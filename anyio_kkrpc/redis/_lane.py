@@ -320,7 +320,7 @@ class Lane:
         if self.trim is not None:
             tasks.append(("trim", partial(self.trim.run, self.link)))
         if options.use_consumer_group:
-            tasks += [("touch", self.worker.keeper.run), ("keyed", self.keyed.run)]
+            tasks += [("touch", self.worker.keeper.run), *self.keyed.tasks()]
         return tasks
 
     # Serving

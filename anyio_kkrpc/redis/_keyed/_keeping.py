@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
-from anyio import create_task_group
-
-from ..._runtime._lone import lone_error
 from ._calls import RedisCalls
 from ._kept import CALL_WORD, split_word
 from ._work import Work
@@ -27,12 +25,10 @@ class CallKeeping:
         self.work = work
         self._consumed = consumed
 
-    async def run(self) -> None:
-        """Do what is to be done beside. Goes on for ever."""
-        with lone_error():
-            async with create_task_group() as group:
-                group.start_soon(self.calls.timer.run, name="anyio_kkrpc redis keyed waits")
-                await self.work.run(self.calls.ask)
+    def tasks(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+        """Return what runs as long as the lane does, with the names of the tasks."""
+        work = partial(self.work.run, self.calls.ask)
+        return [("keyed", work), ("keyed waits", self.calls.timer.run)]
 
     def take_word(self, word: bytes) -> None:
         """Take a hint.
