@@ -129,11 +129,13 @@ class RefusedError(Exception):
     """What was asked for isn't done.
 
     :ivar error: why
+    :ivar at: index of the first name of the path that isn't there, if that is why
     """
 
-    def __init__(self, error: RPCError) -> None:
+    def __init__(self, error: RPCError, at: int | None = None) -> None:
         super().__init__(error)
         self.error: RPCError = error
+        self.at: int | None = at
 
 
 class Answering:
@@ -202,6 +204,8 @@ class Answering:
                 result = refer.give(result, self._sender)
         except RefusedError as exc:
             error = library_error(exc.error)
+            if exc.at is not None:
+                error["at"] = exc.at
         except BaseException as exc:
             await raise_unless_failure(exc)
             error = handler_error(exc, traceback=self._core.send_tracebacks)

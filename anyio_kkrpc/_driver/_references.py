@@ -12,7 +12,6 @@ from msgspec import UNSET
 
 from .._exceptions import (
     DeliveryError,
-    MethodNotFoundError,
     OverloadedError,
     ProtocolError,
     RPCError,
@@ -38,8 +37,6 @@ from ._remote_object import RemoteMember, RemoteObject, RemoteReference, Root, r
 
 # What runs at a time of all that is done to references here.
 MAX_RUNNING = 1000
-# What others may do to an object.
-_OPERATIONS = frozenset({"apply", "call", "get", "set"})
 # Ids in one release.
 _BATCH = 1000
 
@@ -59,7 +56,7 @@ class References:
         self._core = core
         self._operation = operation
         # What begins so was made here.
-        self._prefix = secrets.token_hex(4) + "."
+        self._prefix = core.conversation.prefix
         self.given: GivenTable = GivenTable(lambda: self._prefix + secrets.token_urlsafe(18))
         self.held: HeldTable = HeldTable()
         self._holders: set[str | None] = set()
@@ -220,6 +217,7 @@ class References:
             answering.refuse(OverloadedError(f"{MAX_RUNNING} uses of references run already"))
             return
         what, *path = record.p or [""]
+        what = "" if what == "member" else what  # that is for what is passed back
         use = partial(self._do, record.id, sender, what, tuple(path))
         self._running.add(answering)
 
@@ -240,13 +238,14 @@ class References:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        if what == "release":  # what kkrpc says is answered
+            self.given.release(reference_id, sender)
+            self._unwatch(sender)
+            return True
         try:
             referent = self.given.use(reference_id, sender)
         except UnknownReferenceError as exc:
             raise RefusedError(_unknown(reference_id, exc)) from None
-        if what not in _OPERATIONS:
-            why = f"Unsupported remote reference operation {what[:40]}"
-            raise RefusedError(MethodNotFoundError(why))
         return self._operation(referent, what, path)(*args, **kwargs)
 
     def released(self, record: CallbackRelease, sender: str | None) -> None:
@@ -406,6 +405,8 @@ def _is_function(value: Any) -> bool:
 
 
 def _unknown(reference_id: str, exc: UnknownReferenceError) -> RPCError:
+    if not reference_id:
+        return DeliveryError("Missing remote reference id")
     if isinstance(exc, ReleasedReferenceError):
         return DeliveryError(f"RPC remote reference {reference_id[:80]} has been released")
     return DeliveryError(f"Unknown remote reference {reference_id[:80]}")

@@ -80,6 +80,7 @@ class Conversation:
     """The protocol's state at one side.
 
     :ivar functions: those that were passed in either direction
+    :ivar prefix: as given
     :ivar receivers: what takes each kind of record, as `receive` does
 
     :param prefix: text that makes this side's ids unique among all peers
@@ -101,7 +102,7 @@ class Conversation:
         references: Callable[[Packed, str | None], Any] = lambda value, sender: value,
     ) -> None:
         numbers = count(1)
-        self._prefix = prefix
+        self.prefix: str = prefix
         self._referred = referred = Referred(references)
         self.new_id: Callable[[], str] = lambda: f"{prefix}{next(numbers):x}"
         self._remote_callback = remote_callback
@@ -351,8 +352,10 @@ class Conversation:
 
     def _is_ours(self, record: Record) -> bool:
         if isinstance(record, Reply):
-            return record.id.startswith(self._prefix)
-        return not isinstance(record, StreamRequest) or record.sid.startswith(self._prefix)
+            return record.id.startswith(self.prefix)
+        if isinstance(record, CallbackCall):
+            return record.p is UNSET or record.id.startswith(self.prefix)
+        return not isinstance(record, StreamRequest) or record.sid.startswith(self.prefix)
 
     def _receive_reply(self, record: Reply, sender: str | None) -> Event | None:
         call = self.calls.get(record.id)

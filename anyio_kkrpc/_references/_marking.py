@@ -157,7 +157,7 @@ def unpacked(value: Any, take: Callable[[Reference], Any]) -> Any:
             return item
         if item.get(MARK) == "data" and item.keys() == {MARK, "v"} and isinstance(item["v"], dict):
             item = item["v"]
-        elif (reference := _reference(item)) is not None:
+        elif (reference := read_reference(item)) is not None:
             return take(reference)
         return {key: visit(one, depth + 1) for key, one in item.items()}
 
@@ -172,7 +172,8 @@ def references_in(value: Any) -> list[str]:
     return found
 
 
-def _reference(item: dict[str, Any]) -> Reference | None:
+def read_reference(item: dict[str, Any]) -> Reference | None:
+    """Return the reference that a map stands for, if it does."""
     if item.get(MARK) is not True or item.get("kind") not in ("object", "function"):
         return None
     reference_id, path = item.get("id"), item.get("p", [])

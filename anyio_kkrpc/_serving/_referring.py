@@ -13,8 +13,13 @@ from .._driver._asking import RefusedError
 from .._driver._context import run_in_thread
 from .._exceptions import MethodNotFoundError, RPCValidationError
 from .._references._given import Referent
+from .._references._marking import by_reference
 from .._values._conversion import UnfitResultError, check_own
 from ._table import Exposed, Method, Property, expose
+
+# What may be done; ``member`` is for what is passed back.
+_OPERATIONS = frozenset({"call", "get", "set", "member"})
+_UNSUPPORTED = "Unsupported remote reference operation "
 
 
 def operation(referent: Referent, what: str, path: tuple[str, ...]) -> Callable[..., Any]:
@@ -25,11 +30,18 @@ def operation(referent: Referent, what: str, path: tuple[str, ...]) -> Callable[
     value = referent.value
     if what == "apply":
         if path or not callable(value) or isinstance(value, type):
-            raise _missing(what, path)
+            raise _missing(what, path, 0)
         known = referent.known
         if "applied" not in known:
             known["applied"] = Method("a function", value)
         return _caller(known["applied"])
+    if inspect.isroutine(value):
+        why = f"a function has no {'.'.join(path)[:200]!r} to {what[:40]}"
+        raise RefusedError(MethodNotFoundError(why), 0)
+    if what not in _OPERATIONS:
+        raise RefusedError(MethodNotFoundError(f"{_UNSUPPORTED}{what[:40]}"))
+    if what == "get" and not path:
+        return lambda: by_reference(value)
     table = _table(referent)
     method = table.methods.get(path) if what in ("call", "member") else None
     if method is not None:
@@ -41,7 +53,7 @@ def operation(referent: Referent, what: str, path: tuple[str, ...]) -> Callable[
         return partial(_write, entry)
     if what == "member" and table.depth_of([*path, ""]) == len(path):
         return lambda: _below(value, path)
-    raise _missing(what, path)
+    raise _missing(what, path, table.depth_of(list(path)))
 
 
 def _table(referent: Referent) -> Exposed:
@@ -61,9 +73,9 @@ def _exposed(value: Any) -> Exposed:
         return Exposed()
 
 
-def _missing(what: str, path: tuple[str, ...]) -> RefusedError:
+def _missing(what: str, path: tuple[str, ...], at: int) -> RefusedError:
     name = ".".join(path)[:200] or "the object itself"
-    return RefusedError(MethodNotFoundError(f"{name} can't be reached by {what[:40]!r}"))
+    return RefusedError(MethodNotFoundError(f"{name} can't be reached by {what[:40]!r}"), at)
 
 
 def _write(entry: Property, value: Any) -> bool:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import final
 
-from ..records import CallbackRelease, Record, Reply, Request
+from msgspec import UNSET
+
+from ..records import CallbackCall, CallbackRelease, Record, Reply, Request
 from ..typescript import _releases
-from ..typescript._plain import refuse_references
+from ..typescript._references import LateReleases, answer_use, ids_in
 from ..typescript.compact import CompactCodec, answer_unknown
 from ._base import DialectName, Spoken
 
 _codec = CompactCodec()
+# Uses of references whose path is remembered until they are answered.
+_MAX_USES = 10_000
 
 
 @final
@@ -20,6 +25,7 @@ class CompactSpoken(Spoken):
 
     :param now: tells the time in seconds, on the clock of `due`
     :ivar releases: callbacks that were dropped here
+    :ivar references: objects that were dropped here
     """
 
     dialect: DialectName = "kkrpc-2"
@@ -27,21 +33,35 @@ class CompactSpoken(Spoken):
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self.releases: _releases.Releases = _releases.Releases()
+        self.references: LateReleases = LateReleases()
+        # Uses of references that wait for their replies.
+        self._uses: OrderedDict[str, CallbackCall] = OrderedDict()
         self.pause: float = _releases.DELAY / 10
 
     @property
     def busy(self) -> bool:
-        return self.releases.pending
+        return self.releases.pending or self.references.pending
 
     def encode(self, record: Record, recipient: str | None) -> bytes | None:
-        refuse_references(record, "peers of kkrpc 2")
-        if isinstance(record, CallbackRelease) and record.all is not True:
+        if isinstance(record, Reply) and record.id in self._uses:
+            record = answer_use(self._uses.pop(record.id), record)
+        elif isinstance(record, CallbackRelease) and record.times is not UNSET:
+            self.references.released(record.ids, recipient, self._now())
+            return None
+        elif isinstance(record, CallbackRelease) and record.all is not True:
             self.releases.released(record.ids, recipient, self._now())
             return None
         return _codec.encode(record) or None
 
     def decode(self, message: bytes) -> Record:
-        return _codec.decode(message)
+        record = _codec.decode(message)
+        if self.references.pending:
+            self.references.received(ids_in(record))
+        if isinstance(record, CallbackCall) and record.r is not UNSET:
+            self._uses[record.r] = record
+            if len(self._uses) > _MAX_USES:
+                self._uses.popitem(last=False)
+        return record
 
     def begin(self, request: Request, sender: str | None) -> None:
         self.releases.received(request, sender)
@@ -51,4 +71,5 @@ class CompactSpoken(Spoken):
 
     def due(self, now: float) -> Iterable[tuple[Record, str | None]]:
         due = self.releases.due(now)
-        return [(CallbackRelease(ids, all=True), peer) for peer, ids in due.items()]
+        told = self.references.due(now, _releases.DELAY)
+        return [*((CallbackRelease(ids, all=True), peer) for peer, ids in due.items()), *told]

@@ -304,7 +304,7 @@ class Lane:
             partial(self.clock.read, request),
             partial(self._restoring.restore, request),
             inbox.trim,
-            partial(release_callbacks, self._dialects.compact.releases, self.writer.send),
+            partial(release_callbacks, self._dialects.compact.due, self.writer.send),
             partial(addressed.reader.take_back, request),
         )
         interval = min(options.health_check_interval, options.inbox_ttl / 3)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from anyio import current_time, sleep
 
 from ..abc import Envelope
-from ..records import CallbackRelease
-from ..typescript._releases import Releases
+from ..records import Record
 from ._connection._errors import RedisError, meaning_of
 from ._connection._patience import Patience
 
@@ -55,8 +54,9 @@ class Upkeep:
 
 
 async def release_callbacks(
-    releases: Releases, send: Callable[[Envelope], Awaitable[object]]
+    due: Callable[[float], Iterable[tuple[Record, str | None]]],
+    send: Callable[[Envelope], Awaitable[object]],
 ) -> None:
     """Send the releases that are due."""
-    for peer, ids in releases.due(current_time()).items():
-        await send(Envelope(CallbackRelease(ids, all=True), None, peer))
+    for record, peer in due(current_time()):
+        await send(Envelope(record, None, peer))

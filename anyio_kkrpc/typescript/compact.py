@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET
 
 from .._exceptions import ProtocolError
-from .._protocol._values import ARGUMENT
+from .._protocol._values import ARGUMENT, REFERENCES
 from .._runtime._log import quoted
 from .._values._pydantic import plain
 from .._values._undefined import UndefinedInsideError, defined_record
@@ -39,13 +39,13 @@ from ._plain import (
     thrown_error,
     unknown_segment,
 )
+from ._references import as_request, as_use, with_references, without_marks
 
 __all__ = ("CompactCodec",)
 
 _encoder = msgspec.json.Encoder(enc_hook=plain)
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 UNKNOWN_STREAM = "Unknown RPC stream "
-REMOTE_REFERENCES = "Remote reference operations require kkrpc/remote-refs"
 
 
 @final
@@ -73,7 +73,7 @@ class CompactCodec(Codec):
             record = _decoder.decode(data)
         except Exception as exc:  # a decoder must not raise anything else, whatever the bytes are
             raise ProtocolError(f"not a valid message: {quoted(exc, 200)}") from exc
-        return received(record)
+        return with_references(received(record), data)
 
 
 def encode_json(message: Any) -> bytes:
@@ -104,20 +104,32 @@ def plain_record(record: Record) -> Record | None:
 def _request(record: Request) -> Request:
     if record.k is not UNSET and record.k:
         raise TypeError("a kkrpc peer takes no keyword arguments: pass them by position")
-    plain = Request(record.id, record.op, record.p, v=record.v, meta=record.meta)
+    plain = Request(record.id, record.op, record.p, v=_value(record.v), meta=record.meta)
     if record.op in ("call", "new"):
         plain.a = _arguments([] if record.a is UNSET else record.a)
     return plain
 
 
 def _arguments(items: list[Any]) -> list[Any]:
-    return [
-        item if item.__class__ is dict and ARGUMENT in item else {ARGUMENT: "value", "v": item}
-        for item in items
-    ]
+    return [_argument(item) for item in items]
 
 
-def _callback_call(record: CallbackCall) -> CallbackCall:
+def _argument(item: Any) -> Any:
+    if item.__class__ is not dict or ARGUMENT not in item:
+        return {ARGUMENT: "value", "v": item}
+    return without_marks(item["v"]) if item[ARGUMENT] == "references" else item
+
+
+def _value(value: Any) -> Any:
+    """Return a value as kkrpc has it: there references stand among other data."""
+    if isinstance(value, dict) and REFERENCES in value and len(value) == 1:
+        return without_marks(value[REFERENCES])
+    return value
+
+
+def _callback_call(record: CallbackCall) -> CallbackCall | Request:
+    if record.p is not UNSET:
+        return as_request(record)
     if record.k is not UNSET and record.k:
         raise TypeError("a callback of a kkrpc peer takes no keyword arguments")
     return CallbackCall(record.id, _arguments(record.a))
@@ -125,15 +137,22 @@ def _callback_call(record: CallbackCall) -> CallbackCall:
 
 def _reply(record: Reply) -> Reply:
     if record.e is UNSET:
-        return record
+        value = _value(record.v)
+        return record if value is record.v else Reply(record.id, value)
     error = {key: value for key, value in record.e.items() if key not in OURS}
-    if error.get("n") == "MethodNotFoundError" or error.get("m") == REMOTE_REFERENCES:
+    if error.get("n") == "MethodNotFoundError":
         error["n"] = "Error"
+    elif record.e.get("rpc_error") == "delivery":
+        text = str(error.get("m", ""))
+        if text.startswith(("Unknown remote reference", "Missing remote reference")):
+            error["n"] = "Error"
+        elif text.startswith("RPC remote reference "):
+            error["n"] = "RPCRemoteReferenceReleasedError"
     return Reply(record.id, e=error)
 
 
 def _stream_reply(record: StreamReply) -> StreamReply:
-    plain = StreamReply(record.id, record.sid, d=record.d, v=record.v)
+    plain = StreamReply(record.id, record.sid, d=record.d, v=_value(record.v))
     if record.e is not UNSET:
         name, message = str(record.e.get("n", "Error")), str(record.e.get("m", ""))
         if not is_bare(record.e) and not message.startswith(UNKNOWN_STREAM):
@@ -171,7 +190,8 @@ def received(record: Record) -> Record:
         raise ProtocolError("not a message of kkrpc 2")
     if isinstance(record, Request):
         record.k = record.d = record.o = record.cw = record.cr = UNSET
-    elif isinstance(record, Reply):
+        return as_use(record) if record.op == "ref" else record
+    if isinstance(record, Reply):
         if record.e is not UNSET:
             mark_kind(record.e)
     elif isinstance(record, CallbackCall):

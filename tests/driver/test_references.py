@@ -226,7 +226,9 @@ async def test_attack_paths() -> None:
             ("",),
             ("name", "upper"),
         ):
-            for what in ("call", "get", "set", "apply", "release", "member", "__call__", ""):
+            for what in ("call", "get", "set", "apply", "member", "__call__", ""):
+                if (what, path) == ("get", ()):
+                    continue  # that is the object once more
                 with pytest.raises((MethodNotFoundError, RemoteError)):
                     await do(session, what, path, *((1,) if what == "set" else ()))
         with pytest.raises(AttributeError):
@@ -422,8 +424,8 @@ async def test_wrong_results() -> None:
 
     async with pair(Liar()) as opened:
         references: References = opened.client._core.references
-        prefix = references.given._new_id().partition(".")[0]
-        envelope = {"__kkrpc_ref__": True, "id": f"{prefix}.{own}", "kind": "object"}
+        prefix = references.given._new_id()[:17]
+        envelope = {"__kkrpc_ref__": True, "id": f"{prefix}{own}", "kind": "object"}
         lie = Packed({"__kkrpc_next_refs__": [envelope]})
         with pytest.raises(RemoteError, match="Unknown remote reference"):
             await opened.api.lies()

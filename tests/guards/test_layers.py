@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "middleware": {"_exceptions", "_runtime"},
     "_values": {"_exceptions", "_protocol"},
     "codecs": WORDS | {"_values"},
-    "typescript": WORDS | {"_values", "codecs"},
+    "typescript": WORDS | {"_values", "_references", "codecs"},
     "_spoken": SEAM | {"codecs", "typescript"},
     "kit": SEAM | {"codecs", "_spoken"},
     "transports": SEAM | {"codecs", "_spoken", "kit"},

@@ -118,6 +118,33 @@ async def test_each_peer_has_its_own(redis_server: RedisServer, stream_name: str
         await none_left(first, second, channel)
 
 
+@pytest.mark.one_server
+async def test_as_kkrpc_has_them(
+    redis_server: RedisServer, stream_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a peer that speaks as kkrpc 2 and a native one, over the stream that they share."""
+    monkeypatch.setattr("anyio_kkrpc.typescript._releases.DELAY", 0.2)
+    options: Any = {"stream": stream_name}
+    async with (
+        RedisStreamsTransport(redis_server.url, **options) as served,
+        RedisStreamsTransport(
+            redis_server.url, dialect="kkrpc-2", remote_peer_id=served.session_id, **options
+        ) as used,
+        RPCChannel(served, expose=Api("one"), timeout=CALL_BOUND) as serving,
+        RPCChannel(used, timeout=CALL_BOUND) as channel,
+    ):
+        api, mine = channel.get_api(), Session("mine", "client")
+        async with api.open_session("ada") as session:
+            assert await session.ask("who?") == ["ada", "one", 1, "who?"]
+            assert await session.worker == "one"
+            assert await api.is_of(session) == "one"
+        assert (await api.use(mine))[:2] == ["mine", "client"]
+        with pytest.raises(DeliveryError, match="released"):
+            await session.ask("again")
+        del session
+        await none_left(serving, channel)
+
+
 async def test_who_leaves(redis_server: RedisServer, stream_name: str) -> None:
     """Sessions of a worker that leaves fail; what a channel that ends has held is released."""
     options: Any = {"stream": stream_name, "use_consumer_group": True}

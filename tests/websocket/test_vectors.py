@@ -99,6 +99,7 @@ def cases(name: str) -> dict[str, list[Any]]:
 SKIPPED = (
     *("remote-refs", "server's connection closes while", "three calls passed", "hold(f)"),
     *("json: sumStream", "superjson: sumStream"),  # an error here, too, in other words
+    "handmade by the client: op ref to a channel without",  # here every one has references
 )
 
 
@@ -157,7 +158,7 @@ async def replay(page: Page, rows: list[Any]) -> None:
             match(plain(fields["data"]), plain(await page.hear()), ids)
 
 
-@pytest.mark.parametrize(("name", "count"), [("kkrpc-0-ws", 46), ("kkrpc-2-ws", 31)])
+@pytest.mark.parametrize(("name", "count"), [("kkrpc-0-ws", 46), ("kkrpc-2-ws", 30)])
 async def test_replay(name: str, count: int) -> None:
     """Frame by frame; a frame of kkrpc 0.x ends in a newline, one of kkrpc 2 doesn't."""
     app = endpoint(expose(Api(), writable=["settings.theme"], naming="camel"))

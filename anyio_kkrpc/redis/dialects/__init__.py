@@ -42,7 +42,7 @@ class Dialects:
 
     :param skips_own: whether this peer has no interest in what it wrote itself to the stream
     :param deliver: hands a record to the core as if a peer had sent it, see `ClassicDialect.pair`
-    :param now: tells the time in seconds, on the clock of `CompactDialect.releases`
+    :param now: tells the time in seconds, on the clock of `CompactDialect.due`
     :param time_of_day: tells the time in seconds since the epoch
     :ivar own: the dialect of what this peer begins
     :ivar classic: kkrpc 0.x's

@@ -8,7 +8,7 @@ destroy the next message at a kkrpc 0.x peer on the same stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, final
 
 import msgspec
@@ -18,8 +18,7 @@ from ..._exceptions import ProtocolError
 from ..._protocol._records import Id, Number
 from ..._runtime._log import quoted
 from ..._spoken._kkrpc2 import CompactSpoken
-from ...records import CallbackRelease, Record, Reply, Request
-from ...typescript._releases import Releases
+from ...records import CallbackCall, CallbackRelease, Record, Reply, Request
 from ._base import Dialect, Entry, SharedPeer
 from .native import peer_id
 
@@ -53,9 +52,9 @@ class CompactDialect(Dialect):
     :param remote_peer_id: the peer that requests are for, unless they are addressed; any if not
         given
     :param skips_own: whether this peer has no interest in what it wrote itself
-    :param now: tells the time in seconds, on the clock of ``releases``
+    :param now: tells the time in seconds, on the clock of ``due``
     :param time_of_day: tells the time in seconds since the epoch, for ``sentAt``
-    :ivar releases: callbacks that were dropped here; what is due goes out marked as ``all``
+    :ivar due: returns what is to be said now of what was dropped here, and to whom
     """
 
     shared = True
@@ -76,7 +75,7 @@ class CompactDialect(Dialect):
         self._remote_peer_id = remote_peer_id
         self._time_of_day = time_of_day
         self._spoken = CompactSpoken(now)
-        self.releases: Releases = self._spoken.releases
+        self.due: Callable[[float], Iterable[tuple[Record, str | None]]] = self._spoken.due
 
     def begin(self, request: Request, sender: str) -> None:
         self._spoken.begin(request, sender)
@@ -95,7 +94,7 @@ class CompactDialect(Dialect):
         if recipient:
             envelope["to"] = str(recipient)
         if not isinstance(record, CallbackRelease):
-            envelope["correlationId"] = record.id  # type: ignore[union-attr]
+            envelope["correlationId"] = _correlation(record)
         envelope["sentAt"] = int(self._time_of_day() * 1000)
         envelope["message"] = Raw(message)
         return (b"data", msgspec.json.encode(envelope) + b"\n")
@@ -124,3 +123,10 @@ class CompactDialect(Dialect):
 
     def answer(self, request: Request, reply: Reply) -> Reply:
         return self._spoken.answer(request, reply)
+
+
+def _correlation(record: Record) -> Any:
+    """Return the id of the message that a record becomes."""
+    if isinstance(record, CallbackCall) and record.p is not UNSET:
+        return record.r
+    return record.id  # type: ignore[union-attr]

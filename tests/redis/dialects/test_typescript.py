@@ -104,7 +104,7 @@ def test_what_it_has_no_words_for() -> None:
     envelope = {"__kkrpc_next_arg__": "callback", "id": "f"}
     dialect.begin(Request("1", "call", ["a"], a=[envelope]), "ts")
     assert dialect.encode(CallbackRelease(["f"]), "ts") is None
-    assert dialect.releases.due(101 + DELAY) == {"ts": ["f"]}
+    assert list(dialect.due(101 + DELAY)) == [(CallbackRelease(["f"], all=True), "ts")]
 
 
 def test_destroyed() -> None:
