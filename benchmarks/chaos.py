@@ -17,12 +17,19 @@ At the end they are compared, what is wrong is told call by call, and one line o
   that is gone;
 - ``left``: keys, consumers and pending entries in Redis after all have ended.
 
+In a group some calls have keys that several callers use at about the same time:
+
+- ``unequal``: keys for which callers got different results;
+- ``rerun``: runs that began after somebody had the result of their key. A process that was stopped
+  just then, or got no processor, may have asked before.
+
 With ``--topology sentinel`` or ``cluster`` there are several servers, without persistence: masters
 are killed, stopped, and made replicas, in a Cluster the slot moves key by key. A writer beside the
 callers adds entries: ``written`` tells how many were acknowledged, ``missing`` how many of them the
 next masters didn't have. Cancels and acknowledgements are lost as well: what ran on both sides of
 that is neither ``unexplained`` nor ``overrun``. So are callbacks that had been accepted: calls that
-miss some are ``lost_callbacks`` then, not ``unheard``.
+miss some are ``lost_callbacks`` then, not ``unheard``. A result that the next master lacks, so that
+its key runs again, is one of ``lost_results``, and neither ``unequal`` nor a ``rerun``.
 
 The exit code is 0 only if these are 0. ``timeout`` and ``given_up`` are calls that ended in these
 errors, which is allowed. Time in which the caller, the server or the worker was stopped, paused or
@@ -83,6 +90,11 @@ RETURN = 2.0
 _LAG = 0.2
 LANES = {"group": 20, "broadcast": 6}
 WRONG = ["unanswered", "late", "overrun", "invented", "unheard", "unexplained", "failed", "left"]
+WRONG += ["unequal", "rerun"]
+# Seconds for which results are kept: longer than all of it lasts.
+KEEP = 3600.0
+# Keys that are in use at a time, and for how many seconds each is.
+KEYS, WINDOW = 4, 0.5
 
 EVENTS = [
     "workers",
@@ -133,6 +145,12 @@ class Api:
         await anyio.sleep(self._random.random() * 0.05)
         return proof
 
+    async def once(self, key: str) -> str:
+        """Run once for all who ask."""
+        proof = self._begin(key)
+        await anyio.sleep(self._random.random() * 0.2)
+        return proof
+
     async def cancelled(self, key: str) -> None:
         """Be cancelled: nobody waits for so long."""
         proof = self._begin(key)
@@ -167,7 +185,8 @@ class Wrong(Exception):
 class Caller:
     """Makes calls of all kinds, one after the other."""
 
-    def __init__(self, channel: RPCChannel, ledger: Ledger, name: str) -> None:
+    def __init__(self, channel: RPCChannel, ledger: Ledger, name: str, *, keyed: bool) -> None:
+        self._keyed = keyed
         self._api = with_call_options(channel.get_api(), timeout=TIMEOUT)
         self._ledger = ledger
         self._name = name
@@ -179,6 +198,7 @@ class Caller:
     async def run(self, end: float) -> None:
         kinds = [self._cancel] * 8 + [self._work] * 8
         kinds += [self._large] * 2 + [self._tell] * 3 + [self._items] * 3 + [self._total] * 2
+        kinds += [self._once] * (8 if self._keyed else 0)
         while anyio.current_time() < end:
             await self._one(self._random.choice(kinds))
 
@@ -203,6 +223,11 @@ class Caller:
 
     async def _work(self, key: str) -> dict[str, Any]:
         return {"proof": await self._api.work(key)}
+
+    async def _once(self, key: str) -> dict[str, Any]:
+        shared = f"shared-{int(time.time() / WINDOW)}-{random.randrange(KEYS)}"
+        api = with_call_options(self._api, key=shared, keep=KEEP)
+        return {"proof": await api.once(shared), "shared": shared}
 
     async def _cancel(self, key: str) -> dict[str, Any]:
         with anyio.CancelScope() as scope:
@@ -278,7 +303,8 @@ async def call(url: str, mode: str, ledger: str, seconds: str, name: str) -> Non
         end = anyio.current_time() + float(seconds)
         async with anyio.create_task_group() as group:
             for lane in range(LANES[mode]):
-                group.start_soon(Caller(channel, book, f"{name}-{lane}").run, end)
+                caller = Caller(channel, book, f"{name}-{lane}", keyed=mode == "group")
+                group.start_soon(caller.run, end)
         watching.cancel_scope.cancel()
 
 
@@ -603,6 +629,13 @@ class Chaos:
         with self.client() as client:
             while True:
                 found = [key.decode() for key in client.keys("*") if key.decode() not in allowed]
+                # What is kept of calls with keys goes by itself.
+                found = [
+                    key
+                    for key in found
+                    if not key.startswith((f"{{{STREAM}}}:call:", f"{{{STREAM}}}:waits:"))
+                    or client.pttl(key) == -1
+                ]
                 groups = client.xinfo_groups(STREAM)
                 found += [f"{group['pending']} pending" for group in groups if group["pending"]]
                 if not found or time.monotonic() > until:
@@ -653,6 +686,7 @@ class Judge:
             self._judge_outcome(key, outcome)
         for key in self.runs:
             self._judge_runs(key)
+        self._judge_keys()
         for what in self.chaos.left():
             self._complain("left", what, "")
         return self.counts
@@ -662,7 +696,8 @@ class Judge:
         if what == "failed":
             wrong = outcome["error"].startswith("Wrong")
             self._complain("invented" if wrong else "failed", key, outcome["error"])
-        if what == "result" and outcome["proof"] not in [run["proof"] for run in self.runs[key]]:
+        proofs = [run["proof"] for run in self.runs[outcome.get("shared", key)]]
+        if what == "result" and outcome["proof"] not in proofs:
             self._complain("invented", key, outcome["proof"])
         if outcome.get("unheard"):
             if self._taken_over([self.asked[key]["at"], outcome["at"]]):
@@ -672,6 +707,34 @@ class Judge:
         late = self._counted(outcome["due"], outcome["at"], {outcome["pid"]})
         if late > self.slack:
             self._complain("late", key, f"{what}, {late:.1f} s after its time")
+
+    def _judge_keys(self) -> None:
+        """Compare what those were told who used the same key, and when it ran."""
+        told: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        for outcome in self.outcomes.values():
+            if "shared" in outcome:
+                told[outcome["shared"]].append(outcome)
+        self.counts["keys"] = len(told)
+        self.counts["shared"] = sum(map(len, told.values()))
+        for key, outcomes in told.items():
+            had, runs = min(outcome["at"] for outcome in outcomes), self.runs[key]
+            proofs = {outcome["proof"] for outcome in outcomes}
+            again = [run for run in runs if run["at"] > had + _LAG and not self._stood(run, had)]
+            times = [entry["at"] for entry in (*outcomes, *runs)]
+            if (len(proofs) > 1 or again) and self._taken_over(times):
+                self.counts["lost_results"] += 1
+                continue
+            if len(proofs) > 1:
+                self._complain("unequal", key, f"{len(proofs)} results")
+            for run in again:
+                self._complain("rerun", key, f"{run['at'] - had:.2f} s after somebody had it")
+
+    def _stood(self, run: dict[str, Any], at: float) -> bool:
+        """Whether the process of a run stood still at a time, and for no other reason ran after."""
+        return any(
+            outage.pid == run["pid"] and outage.since < at + _LAG and outage.until > at
+            for outage in self.outages
+        )
 
     def _judge_runs(self, key: str) -> None:
         runs, outcome = self.runs[key], self.outcomes.get(key)

@@ -365,8 +365,10 @@ class RedisCalls(KeyedCalls):
             found = await self._attach(name, key)
             if found is None:
                 return None
-            if known.entry_id not in (found.entry_id, b"0-0"):
-                raise was_cancelled(name)  # else its key would not be another one's now
+            if found.digest != known.digest:
+                # Nobody tells that the server has lost it, and another one has its key now.
+                raise conflict(name) if late or told is not None else was_cancelled(name)
+            # If it has another request now, that is the same call, made again.
             known = found
             asked += late
             if asked == _PATIENCE and not found.ended:

@@ -261,6 +261,39 @@ async def test_another_request_under_the_same_id(place: Place, witness: redis.Re
     assert witness.exists(keys.call(b"b:\n b")) == 1
 
 
+async def test_lost_call_that_others_make_again(
+    place: Place, witness: redis.Redis, monkeypatch: Any
+) -> None:
+    """Who waited for it waits for that one; where another call has its key, one learns that."""
+    monkeypatch.setattr("anyio_kkrpc.redis._keyed._waits.ASK", 0.1)
+    for value in (1, 2):
+        api, name = Api(), b"k%d" % value
+        key = name.decode()
+        results: list[Any] = []
+        async with place.caller() as caller, place.caller() as other, place.worker(api):
+
+            async def call(channel: RPCChannel, value: int = 1, key: str = key) -> None:
+                try:
+                    result = await with_call_options(channel.get_api(), key=key).work(value)
+                    results.append(result)
+                except KeyConflictError:
+                    results.append("conflict")
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(call, caller)
+                await until(lambda api=api: api.runs)
+                witness.delete(place.keys.call(name))
+                for channel in (other, caller):
+                    group.start_soon(call, channel, value)
+                await until(lambda api=api: len(api.runs) == 2)
+                if value == 2:
+                    await until(lambda results=results: results)
+                api.gate(1).set()
+        assert sorted(results, key=str) == (
+            [[1, 1]] * 3 if value == 1 else [[2, 1]] * 2 + ["conflict"]
+        )
+
+
 @pytest.mark.one_server
 async def test_lost_hint(place: Place, witness: redis.Redis, monkeypatch: Any) -> None:
     """Who waits asks again: the worker may have died before it told anybody."""
