@@ -7,8 +7,8 @@ or a server that fails over, each who waits asks again now and then.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from math import inf
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from .._stream._holders import PREFIX
 from .._stream._keys import DELAYED, HANDED_BACK, Keys
 from ._claim import Claim, Claims
 from ._kept import Kept, Sealer, cancel_word, parse_kept
-from ._script import Script, is_unknown, run_script
+from ._script import Script, ask_patiently, is_unknown, run_script
 from ._scripts import ATTACH, CANCEL_CALL, CHECK, CLAIM_LATER, FORGET, LEAVE_CALL, STATE
 from ._telling import Teller
 from ._waits import Waiter, Waiting
@@ -213,16 +213,13 @@ class RedisCalls(KeyedCalls):
 
     async def report(self, envelope: Envelope, value: Any) -> None:
         """See `KeyedCalls.report`."""
-        with self._asking():
-            await self._report(envelope, value)
+        await self._ask(lambda: self._report(envelope, value))
 
     async def progress(self, key: str) -> tuple[str, Any] | None:
         """See `KeyedCalls.progress`."""
         name = key.encode()
-        with self._asking():
-            found = await self._link.request(
-                b"XREVRANGE", self._keys.progress(name), b"+", b"-", b"COUNT", b"1"
-            )
+        command = (b"XREVRANGE", self._keys.progress(name), b"+", b"-", b"COUNT", b"1")
+        found = await self._ask(lambda: self._link.request(*command))
         if not found:
             if await self._get(name) is None:
                 raise not_found(key)
@@ -313,31 +310,32 @@ class RedisCalls(KeyedCalls):
         if not reply[:1].isdigit():
             return parse_kept(reply)
         if claim.script is CLAIM_LATER:
-            with self._asking():
-                await self._teller.tell_later()
+            await self._ask(self._teller.tell_later)
         elif self._added is not None:
             self._added(1)
         return Kept(b"w", claim.head[0], reply, b"")
 
     async def _asked(self, claim: Claim) -> Any:
+        return await self._ask(lambda: self._attempt(claim))
+
+    async def _attempt(self, claim: Claim) -> Any:
         """Claim, and return the answer; after a connection was lost, by which it may have been
         done, once more.
         """
         known = True
-        with self._asking():
-            while True:
-                try:
-                    return await self._link.attempt(*claim.command(known=known))
-                except (TransportConnectionError, TransportClosedError):
-                    if self._link.ended:
-                        raise
-                    claim.again = b"1"
-                except RedisError as exc:
-                    if not is_unknown(exc) or not known:
-                        if meaning_of(exc) is Meaning.FULL:
-                            raise no_memory(exc) from exc
-                        raise
-                    known = False
+        while True:
+            try:
+                return await self._link.attempt(*claim.command(known=known))
+            except (TransportConnectionError, TransportClosedError):
+                if self._link.ended:
+                    raise
+                claim.again = b"1"
+            except RedisError as exc:
+                if not is_unknown(exc) or not known:
+                    if meaning_of(exc) is Meaning.FULL:
+                        raise no_memory(exc) from exc
+                    raise
+                known = False
 
     # Waiting
 
@@ -392,8 +390,7 @@ class RedisCalls(KeyedCalls):
         return None if found is None else parse_kept(found)
 
     async def _get(self, key: bytes) -> Kept | None:
-        with self._asking():
-            found = await self._link.request(b"GET", self._keys.call(key))
+        found = await self._ask(lambda: self._link.request(b"GET", self._keys.call(key)))
         return None if found is None else parse_kept(found)
 
     async def _unkept(self, key: str) -> Literal["failed", "refused"]:
@@ -434,13 +431,7 @@ class RedisCalls(KeyedCalls):
     # Asking
 
     async def _run(self, script: Script, keys: tuple[bytes, ...], *args: Argument) -> Any:
-        with self._asking():
-            return await run_script(self._link, script, keys, *args)
+        return await self._ask(lambda: run_script(self._link, script, keys, *args))
 
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        """Raise what Redis refuses as an error of this library."""
-        try:
-            yield
-        except RedisError as exc:
-            raise self._refusal(exc) from exc
+    async def _ask(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        return await ask_patiently(ask, self._refusal)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from .._connection._command import Argument, pack
-from .._connection._errors import RedisError, code_of
-from .._connection._link import Link
+from anyio import sleep
 
-__all__ = ("Script", "is_unknown", "run_script")
+from .._connection._command import Argument, pack
+from .._connection._errors import Meaning, RedisError, code_of, meaning_of
+from .._connection._link import Link
+from .._connection._patience import LONGEST_PAUSE, MOVING_PAUSE, jittered
+
+__all__ = ("Script", "ask_patiently", "is_unknown", "run_script")
+
+# Seconds of the longest pause before what is refused for now is asked again.
+_PAUSES = {Meaning.MOVING: MOVING_PAUSE, Meaning.PASSING: LONGEST_PAUSE}
 
 
 class Script:
@@ -55,3 +61,22 @@ async def run_script(link: Link, script: Script, keys: Sequence[bytes], *args: A
         if not is_unknown(exc):
             raise
         return await link.request(*script.unknown(keys, args))
+
+
+async def ask_patiently(
+    ask: Callable[[], Awaitable[Any]], refusal: Callable[[Exception], Exception]
+) -> Any:
+    """Ask Redis. What it refuses for now, as while a slot moves, is asked again after a pause.
+
+    :param refusal: returns what is raised for the rest
+    """
+    failures = 0
+    while True:
+        try:
+            return await ask()
+        except RedisError as exc:
+            meaning = meaning_of(exc)
+            if meaning not in _PAUSES:
+                raise refusal(exc) from exc
+        failures += 1
+        await sleep(jittered(failures, _PAUSES[meaning]))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from math import inf
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
 
-from anyio_kkrpc import CallCancelledError, DeliveryError, ProtocolError
-from anyio_kkrpc.abc import Envelope
+from anyio_kkrpc import CallCancelledError, DeliveryError, ProtocolError, RPCError
+from anyio_kkrpc.abc import Envelope, KeyedRequest
 from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.kit._keyed import ended_state, ran_too_long, unfit_state
 from anyio_kkrpc.records import Reply, Request
@@ -19,7 +19,7 @@ from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._group._dead_letters import RETRY_DEAD
 from anyio_kkrpc.redis._group._held import Held, HeldEntry
 from anyio_kkrpc.redis._keyed._calls import RedisCalls
-from anyio_kkrpc.redis._keyed._claim import Claim
+from anyio_kkrpc.redis._keyed._claim import Claim, Claims
 from anyio_kkrpc.redis._keyed._keeping import CallKeeping
 from anyio_kkrpc.redis._keyed._kept import (
     Sealer,
@@ -142,6 +142,66 @@ async def test_a_request_whose_id_is_another_ones() -> None:
     answer_second(1)
     assert worker.held.entries == {}
     assert worker.rooms == [1, 0]
+
+
+class Refusing:
+    """In place of a link: refuses what it is asked, as it is told to, and answers then."""
+
+    connection = None
+
+    def __init__(self, *refusals: str) -> None:
+        self.refusals = list(refusals)
+        self.asked = 0
+
+    async def request(self, *command: Any) -> Any:
+        await anyio.lowlevel.checkpoint()
+        self.asked += 1
+        if self.refusals:
+            raise ResponseError(self.refusals.pop(0))
+        return b"d" + DIGEST + b"17-3|json:" + get_codec("json").encode(Reply("", 5))
+
+    attempt = request
+
+
+def asking(link: Refusing) -> RedisCalls:
+    """Return a caller's side."""
+    native, parts = NativeDialect("me", get_codec("json")), (Keys.of("s"), b"g", "me")
+    claims = Claims(*parts, native, sealer(), None, max_message_size=10_000, max_backlog=None)
+    anything: Any = link
+    return RedisCalls(
+        *(anything, *parts, claims, sealer(), cast(Any, SimpleNamespace(post=lambda *_: None))),
+        report=cast(Any, None),
+        stir=lambda: None,
+        refusal=lambda exc: RPCError(f"refused: {exc}"),
+        added=None,
+    )
+
+
+@pytest.mark.anyio
+async def test_refused_for_now() -> None:
+    """While a slot moves, or replicas are missing, it is asked again; the rest is told."""
+    passing = (
+        "TRYAGAIN Multiple keys",
+        "ASK 4772 127.0.0.1:1",
+        "NOREPLICAS Not enough good replicas",
+    )
+    wanted = KeyedRequest("k", DIGEST.decode(), Request("1", "call", ["f"]), 1.0, 1.0)
+    uses: list[Callable[[RedisCalls], Awaitable[Any]]] = [
+        lambda calls: calls.start(wanted),
+        lambda calls: calls.call(wanted, deadline=None),
+        lambda calls: calls.wait("k"),
+        lambda calls: calls.cancel("k"),
+    ]
+    for use in uses:
+        link = Refusing(*passing)
+        await use(asking(link))
+        assert link.asked == len(passing) + 1
+        with pytest.raises(RPCError, match="^refused: WRONGTYPE"):
+            await use(asking(Refusing(passing[0], "WRONGTYPE no")))
+    assert await asking(Refusing(*passing)).call(wanted) == Reply("", 5)
+    # The deadline bounds that, too.
+    refusing = asking(Refusing(*passing * 1000))
+    assert await refusing.call(wanted, deadline=anyio.current_time() + 0.05) is None
 
 
 @pytest.mark.anyio
