@@ -31,8 +31,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.one_server]
 
 # Functions entered or resumed per call, client and group worker together.
 MOST = {"asyncio": 157, "trio": 152}
-# The same of a call with a key.
+# The same of a call with a key, and what a slow machine does in between: two more parts look around.
 MOST_WITH_KEY = {"asyncio": 219, "trio": 214}
+_SELDOM_WITH_KEY = 20
 # Per invocation of a function that was passed, at both sides.
 MOST_PER_CALLBACK = 43
 # Small shares of what is done once in many calls: trimming the inbox, a look at the clock.
@@ -112,7 +113,7 @@ async def test_python_calls_per_call_with_a_key(
     anyio_backend: Any, redis_server: RedisServer, stream_name: str
 ) -> None:
     """The same for one that is claimed, kept and told, each under a key of its own."""
-    most = MOST_WITH_KEY[anyio_backend[0]] + _SELDOM
+    most = MOST_WITH_KEY[anyio_backend[0]] + _SELDOM_WITH_KEY
     numbers = itertools.count()
     async with calling(redis_server, stream_name) as api:
 
