@@ -41,8 +41,7 @@ from ..records import Bye
 from . import _making
 from ._admin import Admin
 from ._connection._entering import Entering
-from ._connection._errors import RedisError
-from ._connection._errors import reason as describe
+from ._connection._errors import RedisError, reason
 from ._connection._link import Link
 from ._connection._patience import Outages, Patience
 from ._connection._resp import Connection
@@ -147,7 +146,7 @@ class Lane:
             self._outages,
             session_id,
             signed=signer is not None,
-            claim=lambda: self.worker.wake(),
+            work=lambda word: self.worker.take_word(word),
             destroy=signals.take,
             call=lambda word: self.keyed.take_word(word),
         )
@@ -216,7 +215,7 @@ class Lane:
     def _make_servers(self, keys: Keys, common: Common, signer: Signer | None) -> None:
         """Make what reads requests: as a worker of a group, or in a broadcast."""
         options, writer = self._options, self.writer
-        groups = _making.make_groups(options, keys, self.link)
+        groups, turns = _making.make_groups(options, keys, self.link, self._outages)
         keeping = options.claim_idle, self._reception.room, self.hints.tell_claim
         self.worker = Worker(
             groups,
@@ -228,6 +227,7 @@ class Lane:
             claim_idle=options.claim_idle,
             beside=self._run,
             died=lambda died: self.keyed.work.died(died),
+            turns=turns,
         )
         parts = (keys, self.link, self._dialects.native, signer, self.worker.keeper)
         rest = (self._outages, self.trim, self._reception.inbound.deliver, self.addressed.note_word)
@@ -415,7 +415,7 @@ class Lane:
             try:
                 await step()
             except (RPCError, RedisError) as exc:
-                logger.info("leaving %s: %s", self._options.target, describe(exc))
+                logger.info("leaving %s: %s", self._options.target, reason(exc))
 
     def close(self, reason: Exception) -> None:
         """Write no more."""

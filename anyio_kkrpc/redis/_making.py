@@ -21,9 +21,10 @@ from ._connection._resolver import Finder, Fixed, shared_topology
 from ._connection._sentinel import Sentinel
 from ._connection._target import Target
 from ._group._claims import Groups
-from ._group._keeping import KEEP, Keeper
+from ._group._keeping import KEEP, Keeper, waking_clock
 from ._group._reasons import Reasons
 from ._group._trim import Trim
+from ._group._turns import Turns
 from ._keyed._calls import RedisCalls
 from ._keyed._claim import Claims
 from ._keyed._keeping import CallKeeping
@@ -160,10 +161,14 @@ def make_trim(options: Options, keys: Keys, outages: Outages) -> Trim | None:
     return Trim(keys.stream, options.max_len, options.use_consumer_group, outages)
 
 
-def make_groups(options: Options, keys: Keys, link: Link) -> Groups:
-    """Return the scripts of a worker."""
+def make_groups(options: Options, keys: Keys, link: Link, outages: Outages) -> tuple[Groups, Turns]:
+    """Return the scripts of a worker, and what tells whether it waits at the stream."""
     names = options.consumer_group.encode(), options.consumer_name.encode()
-    return Groups(
+    longest = min(options.block_timeout, options.claim_idle * KEEP)
+    turns = Turns(
+        link.request, keys, names[0], options.session_id, longest, outages, waking_clock()
+    )
+    groups = Groups(
         link,
         keys,
         *names,
@@ -171,6 +176,7 @@ def make_groups(options: Options, keys: Keys, link: Link) -> Groups:
         max_deliveries=options.max_deliveries,
         introduction=introduction(keys, *names, options.session_id, options.inbox_ttl),
     )
+    return groups, turns
 
 
 def make_keyed(

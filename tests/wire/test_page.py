@@ -22,6 +22,7 @@ from anyio_kkrpc.codecs import cbor, get_codec
 from anyio_kkrpc.redis._group import _dead_letters
 from anyio_kkrpc.redis._keyed import _kept
 from anyio_kkrpc.redis._keyed._script import Script
+from anyio_kkrpc.redis._reading import _hints
 from anyio_kkrpc.redis._stream._keys import Keys
 from anyio_kkrpc.redis.dialects import _signing, native
 
@@ -141,7 +142,7 @@ def test_fields() -> None:
 def test_hints() -> None:
     written = {line["fields"][0][1] for line in LINES if line["fields"][0][0] == "hint"}
     listed = set(names(rows_under("### Hints")))
-    keyed = (_kept.CALL_WORD, _kept.CANCEL_WORD, _kept.LATER_WORD)
+    keyed = (_kept.CALL_WORD, _kept.CANCEL_WORD, _kept.LATER_WORD, _hints.TURN_WORD)
     written |= {word.decode() for word in keyed}
     assert {hint.partition(" ")[0] for hint in listed} == {
         hint.partition(" ")[0] for hint in written
@@ -154,7 +155,13 @@ def test_keys() -> None:
     listed = names(rows_under("## Keys"))
     found = (keys.stream, keys.inbox("me"), keys.control, keys.dead)
     found += (keys.claimer(b"workers"), keys.worker(b"workers", b"blue"), keys.alive("me"))
-    found += (keys.call(b"pay"), keys.waits(b"pay"), keys.progress(b"pay"), keys.due)
+    found += (
+        keys.call(b"pay"),
+        keys.waits(b"pay"),
+        keys.progress(b"pay"),
+        keys.due,
+        keys.turns(b"workers"),
+    )
     names_of = {
         "base": "{S}",
         "<session id>": "me",

@@ -16,7 +16,7 @@ from ._claims import Groups
 from ._held import Held, HeldEntry, Standing
 from ._room import Room
 
-__all__ = ("KEEP", "LIVES", "Keeper")
+__all__ = ("KEEP", "LIVES", "Keeper", "waking_clock")
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -29,7 +29,7 @@ LIVES = 15.0
 _CONFIRMATIONS = 3
 
 
-def _waking_clock() -> Callable[[], float]:
+def waking_clock() -> Callable[[], float]:
     """Return a clock, in seconds, that goes on while the machine sleeps, where there is one."""
     boot = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic if boot is None else partial(time.clock_gettime, boot)
@@ -62,7 +62,7 @@ class Keeper:
         self._outages = outages
         self._interval = min(claim_idle * KEEP, LIVES)
         self._tell = tell
-        self.now = now or _waking_clock()
+        self.now = now or waking_clock()
         self.held = Held(claim_idle)
         self.room = Room(self.held.entries, queue_room)
         self._handing_back = Lock()

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
+from anyio import move_on_after
 from anyio.abc import TaskGroup
 
 from .._connection._command import Execute
@@ -19,7 +20,7 @@ from .._connection._portion import ReadPortion
 from .._connection._resp import Connection
 from .._reading._arrivals import id_of
 from .._reading._common import Common
-from .._reading._hints import Hints
+from .._reading._hints import TURN_WORD, Hints
 from .._reading._intake import let_others_run
 from .._writing._writer import Writer
 from ..dialects import Entry
@@ -29,6 +30,7 @@ from ._findings import Died
 from ._held import HeldEntry
 from ._keeping import KEEP, Keeper
 from ._takeover import Takeover
+from ._turns import Turns
 
 __all__ = ("Worker",)
 
@@ -36,6 +38,8 @@ logger = logging.getLogger("anyio_kkrpc")
 
 # Seconds for which it is known what was held when another server answered than before.
 _REMEMBER = 60.0
+# Seconds after which a worker that has no room lets another one wait at the stream.
+_SOON = 0.01
 # A request: who sent it, and the id that it has among those of this peer.
 _Named: TypeAlias = tuple[str | None, str | None]
 Run: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
@@ -52,6 +56,7 @@ class Worker:
     :param claim_idle: seconds after which an entry that wasn't kept belongs to anybody
     :param died: told of requests with keys that are dead letters now
     :param beside: runs what runs beside the reader; an error that ends it ends all
+    :ivar turns: whether it waits at the stream while there is nothing to do
     :ivar groups: the same
     :ivar keeper: the same
     :ivar held: what it holds
@@ -72,8 +77,9 @@ class Worker:
         claim_idle: float,
         beside: Beside,
         died: Callable[[Died], object],
+        turns: Turns,
     ) -> None:
-        self.groups = groups
+        self.groups, self.turns = groups, turns
         self.keeper, self.held = keeper, keeper.held
         self._entries = self.held.entries
         self._writer = writer
@@ -110,6 +116,13 @@ class Worker:
         self._writer.will_acknowledge()
         await self.groups.introduce(execute)
 
+    def take_word(self, word: bytes) -> None:
+        """Take what is said to workers."""
+        if word == TURN_WORD:
+            self.turns.come()
+        else:
+            self.wake()
+
     def wake(self) -> None:
         """Note that somebody has handed something back."""
         if self._claimer is not None:
@@ -119,8 +132,8 @@ class Worker:
         """Return what is to be done in order, once nothing is read any more, before it leaves."""
         if not self.made:
             return []
-        resign = [] if self._claimer is None else [self._claimer.resign]
-        return [*resign, self.keeper.hand_back, self.groups.leave]
+        first = [] if self._claimer is None else [self._claimer.resign]
+        return [*first, self.turns.leave, self.keeper.hand_back, self.groups.leave]
 
     # Reading
 
@@ -145,7 +158,7 @@ class Worker:
     async def _read(self, patience: Patience, connection: Connection, portion: ReadPortion) -> None:
         keeper, reader, common = self.keeper, self._reader, self._common
         follow_up, intake = common.follow_up, common.arrivals.intake
-        now, sure_for = keeper.now, keeper.held.sure_for
+        now, sure_for, turns = keeper.now, keeper.held.sure_for, self.turns
         await self.make(connection.execute)
         if not patience.calm:
             await self.groups.check_rights(connection)
@@ -156,8 +169,14 @@ class Worker:
             while True:
                 room = keeper.room.now()
                 if room <= 0:
-                    room = await keeper.room.wait()
-                sure_until = now() + sure_for  # as `Keeper.sure_until`, without a call each time
+                    room = await self._wait_room(connection)
+                began = now()
+                if began >= turns.ask_at:
+                    await turns.wait(connection.execute)
+                    began, room = now(), keeper.room.now()
+                    if room <= 0:
+                        continue
+                sure_until = began + sure_for  # as `Keeper.sure_until`, without a call each time
                 for entry_id in await reader.read(connection, portion, room, self.take, sure_until):
                     self._skip(entry_id)
                 if not patience.calm:
@@ -173,6 +192,15 @@ class Worker:
                 if intake.waiting:
                     await intake.wait()
                 await let_others_run()
+
+    async def _wait_room(self, connection: Connection) -> int:
+        """Wait for room, and return for how much; if it takes a while another worker comes."""
+        room, turns = self.keeper.room, self.turns
+        if turns.resting:
+            with move_on_after(_SOON):
+                return await room.wait()
+            await turns.hand_over(connection.execute)
+        return await room.wait()
 
     def take(self, entry_id: bytes, entry: Entry, attempt: int, sure_until: float) -> None:
         """Take an entry.

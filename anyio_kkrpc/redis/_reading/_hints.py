@@ -1,7 +1,8 @@
 """Words to all peers of a stream that are no records: written and read here.
 
 ``claim`` says that there is something to take for the workers of a group, ``destroy <id>`` passes
-on a destroy signal that only one worker got. What is said of calls with keys, in an inbox or to all
+on a destroy signal that only one worker got, ``turn``, in an inbox, has a worker that rests wait
+at the stream. What is said of calls with keys, in an inbox or to all
 peers, begins with ``call``. What else is said so, such as ``hello`` in an inbox,
 only makes a key, or ends a read.
 """
@@ -17,9 +18,10 @@ from .._stream._keys import CONTROL_LENGTH, CONTROL_TTL_MS
 from .._stream._scripts import add_briefly
 from ..dialects.native import peer_id
 
-__all__ = ("Hints",)
+__all__ = ("CLAIM_WORD", "TURN_WORD", "Hints")
 
-_CLAIM = b"claim"
+CLAIM_WORD = b"claim"
+TURN_WORD = b"turn"
 _DESTROY = b"destroy "
 _CALL = b"call"
 _PART = "words to all peers"
@@ -33,7 +35,8 @@ class Hints:
     :param outages: told of what is refused
     :param session_id: this peer's
     :param signed: whether peers sign what they write; a word isn't signed, so it ends nobody then
-    :param claim: called when there is something to take
+    :param work: given what is said to workers: `CLAIM_WORD` when there is something to take, and
+        `TURN_WORD`
     :param destroy: told who has sent a destroy signal
     :param call: given what is said of calls with keys
     """
@@ -46,7 +49,7 @@ class Hints:
         session_id: str,
         *,
         signed: bool,
-        claim: Callable[[], object],
+        work: Callable[[bytes], object],
         destroy: Callable[[str], object],
         call: Callable[[bytes], object],
     ) -> None:
@@ -56,7 +59,7 @@ class Hints:
         self._outages = outages
         self._session_id = session_id
         self._signed = signed
-        self._claim = claim
+        self._work = work
         self._destroy = destroy
 
     def take(self, word: bytes) -> None:
@@ -66,8 +69,8 @@ class Hints:
         """
         if word.startswith(_CALL):
             self._call(word)
-        elif word == _CLAIM:
-            self._claim()
+        elif word in (CLAIM_WORD, TURN_WORD):
+            self._work(word)
         elif word.startswith(_DESTROY) and not self._signed:
             sender = peer_id(word[len(_DESTROY) :])
             if sender != self._session_id:
@@ -75,7 +78,7 @@ class Hints:
 
     async def tell_claim(self) -> None:
         """Tell the workers that there is something to take."""
-        await self._tell(_CLAIM)
+        await self._tell(CLAIM_WORD)
 
     async def tell_destroyed(self, sender: str) -> None:
         """Pass on the destroy signal of a peer."""

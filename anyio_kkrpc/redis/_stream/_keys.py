@@ -40,6 +40,7 @@ class Keys(Struct, frozen=True):
     _call: bytes
     _waits: bytes
     _progress: bytes
+    _turns: bytes
 
     @classmethod
     def of(cls, stream: str) -> Keys:
@@ -53,7 +54,7 @@ class Keys(Struct, frozen=True):
         if hash_slot(base) != hash_slot(name):
             base = b"{%d}%b" % (_number_in(hash_slot(name)), name)
         kinds: list[bytes] = [b":control", b":dead", b":due", b":inbox:", b":claimer:", b":worker:"]
-        kinds += [b":alive:", b":call:", b":waits:", b":progress:"]
+        kinds += [b":alive:", b":call:", b":waits:", b":progress:", b":turns:"]
         return cls(name, *(base + kind for kind in kinds))
 
     def inbox(self, session_id: str) -> bytes:
@@ -63,6 +64,10 @@ class Keys(Struct, frozen=True):
     def claimer(self, group: bytes) -> bytes:
         """Return the key that says which worker of a group looks for what was lost."""
         return self._claimer + group
+
+    def turns(self, group: bytes) -> bytes:
+        """Return the key that says which workers of a group wait at the stream, and which rest."""
+        return self._turns + group
 
     def worker(self, group: bytes, consumer: bytes) -> bytes:
         """Return the key that tells whose a consumer is, if its name doesn't."""

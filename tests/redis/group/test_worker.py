@@ -15,6 +15,7 @@ from anyio_kkrpc.redis._connection._link import Link
 from anyio_kkrpc.redis._group._claims import Groups
 from anyio_kkrpc.redis._group._held import Standing
 from anyio_kkrpc.redis._group._keeping import Keeper
+from anyio_kkrpc.redis._group._turns import Turns
 from anyio_kkrpc.redis._group._worker import Worker
 from anyio_kkrpc.redis._reading._hints import Hints
 from anyio_kkrpc.redis._stream._entries import order
@@ -85,7 +86,7 @@ class Bench:
             make_outages(),
             ME,
             signed=False,
-            claim=lambda: self.worker.wake(),
+            work=lambda word: self.worker.take_word(word),
             destroy=lambda sender: None,
             call=lambda word: None,
         )
@@ -99,6 +100,7 @@ class Bench:
             claim_idle=30.0,
             beside=self.run_beside,
             died=lambda died: None,
+            turns=Turns(link.request, KEYS, GROUP, ME, 30.0, make_outages(), self.keeper.now),
         )
 
     async def tell(self) -> None:
@@ -334,8 +336,8 @@ async def test_farewell() -> None:
     bench = Bench()
     assert bench.worker.farewell() == []
     await bench.worker.make(bench.server.execute)
-    assert bench.worker.farewell()[0] == bench.keeper.hand_back
+    assert bench.worker.farewell()[:2] == [bench.worker.turns.leave, bench.keeper.hand_back]
     async with anyio.create_task_group() as tasks:
         bench.worker.begin(tasks)
         tasks.cancel_scope.cancel()
-    assert bench.worker.farewell()[1] == bench.keeper.hand_back
+    assert bench.worker.farewell()[2] == bench.keeper.hand_back

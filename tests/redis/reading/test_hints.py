@@ -10,7 +10,7 @@ from anyio_kkrpc import ProtocolError
 from anyio_kkrpc.redis._connection._errors import ResponseError
 from anyio_kkrpc.redis._connection._patience import Outages
 from anyio_kkrpc.redis._connection._target import Target
-from anyio_kkrpc.redis._reading._hints import Hints
+from anyio_kkrpc.redis._reading._hints import TURN_WORD, Hints
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +29,7 @@ class Peer:
             self.outages,
             "me",
             signed=signed,
-            claim=lambda: self.heard.append("claim"),
+            work=lambda word: self.heard.append(word.decode()),
             destroy=lambda sender: self.heard.append(f"destroyed by {sender}"),
             call=lambda word: self.heard.append(word.decode()),
         )
@@ -55,10 +55,17 @@ async def test_said_and_taken(signed: bool) -> None:
     assert peer.heard == (["claim"] if signed else ["claim", "destroyed by it"])
 
 
+async def test_a_turn() -> None:
+    """Workers are told in their inboxes; who signs is, too, since it does no harm."""
+    for peer in (Peer(), Peer(signed=True)):
+        peer.hints.take(TURN_WORD)
+        assert peer.heard == ["turn"]
+
+
 async def test_other_words() -> None:
     """What newer peers may say is left out; what names no peer is counted by who reads it."""
     peer = Peer()
-    for word in (b"", b"hello", b"wake", b"claims", b"destroyed"):
+    for word in (b"", b"hello", b"wake", b"claims", b"destroyed", b"turns"):
         peer.hints.take(word)
     with pytest.raises(ProtocolError):
         peer.hints.take(b"destroy \xff")
