@@ -63,6 +63,8 @@ class Envelope(Struct):
         whose sending was cancelled, if there is more to be said of that
     :ivar token: the transport's own reference: for `Transport.settle`, and, on a request of ours
         that was sent, for the cancel that may follow
+    :ivar route: on a request of ours that is for whoever serves, and on its cancel: the
+        ``shard_key`` that it was given, and once it was sent, the transport's own reference
     """
 
     record: Record
@@ -74,6 +76,7 @@ class Envelope(Struct):
     token: Any = None
     deadline: float | None = None
     key: str | None = None
+    route: Any = None
 
 
 class KeyedRequest(Struct):

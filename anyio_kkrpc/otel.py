@@ -72,12 +72,14 @@ def tracing(
     :param propagator: the global one if not given
     :param link: at the serving side, begin a trace of its own that is linked to the caller's
     :param transport: adds ``server.address``, ``server.port``, ``messaging.system`` and
-        ``messaging.destination.name`` to the spans
+        ``messaging.destination.name`` to the spans, and where the stream has several shards
+        ``messaging.destination.partition.id`` to those of handlers, and of calls to one peer
     """
     about = {} if transport is None else _destination(transport)
     tracer = trace.get_tracer(_NAME, tracer_provider=tracer_provider)
     meter = metrics.get_meter(_NAME, meter_provider=meter_provider)
-    return _Tracing(tracer, meter, propagator, about, link=link).run
+    shards = 1 if transport is None else transport.shards
+    return _Tracing(tracer, meter, propagator, about, shards, link=link).run
 
 
 def _destination(transport: RedisStreamsTransport) -> dict[str, str | int]:
@@ -97,6 +99,7 @@ class _Tracing:
     """Makes a span of each call, and measures it.
 
     :param about: what all spans tell
+    :param shards: how many the stream has
     """
 
     def __init__(
@@ -105,9 +108,11 @@ class _Tracing:
         meter: Meter,
         propagator: TextMapPropagator | None,
         about: dict[str, str | int],
+        shards: int,
         *,
         link: bool,
     ) -> None:
+        self._shards = shards
         self._tracer, self._propagator, self._about, self._link = tracer, propagator, about, link
         errors = _ErrorNames()
         self._sides = {side: _Side(side, meter, errors) for side in ("client", "server")}
@@ -123,7 +128,7 @@ class _Tracing:
             str(attributes["rpc.method"]),
             context=parent,
             kind=SpanKind.CLIENT if side == "client" else SpanKind.SERVER,
-            attributes={**attributes, **self._about, **_details(call)},
+            attributes={**attributes, **self._about, **_details(call, self._shards)},
             links=links,
         )
         token = otel_context.attach(trace.set_span_in_context(span, parent))
@@ -244,13 +249,20 @@ def _attributes(call: Invocation) -> dict[str, str | int]:
     }
 
 
-def _details(call: Invocation) -> dict[str, str | int]:
-    """Return what only the span of a call tells, and not its measurements."""
+def _details(call: Invocation, shards: int) -> dict[str, str | int]:
+    """Return what only the span of a call tells, and not its measurements.
+
+    :param shards: how many the stream has
+    """
     details: dict[str, str | int] = {}
     if not call.known:
         details["rpc.method_original"] = call.method
     if call.peer is not None:
         details["kkrpc.peer"] = call.peer
+        if shards > 1:
+            from .redis._stream._places import shard_of
+
+            details["messaging.destination.partition.id"] = str(shard_of(call.peer, shards))
     if call.attempt > 1:
         details["kkrpc.attempt"] = call.attempt
     return details

@@ -298,6 +298,8 @@ class Calls:
         for producer in call.producers or ():
             Pump(core, producer, copy_context())
         envelope = call.sent = Envelope(request, None, to, deadline=deadline)
+        if options.shard_key is not None:
+            envelope.route = options.shard_key
         return call, envelope, look_at
 
     async def _send_only(self, envelope: Envelope, path: list[str], timeout: float | None) -> None:
@@ -363,8 +365,9 @@ class Calls:
     def cancel(self, call: Call) -> None:
         """Tell who runs it that nobody waits for it."""
         if self._cancels:
-            token = None if call.sent is None else call.sent.token
-            self._core.post(Cancel(call.id), call.recipient, token)
+            sent = call.sent
+            how = (None, None) if sent is None else (sent.token, sent.route)
+            self._core.post(Cancel(call.id), call.recipient, *how)
 
     def lose(self, call: Call, error: Exception) -> None:
         """End a call whose request could not be delivered."""

@@ -28,6 +28,7 @@ class CallOptions(Struct, frozen=True):
     :ivar keyed: how it is kept, if it has a key
     :ivar undefined: whether the result is told from None if it is JavaScript's undefined
     :ivar passed: what it passes by reference, `PassedArguments`, once that is known
+    :ivar shard_key: calls that have the same go to the same shard; ``None`` for any
     """
 
     to: str | None = None
@@ -40,6 +41,7 @@ class CallOptions(Struct, frozen=True):
     keyed: KeyOptions | None = None
     undefined: bool = False
     passed: Any = None
+    shard_key: str | None = None
 
 
 def check_timeout(timeout: Any) -> None:
@@ -64,6 +66,20 @@ def check_flag(name: str, value: Any) -> None:
     """Refuse what is neither true nor false."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}: needs a bool, not {value!r:.80}")
+
+
+def check_shard_key(shard_key: Any, to: str | None, keyed: KeyOptions | None) -> None:
+    """Refuse what can't say which shard a call goes to.
+
+    :param to: the peer that it is for
+    :param keyed: how it is kept, if it has a key
+    """
+    if not isinstance(shard_key, str):
+        raise TypeError(f"shard_key: needs a str, not {shard_key!r:.80}")
+    if to is not None:
+        raise ValueError("shard_key: a call to one peer goes to the shard which that is in")
+    if keyed is not None:
+        raise ValueError("shard_key: a call with a key goes to the shard of its key")
 
 
 @lru_cache(maxsize=100)

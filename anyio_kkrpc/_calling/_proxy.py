@@ -14,7 +14,7 @@ from .._driver._inflow import RemoteStream
 from .._driver._remote_object import RemoteObject
 from ._calls import Calls
 from ._keyed import KeyOptions, key_options
-from ._options import CallOptions, check_flag, check_metadata, check_timeout
+from ._options import CallOptions, check_flag, check_metadata, check_shard_key, check_timeout
 from ._question import Question
 from ._typed import NO_TYPES, TypesOf
 
@@ -257,6 +257,7 @@ def with_call_options(
     keep_errors: float | None = None,
     run_within: float | None = None,
     cancel_when_left: bool = False,
+    shard_key: str | None = None,
 ) -> P:
     """Return a proxy like ``api`` whose calls are made with these options.
 
@@ -277,6 +278,9 @@ def with_call_options(
         call again at once. What did not run isn't kept.
     :param run_within: seconds that the handler may take; any number if not given
     :param cancel_when_left: whether a call that is left is cancelled, if nobody else waits for it
+    :param shard_key: where a stream has shards, calls of this peer that have the same one reach the
+        same shard, in the order in which they were sent; else it means nothing. A call with a
+        ``key`` goes to the shard of that.
     :raises TypeError: if ``api`` is not a proxy from `RPCChannel.get_api`
     :raises ValueError: if a number is out of range, or ``key`` is given and the transport keeps no
         calls: Redis does with a consumer group, and memory
@@ -284,7 +288,8 @@ def with_call_options(
     if not isinstance(api, RemoteAPI):
         raise TypeError(f"with_call_options: needs a proxy from get_api(), not {api!r:.80}")
     keyed = key_options(key, keep, keep_errors, run_within, cancel_when_left=cancel_when_left)
-    return _changed(api, timeout, reply, metadata, idempotent, fail_fast, keyed)  # type: ignore[return-value]
+    more = (idempotent, fail_fast, keyed, shard_key)
+    return _changed(api, timeout, reply, metadata, *more)  # type: ignore[return-value]
 
 
 def telling_undefined(api: Any) -> Any:
@@ -300,6 +305,7 @@ def _changed(
     idempotent: bool | None,
     fail_fast: bool | None,
     keyed: KeyOptions | None,
+    shard_key: str | None,
 ) -> RemoteAPI:
     """Return a proxy with other options; see `with_call_options`."""
     check_timeout(timeout)
@@ -309,6 +315,10 @@ def _changed(
     old = api._rpc_options
     if keyed is not None:
         api._rpc_calls.check_keyed(old.to)
+    if shard_key is not None:
+        check_shard_key(shard_key, old.to, keyed or old.keyed)
+    elif keyed is None:
+        shard_key = old.shard_key
     options = CallOptions(
         to=old.to,
         timeout=old.timeout if timeout is UNSET else timeout,
@@ -317,5 +327,6 @@ def _changed(
         idempotent=old.idempotent if idempotent is None else idempotent,
         fail_fast=old.fail_fast if fail_fast is None else fail_fast,
         keyed=old.keyed if keyed is None else keyed,
+        shard_key=shard_key,
     )
     return api._with(options)

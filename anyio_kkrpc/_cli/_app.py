@@ -47,6 +47,7 @@ from ._options import (
     Reload,
     Reply,
     SendTracebacks,
+    Shards,
     SigningKey,
     Start,
     Stream,
@@ -114,6 +115,7 @@ def serve(
     max_len: MaxLen = None,
     claim_idle: ClaimIdle = 15.0,
     max_deliveries: MaxDeliveries = 5,
+    shards: Shards = 1,
     signing_key: SigningKey = None,
     middleware: Middlewares = None,
     tracing: Tracing = False,
@@ -136,7 +138,7 @@ def serve(
     Example: anyio-kkrpc serve shop.api:Api --group workers --workers 4 --backend trio
     """
     given = {**locals(), "backend": backend.value, "signing_key": _encoded(signing_key)}
-    _check_group(group, workers)
+    _check_group(group, workers, shards)
     at = None if http is None else _address(http)
     from . import _supervisor, _worker
 
@@ -149,13 +151,18 @@ def serve(
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _check_group(group: str | None, workers: int) -> None:
+def _check_group(group: str | None, workers: int, shards: int) -> None:
     if group == "":
         raise typer.BadParameter("needs a name", param_hint="--group")
     if workers > 1 and group is None:
         raise typer.BadParameter(
             "needs --group when above 1: without one each process would run each call",
             param_hint="--workers",
+        )
+    if shards > 1 and group is None:
+        raise typer.BadParameter(
+            "needs --group when above 1: without one each worker would read all of them",
+            param_hint="--shards",
         )
 
 
@@ -224,6 +231,7 @@ def call(
     keep: Keep = None,
     start: Start = False,
     group: GroupOfKeys = DEFAULT_GROUP,
+    shards: Shards = 1,
     codec: CodecOfCall = "json",
     dialect: Dialect = "native",
     signing_key: SigningKey = None,
@@ -255,8 +263,9 @@ def call(
         key=key,
         keep=keep,
     )
-    options = {"stream": stream, "codec": codec, "dialect": dialect, "group": group}
-    _call.run(request, url, **options, signing_key=_encoded(signing_key))
+    options: dict[str, Any] = {"stream": stream, "codec": codec, "dialect": dialect}
+    options |= {"group": group, "shards": shards, "signing_key": _encoded(signing_key)}
+    _call.run(request, url, **options)
 
 
 app.command()(attach)
@@ -339,12 +348,13 @@ def server(
 def dead_list(
     url: Url = DEFAULT_URL,
     stream: Stream = DEFAULT_STREAM,
+    shards: Shards = 1,
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each.")] = False,
 ) -> None:
     """List the dead letters, the oldest first."""
     from . import _dead
 
-    anyio.run(partial(_dead.show_all, url, stream, as_json=as_json))
+    anyio.run(partial(_dead.show_all, url, stream, shards, as_json=as_json))
 
 
 @dead.command("show")
@@ -352,11 +362,12 @@ def dead_show(
     letter: Annotated[str, typer.Argument(metavar="ID", help="Its id among the dead letters.")],
     url: Url = DEFAULT_URL,
     stream: Stream = DEFAULT_STREAM,
+    shards: Shards = 1,
 ) -> None:
     """Show one with its arguments, as JSON."""
     from . import _dead
 
-    anyio.run(_dead.show_one, url, stream, letter)
+    anyio.run(_dead.show_one, url, stream, shards, letter)
 
 
 @dead.command("retry")
@@ -366,6 +377,7 @@ def dead_retry(
     ] = None,
     url: Url = DEFAULT_URL,
     stream: Stream = DEFAULT_STREAM,
+    shards: Shards = 1,
     every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     signing_key: SigningKey = None,
 ) -> None:
@@ -374,7 +386,7 @@ def dead_retry(
         raise typer.BadParameter("give ids, or --all", param_hint="ID")
     from . import _dead
 
-    anyio.run(_dead.retry, url, stream, letters, _encoded(signing_key))
+    anyio.run(_dead.retry, url, stream, shards, letters, _encoded(signing_key))
 
 
 @dead.command("purge")
@@ -384,6 +396,7 @@ def dead_purge(
     ] = None,
     url: Url = DEFAULT_URL,
     stream: Stream = DEFAULT_STREAM,
+    shards: Shards = 1,
     older: Annotated[
         str | None,
         typer.Option(
@@ -398,7 +411,7 @@ def dead_purge(
     if letters and older is not None:
         raise typer.BadParameter("give ids, or --older", param_hint="ID")
     if letters:
-        _dead.purge_some(url, stream, letters)
+        _dead.purge_some(url, stream, shards, letters)
         return
     age = None if older is None else _dead.parse_age(older)
     if not yes:
@@ -407,9 +420,9 @@ def dead_purge(
         which = "all dead letters" if older is None else f"dead letters older than {older}"
         typer.confirm(f"Remove {which} of {stream}?", abort=True)
     if age is None:
-        anyio.run(_dead.purge, url, stream)
+        anyio.run(_dead.purge, url, stream, shards)
     else:
-        _dead.purge_older(url, stream, age)
+        _dead.purge_older(url, stream, shards, age)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -16,6 +16,7 @@ from ._options import (
     Forget,
     GroupOfKeys,
     Progress,
+    Shards,
     SigningKey,
     State,
     Stream,
@@ -30,6 +31,7 @@ def attach(
     url: Url = DEFAULT_URL,
     stream: Stream = DEFAULT_STREAM,
     group: GroupOfKeys = DEFAULT_GROUP,
+    shards: Shards = 1,
     timeout: TimeoutOfCall = 30.0,
     progress: Progress = False,
     state: State = False,
@@ -48,7 +50,7 @@ def attach(
     what: _attach.What = (
         "state" if state else "cancel" if cancel else "forget" if forget else "result"
     )
-    options: dict[str, Any] = {"stream": stream, "consumer_group": group}
+    options: dict[str, Any] = {"stream": stream, "consumer_group": group, "shards": shards}
     if signing_key is not None:
         options["signing_key"] = signing_key.encode()
     anyio.run(partial(_attach.run, key, url, what, timeout, progress=progress, **options))

@@ -63,6 +63,7 @@ async def make(
     codec: str,
     dialect: Any,
     group: str,
+    shards: int = 1,
     signing_key: bytes | None,
 ) -> None:
     """Make the call and print what comes."""
@@ -76,7 +77,8 @@ async def make(
             dialect=dialect,
             signing_key=signing_key,
             connect_timeout=connect,
-            use_consumer_group=request.key is not None,
+            use_consumer_group=request.key is not None or shards > 1,
+            shards=shards,
             consumer_group=group,
         ) as transport,
         RPCChannel(transport, timeout=request.timeout) as channel,

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
+import redis
 from redis.exceptions import ResponseError
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +21,7 @@ from ..codecs import get_codec
 from ..records import Request
 from ..redis import DeadLetter, RedisStreamsTransport
 from ..redis._stream._keys import Keys
+from ..redis._stream._places import name_of_shard
 from ..redis.dialects._keyed import CALL, parse_keyed
 from ._asking import asking
 
@@ -81,9 +83,16 @@ def _write(value: Any, *, indent: int = -1) -> None:
     sys.stdout.buffer.flush()
 
 
-async def show_all(url: str, stream: str, *, as_json: bool) -> None:
+def _transport(url: str, stream: str, shards: int, **options: Any) -> RedisStreamsTransport:
+    """Return what looks at a stream, which is a group's if it has several shards."""
+    return RedisStreamsTransport(
+        url, stream=stream, shards=shards, use_consumer_group=shards > 1, **options
+    )
+
+
+async def show_all(url: str, stream: str, shards: int, *, as_json: bool) -> None:
     """List them."""
-    async with RedisStreamsTransport(url, stream=stream) as transport:
+    async with _transport(url, stream, shards) as transport:
         letters = await transport.dead_letters(_COUNT)
     if as_json:
         for letter in letters:
@@ -105,9 +114,9 @@ async def show_all(url: str, stream: str, *, as_json: bool) -> None:
     Console().print(table)
 
 
-async def show_one(url: str, stream: str, letter_id: str) -> None:
+async def show_one(url: str, stream: str, shards: int, letter_id: str) -> None:
     """Show one of them."""
-    async with RedisStreamsTransport(url, stream=stream) as transport:
+    async with _transport(url, stream, shards) as transport:
         for letter in await transport.dead_letters(_COUNT):
             if letter.id == letter_id:
                 _write(_describe(letter), indent=2)
@@ -116,10 +125,14 @@ async def show_one(url: str, stream: str, letter_id: str) -> None:
 
 
 async def retry(
-    url: str, stream: str, letter_ids: Sequence[str] | None, signing_key: bytes | None
+    url: str,
+    stream: str,
+    shards: int,
+    letter_ids: Sequence[str] | None,
+    signing_key: bytes | None,
 ) -> None:
     """Put some back, or all."""
-    async with RedisStreamsTransport(url, stream=stream, signing_key=signing_key) as transport:
+    async with _transport(url, stream, shards, signing_key=signing_key) as transport:
         if letter_ids is None:
             letter_ids = [letter.id for letter in await transport.dead_letters(_COUNT)]
         for letter_id in letter_ids:
@@ -129,41 +142,53 @@ async def retry(
         sys.stdout.write(f"{stream} has no dead letters\n")
 
 
-async def purge(url: str, stream: str) -> None:
+async def purge(url: str, stream: str, shards: int) -> None:
     """Remove all."""
-    async with RedisStreamsTransport(url, stream=stream) as transport:
+    async with _transport(url, stream, shards) as transport:
         sys.stdout.write(f"{await transport.purge_dead_letters()} removed\n")
 
 
-def purge_some(url: str, stream: str, letter_ids: Sequence[str]) -> None:
+def purge_some(url: str, stream: str, shards: int, letter_ids: Sequence[str]) -> None:
     """Remove some.
 
     :raises LookupError: if one isn't there; the others are removed
     """
-    key, missing, removed = Keys.of(stream).dead, [], 0
-    with asking(url, _TIMEOUT, stream) as client:
-        for letter_id in letter_ids:
-            try:
-                found = int(client.xdel(key, letter_id))
-            except ResponseError as exc:
-                if "Invalid stream ID" not in str(exc):
-                    raise
-                found = 0
-            removed += found
-            if not found:
-                missing.append(letter_id)
-    sys.stdout.write(f"{removed} removed\n")
+    wanted: dict[int, list[str]] = {}
+    for letter_id in letter_ids:
+        shard = letter_id.rpartition(":")[0] or "0"
+        if shard.isascii() and shard.isdecimal() and int(shard) < shards:
+            wanted.setdefault(int(shard), []).append(letter_id)
+    removed: set[str] = set()
+    for number, ids in wanted.items():
+        name = name_of_shard(stream, number)
+        with asking(url, _TIMEOUT, name) as client:
+            removed.update(one for one in ids if _delete(client, Keys.of(name).dead, one))
+    sys.stdout.write(f"{len(removed)} removed\n")
+    missing = [one for one in letter_ids if one not in removed]
     if missing:
         raise LookupError(f"{stream} has no dead letter {', '.join(map(repr, missing))}")
 
 
-def purge_older(url: str, stream: str, seconds: float) -> None:
+def _delete(client: redis.Redis, dead: bytes, letter_id: str) -> bool:
+    """Remove one; return whether it was there."""
+    try:
+        return bool(client.xdel(dead, letter_id.rpartition(":")[2]))
+    except ResponseError as exc:
+        if "Invalid stream ID" not in str(exc):
+            raise
+        return False
+
+
+def purge_older(url: str, stream: str, shards: int, seconds: float) -> None:
     """Remove those that were given up longer ago, by Redis' clock."""
-    with asking(url, _TIMEOUT, stream) as client:
-        now, _ = client.time()
-        # A letter's id is when it was given up.
-        first = max(round((now - seconds) * 1000), 0)
-        removed = client.xtrim(Keys.of(stream).dead, minid=f"{first}-0", approximate=False)
+    removed = 0
+    for shard in range(shards):
+        name = name_of_shard(stream, shard)
+        with asking(url, _TIMEOUT, name) as client:
+            now, _ = client.time()
+            # A letter's id is when it was given up.
+            first = max(round((now - seconds) * 1000), 0)
+            removed += client.xtrim(Keys.of(name).dead, minid=f"{first}-0", approximate=False)
     sys.stdout.write(f"{removed} removed\n")
 
 

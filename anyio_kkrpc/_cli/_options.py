@@ -38,6 +38,14 @@ SigningKey = Annotated[
         show_envvar=True,
     ),
 ]
+Shards = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        envvar="ANYIO_KKRPC_SHARDS",
+        help="Over how many streams this one is spread, as its peers have it.",
+    ),
+]
 DEFAULT_URL = "redis://localhost:6379"
 DEFAULT_STREAM = "kkrpc-stream"
 

@@ -78,6 +78,7 @@ class Options(Struct, frozen=True, kw_only=True):
     log_level: str | None = None
     max_calls: int | None = None
     max_memory: int | None = None
+    shards: int = 1
 
     def __repr__(self) -> str:
         return f"<Options for {self.target} on {self.stream}>"  # the URL may hold a password
@@ -168,6 +169,7 @@ def make_transport(options: Options) -> RedisStreamsTransport:
         max_deliveries=options.max_deliveries,
         consumer_name=options.consumer_name,
         signing_key=options.signing_key,
+        shards=options.shards,
         **group,
     )
 
@@ -311,7 +313,8 @@ class _Worker:
         channel, transport = self._entered
         ready = False
         with move_on_after(ANSWER_WITHIN), suppress(RPCError):
-            await transport.get_stream_info()
+            if self._options.shards == 1:  # else one that is away says nothing of the others
+                await transport.get_stream_info()
             ready = self._serving and not channel.closed
         told = channel.statistics(), transport.statistics()
         ready = ready and told[1].reading

@@ -59,13 +59,16 @@ class Outbox:
         """Take from now on what is put into it from any thread. Called in the event loop."""
         self._soon = scheduler()
 
-    def post(self, record: Record, recipient: str | None, token: Any = None) -> None:
+    def post(
+        self, record: Record, recipient: str | None, token: Any = None, route: Any = None
+    ) -> None:
         """Send a record.
 
         :param token: see `Envelope.token`
+        :param route: see `Envelope.route`
         """
         if not self._closed:
-            self._add(record, recipient, token=token)
+            self._add(record, recipient, token=token, route=route)
             self._wake()
 
     def owe(self, record: Record, recipient: str | None) -> None:
@@ -82,13 +85,19 @@ class Outbox:
             self._wake()
 
     def _add(
-        self, record: Record, recipient: str | None, weight: int = -1, token: Any = None
+        self,
+        record: Record,
+        recipient: str | None,
+        weight: int = -1,
+        token: Any = None,
+        route: Any = None,
     ) -> bool:
         """Have a record sent; return false if there is no room for it."""
         if len(self._waiting) >= MOST:
             self._drop(record)
             return False
-        self._waiting.append((Envelope(record, None, recipient, token=token), weight))
+        envelope = Envelope(record, None, recipient, token=token, route=route)
+        self._waiting.append((envelope, weight))
         return True
 
     def _drop(self, record: Record) -> None:

@@ -29,12 +29,15 @@ class StreamInfo(Struct, frozen=True):
     :ivar last_entry: the newest entry, ``None`` if there is none, after all were trimmed, say
     :ivar last_generated_id: the greatest id that an entry had, also if that is gone; ``"0-0"`` if
         there was none
+    :ivar shards: the same of each shard, if it has several; the numbers above are of all together,
+        but for ``groups``, of which each has its own
     """
 
     length: int
     groups: int
     last_entry: StreamEntry | None
     last_generated_id: str
+    shards: tuple[StreamInfo, ...] = ()
 
 
 class StreamEntry(Struct, frozen=True):

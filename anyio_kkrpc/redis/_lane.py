@@ -1,8 +1,8 @@
 """All that belongs to one stream key: what connects, writes, reads and keeps what was taken.
 
 All keys of a stream are in one Cluster slot, and so on one server: the stream itself, the control
-stream, the inbox of this peer. A transport has one lane; with a stream in several parts it would
-have one for each.
+stream, the inbox of this peer. A transport has one lane; of a stream in several shards it has one
+for each that it needs, see `_sharding`.
 
 Tasks, in the order in which they begin (`Lane.start`), all in the transport's task group:
 
@@ -29,6 +29,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import TypeAlias
 
 from anyio import CancelScope, current_time, move_on_after
 from anyio.abc import TaskGroup
@@ -47,6 +48,7 @@ from ._connection._patience import Outages, Patience
 from ._connection._resp import Connection
 from ._connection._role import Role, read_role
 from ._group._keeping import Keeper
+from ._group._room import SharedRoom
 from ._group._worker import Worker
 from ._options import Options
 from ._reading._addressed import Addressed
@@ -66,7 +68,6 @@ from ._reading._repeats import Repeats
 from ._reading._requests import Requests
 from ._reading._shared import Shared
 from ._restoring import Restoring
-from ._statistics import RedisStatistics
 from ._stream._clock import ServerClock
 from ._stream._keys import Keys
 from ._upkeep import Upkeep, release_callbacks
@@ -78,6 +79,7 @@ __all__ = ("Lane",)
 
 logger = logging.getLogger("anyio_kkrpc")
 
+_Told: TypeAlias = Callable[[Exception], object]
 # Seconds that the read of requests which was cancelled may take to end.
 _STOPPING = 0.5
 
@@ -89,6 +91,10 @@ class Lane:
     :param outages: of all parts
     :param failed: told of the error of Redis after which nothing goes on
     :param destroyed: told why a destroy signal ends this peer
+    :param room: how much may be taken, if that is together with other lanes
+    :ivar dialects: how this peer speaks there
+    :ivar reception: the same as given
+    :ivar outages: the same
     """
 
     def __init__(
@@ -100,9 +106,10 @@ class Lane:
         *,
         failed: Callable[[Exception], object],
         destroyed: Callable[[Exception], object],
+        room: SharedRoom | None = None,
     ) -> None:
-        self._options, self._dialects = options, dialects
-        self._reception, self._outages, self._failed = reception, outages, failed
+        self._options, self.dialects = options, dialects
+        self.reception, self.outages, self._failed = reception, outages, failed
         self._tasks: TaskGroup | None = None
         self._writing: CancelScope | None = None
         keys, self.clock = Keys.of(options.stream), ServerClock(current_time)
@@ -126,24 +133,24 @@ class Lane:
         times = options.claim_idle, options.inbox_ttl
         rest = (self.link, self.clock, outages, reception.inbound.lose_peer)
         self.presence = Presence(keys, options.session_id, times, *rest)
-        self._make_readers(keys, signer, destroyed)
+        self._make_readers(keys, signer, destroyed, room)
         parts = (self.clock, self.writer, self.addressed, self.worker, self.presence)
         upkeep = Patience("housekeeping", outages, spare=True)
         self._restoring = Restoring(*parts, upkeep, self.keyed.work.attach)
         self.admin = Admin(self.link, keys, signer, self.decoder.skip, options.target.refusal)
 
     def _make_readers(
-        self, keys: Keys, signer: Signer | None, destroyed: Callable[[Exception], object]
+        self, keys: Keys, signer: Signer | None, destroyed: _Told, room: SharedRoom | None
     ) -> None:
         """Make what all readers need, and what reads what is for this peer."""
-        options, dialects, inbound = self._options, self._dialects, self._reception.inbound
-        session_id, answer = options.session_id, self._reception.answers.append
+        options, dialects, inbound = self._options, self.dialects, self.reception.inbound
+        session_id, answer = options.session_id, self.reception.answers.append
         grouped = options.use_consumer_group
         signals = DestroySignals(options.honor_destroy_signal, inbound, destroyed)
         self.hints = Hints(
             keys.control,
             self.link.request,
-            self._outages,
+            self.outages,
             session_id,
             signed=signer is not None,
             work=lambda word: self.worker.take_word(word),
@@ -161,7 +168,7 @@ class Lane:
             now=self.clock.now,
             listen=lambda after: self.addressed.listen_to_stream(after),
         )
-        parts = (self._reception, self.clock, self.shared, session_id)
+        parts = (self.reception, self.clock, self.shared, session_id)
         self.arrivals = Arrivals(*parts, grouped=grouped)
         inbox = keys.inbox(session_id)
         repeats = Repeats(inbox)
@@ -173,19 +180,19 @@ class Lane:
             loop=self.loop,
             arrivals=self.arrivals,
             shared=self.shared,
-            outages=self._outages,
+            outages=self.outages,
             block_timeout=options.block_timeout,
             silence=options.read_silence,
             expect_more=self.writer.expect_more,
             follow_up=self._after_reading,
         )
         self._make_addressed(keys, common, repeats, in_order, signals)
-        self._make_servers(keys, common, signer)
+        self._make_servers(keys, common, signer, room)
 
     def _make_addressed(
         self, keys: Keys, common: Common, repeats: Repeats, order: InOrder, signals: DestroySignals
     ) -> None:
-        options, inbound, link = self._options, self._reception.inbound, self.link
+        options, inbound, link = self._options, self.reception.inbound, self.link
         key = keys.inbox(options.session_id)
         group = options.consumer_group.encode() if options.use_consumer_group else None
         reader = Reader({}, self.decoder, options.block_timeout)
@@ -194,7 +201,7 @@ class Lane:
         losses = Losses(
             keys.stream, group, key, *parts, lambda one: self.addressed.open_calls.looks_for(one)
         )
-        writer, sender = self.writer, self._dialects.native.sender
+        writer, sender = self.writer, self.dialects.native.sender
         again = (losses.read_on, writer.send_again, writer.kept, writer.forget_repeated)
         open_calls = OpenCalls(keys.stream, sender, inbound, link, reader, *again)
         self.addressed = Addressed(
@@ -212,14 +219,16 @@ class Lane:
             serving=lambda: self.requests.wanted,
         )
 
-    def _make_servers(self, keys: Keys, common: Common, signer: Signer | None) -> None:
+    def _make_servers(
+        self, keys: Keys, common: Common, signer: Signer | None, room: SharedRoom | None
+    ) -> None:
         """Make what reads requests: as a worker of a group, or in a broadcast."""
         options, writer = self._options, self.writer
-        groups, turns = _making.make_groups(options, keys, self.link, self._outages)
-        keeping = options.claim_idle, self._reception.room, self.hints.tell_claim
+        groups, turns = _making.make_groups(options, keys, self.link, self.outages)
+        keeping = options.claim_idle, self.reception.room, self.hints.tell_claim
         self.worker = Worker(
             groups,
-            Keeper(groups, writer, self._outages, *keeping),
+            Keeper(groups, writer, self.outages, *keeping, shared=room),
             writer,
             common,
             hints=self.hints,
@@ -228,9 +237,10 @@ class Lane:
             beside=self._run,
             died=lambda died: self.keyed.work.died(died),
             turns=turns,
+            shard=options.shard,
         )
-        parts = (keys, self.link, self._dialects.native, signer, self.worker.keeper)
-        rest = (self._outages, self.trim, self._reception.inbound.deliver, self.addressed.note_word)
+        parts = (keys, self.link, self.dialects.native, signer, self.worker.keeper)
+        rest = (self.outages, self.trim, self.reception.inbound.deliver, self.addressed.note_word)
         self.keyed = _making.make_keyed(options, *parts, *rest)
         where = (self.trim, self.dials, self.link, self._failed)
         self.broadcast = _making.make_broadcast(options, keys.stream, common, *where)
@@ -239,15 +249,28 @@ class Lane:
 
     # Beginning
 
-    async def start(self, tasks: TaskGroup, entering: Entering) -> None:
+    async def start(
+        self,
+        tasks: TaskGroup,
+        entering: Entering,
+        connection: Connection | None = None,
+        *,
+        patient: bool = False,
+    ) -> None:
         """Connect, and start the tasks.
 
         :param tasks: where they run
         :param entering: bounds what the server may take for it
+        :param connection: the first one, if there is one already
+        :param patient: whether to go on until it is connected; what is sent meanwhile is answered
         """
         options, addressed = self._options, self.addressed
+        if patient:
+            self._restoring.answer_early()
         self._writing = CancelScope(shield=True)
-        connection = await self.dials.dialer("writer").first()
+        if connection is None:
+            dialer = self.dials.dialer("writer")
+            connection = await (dialer.again() if patient else dialer.first())
         # Not tasks.start(): if that is cancelled, it waits for the task, which is shielded.
         self._spawn(tasks, "writer", partial(self._run_link, self._writing, connection))
         self._spawn(tasks, "watch", self.dials.run)
@@ -256,8 +279,8 @@ class Lane:
         self._spawn(tasks, "repeats", self.writer.run)
         self._spawn(tasks, "order", addressed.in_order.run)
         async with AsyncExitStack() as unused:
-            connect = partial(self.dials.first, "inbox", unused)
-            known = options.target, options.use_consumer_group, self._dialects.own.shared
+            connect = partial(self.dials.first, "inbox", unused, patient=patient)
+            known = options.target, options.use_consumer_group, self.dialects.own.shared
             reading, start = await at_once(connect, partial(self._restoring.meet, entering, *known))
             unused.pop_all()
         self.shared.begin_after(start, tasks)
@@ -290,7 +313,7 @@ class Lane:
         try:
             return read_role(await self.link.request(b"ROLE"))
         except RedisError as exc:
-            self._outages.leave_out("watching whether the server becomes a replica", exc)
+            self.outages.leave_out("watching whether the server becomes a replica", exc)
             return None
 
     async def _prepare(self, connection: Connection) -> None:
@@ -304,7 +327,7 @@ class Lane:
             partial(self.clock.read, request),
             partial(self._restoring.restore, request),
             inbox.trim,
-            partial(release_callbacks, self._dialects.compact.due, self.writer.send),
+            partial(release_callbacks, self.dialects.compact.due, self.writer.send),
             partial(addressed.reader.take_back, request),
         )
         interval = min(options.health_check_interval, options.inbox_ttl / 3)
@@ -315,7 +338,7 @@ class Lane:
             ("open calls", addressed.open_calls.run),
             ("presence", partial(self.presence.run, addressed.reader.positions)),
         ]
-        if not self._dialects.own.shared:
+        if not self.dialects.own.shared:
             tasks += [("losses", losses.run), ("look", partial(losses.look, inbox.keep))]
         if self.trim is not None:
             tasks.append(("trim", partial(self.trim.run, self.link)))
@@ -342,29 +365,29 @@ class Lane:
         self.requests.stop()
         forgotten = self.arrivals.intake.clear()
         if not grouped:
-            self._reception.inbound.note_unserved(forgotten)
+            self.reception.inbound.note_unserved(forgotten)
         else:
-            self._reception.forget_taken()
+            self.reception.forget_taken()
             keeper.release(begun=not listening)
 
     def want_requests(self) -> None:
         """Have requests read, once it has started and unless it has ended."""
-        if self._tasks is not None and self._reception.inbound.ended_reason is None:
+        if self._tasks is not None and self.reception.inbound.ended_reason is None:
             self.requests.start(self._tasks)
             self.keyed.work.serve()
 
     async def _after_reading(self) -> None:
         """Send what handling entries called for, and drop what was consumed."""
-        writer, reception, inbox = self.writer, self._reception, self.addressed.inbox
+        writer, reception, inbox = self.writer, self.reception, self.addressed.inbox
         if reception.inbound.ended_reason is not None:
             await checkpoint()  # a destroy signal has cancelled this
-        cancels = self._dialects.classic.streams.to_send
+        cancels = self.dialects.classic.streams.to_send
         while cancels:
             record, producer = cancels.popleft()
             await writer.send(Envelope(record, None, producer))
         while reception.answers:
             await writer.send(reception.answers.popleft())
-            if self._dialects.classic_seen:
+            if self.dialects.classic_seen:
                 self.shared.pacing.go_on()
         try:
             if inbox.wake_wanted:
@@ -385,7 +408,7 @@ class Lane:
 
     async def signal_destroy(self) -> None:
         """Tell all other peers of the stream to end."""
-        dialects = self._dialects
+        dialects = self.dialects
         await self.writer.send_and_confirm(Envelope(Bye()))
         if dialects.classic_seen:
             everyone = SharedPeer.of("", dialects.classic)
@@ -422,29 +445,3 @@ class Lane:
         self.link.end(reason)
         if self._writing is not None:
             self._writing.cancel()
-
-    # What it tells
-
-    def statistics(self) -> RedisStatistics:
-        """Return what it has done and holds."""
-        worker, addressed, reception = self.worker, self.addressed, self._reception
-        invalid = self.decoder.invalid + self.arrivals.misplaced + addressed.misplaced
-        return RedisStatistics(
-            queue=reception.aside.statistics(),
-            sent=self.writer.commands.sent,
-            received=sum(one.received for one in (addressed, self.shared, worker, self.broadcast)),
-            invalid=invalid + reception.invalid,
-            undeliverable=self.writer.undeliverable + worker.takeover.refused,
-            outstanding=len(worker.held.entries),
-            claimed=worker.takeover.claimed,
-            dead_lettered=worker.takeover.dead_lettered,
-            handed_back=worker.held.handed_back,
-            lost=worker.held.lost,
-            repeated=addressed.repeats.dropped,
-            reconnects=self.loop.reconnects + self.broadcast.reconnects + self.link.reconnects,
-            refused=self._outages.refused,
-            looked_up=addressed.open_calls.looked_up,
-            sent_again=addressed.open_calls.sent_again + self.keyed.calls.lost,
-            unserved=reception.inbound.unserved,
-            reading=self.loop.flow.going,
-        )

@@ -117,10 +117,11 @@ def make_reception(
     decode: Callable[[list[bytes]], Record],
     dropped: Callable[[Any], object],
     finished: Callable[[Any], object],
+    answer: Callable[[Envelope], object] | None = None,
 ) -> Reception:
     """Return where requests wait; see there."""
     size, size_bytes, overflow = options.max_queue_size, options.max_queue_bytes, options.overflow
-    told = {"dropped": dropped, "finished": finished}
+    told: dict[str, Any] = {"dropped": dropped, "finished": finished, "answer": answer}
     return Reception(size, size_bytes, overflow, decode=decode, **told)
 
 

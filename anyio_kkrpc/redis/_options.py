@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ssl
 import string
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from random import SystemRandom
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -23,15 +24,19 @@ from ..kit._options import (
     Seconds,
     Text,
     checked,
+    count,
     one_of,
     seconds,
 )
 from ..kit._queue import Overflow
 from ._connection._target import Target
 from ._connection._url import CredentialProvider
+from ._stream._places import MOST_SHARDS, address_in, check_name, home_of, name_of_shard, shard_of
 
 ReadFrom: TypeAlias = Literal["master", "replica"]
 AnyReadFrom: TypeAlias = Annotated[ReadFrom, one_of(ReadFrom)]
+Route: TypeAlias = Literal["sticky", "spread"]
+AnyRoute: TypeAlias = Annotated[Route, one_of(Route)]
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _SESSION_ID_LENGTH = 26
@@ -61,6 +66,31 @@ def _number(name: str, value: Any) -> int:
     if not 0 <= value <= _MOST_REPLICAS:
         raise ValueError(f"{name}: must be between 0 and {_MOST_REPLICAS}, not {value}")
     return value
+
+
+def _shards(name: str, value: Any) -> int:
+    shards = count(name, value)
+    if shards > MOST_SHARDS:
+        raise ValueError(f"{name}: must be at most {MOST_SHARDS}, not {value}")
+    return shards
+
+
+def _numbers(name: str, value: Any) -> frozenset[int]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Collection):
+        raise TypeError(f"{name}: needs the numbers of shards, not {value!r:.80}")
+    for one in value:
+        if isinstance(one, bool) or not isinstance(one, int):
+            raise TypeError(f"{name}: needs the numbers of shards, not {one!r:.80} among them")
+    return frozenset(value)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ShardOptions:
+    """Those of a stream in several shards."""
+
+    shards: Annotated[int, _shards] = 1
+    serve_shards: Annotated[Collection[int], _numbers] | None = None
+    route: AnyRoute = "sticky"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -97,7 +127,7 @@ class PlainOptions:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class GivenOptions(PlainOptions):
+class GivenOptions(ShardOptions, PlainOptions):
     """All that a user can give."""
 
     url: str = field(default="redis://localhost:6379", kw_only=False)
@@ -110,14 +140,43 @@ class GivenOptions(PlainOptions):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Options(PlainOptions):
-    """All that the parts of the transport go by: checked, and what was left out filled in."""
+class Options(ShardOptions, PlainOptions):
+    """All that the parts of the transport go by: checked, and what was left out filled in.
+
+    :ivar shard: which of the stream's shards they are for
+    """
 
     target: Target
     consumer_name: str
     session_id: str
     overflow: Overflow
     codec: Codec
+    shard: int = 0
+
+    def of_shard(self, shard: int) -> Options:
+        """Return what the parts of one shard go by: it is a stream, and this peer is one there."""
+        if self.shards == 1:
+            return self
+        session_id = address_in(self.session_id, shard)
+        given = self.consumer_name != f"consumer-{self.session_id}"
+        return replace(
+            self,
+            stream=name_of_shard(self.stream, shard),
+            session_id=session_id,
+            consumer_name=self.consumer_name if given else f"consumer-{session_id}",
+            max_len=None if self.max_len is None else -(-self.max_len // self.shards),
+            shard=shard,
+        )
+
+    @property
+    def home(self) -> int:
+        """Which shard this peer is at home in."""
+        return home_of(self.session_id, self.shards)
+
+    @property
+    def served(self) -> list[int]:
+        """The shards whose requests it reads, if it serves."""
+        return sorted(range(self.shards) if self.serve_shards is None else self.serve_shards)
 
     @property
     def read_silence(self) -> float:
@@ -142,6 +201,7 @@ def check_options(given: GivenOptions) -> Options:
         raise ValueError(
             "read_from: only a broadcast is read from replicas, not by a consumer group"
         )
+    _check_shards(given)
     where = {name: values.pop(name) for name in ("credential_provider", "ssl_context")}
     target = Target.parse(values.pop("url"), **where)
     if given.session_id is None:
@@ -158,6 +218,30 @@ def _check_dialect(given: GivenOptions) -> None:
         raise ValueError("remote_peer_id: only dialect 'kkrpc-2' has it; use get_api(to=...)")
     if given.signing_key is not None and given.dialect != "native":
         raise ValueError(f"signing_key: peers of dialect {given.dialect!r} can't sign")
+
+
+def _check_shards(given: GivenOptions) -> None:
+    last = given.shards - 1
+    if given.serve_shards is not None and not (
+        given.serve_shards and all(0 <= shard <= last for shard in given.serve_shards)
+    ):
+        raise ValueError(
+            f"serve_shards: some of 0 to {last} (shards), not {given.serve_shards!r:.80}"
+        )
+    if given.shards == 1:
+        return
+    if given.dialect != "native":
+        raise ValueError(f"shards: peers of dialect {given.dialect!r} know one stream; they have 1")
+    if not given.use_consumer_group:
+        raise ValueError(
+            "shards: only with use_consumer_group; in a broadcast everybody reads everything, "
+            "and more streams are more to read"
+        )
+    check_name(given.stream)
+    if given.session_id is not None and shard_of(given.session_id, MOST_SHARDS):
+        raise ValueError(
+            f"session_id: with shards it must not end as {given.session_id!r:.80} does"
+        )
 
 
 def new_session_id() -> str:

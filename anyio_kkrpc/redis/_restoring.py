@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from anyio import Event
+
 from .._runtime._at_once import at_once
 from ._connection._command import Execute
 from ._connection._entering import Entering
@@ -45,7 +47,8 @@ class Restoring:
         self._presence = presence
         self.patience = patience
         self._attached = attached
-        self._entered = False
+        self._entered = self._early = False
+        self._prepared = Event()
 
     async def meet(self, entering: Entering, target: Target, groups: bool, shared: bool) -> bytes:
         """Find out what the server is, and where to read on; return the last id of the stream.
@@ -53,6 +56,8 @@ class Restoring:
         :param groups: whether it has to know them
         :param shared: whether this peer is spoken to on the stream from the beginning
         """
+        if self._early:
+            await self._prepared.wait()
         find = self._addressed.find_start
         modern, start = await at_once(
             partial(check_server, entering.execute, target, groups=groups),
@@ -61,6 +66,10 @@ class Restoring:
         self._writer.commands.meet_server(modern=modern)
         self._addressed.inbox.meet_server(modern=modern)
         return bytes(start)
+
+    def answer_early(self) -> None:
+        """Note that what is sent before this peer has entered is to be answered."""
+        self._early = True
 
     def enter(self) -> None:
         """Note that this peer has its keys: from now on they are to be there."""
@@ -73,6 +82,8 @@ class Restoring:
             self._writer.meet_another(sure=open_calls.identity.is_sure)
             open_calls.note()
             self._worker.meet_another()
+        if self._early and not self._entered:
+            await self._addressed.make_inbox(connection.execute)
         if self._entered:
             self._presence.lose()
             self._addressed.losses.connecting()
@@ -83,6 +94,7 @@ class Restoring:
                 if leads_elsewhere(exc):
                     raise
                 self.patience.pause(exc)
+        self._prepared.set()
         await self._writer.attach(connection, self._clock.offset)
         self._attached(connection)
 

@@ -24,7 +24,7 @@ import logging
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import final
+from typing import Any, final
 
 import anyio
 from anyio import AsyncContextManagerMixin, move_on_after
@@ -44,19 +44,21 @@ from ..abc import (
 )
 from ..kit._options import takes
 from ..records import Request
-from ._admin import Admin, StreamEntry, StreamInfo, check_max_len
-from ._connection._entering import Entering
-from ._connection._errors import RedisError
+from ._admin import Admin
+from ._administering import Administering
 from ._connection._patience import Outages
-from ._group._dead_letters import DeadLetter
+from ._enter import enter
 from ._group._held import STARTED, HeldEntry
+from ._keyed._work import Work
 from ._lane import Lane
 from ._life import Life, Phase
 from ._making import make_capabilities, make_dialects, make_reasons, make_reception
 from ._options import GivenOptions, Options, check_options
 from ._reading._destroying import DESTROYED
 from ._reading._shared import answer_shared
-from ._statistics import RedisStatistics
+from ._sharding._admin import ShardedAdmin
+from ._sharding._shards import WAITING, Shards
+from ._statistics import RedisStatistics, statistics_of
 from ._writing._kinds import deadline_of
 
 if sys.version_info >= (3, 11):
@@ -74,7 +76,7 @@ CLOSE_TIMEOUT = 2.0
 
 @final
 class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit__
-    AsyncContextManagerMixin, Transport
+    AsyncContextManagerMixin, Administering, Transport
 ):
     """Carries envelopes over Redis Streams.
 
@@ -128,6 +130,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :param read_from: ``"replica"``: a broadcast's requests are read from a replica of the server,
         as long as there is one that isn't cut off or more than 5 seconds behind; all else is read
         from the server itself. Not with a consumer group.
+    :param shards: over how many streams this one is spread, each of which a master of a Cluster may
+        have; at most 256. Only with a consumer group; workers are to have as many as their callers.
+    :param serve_shards: the numbers of those, from 0 on, that this peer serves; all if not given
+    :param route: ``"sticky"``: calls go to the shard in which this peer is at home, and so
+        together; ``"spread"``: to all in turn, for few peers that have more calls than one server
+        takes
     :param signing_key: secret of at least 16 bytes that all peers share: entries are signed, and
         those that are not, or were written before, are refused
     :param credential_provider: in place of a password in the URL: redis-py's, or what has the same
@@ -141,26 +149,35 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def __init__(self, options: Options) -> None:
         self._options = options
         self._life = Life("RedisStreamsTransport")
-        self._outages = Outages(options.target)
-        self._dialects = make_dialects(options, lambda envelope: self._inbound.deliver(envelope))
         reception = self._reception = make_reception(
             options,
-            decode=self._dialects.decode_whole,
-            dropped=lambda held: self._lane.worker.held.drop(held),
-            finished=lambda held: self._lane.worker.finish(held),
+            decode=lambda parts: lane.dialects.decode_whole(parts),
+            dropped=lambda held: self._of(held).worker.held.drop(held),
+            finished=lambda held: self._of(held).worker.finish(held),
+            answer=self._answer if options.shards > 1 else None,
         )
-        end = {"failed": self._broken, "destroyed": self._end}
-        lane = self._lane = Lane(options, self._dialects, reception, self._outages, **end)
-        self._reasons = make_reasons(options, lane.link)
+        end: dict[str, Any] = {"failed": self._broken, "destroyed": self._end}
+        self._shards = Shards(options, reception, **end) if options.shards > 1 else None
+        if self._shards is None:
+            dialects = make_dialects(options, reception.inbound.deliver)
+            outages = Outages(options.target)
+            lane = self._lane = Lane(options, dialects, reception, outages, **end)
+        else:
+            lane = self._lane = self._shards.lanes.make(0)
+        self._parts: Lane | Shards = self._shards or lane
+        self._outages, self._reasons = lane.outages, make_reasons(options, lane.link)
         # Asked for each message, and so without a detour.
         self._inbound, self._aside = reception.inbound, reception.aside
-        self._writer, self._keeper = lane.writer, lane.worker.keeper
-        self._entries, self._room = self._keeper.held.entries, self._keeper.room
-        self._requests, self._pacing = lane.requests, lane.shared.pacing
-        if options.use_consumer_group and options.dialect == "native":
-            self.keyed: KeyedCalls | None = lane.keyed.calls
-        work = lane.keyed.work
+        self._dialects, self._pacing = lane.dialects, lane.shared.pacing
+        self._writer, self._entries = lane.writer, lane.worker.held.entries
+        self._keeper, self._room = lane.worker.keeper, lane.worker.keeper.room
+        work: Work | Shards = lane.keyed.work if self._shards is None else self._shards
+        self._requests = lane.requests if self._shards is None else self._shards
+        self._confirm = (self._keeper if self._shards is None else self._shards).confirm
         self._may_begin, self._begin, self._finish = work.may_begin, work.begin, work.finish
+        if options.use_consumer_group and options.dialect == "native":
+            calls = lane.keyed.calls if self._shards is None else self._shards.calls
+            self.keyed: KeyedCalls | None = calls
 
     # Accessors
 
@@ -168,6 +185,11 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def stream(self) -> str:
         """Name of the stream."""
         return self._options.stream
+
+    @property
+    def shards(self) -> int:
+        """Over how many streams this one is spread."""
+        return self._options.shards
 
     @property
     def consumer_group(self) -> str:
@@ -181,8 +203,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     @property
     def session_id(self) -> str:
-        """This peer's id: what others give as ``to``."""
-        return self._options.session_id
+        """This peer's id: what others give as ``to``. With shards, the one in which it is at home
+        stands behind it, as in ``"me@3"``.
+        """
+        return self._options.of_shard(self._options.home).session_id
 
     @property
     def server_address(self) -> tuple[str, int | None]:
@@ -191,7 +215,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         With sentinels or a Cluster, it is the one of them that the URL names first until a peer of
         this process has connected.
         """
-        address = self._lane.dials.address
+        lane = self._lane
+        if self._shards is not None:
+            lane = self._shards.lanes.make(self._options.home)
+        address = lane.dials.address
         return (self._options.target if address is None else address).where
 
     @property
@@ -201,9 +228,19 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     def statistics(self) -> RedisStatistics:
         """Return what it has done and holds."""
-        return self._lane.statistics()
+        shards = self._shards
+        return statistics_of(self._reception, [self._lane] if shards is None else shards.lanes.made)
 
     # Lifecycle
+
+    def _answer(self, reply: Envelope) -> None:
+        """Send the answer to a request that will not run, in the shard of its caller."""
+        assert self._shards is not None
+        self._shards.answer(reply)
+
+    def _of(self, held: HeldEntry) -> Lane:
+        """Return the lane that an entry was taken from."""
+        return self._lane if self._shards is None else self._shards.lanes.of(held)
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
@@ -218,18 +255,16 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
                     tasks.cancel_scope.cancel()
 
     async def _enter(self, tasks: TaskGroup) -> None:
-        target, timeout = self._options.target, self._options.connect_timeout
-        entering = Entering(target, timeout, self._lane.link, self._outages)
-        try:
-            with entering.scope:
-                await self._lane.start(tasks, entering)
-                self._life.turn(Phase.OPEN)
-                return
-        except RedisError as exc:
-            raise target.refuses(exc, self.stream) from exc
+        if self._shards is None:
+            late = await enter(self._lane, self._options, tasks)
+        else:
+            late = await self._shards.enter(tasks)
+        if late is None:
+            self._life.turn(Phase.OPEN)
+            return
         self._life.turn(Phase.CLOSED)
-        self._lane.close(TransportClosedError(DESTROYED))  # a goodbye would not be answered either
-        raise entering.error()
+        self._parts.close(TransportClosedError(DESTROYED))  # a goodbye would not be answered either
+        raise late
 
     async def destroy(self) -> None:
         """End it: readers stop, this peer's keys are removed, and later calls fail. Idempotent.
@@ -242,10 +277,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             return
         try:
             with move_on_after(CLOSE_TIMEOUT, shield=True):
-                await self._lane.farewell()
+                await self._parts.farewell()
         finally:
             self._life.turn(Phase.CLOSED)
-            self._lane.close(TransportClosedError(DESTROYED))
+            self._parts.close(TransportClosedError(DESTROYED))
 
     async def aclose(self) -> None:
         """The same as `destroy`."""
@@ -260,13 +295,13 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         :raises TransportClosedError: after `destroy`
         """
         self._life.check()
-        await self._lane.signal_destroy()
+        await self._parts.signal_destroy()
 
     def _end(self, reason: Exception) -> None:
         """End it for everyone, without awaiting. Only the first reason counts."""
         self._life.end(reason)
         self._reception.end(reason)
-        self._lane.stop(reason)
+        self._parts.stop(reason)
 
     def _broken(self, exc: Exception) -> None:
         """End it because of an error, which is logged once."""
@@ -287,16 +322,23 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         no more; when its listener is taken away, all that it holds does.
         """
         self._inbound.listen(listener, serve=serve)
+        if self._shards is not None:
+            self._shards.listen(listener, serve)
         if not serve:
             self._aside.forget(begun=listener is None)
-        self._lane.serve(serve, listening=listener is not None)
+        self._parts.serve(serve, listening=listener is not None)
 
     def watch(self, peer: str | None, role: Role, wanted: bool) -> None:
         """Look after a peer that streams need, or no longer; see `Transport.watch`."""
-        self._lane.presence.watch(peer, role, wanted)
+        if self._shards is None:
+            self._lane.presence.watch(peer, role, wanted)
+        else:
+            self._shards.watch(peer, role, wanted=wanted)
 
     async def explain(self, requests: Sequence[Envelope]) -> Sequence[Explanation | None]:
         """Find out why requests have no answer yet; see `Transport.explain`."""
+        if self._shards is not None:
+            return await self._shards.explain(requests)
         return await self._reasons.find(requests)
 
     def serve_more(self, change: int) -> None:
@@ -308,7 +350,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         """Return the next request; without a listener, the next record of any kind."""
         if not self._requests.wanted and self._inbound.serving:
             await checkpoint_if_cancelled()  # who is leaving reads nothing
-            self._lane.want_requests()
+            self._parts.want_requests()
         aside, keeper, inbound = self._aside, self._keeper, self._inbound
         while True:
             envelope = None if aside.waiting else inbound.poll()
@@ -318,7 +360,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
             if (
                 entry is not None
                 and entry.sure_until < keeper.now()
-                and not await keeper.confirm(entry)
+                and not await self._confirm(entry)
             ):
                 continue
             if entry is not None and entry.keyed is not None and not await self._may_begin(entry):
@@ -338,20 +380,24 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         writer, record = self._writer, item.record
         if not self._life.running:
             self._life.check()
+        if self._shards is not None:
+            writer = self._shards.routes.take(item).writer
         if isinstance(record, Request) and record.o is True:
             await writer.send_and_confirm(item)
             return
         post = writer.send_nowait(item)
-        if post is not None:
+        if post is not None and (self._shards is None or isinstance(record, WAITING)):
             await writer.wait_flushed(post, item.deadline)
         if self._dialects.classic_seen:
             self._pacing.go_on()
 
     async def settle(self, envelope: Envelope, reply: Envelope | None) -> None:
         """Finish a request; one of the group is acknowledged in one write with its reply."""
-        writer, sender = self._writer, envelope.sender
+        writer, entries, sender = self._writer, self._entries, envelope.sender
         if not self._life.running:
             self._life.check()
+        if self._shards is not None:
+            writer, entries = self._shards.routes.back(envelope)
         if sender.__class__ is not str and reply is not None:
             answer_shared(envelope, reply)
         if envelope.token is None:
@@ -363,7 +409,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         else:
             entry_id, room = envelope.token.id, self._room
             post = writer.settle(entry_id, reply, envelope.attempt)
-            self._entries.pop(entry_id, None)
+            entries.pop(entry_id, None)
             envelope.token = None
             if room.wanted is not None:
                 room.notify()
@@ -377,72 +423,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
 
     # Admin
 
-    async def get_stream_info(self) -> StreamInfo:
-        """Return length, number of groups, newest entry and last id of the stream.
-
-        :raises RPCError: if Redis refuses it
-        :raises TransportClosedError: after `destroy`
-        """
-        return await self._admin.get_stream_info()
-
-    async def trim_stream(self, max_len: int) -> int:
-        """Trim the stream to exactly ``max_len`` entries, read or not; return how many went.
-
-        :raises ValueError: if ``max_len`` is negative
-        :raises RPCError: if Redis refuses it
-        :raises TransportClosedError: after `destroy`
-        """
-        check_max_len(max_len)
-        return await self._admin.trim_stream(max_len)
-
-    async def get_all_entries(self) -> list[StreamEntry]:
-        """Return all entries of the stream, read page by page.
-
-        :raises RPCError: if Redis refuses it
-        :raises TransportClosedError: after `destroy`
-        """
-        return await self._admin.get_all_entries()
-
-    async def delete_stream(self) -> None:
-        """Delete the stream with its groups, destroy signals and dead letters. Inboxes stay.
-
-        :raises RPCError: if Redis refuses it
-        :raises TransportClosedError: after `destroy`
-        """
-        await self._admin.delete_stream()
-
-    async def dead_letters(self, count: int = 1000) -> list[DeadLetter]:
-        """Return the oldest dead letters: requests given up after ``max_deliveries``.
-
-        What is there and can't be read as one, or isn't signed by who has the ``signing_key``, is
-        counted as invalid, logged and skipped.
-
-        :param count: how many at most
-        :raises RPCError: if Redis refuses it
-        :raises TransportClosedError: after `destroy`
-        """
-        return await self._admin.dead_letters(count)
-
-    async def retry_dead_letter(self, letter_id: str) -> str:
-        """Put a dead letter back into the stream, as a new request; return its new id.
-
-        :raises LookupError: if there is no dead letter with this id, or what has it can't be read
-            as one or isn't signed as it must be
-        :raises KeyConflictError: if another call has its key by now, or has had it
-        :raises RPCError: if Redis refuses it
-        :raises TransportClosedError: after `destroy`
-        """
-        return await self._admin.retry_dead_letter(letter_id)
-
-    async def purge_dead_letters(self) -> int:
-        """Remove all dead letters; return how many there were.
-
-        :raises RPCError: if Redis refuses it
-        :raises TransportClosedError: after `destroy`
-        """
-        return await self._admin.purge_dead_letters()
-
     @property
-    def _admin(self) -> Admin:
+    def _admin(self) -> Admin | ShardedAdmin:
         self._life.check()
-        return self._lane.admin
+        return self._parts.admin

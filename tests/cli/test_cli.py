@@ -28,6 +28,7 @@ from anyio_kkrpc import RedisStreamsTransport, RPCChannel
 from anyio_kkrpc._cli import main
 from anyio_kkrpc._cli._attach import What
 from anyio_kkrpc._cli._attaching import attach
+from anyio_kkrpc.redis._stream._places import name_of_shard
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 
@@ -423,6 +424,40 @@ def test_signed(shell: Shell) -> None:
         del shell.variables["ANYIO_KKRPC_SIGNING_KEY"]
         assert shell("call", "add", "1", "2", "-t", "0.5").returncode == 4
     with redis.Redis.from_url(shell.variables["ANYIO_KKRPC_URL"]) as client:
+        client.delete(*client.keys(f"*{shell.stream}*"))
+
+
+@pytest.mark.one_server
+@pytest.mark.slow
+def test_shards(shell: Shell) -> None:
+    """A stream in several shards is served, called, and its dead letters are seen and removed."""
+    shell.variables["ANYIO_KKRPC_SHARDS"] = "3"
+    with shell.serving(1, "-g", "w"):
+        assert shell("call", "add", "1", "2", "-g", "w").stdout == "3\n"
+        assert shell("call", "add", "2", "2", "-g", "w", "--key", "k").stdout == "4\n"
+        assert shell("attach", "k", "-g", "w").stdout == "4\n"
+        names = [name_of_shard(shell.stream, shard) for shard in range(3)]
+        seen = shell("top", "--once").stdout
+        assert all(name in seen for name in names)
+    with redis.Redis.from_url(shell.variables["ANYIO_KKRPC_URL"]) as client:
+        assert sum(client.xlen(name) for name in names) == 2
+        about = {"id": "1-1", "group": "w", "reason": "r", "attempts": "5", "first": "1"}
+        about["last"] = "2"
+        now = client.time()[0] * 1000
+        ids = [f"{shard}:{now}-{shard}" if shard else f"{now}-0" for shard in range(3)]
+        for shard, name in enumerate(names):
+            client.xadd(f"{{{name}}}:dead", about | {"data": "{}"}, id=f"{now}-{shard}")
+        listed = shell("dead", "list", "--json").stdout.splitlines()
+        assert [json.loads(line)["id"] for line in listed] == ids
+        assert json.loads(shell("dead", "show", ids[2]).stdout)["id"] == ids[2]
+        done = shell("dead", "purge", ids[1], "9:1-1", "x:1-1", ids[0])
+        assert (done.returncode, done.stdout) == (2, "2 removed\n")
+        assert "'9:1-1', 'x:1-1'" in done.stderr
+        assert shell("dead", "purge", "--older", "1d", "-y").stdout == "0 removed\n"
+        again = shell("dead", "retry", ids[2]).stdout
+        assert again.startswith(f"{ids[2]} is in {shell.stream} again as 2:")
+        assert shell("dead", "purge", "-y").stdout == "0 removed\n"
+        assert "--shards" in shell("serve", "shop:Api").stderr
         client.delete(*client.keys(f"*{shell.stream}*"))
 
 

@@ -48,6 +48,8 @@ ROOMS: dict[str, set[str]] = {
     | {"redis._reading", "redis._writing", "redis.dialects", "redis._stream", "redis._connection"},
     "redis._keyed": SEAM
     | {"kit", "redis._group", "redis.dialects", "redis._stream", "redis._connection"},
+    # What has several lanes, and does with them what the transport does with one.
+    "redis._sharding": SEAM | {"kit", "redis"},
     "_references": {"_exceptions", "_protocol"},
     "_driver": WORDS | {"_values", "_references"},
     "_calling": WORDS | {"_values", "_references", "_driver", "middleware"},
@@ -77,6 +79,8 @@ OPEN = {
     "redis": {
         "",
         "_admin",
+        "_administering",
+        "_enter",
         "_lane",
         "_life",
         "_making",

@@ -177,3 +177,35 @@ async def test_a_key_that_is_no_stream(own_server: RedisServer, group: bool) -> 
     with pytest.raises(TransportConnectionError, match="the name of the stream: 'jobs'"):
         async with RedisStreamsTransport(own_server.url, stream="jobs", use_consumer_group=group):
             pass
+
+
+async def test_shards(own_server: RedisServer, url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What the page about shards adds covers the keys of all of them, and nothing less does."""
+    found = re.search(r"```text acl shards\n(.*?)\n```", PAGE.with_name("shards.md").read_text())
+    assert found is not None
+    api = Api()
+    options = {"stream": "jobs", "shards": 4, "use_consumer_group": True}
+    with redis.Redis.from_url(own_server.url) as client:
+        client.execute_command(found[1])
+    with anyio.fail_after(BOUND):
+        async with (
+            RedisStreamsTransport(url, max_len=10, **options) as served,
+            RedisStreamsTransport(url, **options) as used,
+            RPCChannel(served, expose=api),
+            RPCChannel(used, timeout=CALL_BOUND) as channel,
+        ):
+            for number in range(20):
+                proxy = with_call_options(channel.get_api(), shard_key=str(number))
+                assert await proxy.add(number, 1) == number + 1
+                assert [item async for item in proxy.count_to(3)] == [1, 2, 3]
+            assert await with_call_options(channel.get_api(), key="k").add(1, 1) == 2
+            info = await used.get_stream_info()
+            assert [one.groups for one in info.shards] == [1] * 4
+            await used.delete_stream()
+            await served.signal_destroy()
+    assert not [r for r in caplog.records if "NOPERM" in r.getMessage()], caplog.text
+    with redis.Redis.from_url(own_server.url) as client:
+        client.execute_command("ACL SETUSER shop resetkeys ~jobs ~{jobs}:*")
+    with pytest.raises(TransportConnectionError, match="NOPERM"):
+        async with RedisStreamsTransport(url, session_id="p1", **options):
+            pass

@@ -12,12 +12,13 @@ import redis
 
 from anyio_kkrpc import TransportClosedError
 from anyio_kkrpc._protocol._records import Request
-from anyio_kkrpc.redis._connection._entering import Entering
 from anyio_kkrpc.redis._connection._patience import Outages
+from anyio_kkrpc.redis._enter import enter
 from anyio_kkrpc.redis._lane import Lane
 from anyio_kkrpc.redis._making import make_dialects, make_reception
 from anyio_kkrpc.redis._options import GivenOptions, check_options
 from anyio_kkrpc.redis._reading._requests import Reading
+from anyio_kkrpc.redis._statistics import statistics_of
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
 from tests.redis.parts import id_of, request, written
@@ -29,7 +30,9 @@ class Owner:
     """What has a lane: its reception, and whom it tells."""
 
     def __init__(self, url: str = "redis://nowhere", **options: Any) -> None:
-        self.options = check_options(GivenOptions(url, session_id="me", **options))
+        self.options = check_options(
+            GivenOptions(url, session_id="me", connect_timeout=BOUND, **options)
+        )
         self.failures: list[Exception] = []
         self.outages = Outages(self.options.target)
         dialects = make_dialects(self.options, lambda envelope: None)
@@ -51,8 +54,7 @@ class Owner:
     @asynccontextmanager
     async def started(self) -> AsyncIterator[Lane]:
         async with anyio.create_task_group() as tasks:
-            entering = Entering(self.options.target, BOUND, self.lane.link, self.outages)
-            await self.lane.start(tasks, entering)
+            assert await enter(self.lane, self.options, tasks) is None
             try:
                 yield self.lane
             finally:
@@ -75,7 +77,7 @@ async def test_nothing_begins_by_itself(grouped: bool) -> None:
     lane.serve(3, listening=True)
     assert lane.requests.reading is Reading.NOT
     assert lane.worker.keeper.room.limit == 3
-    statistics = lane.statistics()
+    statistics = statistics_of(owner.reception, [lane])
     assert statistics.queue.current_items == statistics.sent == statistics.received == 0
     owner.end()
     await lane.farewell()
@@ -108,7 +110,7 @@ async def test_life(
             await lane.requests.wait_stopped()
     assert witness.exists(*keys) == 0
     assert owner.failures == []
-    assert lane.statistics().received == 1
+    assert statistics_of(owner.reception, [lane]).received == 1
     if grouped:
         pending = witness.xpending(stream_name, "kkrpc-group")
         assert pending["pending"] == 1  # handed back, for others to take at once

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from anyio_kkrpc import RedisStreamsTransport
 from anyio_kkrpc._channel import DEFAULT_TIMEOUT
 from anyio_kkrpc.codecs import get_codec
+from anyio_kkrpc.redis._options import GivenOptions, check_options
 
 
 def test_defaults() -> None:
@@ -88,12 +91,64 @@ def test_accessors() -> None:
         ("url", 5, TypeError),
         ("credential_provider", object(), TypeError),
         ("ssl_context", object(), TypeError),
+        ("shards", 0, ValueError),
+        ("shards", 257, ValueError),
+        ("shards", 2.0, TypeError),
+        ("shards", True, TypeError),
+        ("shards", 2, ValueError),  # in a broadcast
+        ("serve_shards", [1], ValueError),
+        ("serve_shards", [], ValueError),
+        ("serve_shards", 0, TypeError),
+        ("serve_shards", "0", TypeError),
+        ("serve_shards", [True], TypeError),
+        ("route", "random", ValueError),
     ],
 )
 def test_wrong_options(option: str, value: Any, error: type[Exception]) -> None:
     """A wrong option fails in the constructor, and the error names it."""
     with pytest.raises(error, match=option):
         RedisStreamsTransport(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"use_consumer_group": False}, "shards: only with use_consumer_group"),
+        ({"dialect": "kkrpc-2"}, "shards: peers of dialect 'kkrpc-2' know one stream"),
+        ({"dialect": "kkrpc-0"}, "shards: peers of dialect 'kkrpc-0' know one stream"),
+        ({"serve_shards": [4]}, "serve_shards: some of 0 to 3"),
+        ({"serve_shards": [-1]}, "serve_shards: some of 0 to 3"),
+        ({"stream": "a}b"}, "stream: with shards"),
+        ({"session_id": "me@3"}, "session_id: with shards it must not end"),
+    ],
+)
+def test_what_shards_need(given: dict[str, Any], text: str) -> None:
+    """It is said before anything is connected."""
+    options = {"shards": 4, "use_consumer_group": True} | given
+    with pytest.raises(ValueError, match=re.escape(text)):
+        RedisStreamsTransport("redis://nowhere", **options)
+
+
+def test_options_of_a_shard() -> None:
+    """Each has its stream, its part of the length, and this peer under a name of its own."""
+    given = GivenOptions(
+        "redis://nowhere",
+        stream="jobs",
+        session_id="me",
+        shards=4,
+        use_consumer_group=True,
+        max_len=10,
+    )
+    options = check_options(given)
+    assert options.served == [0, 1, 2, 3]
+    shard = options.of_shard(2)
+    assert (shard.session_id, shard.consumer_name, shard.max_len) == ("me@2", "consumer-me@2", 3)
+    assert shard.stream.startswith("jobs/2.")
+    first = options.of_shard(0)
+    assert (first.stream, first.session_id, first.consumer_name) == ("jobs", "me", "consumer-me")
+    named = check_options(replace(given, consumer_name="c", serve_shards=(3, 1)))
+    assert named.of_shard(3).consumer_name == "c"
+    assert named.served == [1, 3]
 
 
 @pytest.mark.parametrize("option", ["block_timeout", "connect_timeout", "health_check_interval"])

@@ -31,6 +31,7 @@ from anyio_kkrpc import (
 )
 from anyio_kkrpc.abc import Transport
 from anyio_kkrpc.otel import observe, tracing
+from anyio_kkrpc.redis._stream._places import shard_of_key
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 
@@ -387,6 +388,29 @@ async def test_where_calls_go(redis_server: RedisServer, stream_name: str, unix:
             "127.0.0.1",
             redis_server.port,
         )
+
+
+@pytest.mark.server
+@pytest.mark.one_server
+async def test_shards(redis_server: RedisServer, stream_name: str) -> None:
+    """Spans of handlers say by which shard the call came."""
+    watched = Watched()
+    options: dict[str, Any] = {"stream": stream_name, "shards": 4, "use_consumer_group": True}
+    keys = {shard_of_key(f"k{number}", 4): f"k{number}" for number in range(50)}
+    async with (
+        RedisStreamsTransport(redis_server.url, **options) as serving,
+        RedisStreamsTransport(redis_server.url, **options) as using,
+    ):
+        middleware = tracing(tracer_provider=watched.tracers, transport=serving)
+        async with (
+            RPCChannel(serving, expose={"f": lambda: None}, middleware=[middleware]),
+            RPCChannel(using, timeout=CALL_BOUND) as channel,
+        ):
+            for shard in range(4):
+                await with_call_options(channel.get_api(), shard_key=keys[shard]).f()
+    found = [dict(span.attributes or {}) for span in watched.spans()]
+    name = "messaging.destination.partition.id"
+    assert [attributes[name] for attributes in found] == ["0", "1", "2", "3"]
 
 
 @pytest.mark.server

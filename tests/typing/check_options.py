@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Collection
 from typing import Literal, Protocol
 
 from redis.credentials import CredentialProvider
@@ -48,6 +49,9 @@ class Connects(Protocol):
         health_check_interval: float = ...,
         watch_interval: float = ...,
         read_from: Literal["master", "replica"] = ...,
+        shards: int = ...,
+        serve_shards: Collection[int] | None = ...,
+        route: Literal["sticky", "spread"] = ...,
         signing_key: bytes | None = ...,
         credential_provider: CredentialProvider | None = ...,
         ssl_context: ssl.SSLContext | None = ...,

@@ -95,9 +95,15 @@ class Dials:
         patience = Patience("the login", self._outages, heals=self._heals)
         return Dialer(dial or partial(self.dial, what), self._limit, patience, self._lost)
 
-    async def first(self, what: str, unused: AsyncExitStack) -> Connection:
-        """Connect; so far, the connection is closed with ``unused``."""
-        connection = await self.dialer(what).first()
+    async def first(
+        self, what: str, unused: AsyncExitStack, *, patient: bool = False
+    ) -> Connection:
+        """Connect; so far, the connection is closed with ``unused``.
+
+        :param patient: whether to go on until it is connected
+        """
+        dialer = self.dialer(what)
+        connection = await (dialer.again() if patient else dialer.first())
         unused.push_async_callback(aclose_forcefully, connection)
         return connection
 

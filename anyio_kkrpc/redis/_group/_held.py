@@ -44,6 +44,7 @@ class HeldEntry(Struct, gc=False):
     :ivar lost: whether another worker has got it all the same
     :ivar record: the request
     :ivar keyed: what is known of its key, if it has one
+    :ivar shard: of the stream, that it was taken from
     """
 
     id: bytes
@@ -53,6 +54,7 @@ class HeldEntry(Struct, gc=False):
     lost: bool = False
     record: Record | None = None
     keyed: Keyed | None = None
+    shard: int = 0
 
     def holds(self, sender: str, record: Record) -> bool:
         """Whether it is the request that a record is, of a sender. An id names an entry on one

@@ -14,7 +14,7 @@ from .._connection._patience import Outages, Patience
 from .._writing._writer import Writer
 from ._claims import Groups
 from ._held import Held, HeldEntry, Standing
-from ._room import Room
+from ._room import Room, SharedRoom
 
 __all__ = ("KEEP", "LIVES", "Keeper", "waking_clock")
 
@@ -42,6 +42,7 @@ class Keeper:
     :param queue_room: how many more entries the queue takes
     :param tell: tells the other workers that there is something to take
     :param now: see there
+    :param shared: the room, if what is held of other streams takes of the same
     :ivar held: what it holds
     :ivar room: how much more it may take
     :ivar now: seconds on a clock that goes on whatever happens to this process
@@ -56,6 +57,7 @@ class Keeper:
         queue_room: Callable[[], int],
         tell: Callable[[], Awaitable[object]],
         now: Callable[[], float] | None = None,
+        shared: SharedRoom | None = None,
     ) -> None:
         self._groups = groups
         self._writer = writer
@@ -64,7 +66,8 @@ class Keeper:
         self._tell = tell
         self.now = now or waking_clock()
         self.held = Held(claim_idle)
-        self.room = Room(self.held.entries, queue_room)
+        entries = self.held.entries
+        self.room = Room(entries, queue_room) if shared is None else shared.holding(entries)
         self._handing_back = Lock()
         self._stirred: Event | None = None
         self._kept: Event | None = None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sized
 
 from anyio import Event
 
-__all__ = ("Room",)
+__all__ = ("Room", "SharedRoom")
 
 
 class Room:
@@ -52,3 +52,36 @@ class Room:
         if self.wanted is not None:
             self.wanted.set()
             self.wanted = None
+
+
+class SharedRoom(Room):
+    """The room of one worker that takes from several streams.
+
+    Each read asks for its share of it, and for one at least. So what is taken by reads that were
+    all answered at once is no more than there was room for, but for one of each stream.
+
+    :param queue_room: how many more entries the queue takes
+    :param shares: of how many streams entries are read
+    """
+
+    def __init__(self, queue_room: Callable[[], int], shares: int) -> None:
+        self._parts = _Parts()
+        super().__init__(self._parts, queue_room)
+        self._shares = shares
+
+    def holding(self, held: Sized) -> SharedRoom:
+        """Return it, also for what is held of one more stream."""
+        self._parts.append(held)
+        return self
+
+    def now(self) -> int:
+        """Return how many entries one read may take now."""
+        room = super().now()
+        return -(-room // self._shares) if room > 0 else room
+
+
+class _Parts(list[Sized]):
+    """What is held of several streams, and has the length of all of it."""
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self)

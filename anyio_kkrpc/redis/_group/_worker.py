@@ -55,6 +55,7 @@ class Worker:
     :param now: Redis' time in seconds
     :param claim_idle: seconds after which an entry that wasn't kept belongs to anybody
     :param died: told of requests with keys that are dead letters now
+    :param shard: of the stream, from which it takes
     :param beside: runs what runs beside the reader; an error that ends it ends all
     :ivar turns: whether it waits at the stream while there is nothing to do
     :ivar groups: the same
@@ -78,6 +79,7 @@ class Worker:
         beside: Beside,
         died: Callable[[Died], object],
         turns: Turns,
+        shard: int = 0,
     ) -> None:
         self.groups, self.turns = groups, turns
         self.keeper, self.held = keeper, keeper.held
@@ -88,6 +90,7 @@ class Worker:
         self._is_for_others = common.shared.is_for_others
         self._hints = hints
         self._idle = claim_idle
+        self._shard = shard
         # What a read took is surely held from when it was sent, so it is not to take long.
         self._reader = groups.reader(common.decoder, min(common.block_timeout, claim_idle * KEEP))
         self._beside = beside
@@ -230,6 +233,8 @@ class Worker:
         held = HeldEntry(entry_id, attempt, sure_until, entry.sender, False, record)
         if entry.keyed is not None:
             held.keyed = entry.keyed
+        if self._shard:
+            held.shard = self._shard
         entries[entry_id] = held
         if not self._deliver(entry, entry_id, None, held, attempt + entry.again):
             del entries[entry_id]

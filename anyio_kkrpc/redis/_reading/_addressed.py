@@ -86,6 +86,7 @@ class Addressed:
         self._scope: CancelScope | None = None
         self._stopped = self._several = False
         self._begins = b"0-0"
+        self._made_at: bytes | None = None
         self.received = self.misplaced = 0
 
     # Positions
@@ -102,7 +103,7 @@ class Addressed:
         """
         keys = self._keys
         inbox_id, control, self._begins = await at_once(
-            partial(self.inbox.make, execute),
+            partial(self.make_inbox, execute),
             partial(self._end_of_control, execute, ask),
             partial(_end_of, ask, keys.stream),
         )
@@ -111,6 +112,18 @@ class Addressed:
             positions[keys.stream] = self._begins
         self.reader.begin(positions)
         return self._begins
+
+    async def make_inbox(self, execute: Execute) -> bytes:
+        """Make the inbox, once; see to it that it is there; return the id of the last entry that
+        isn't wanted.
+
+        :param execute: sends a command
+        """
+        if self._made_at is None:
+            self._made_at = await self.inbox.make(execute)
+        else:
+            await self.inbox.keep(execute)
+        return self._made_at
 
     async def _end_of_control(self, execute: Execute, ask: Callable[..., Awaitable[Any]]) -> bytes:
         key = self._keys.control

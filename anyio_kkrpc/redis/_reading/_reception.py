@@ -24,6 +24,7 @@ class Reception:
     :param decode: returns the record of an entry
     :param dropped: told the token of an entry of a group that found no room
     :param finished: told the token of one that turned out to be no request
+    :param answer: sends the answers to what waits beside the queue, in place of `answers`
     :ivar queue: what anybody may serve
     :ivar aside: what waits beside it
     :ivar inbound: has the listener, and gives it what is no request
@@ -40,6 +41,7 @@ class Reception:
         decode: Callable[[list[bytes]], Record],
         dropped: Callable[[Any], object],
         finished: Callable[[Any], object],
+        answer: Callable[[Envelope], object] | None = None,
     ) -> None:
         self._size = size
         self._dropped = dropped
@@ -49,7 +51,7 @@ class Reception:
         self.queue: BoundedQueue[Envelope]
         self.queue = BoundedQueue(size, size_bytes, overflow, on_drop=self._drop)
         self.inbound = Inbound(self.queue)
-        aside = (decode, self.answers.append, self._drop_invalid)
+        aside = (decode, answer or self.answers.append, self._drop_invalid)
         self.aside = Aside(self.queue, self.inbound, (size, size_bytes), *aside)
 
     def room(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from anyio_kkrpc.redis._group._room import Room
+from anyio_kkrpc.redis._group._room import Room, SharedRoom
 from tests.bounds import BOUND
 
 
@@ -45,3 +45,22 @@ async def test_several_wait() -> None:
             await anyio.wait_all_tasks_blocked()
             assert found == [1, 1]
     assert room.wanted is None
+
+
+def test_shared() -> None:
+    """Each stream has its share of what is left of the whole, and one at least."""
+    first: list[int] = []
+    room = SharedRoom(lambda: 100, 4)
+    assert room.holding(first) is room
+    second = [1, 2, 3]
+    room.holding(second)
+    room.set_limit(10)
+    assert room.now() == 2  # of 7
+    first.extend(range(6))
+    assert room.now() == 1
+    first.append(7)
+    assert room.now() == 0
+    second.append(4)
+    assert room.now() == -1
+    room.set_limit(0)
+    assert room.now() == 25

@@ -1,0 +1,1 @@
+"""Calls that have a key: claimed and kept by scripts, waited for here, finished by workers."""

@@ -1,0 +1,62 @@
+"""Calls with keys in a stream that has shards: each is where its key belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ...abc import CallState, Envelope, KeyedCalls, KeyedRequest
+from ...records import Reply
+
+__all__ = ("ShardedCalls",)
+
+
+class ShardedCalls(KeyedCalls):
+    """Hands each call to what keeps those of its shard.
+
+    :param of_key: returns that for a key
+    :param of_request: returns that for a request that was received
+    """
+
+    def __init__(
+        self,
+        of_key: Callable[[str], KeyedCalls],
+        of_request: Callable[[Envelope], KeyedCalls],
+    ) -> None:
+        self._of_key = of_key
+        self._of_request = of_request
+
+    async def start(self, call: KeyedRequest) -> None:
+        """See `KeyedCalls.start`."""
+        await self._of_key(call.key).start(call)
+
+    async def call(
+        self, call: KeyedRequest, *, cancel_when_left: bool = False, deadline: float | None = None
+    ) -> Reply | None:
+        """See `KeyedCalls.call`."""
+        calls = self._of_key(call.key)
+        return await calls.call(call, cancel_when_left=cancel_when_left, deadline=deadline)
+
+    async def wait(self, key: str) -> Reply:
+        """See `KeyedCalls.wait`."""
+        return await self._of_key(key).wait(key)
+
+    async def state(self, key: str) -> CallState:
+        """See `KeyedCalls.state`."""
+        return await self._of_key(key).state(key)
+
+    async def cancel(self, key: str) -> bool:
+        """See `KeyedCalls.cancel`."""
+        return await self._of_key(key).cancel(key)
+
+    async def forget(self, key: str) -> bool:
+        """See `KeyedCalls.forget`."""
+        return await self._of_key(key).forget(key)
+
+    async def report(self, envelope: Envelope, value: Any) -> None:
+        """See `KeyedCalls.report`."""
+        await self._of_request(envelope).report(envelope, value)
+
+    async def progress(self, key: str) -> tuple[str, Any] | None:
+        """See `KeyedCalls.progress`."""
+        return await self._of_key(key).progress(key)

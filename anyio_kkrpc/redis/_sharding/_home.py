@@ -1,0 +1,104 @@
+"""In which shard a peer is at home: there go all its calls that need not be in another one.
+
+So they are written together, which costs half of what single ones do. If that shard is away, new
+calls go to another one until it is back. Those that went there wait for it, until their time is
+over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from anyio import current_time, sleep
+from anyio.abc import TaskGroup
+
+from .._options import Options
+from .._stream._places import home_of
+
+__all__ = ("Home",)
+
+logger = logging.getLogger("anyio_kkrpc")
+
+# Seconds without a connection after which a shard is left, and with one after which it is gone back
+# to: a connection that is made again at once is none that was lost.
+_AWAY = 1.0
+_BACK = 5.0
+
+
+class Home:
+    """Moves from one to the other.
+
+    :param connected: whether this peer is connected to a shard
+    :param open: has it connect to one
+    :ivar shard: where new calls go
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        connected: Callable[[int], bool],
+        open: Callable[[int], object],
+    ) -> None:
+        self._options = options
+        self._connected = connected
+        self._open = open
+        self._away_since: float | None = None
+        self._back_since: float | None = None
+        self._open_at = 0.0
+        self._turn = 0
+        self.shard = options.home
+
+    def begin(self, shard: int, tasks: TaskGroup) -> None:
+        """Be at home in a shard to begin with.
+
+        :param tasks: where it is looked whether that is still there
+        """
+        self.shard = shard
+        self._open(self._options.home)
+        tasks.start_soon(self.run, name="anyio_kkrpc redis home")
+
+    async def run(self) -> None:
+        """Look again and again. Goes on for ever."""
+        while True:
+            await sleep(self._options.watch_interval)
+            self.look(current_time())
+
+    def look(self, now: float) -> None:
+        """Move, if that is called for.
+
+        :param now: on AnyIO's clock, in seconds
+        """
+        first, here = self._options.home, self.shard
+        if not self._connected(here):
+            if self._away_since is None:
+                self._away_since, self._open_at = now, now + _AWAY
+            if now - self._away_since >= _AWAY:
+                self._leave(now)
+            return
+        self._away_since, self._turn = None, 0
+        if here != first and self._connected(first):
+            if self._back_since is None:
+                self._back_since = now
+            if now - self._back_since >= _BACK:
+                self._move(first)
+            return
+        self._back_since = None
+
+    def _leave(self, now: float) -> None:
+        """Go to the next one that is there; one that isn't open yet is opened meanwhile."""
+        options = self._options
+        for turn in range(options.shards):
+            shard = home_of(options.session_id, options.shards, turn)
+            if shard != self.shard and self._connected(shard):
+                self._move(shard)
+                return
+        if now >= self._open_at and self._turn + 1 < options.shards:
+            self._open_at = now + _AWAY
+            self._turn += 1
+            self._open(home_of(options.session_id, options.shards, self._turn))
+
+    def _move(self, shard: int) -> None:
+        logger.warning("new calls go to shard %d, and no longer to shard %d", shard, self.shard)
+        self.shard = shard
+        self._away_since = self._back_since = None

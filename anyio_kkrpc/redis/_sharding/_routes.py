@@ -1,0 +1,75 @@
+"""Which shard each record takes."""
+
+from __future__ import annotations
+
+from ...abc import Envelope, KeyedCalls
+from ...records import Request
+from .._group._held import HeldEntry
+from .._lane import Lane
+from .._options import Options
+from .._stream._places import shard_of, shard_of_key
+from .._writing._writer import Writer
+from ._home import Home
+from ._lanes import Lanes
+
+__all__ = ("Routes",)
+
+# Calls in succession that go to one shard with `route="spread"`, and so are written together.
+_TOGETHER = 16
+
+
+class Routes:
+    """Finds the lane for it.
+
+    :param home: knows where calls go that may go anywhere
+    """
+
+    def __init__(self, options: Options, lanes: Lanes, home: Home) -> None:
+        self._lanes = lanes
+        self._home = home
+        self._count = options.shards
+        self._first = options.home
+        self._spreads = options.route == "spread"
+        self._sent = 0
+
+    def take(self, envelope: Envelope) -> Lane:
+        """Return the lane that takes a record of ours; a request remembers it."""
+        recipient, route = envelope.recipient, envelope.route
+        if recipient is not None:
+            return self.toward(recipient)
+        if envelope.record.__class__ is Request:
+            shard = envelope.route = self._choose(route)
+        else:
+            shard = route if route.__class__ is int else self._home.shard
+        return self._lanes.open(shard)
+
+    def _choose(self, shard_key: str | None) -> int:
+        """Return the shard for a request to whoever serves."""
+        if shard_key is not None:
+            return shard_of_key(shard_key, self._count)
+        if not self._spreads:
+            return self._home.shard
+        self._sent += 1
+        shard = (self._first + self._sent // _TOGETHER) % self._count
+        self._lanes.open(shard)
+        return shard if self._lanes.connected(shard) else self._home.shard
+
+    def back(self, received: Envelope) -> tuple[Writer, dict[bytes, HeldEntry]]:
+        """Return what writes to where a request came from, and what is held there."""
+        held: HeldEntry | None = received.token
+        lane = self.toward(received.sender) if held is None else self._lanes.of(held)
+        return lane.writer, lane.worker.held.entries
+
+    def toward(self, peer: object) -> Lane:
+        """Return the lane that a peer is in. TypeScript peers know shard 0, the stream itself."""
+        return self._lanes.open(shard_of(peer, self._count) if isinstance(peer, str) else 0)
+
+    def is_in(self, shard: int, request: Envelope) -> bool:
+        """Whether a request of ours was sent in a shard."""
+        if request.recipient is not None:
+            return shard_of(request.recipient, self._count) == shard
+        return isinstance(request.route, int) and request.route == shard
+
+    def calls_of(self, key: str) -> KeyedCalls:
+        """Return what keeps the calls of the shard that a key is in."""
+        return self._lanes.open(shard_of_key(key, self._count)).keyed.calls
