@@ -88,8 +88,10 @@ class Service:
 
 
 def peer(url: str, stream: str, shards: int = SHARDS, **options: Any) -> RedisStreamsTransport:
+    # A machine with much to do is slow to connect and to answer, and is there all the same.
+    slow = {"connect_timeout": BOUND, "health_check_interval": BOUND, "claim_idle": BOUND}
     return RedisStreamsTransport(
-        url, stream=stream, shards=shards, use_consumer_group=True, **options
+        url, stream=stream, shards=shards, use_consumer_group=True, **(slow | options)
     )
 
 
@@ -318,7 +320,8 @@ async def test_shards_are_added(redis_server: RedisServer, stream_name: str) -> 
 
     async def serve(service: Service, shards: int, stop: anyio.Event) -> None:
         # What one gives back that leaves, the other takes within this time.
-        async with opened(url, stream_name, service, shards=shards, claim_idle=1.0):
+        more = {"shards": shards, "claim_idle": 1.0, "max_deliveries": 1000}
+        async with opened(url, stream_name, service, **more):
             await stop.wait()
 
     async def served(more: int) -> None:
