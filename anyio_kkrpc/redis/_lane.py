@@ -70,7 +70,7 @@ from ._reading._shared import Shared
 from ._restoring import Restoring
 from ._stream._clock import ServerClock
 from ._stream._keys import Keys
-from ._upkeep import Upkeep, release_callbacks
+from ._upkeep import Upkeep, release_callbacks, seldom
 from ._writing._writer import Writer
 from .dialects import Dialects, SharedPeer
 from .dialects._signing import Signer
@@ -324,7 +324,7 @@ class Lane:
         options, addressed, request = self._options, self.addressed, self.link.request
         inbox, losses = addressed.inbox, addressed.losses
         steps = (
-            partial(self.clock.read, request),
+            seldom(partial(self.clock.read, request), lambda: self.requests.wanted),
             partial(self._restoring.restore, request),
             inbox.trim,
             partial(release_callbacks, self.dialects.compact.due, self.writer.send),

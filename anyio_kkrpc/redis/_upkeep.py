@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import count
 
 from anyio import current_time, sleep
 
@@ -12,6 +13,8 @@ from ._connection._errors import RedisError, meaning_of
 from ._connection._patience import Patience
 
 Step = Callable[[], Awaitable[None]]
+
+_SELDOM = 4
 
 
 class Upkeep:
@@ -51,6 +54,17 @@ class Upkeep:
                 if gravest is None or not meaning_of(exc).passes:
                     gravest = exc
         return gravest
+
+
+def seldom(step: Step, each_time: Callable[[], bool]) -> Step:
+    """Return what does a step in the first of four rounds, unless it is to be done each time."""
+    rounds = count()
+
+    async def do() -> None:
+        if next(rounds) % _SELDOM == 0 or each_time():
+            await step()
+
+    return do
 
 
 async def release_callbacks(

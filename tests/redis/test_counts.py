@@ -19,7 +19,7 @@ from anyio.lowlevel import current_token
 from anyio_kkrpc import MemoryTransport, RedisStreamsTransport, RPCChannel
 from anyio_kkrpc.redis._connection._socket import PlainSocket
 from anyio_kkrpc.testing._server import RedisServer
-from tests.bounds import CALL_BOUND
+from tests.bounds import BOUND, CALL_BOUND
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
@@ -234,6 +234,30 @@ async def test_idle_peers_cost_nothing_per_call(own_server: RedisServer, stream_
         before = idle.statistics().received
         await calls(channel.get_api(), own_server)
         assert idle.statistics().received == before == 0
+
+
+async def test_commands_of_an_idle_caller(own_server: RedisServer, stream_name: str) -> None:
+    """It keeps its inbox in each round, looks at the clock now and then, and reads."""
+    witness = redis.Redis.from_url(own_server.url)
+    options: dict[str, Any] = {"block_timeout": 60.0, "health_check_interval": 0.1}
+    async with (
+        RedisStreamsTransport(own_server.url, stream=stream_name, **options) as used,
+        RPCChannel(used),
+    ):
+        witness.config_resetstat()
+        counts: Counter[str] = Counter()
+        with anyio.fail_after(BOUND):
+            while counts["pexpire"] < 20:
+                await anyio.sleep(0.1)
+                counts = Counter(commands(witness))
+    witness.close()
+    # What this test asks, and what one peer of a process asks for all, once in 5 seconds.
+    for other in ("info", "config|resetstat", "role"):
+        del counts[other]
+    assert counts["time"] <= counts["pexpire"] / 4 + 2
+    assert counts["xread"] <= 1
+    beginning = 10
+    assert sum(counts.values()) <= counts["pexpire"] * 1.25 + beginning
 
 
 async def test_objects_of_a_call_in_flight() -> None:

@@ -10,7 +10,7 @@ from anyio import create_task_group, fail_after
 from anyio.lowlevel import checkpoint
 
 from anyio_kkrpc.redis._connection._errors import RedisError, ResponseError
-from anyio_kkrpc.redis._upkeep import Upkeep
+from anyio_kkrpc.redis._upkeep import Upkeep, seldom
 from tests.bounds import BOUND
 
 pytestmark = pytest.mark.anyio
@@ -87,3 +87,23 @@ async def test_the_gravest_counts(errors: tuple[RedisError, RedisError]) -> None
         await Upkeep([steps.first, steps.second], 0.001, told).run()
     assert steps.done == ["first", "second"]
     assert patience.told == [str(WRONG)]
+
+
+async def test_seldom() -> None:
+    """What only who serves needs each time is done in one of four rounds."""
+    done: list[int] = []
+    rounds, serves = 0, False
+
+    async def step() -> None:
+        done.append(rounds)
+
+    do = seldom(step, lambda: serves)
+    while rounds < 10:
+        await do()
+        rounds += 1
+    assert done == [0, 4, 8]
+    serves = True
+    while rounds < 12:
+        await do()
+        rounds += 1
+    assert done == [0, 4, 8, 10, 11]
