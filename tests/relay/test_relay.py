@@ -20,6 +20,7 @@ from anyio_kkrpc import (
     RPCTimeoutError,
     RPCValidationError,
     TransportClosedError,
+    by_reference,
     current_call,
     expose,
     with_call_options,
@@ -33,6 +34,11 @@ from tests.bounds import BOUND, CALL_BOUND
 
 pytestmark = pytest.mark.anyio
 LARGE = "x" * (1 << 20)
+
+
+class Session:
+    def ask(self) -> str:
+        return "me"
 
 
 class Chat:
@@ -100,6 +106,9 @@ class Chat:
 
     def nothing(self) -> None:
         return None
+
+    def session(self) -> Any:
+        return by_reference(Session())
 
     def echo(self, value: Any = 5) -> Any:
         return value
@@ -375,6 +384,21 @@ async def test_operations_that_do_not_pass() -> None:
         assert both.server.statistics().unknown == 0
         with pytest.raises(ValueError, match="one peer only"):
             both.client.get_api(to="worker")
+
+
+async def test_references(caplog: pytest.LogCaptureFixture) -> None:
+    """Those of one side mean nothing at the other one, and nothing is left of them."""
+    caplog.set_level("CRITICAL", "anyio_kkrpc")  # a traceback that is kept holds what was passed
+    async with joined() as both:
+        for call in (both.api.chat.session(), both.api.chat.keep(by_reference(Session()))):
+            with pytest.raises(RemoteError, match="reference of another channel"):
+                await call
+        with anyio.fail_after(BOUND):
+            for channel in (both.client, both.server):
+                while channel.statistics().references_given:
+                    gc.collect()
+                    await anyio.sleep(0.001)
+        assert both.chat.kept == []
 
 
 async def test_ids_of_others() -> None:
