@@ -89,7 +89,7 @@ def test_all_commands(cluster: ClusterSetup) -> None:
         cluster.owner(stream).run("XADD", Keys.of(stream).dead, "*", "id", "1-1")
     anyio.run(serve, cluster, streams)
     for stream in streams:
-        purge_older(cluster.url, stream, 0.0)
+        purge_older(cluster.url, stream, 1, 0.0)
         assert cluster.owner(stream).run("XLEN", Keys.of(stream).dead) == 0
 
 

@@ -249,7 +249,7 @@ async def test_lost_requests_and_dead_letters(users: Users) -> None:
         assert len(await operator.get_all_entries()) >= 1
         await operator.trim_stream(0)
         await operator.delete_stream()
-    purge_older(users.url("operator"), "jobs", 1.0)
+    purge_older(users.url("operator"), "jobs", 1, 1.0)
     assert users.denied() == []
 
 

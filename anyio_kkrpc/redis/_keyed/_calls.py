@@ -408,13 +408,14 @@ class RedisCalls(KeyedCalls):
 
     def _leave(self, key: bytes, digest: bytes, *, cancel: bool) -> None:
         """Note in Redis that nobody waits here any more, without awaiting; it may be lost."""
+
+        def left(done: Any) -> None:
+            if isinstance(done, list) or done == 2:
+                self._teller.tell_soon(key)
+
         keys, args = self._cancelling(key, b"")
         more = (self._session, b"%d" % cancel, digest)
-        self._teller.post(LEAVE_CALL, keys, (*args, *more), lambda done: self._left(key, done))
-
-    def _left(self, key: bytes, done: Any) -> None:
-        if isinstance(done, list) or done == 2:
-            self._teller.tell_soon(key)
+        self._teller.post(LEAVE_CALL, keys, (*args, *more), left)
 
     def _cancelling(
         self, key: bytes, entry_id: bytes
