@@ -52,9 +52,10 @@ def with_references(record: Record, message: bytes | bytearray | memoryview) -> 
     """Return a record that came, with its values marked that have references."""
     if not any(one in bytes(message) for one in _IN_MESSAGES):
         return record
-    uses = isinstance(record, CallbackCall) and record.p is not UNSET
-    if isinstance(record, (Request, CallbackCall)) and (uses or isinstance(record, Request)):
-        record.a = record.a if record.a is UNSET else [_argument(item) for item in record.a]
+    if isinstance(record, CallbackCall) and record.p is not UNSET:
+        record.a = [_argument(item) for item in record.a]
+    if isinstance(record, Request) and record.a is not UNSET:
+        record.a = [_argument(item) for item in record.a]
     if isinstance(record, (Request, Reply, StreamReply)):
         value = record.v
         if _has_any(value) or (value.__class__ is dict and value.keys() == {REFERENCES}):

@@ -118,7 +118,6 @@ async def test_each_peer_has_its_own(redis_server: RedisServer, stream_name: str
         await none_left(first, second, channel)
 
 
-@pytest.mark.one_server
 async def test_as_kkrpc_has_them(
     redis_server: RedisServer, stream_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
