@@ -66,6 +66,7 @@ ASYNC_EXCEPTIONS = {
         "_driver/_context",
         "_driver/_endings",
         "_serving/_crew",
+        "_serving/_keyed",
         "kit/_inbound",
         "_driver/_pump",
         "_reactions",
@@ -81,6 +82,8 @@ ASYNC_EXCEPTIONS = {
         "_driver/_pump",
         "redis/_connection/_resp",
     ),
+    # What is closed awaits nothing then.
+    "ASYNC119": ("_calling/_handle",),
     # What raises takes the place of a coroutine function that failed when it was called.
     "ASYNC124": ("_serving/_invoking",),
 }

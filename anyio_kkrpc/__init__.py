@@ -27,6 +27,7 @@ from ._driver._remote_object import set_member as set_member
 from ._exceptions import CallCancelledError as CallCancelledError
 from ._exceptions import CallNotFoundError as CallNotFoundError
 from ._exceptions import DeliveryError as DeliveryError
+from ._exceptions import ItemsLostError as ItemsLostError
 from ._exceptions import KeyConflictError as KeyConflictError
 from ._exceptions import KeyNotAllowedError as KeyNotAllowedError
 from ._exceptions import MethodNotFoundError as MethodNotFoundError
@@ -36,6 +37,7 @@ from ._exceptions import RemoteError as RemoteError
 from ._exceptions import RPCError as RPCError
 from ._exceptions import RPCTimeoutError as RPCTimeoutError
 from ._exceptions import RPCValidationError as RPCValidationError
+from ._exceptions import StreamRestartedError as StreamRestartedError
 from ._exceptions import TransportClosedError as TransportClosedError
 from ._exceptions import TransportConnectionError as TransportConnectionError
 from ._references._marking import by_reference as by_reference
@@ -47,6 +49,8 @@ from ._serving._table import expose as expose
 from ._serving._table import in_thread as in_thread
 from ._signals import serve_until_signalled as serve_until_signalled
 from .abc import CallState as CallState
+from .abc import Item as Item
+from .abc import ItemBounds as ItemBounds
 from .kit._queue import BoundedQueue as BoundedQueue
 from .kit._queue import QueueStatistics as QueueStatistics
 

@@ -50,7 +50,7 @@ from ._serving._outcomes import ChannelStatistics, MethodStatistics, tell
 from ._serving._referring import operation
 from ._serving._table import Exposed, entered
 from ._serving._table import expose as build_table
-from .abc import Transport
+from .abc import ItemBounds, Transport
 from .middleware import Middleware, check_middleware
 
 if sys.version_info >= (3, 11):
@@ -276,6 +276,7 @@ class RPCChannel(AsyncContextManagerMixin):
         run_within: float | None = None,
         delay: float = 0.0,
         at: float | None = None,
+        bounds: ItemBounds | None = None,
     ) -> CallHandle[T]:
         """Have a call run without waiting for it; return its handle once that is sure to happen.
 
@@ -283,7 +284,7 @@ class RPCChannel(AsyncContextManagerMixin):
         the key is there already, it is that one's handle.
 
         :param question: a call of a proxy from `get_api` that wasn't awaited
-        :param key: and the next three: see `with_call_options`
+        :param key: and the next three, and ``bounds``: see `with_call_options`
         :param delay: seconds before it may begin, on Redis' clock; up to a second more
         :param at: when it may begin, in seconds since the epoch, in place of ``delay``
         :raises KeyConflictError: if the key belongs to another call
@@ -297,6 +298,7 @@ class RPCChannel(AsyncContextManagerMixin):
             run_within=run_within,
             delay=delay,
             at=at,
+            bounds=bounds,
         )
         assert options is not None
         keyed_calls(self._core)

@@ -12,6 +12,7 @@ __all__ = (
     "CallCancelledError",
     "CallNotFoundError",
     "DeliveryError",
+    "ItemsLostError",
     "KeyConflictError",
     "KeyNotAllowedError",
     "MethodNotFoundError",
@@ -21,6 +22,7 @@ __all__ = (
     "RPCTimeoutError",
     "RPCValidationError",
     "RemoteError",
+    "StreamRestartedError",
     "TransportClosedError",
     "TransportConnectionError",
 )
@@ -106,6 +108,30 @@ class CallNotFoundError(RPCError, LookupError):
 
 class CallCancelledError(RPCError):
     """The call with that key was cancelled. Its key is free: the next call with it runs."""
+
+
+class StreamRestartedError(RPCError):
+    """The stream of a call with a key was begun anew, by another attempt or another call, and what
+    was read of it until now isn't part of it. Read it from the beginning, without a position.
+    """
+
+
+class ItemsLostError(RPCError):
+    """Items of the stream of a call with a key are not kept any more: they were read too late.
+
+    :ivar wanted: the number of the first one that is lost
+    :ivar first: the number of the first one that is kept
+    :ivar position: where to go on, with that one
+    """
+
+    def __init__(self, wanted: int, first: int, position: str) -> None:
+        super().__init__(wanted, first, position)
+        self.wanted: int = wanted
+        self.first: int = first
+        self.position: str = position
+
+    def __str__(self) -> str:
+        return f"items {self.wanted} to {self.first - 1} of the stream are not kept any more"
 
 
 class TransportClosedError(RPCError, ClosedResourceError):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Generic, Literal, TypeVar
 
 from anyio.abc import UnreliableObjectStream
 from msgspec import Struct
@@ -18,12 +18,18 @@ __all__ = (
     "Codec",
     "Envelope",
     "Explanation",
+    "Item",
+    "ItemBounds",
+    "ItemsEnd",
     "KeyedCalls",
+    "KeyedItems",
     "KeyedRequest",
     "Listener",
     "Role",
     "Transport",
 )
+
+T = TypeVar("T")
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
@@ -79,6 +85,45 @@ class Envelope(Struct):
     route: Any = None
 
 
+class Item(Struct, Generic[T], frozen=True):
+    """One item of a stream that a call with a key has as its result.
+
+    :ivar position: where it stands, for who wants to go on behind it
+    :ivar number: the first item has 1
+    :ivar value: what the handler yielded
+    """
+
+    position: str
+    number: int
+    value: T
+
+
+class ItemsEnd(Struct, frozen=True):
+    """What comes behind the last item: where it stands, and a reply with its error, if any."""
+
+    position: str
+    reply: Reply
+
+
+class ItemBounds(Struct, frozen=True):
+    """How much is kept of a stream that a call with a key has as its result.
+
+    :ivar keep_items: for those who are slower than the fastest reader; ``None`` for any number
+    :ivar keep_bytes: the same in bytes
+    :ivar when_unread: what is done once so much is kept and nobody reads: ``"pause"`` the handler,
+        ``"cancel"`` the call, or ``"go on"`` without what is oldest
+    :ivar unread_timeout: seconds to pause before it is cancelled
+    """
+
+    keep_items: int | None = 10_000
+    keep_bytes: int = 8 * 1024 * 1024
+    when_unread: Literal["pause", "cancel", "go on"] = "pause"
+    unread_timeout: float = 60.0
+
+
+DEFAULT_BOUNDS = ItemBounds()
+
+
 class KeyedRequest(Struct):
     """A request that runs once while its result is kept, under a key.
 
@@ -90,6 +135,7 @@ class KeyedRequest(Struct):
     :ivar run_within: seconds that the handler may take
     :ivar delay: seconds before it may begin
     :ivar at: when it may begin, in seconds since the epoch, in place of ``delay``
+    :ivar bounds: of its items, if its result is a stream
     """
 
     key: str
@@ -100,6 +146,7 @@ class KeyedRequest(Struct):
     run_within: float | None = None
     delay: float = 0.0
     at: float | None = None
+    bounds: ItemBounds = DEFAULT_BOUNDS
 
 
 class CallState(Struct, frozen=True):
@@ -186,13 +233,50 @@ class Listener(ABC):
         """
 
 
+class KeyedItems(ABC):
+    """How a transport keeps the items of calls that have a key and a stream as their result."""
+
+    @abstractmethod
+    async def resume(self, envelope: Envelope) -> Item[Any] | None:
+        """Return the last item of earlier attempts at a received request, and go on behind it.
+
+        :raises DeliveryError: if the request is another worker's by now
+        """
+
+    @abstractmethod
+    async def keep_item(self, envelope: Envelope, value: Any) -> None:
+        """Keep the next item of a received request, once there is room, or this is cancelled.
+
+        :raises TypeError, OverloadedError: if it can't be encoded, or is too large
+        :raises DeliveryError: if the request is another worker's by now, or the items were removed
+        """
+
+    @abstractmethod
+    async def keep_rest(self, envelope: Envelope) -> None:
+        """Wait until all items of a received request are kept; raises as `keep_item`."""
+
+    @abstractmethod
+    def read(self, key: str, after: str | None) -> AsyncGenerator[Item[Any] | ItemsEnd, None]:
+        """Yield the items of a request, those that come while this is read too, then their end.
+
+        :param after: position of the item behind which to begin; ``None`` for the first one
+        :raises CallNotFoundError, CallCancelledError: if there is none, or it was cancelled
+        :raises StreamRestartedError: if the items behind the position are of another run
+        :raises ItemsLostError: if some of them aren't kept any more
+        """
+
+
 class KeyedCalls(ABC):
     """How a transport keeps calls that have a key: see ``Transport.keyed``.
 
     The request of such a call is received as any other, with ``Envelope.key``, and settled as any
     other. What it is settled with is kept. The end of one that is cancelled, or runs for longer
     than it may, the transport tells the listener as a `~anyio_kkrpc.records.Cancel`.
+
+    :ivar items: keeps those of results that are streams
     """
+
+    items: KeyedItems
 
     @abstractmethod
     async def start(self, call: KeyedRequest) -> None:

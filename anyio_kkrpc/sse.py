@@ -6,8 +6,6 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, final
 
-import msgspec
-
 try:
     from starlette.responses import StreamingResponse
     from starlette.types import Receive, Scope, Send
@@ -16,7 +14,7 @@ except ImportError as _error:
 
 from ._driver._inflow import RemoteStream
 from ._exceptions import RPCError
-from ._values._pydantic import plain
+from .asgi import json_of
 
 __all__ = ("Events",)
 
@@ -64,23 +62,7 @@ class Events(StreamingResponse):
 async def _encode(stream: RemoteStream[Any]) -> AsyncGenerator[bytes, None]:
     try:
         async for item in stream:
-            yield b"data: %b\n\n" % _json(item)
+            yield b"data: %b\n\n" % json_of(item)
         yield b"event: done\ndata:\n\n"
     except (RPCError, TypeError) as exc:  # the latter of what can't be JSON
-        yield b"event: failed\ndata: %b\n\n" % _json(str(exc))
-
-
-def _json(value: Any) -> bytes:
-    """Return it in one line: JSON has no newlines but those that are escaped."""
-    return msgspec.json.encode(value, enc_hook=_plain)
-
-
-def _plain(value: Any) -> Any:
-    """Return a model as it travels, and what JSON lacks as its text, such as an address."""
-    try:
-        return plain(value)
-    except TypeError:
-        own: Any = type(value).__str__
-        if own is object.__str__:
-            raise  # that would tell nothing
-        return str(value)
+        yield b"event: failed\ndata: %b\n\n" % json_of(str(exc))

@@ -39,6 +39,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 PUBLIC = [
     "anyio_kkrpc",
     "anyio_kkrpc.abc",
+    "anyio_kkrpc.asgi",
     "anyio_kkrpc.codecs",
     "anyio_kkrpc.kit",
     "anyio_kkrpc.middleware",

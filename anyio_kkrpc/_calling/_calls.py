@@ -31,6 +31,8 @@ from ._explaining import LOOK, Explainer
 from ._keyed import (
     KeyOptions,
     call_within,
+    is_kept_stream,
+    kept_stream,
     keyed_calls,
     keyed_request,
     value_of,
@@ -255,9 +257,12 @@ class Calls:
                 return None
 
             reply = await wait_within(self._core, timeout, late, make(), options.deadline)
-            return None if reply is None else value_of(reply)
-        what = (self._core, keeps, call, timeout, late, options.deadline)
-        return value_of(await call_within(*what, cancel_when_left=leaving))
+        else:
+            what = (self._core, keeps, call, timeout, late, options.deadline)
+            reply = await call_within(*what, cancel_when_left=leaving)
+        if reply is not None and is_kept_stream(reply):
+            raise kept_stream(path)
+        return None if reply is None else value_of(reply)
 
     def _make(
         self,

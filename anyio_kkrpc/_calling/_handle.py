@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Generic, TypeVar, final
 
@@ -12,12 +13,13 @@ from msgspec import UNSET, Struct
 from .._driver._core import Core
 from .._exceptions import RPCTimeoutError
 from .._protocol._records import Reply
-from ..abc import CallState, KeyedCalls
+from ..abc import CallState, Item, ItemsEnd, KeyedCalls
 from ..middleware import Invocation, pass_through
 from ._access import Action, KeyAccess
 from ._calls import Calls
 from ._keyed import (
     KeyOptions,
+    is_kept_stream,
     keyed_calls,
     keyed_request,
     value_of,
@@ -27,7 +29,7 @@ from ._options import check_metadata, check_timeout
 from ._question import Question
 from ._typed import NO_TYPES, TypesOf
 
-__all__ = ("CallHandle", "start")
+__all__ = ("CallHandle", "read_items", "start")
 
 T = TypeVar("T")
 
@@ -67,6 +69,8 @@ class CallHandle(Generic[T]):
     async def result(self, *, timeout: float | Any | None = UNSET) -> T:
         """Wait for the result; leaving the wait leaves the call as it is.
 
+        If it is a stream, wait for its end, and return ``None``: its items are kept, see `items`.
+
         :param timeout: seconds to wait; the channel's if not given, ``None`` for ever
         :raises RPCTimeoutError: if there is none by then
         :raises CallNotFoundError: if there is no call with this key, or not any more
@@ -83,7 +87,9 @@ class CallHandle(Generic[T]):
             timeout = self._core.timeout
         late = partial(_late, self.key, timeout)
         reply = await wait_within(self._core, timeout, late, self._wait())
-        known: Any = self._result.types.convert_result(value_of(reply), self._result.path)
+        known: Any = value_of(reply)
+        if not is_kept_stream(reply):
+            known = self._result.types.convert_result(known, self._result.path)
         return known  # type: ignore[no-any-return]
 
     async def state(self) -> CallState:
@@ -127,6 +133,32 @@ class CallHandle(Generic[T]):
                 return
             await sleep(_LOOK)
 
+    async def items(self, *, after: str | None = None) -> AsyncGenerator[Item[Any], None]:
+        """Yield what the handler yields, from the first item or from any other, until the end.
+
+        Any number of peers may do so, at any time as long as the result is kept. The fastest reader
+        paces the handler, once so much is kept as the call's options say; slower ones may lose
+        items. Leaving it leaves the call as it is.
+
+        :param after: ``position`` of the item behind which to begin, from whatever reader
+        :raises ValueError: if that is no position
+        :raises CallNotFoundError: if there is no call with this key, or not any more
+        :raises CallCancelledError: if it was cancelled
+        :raises StreamRestartedError: if what was read isn't part of the stream any more
+        :raises ItemsLostError: if items that come next aren't kept any more
+        :raises RemoteError: what the handler has raised
+        :raises DeliveryError: if the call was given up, or its result is no stream
+        :raises RPCValidationError: if an item doesn't fit
+        """
+        convert = self._result.types.convert_item
+        async with aclosing(await read_items(self, after)) as found:
+            async for one in found:
+                if isinstance(one, ItemsEnd):
+                    value_of(one.reply)
+                    return
+                value: Any = convert(one.value, self._result.path)
+                yield one if value is one.value else Item(one.position, one.number, value)
+
     def __repr__(self) -> str:
         return f"<CallHandle {self.key!r}>"
 
@@ -144,6 +176,13 @@ class CallHandle(Generic[T]):
         if not self._core.is_open:
             raise self._core.closed_error()
         return self._core
+
+
+async def read_items(
+    handle: CallHandle[Any], after: str | None
+) -> AsyncGenerator[Item[Any] | ItemsEnd, None]:
+    """Return what yields the items of a call as they are, and then their end."""
+    return (await handle._allowed("attach")).items.read(handle.key, after)
 
 
 def _late(key: str, timeout: float | None, deadline: float | None) -> RPCTimeoutError:

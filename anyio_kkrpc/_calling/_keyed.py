@@ -18,14 +18,14 @@ from msgspec import UNSET, Struct
 
 from .._driver._context import CallInfo, earlier, running
 from .._driver._core import Core
-from .._exceptions import RPCError, RPCTimeoutError
+from .._exceptions import RPCTimeoutError
 from .._protocol._conversation import Operation
 from .._protocol._records import Reply, Request
 from .._protocol._values import pack_argument, unpack_result
 from .._references._marking import USE, has_references
 from .._values._pydantic import plain
 from .._wire_errors import error_from_wire
-from ..abc import KeyedCalls, KeyedRequest
+from ..abc import DEFAULT_BOUNDS, ItemBounds, KeyedCalls, KeyedRequest
 
 __all__ = ("KeyOptions", "check_key", "key_options", "keyed_calls", "keyed_request", "value_of")
 
@@ -38,6 +38,9 @@ _KEEP = 3600.0
 _LONGEST = 3_155_760_000.0
 _SHORTEST = 0.001
 _URLSAFE = bytes.maketrans(b"+/", b"-_")
+# Items, or bytes of them, that can be kept.
+_MOST = 2**31
+_UNREAD = ("pause", "cancel", "go on")
 _encoder = msgspec.json.Encoder(order="sorted", enc_hook=plain)
 
 
@@ -51,6 +54,7 @@ class KeyOptions(Struct, frozen=True):
     cancel_when_left: bool = False
     delay: float = 0.0
     at: float | None = None
+    bounds: ItemBounds = DEFAULT_BOUNDS
 
 
 def check_key(key: Any) -> str:
@@ -75,6 +79,7 @@ def key_options(
     cancel_when_left: bool = False,
     delay: float = 0.0,
     at: float | None = None,
+    bounds: ItemBounds | None = None,
 ) -> KeyOptions | None:
     """Return the options of calls with a key, checked; ``None`` if none is given.
 
@@ -100,6 +105,7 @@ def key_options(
             "keep_errors": keep_errors is not None,
             "run_within": run_within is not None,
             "cancel_when_left": cancel_when_left,
+            "bounds": bounds is not None,
         }
         for name in given:
             if given[name]:
@@ -107,7 +113,26 @@ def key_options(
         return None
     keep = _KEEP if keep is None else keep
     keep_errors = keep if keep_errors is None else keep_errors
-    return KeyOptions(check_key(key), keep, keep_errors, run_within, cancel_when_left, delay, at)
+    times = (keep, keep_errors, run_within, cancel_when_left, delay, at)
+    return KeyOptions(check_key(key), *times, _checked_bounds(bounds))
+
+
+def _checked_bounds(bounds: ItemBounds | None) -> ItemBounds:
+    """Return how much is kept of a stream; refuse what can't be."""
+    if bounds is None:
+        return DEFAULT_BOUNDS
+    if not isinstance(bounds, ItemBounds):
+        raise TypeError(f"bounds: needs ItemBounds, not {bounds!r:.80}")
+    items = 1 if bounds.keep_items is None else bounds.keep_items
+    for name, value in (("keep_items", items), ("keep_bytes", bounds.keep_bytes)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name}: needs an int, not {value!r:.80}")
+        if not 1 <= value <= _MOST:
+            raise ValueError(f"{name}: from 1 to {_MOST:,}, not {value!r}")
+    if bounds.when_unread not in _UNREAD:
+        raise ValueError(f"when_unread: pause, cancel or go on, not {bounds.when_unread!r:.80}")
+    _check_seconds("unread_timeout", bounds.unread_timeout, _SHORTEST)
+    return bounds
 
 
 def _check_seconds(name: str, value: Any, least: float) -> None:
@@ -168,6 +193,7 @@ def keyed_request(
         options.run_within,
         options.delay,
         options.at,
+        options.bounds,
     )
 
 
@@ -198,17 +224,28 @@ def _hash_function() -> Callable[..., Any]:
 
 
 def value_of(reply: Reply) -> Any:
-    """Return the result that a reply has.
+    """Return the result that a reply has, ``None`` for a stream.
 
     :raises RPCError: the error that it has in its place
     """
     if reply.e is not UNSET:
         raise error_from_wire(reply.e)
-    return unpack_result(reply.v, _no_stream)
+    return unpack_result(reply.v, _kept_stream)
 
 
-def _no_stream(stream_id: str) -> Any:
-    raise RPCError("a call with a key has no stream as its result")
+def is_kept_stream(reply: Reply) -> bool:
+    """Whether the result that a reply has is a stream, whose items are kept elsewhere."""
+    return reply.v.__class__ is dict and unpack_result(reply.v, _kept_stream) is None
+
+
+def _kept_stream(stream_id: str) -> None:
+    """Return what stands for a stream."""
+
+
+def kept_stream(path: Iterable[str]) -> TypeError:
+    """Return the error of who wants to have a stream from a call with a key at once."""
+    name = ".".join(path)
+    return TypeError(f"{name}: the stream of a call with a key is read by items() of its handle")
 
 
 async def wait_within(

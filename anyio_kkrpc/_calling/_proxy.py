@@ -12,8 +12,9 @@ from msgspec.structs import replace
 
 from .._driver._inflow import RemoteStream
 from .._driver._remote_object import RemoteObject
+from ..abc import ItemBounds
 from ._calls import Calls
-from ._keyed import KeyOptions, key_options
+from ._keyed import KeyOptions, kept_stream, key_options
 from ._options import CallOptions, check_flag, check_metadata, check_shard_key, check_timeout
 from ._question import Question
 from ._typed import NO_TYPES, TypesOf
@@ -95,6 +96,9 @@ class RemoteCall(Coroutine[Any, Any, Any]):
             raise RuntimeError("a call can be made once; call the method again")
 
     async def _open(self) -> Any:
+        if self._proxy._rpc_options.keyed is not None:
+            self._used = True
+            raise kept_stream(self._proxy._rpc_path)
         result = await self._make()
         if not isinstance(result, (RemoteStream, RemoteObject)):
             raise TypeError(
@@ -258,6 +262,7 @@ def with_call_options(
     run_within: float | None = None,
     cancel_when_left: bool = False,
     shard_key: str | None = None,
+    bounds: ItemBounds | None = None,
 ) -> P:
     """Return a proxy like ``api`` whose calls are made with these options.
 
@@ -281,13 +286,15 @@ def with_call_options(
     :param shard_key: where a stream has shards, calls of this peer that have the same one reach the
         same shard, in the order in which they were sent; else it means nothing. A call with a
         ``key`` goes to the shard of that.
+    :param bounds: how much is kept of a result that is a stream; see `CallHandle.items`
     :raises TypeError: if ``api`` is not a proxy from `RPCChannel.get_api`
     :raises ValueError: if a number is out of range, or ``key`` is given and the transport keeps no
         calls: Redis does with a consumer group, and memory
     """
     if not isinstance(api, RemoteAPI):
         raise TypeError(f"with_call_options: needs a proxy from get_api(), not {api!r:.80}")
-    keyed = key_options(key, keep, keep_errors, run_within, cancel_when_left=cancel_when_left)
+    rest: dict[str, Any] = {"cancel_when_left": cancel_when_left, "bounds": bounds}
+    keyed = key_options(key, keep, keep_errors, run_within, **rest)
     more = (idempotent, fail_fast, keyed, shard_key)
     return _changed(api, timeout, reply, metadata, *more)  # type: ignore[return-value]
 

@@ -10,11 +10,13 @@ from .._exceptions import RPCValidationError
 from .._values._callbacks import PassedCallbacks
 from .._values._conversion import (
     AWAITABLES,
+    StreamKind,
     annotations_of,
     checkable,
     convert_value,
     hints_of,
     result_of,
+    stream_kind,
     unwrap,
 )
 
@@ -50,7 +52,7 @@ class TypesOf:
     def returning(cls, annotation: Any) -> TypesOf:
         """Return what is known of a method of whose result only the annotation is."""
         types = cls()
-        types._result = checkable(annotation)
+        types._result = stream_kind(annotation) or checkable(annotation)
         return types
 
     def child(self, name: str) -> TypesOf:
@@ -91,6 +93,14 @@ class TypesOf:
             if isinstance(value, RemoteStream):
                 leave(value)
             raise
+
+    def convert_item(self, value: Any, path: tuple[str, ...]) -> Any:
+        """Convert an item of a stream that a call returned.
+
+        :raises RPCValidationError: if it doesn't fit the Protocol
+        """
+        kind = self._result.item if isinstance(self._result, StreamKind) else Any
+        return convert_value(value, kind, ".".join(path), "output")
 
     def convert_value(self, value: Any, path: tuple[str, ...]) -> Any:
         """Convert the value of a property.

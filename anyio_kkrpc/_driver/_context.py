@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from msgspec import Struct
 
 from .._runtime._clock import in_task
+from ..abc import Item
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -43,6 +44,7 @@ class CallInfo(Struct, frozen=True):
     metadata: dict[str, Any]
     key: str | None = None
     _report: Callable[[Any], Awaitable[None]] | None = None
+    _resume: Callable[[], Awaitable[Item[Any] | None]] | None = None
 
     async def progress(self, value: Any) -> None:
         """Tell how far this call has come, for `CallHandle.progress`; not more than ten times a
@@ -52,6 +54,16 @@ class CallInfo(Struct, frozen=True):
         """
         if self._report is not None:
             await self._report(value)
+
+    async def resume(self) -> Item[Any] | None:
+        """Have what this handler yields follow what earlier attempts at this call have yielded, if
+        their process was killed, say; without this, their items are removed, and who has read them
+        gets `StreamRestartedError`. To be called once, before the first item.
+
+        :return: the last item that is there, ``None`` if there is none, or the call has no key
+        :raises DeliveryError: if the call is another worker's by now
+        """
+        return None if self._resume is None else await self._resume()
 
 
 def earlier(deadline: float | None, serving: CallInfo | None) -> float | None:

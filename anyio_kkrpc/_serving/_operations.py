@@ -40,7 +40,7 @@ from ..middleware import Middleware, StreamEnd
 from ._crew import Answer, Crew, Member
 from ._intercepting import NOT_SENT, Interceptor, watchers_in
 from ._invoking import OPERATIONS, Invoker, failing
-from ._keyed import refuse_stream, with_key
+from ._keyed import keep_stream, with_key
 from ._outcomes import FailureLog
 from ._refusals import (
     MAX_SEGMENTS,
@@ -283,7 +283,7 @@ class Server:
             if kind is not Any and self._interceptor is None:
                 value = check_own(value, kind, source.name)
             if envelope.key is not None:
-                refuse_stream(value)
+                value = await keep_stream(self._core, value, envelope, source, handling, context)
             if USE.begun:
                 value = self._core.references.give(value, handling.sender)
         except Refused as exc:

@@ -241,7 +241,7 @@ class Lane:
         )
         parts = (keys, self.link, self.dialects.native, signer, self.worker.keeper)
         rest = (self.outages, self.trim, self.reception.inbound.deliver, self.addressed.note_word)
-        self.keyed = _making.make_keyed(options, *parts, *rest)
+        self.keyed = _making.make_keyed(options, *parts, *rest, self.loop.run)
         where = (self.trim, self.dials, self.link, self._failed)
         self.broadcast = _making.make_broadcast(options, keys.stream, common, *where)
         reader = self.worker if options.use_consumer_group else self.broadcast
@@ -417,7 +417,7 @@ class Lane:
     def stop(self, reason: Exception) -> None:
         """Read no more, and let nobody wait, without awaiting."""
         self.writer.end(reason)
-        self.keyed.calls.end(reason)
+        self.keyed.end(reason)
         self.worker.keeper.end()
         self.addressed.stop()
         self.requests.stop()

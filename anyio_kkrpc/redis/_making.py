@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from time import time
 from typing import Any
@@ -15,7 +15,7 @@ from ..records import Record
 from ._connection._cluster import ClusterFinder
 from ._connection._dials import Dials
 from ._connection._link import Link
-from ._connection._patience import Outages
+from ._connection._patience import Outages, Patience
 from ._connection._replicas import Replicas
 from ._connection._resolver import Finder, Fixed, shared_topology
 from ._connection._sentinel import Sentinel
@@ -27,9 +27,13 @@ from ._group._trim import Trim
 from ._group._turns import Turns
 from ._keyed._calls import RedisCalls
 from ._keyed._claim import Claims
+from ._keyed._entries import Entries
+from ._keyed._items_in import RedisItems
+from ._keyed._items_out import ItemsOut
 from ._keyed._keeping import CallKeeping
 from ._keyed._kept import Sealer
 from ._keyed._later import Later
+from ._keyed._tails import Read, Tails
 from ._keyed._work import Work
 from ._options import Options
 from ._reading._broadcast import Broadcast
@@ -191,25 +195,26 @@ def make_keyed(
     trim: Trim | None,
     deliver: Callable[[Envelope], object],
     consumed: Callable[[], object],
+    read_on: Callable[[str, Read, Patience], Awaitable[None]],
 ) -> CallKeeping:
     """Return what keeps calls with keys.
 
     :param deliver: takes a cancel
     :param consumed: told that a word was read
+    :param read_on: see `Tails`
     """
     names = options.consumer_group.encode(), options.consumer_name.encode()
     sealer = Sealer(native, signer)
+    entries = Entries(native, signer, sealer)
+    out = make_items_out(options, keys, link, entries, outages, deliver)
     later = Later(link, keys, sealer, signer, outages, current_time)
     size, added = options.max_message_size, None if trim is None else trim.count
-    parts = (native, sealer, keeper, outages, later)
+    parts = (native, sealer, keeper, outages, later, out)
     interval = options.claim_idle * KEEP
     told: dict[str, Any] = {"deliver": deliver, "added": added}
     work = Work(link, keys, names, *parts, interval=interval, max_message_size=size, **told)
-    claims = Claims(
-        *(keys, names[0], options.session_id, native, sealer, signer),
-        max_message_size=size,
-        max_backlog=options.max_backlog,
-    )
+    limits: Any = {"max_message_size": size, "max_backlog": options.max_backlog}
+    claims = Claims(keys, names[0], options.session_id, native, sealer, signer, **limits)
     calls = RedisCalls(
         link,
         keys,
@@ -223,7 +228,35 @@ def make_keyed(
         refusal=options.target.refusal,
         added=added,
     )
-    return CallKeeping(calls, work, consumed)
+    times = options.block_timeout, options.read_silence
+    tails = Tails(link, outages, read_on, keys.wake(options.session_id), *times)
+    asked: Any = {"kept": calls.get, "value_of": calls.value, "refusal": options.target.refusal}
+    calls.items = RedisItems(link, keys, entries, tails, out, **asked)
+    return CallKeeping(calls, work, tails, consumed)
+
+
+def make_items_out(
+    options: Options,
+    keys: Keys,
+    link: Link,
+    entries: Entries,
+    outages: Outages,
+    deliver: Callable[[Envelope], object],
+) -> ItemsOut:
+    """Return what writes the items of calls with keys.
+
+    :param deliver: takes a cancel
+    """
+    return ItemsOut(
+        link,
+        keys,
+        (options.consumer_group.encode(), options.consumer_name.encode()),
+        options.session_id,
+        entries,
+        max_message_size=options.max_message_size,
+        deliver=deliver,
+        refused=partial(outages.leave_out, "items of calls"),
+    )
 
 
 def make_reasons(options: Options, link: Link) -> Reasons:

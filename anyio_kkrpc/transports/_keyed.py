@@ -25,9 +25,11 @@ from ..kit._keyed import (
     was_cancelled,
 )
 from ..records import Cancel, Record, Reply
+from ._items import Kept, KeptItems, MemoryItems
 
 __all__ = ("MemoryCalls", "MemoryKeys")
 
+_epochs = count(1)
 # Calls that are kept before the first look which of them are over.
 _MANY = 1000
 
@@ -41,12 +43,14 @@ class _Call(Struct):
     :ivar due: when it may begin
     :ivar waiting: how many wait for it
     :ivar news: set at its end
+    :ivar items: what is kept of a result that is a stream
     """
 
     digest: str
     request: KeyedRequest
     kind: str
     news: Event
+    items: KeptItems
     reply: Reply | None = None
     expires: float | None = None
     since: float | None = None
@@ -97,7 +101,8 @@ class MemoryKeys:
             if call.digest != wanted.digest:
                 raise conflict(wanted.key)
             return call, False
-        call = _Call(wanted.digest, wanted, "waiting", Event())
+        items = KeptItems(next(_epochs), wanted.bounds)
+        call = _Call(wanted.digest, wanted, "waiting", Event(), items)
         self._calls[wanted.key] = call
         return call, True
 
@@ -116,6 +121,7 @@ class MemoryKeys:
             keep = BRIEFLY
         call.kind, call.reply, call.expires = kind, reply, current_time() + keep
         call.news.set()
+        call.items.change()
 
 
 class MemoryCalls(KeyedCalls):
@@ -125,7 +131,9 @@ class MemoryCalls(KeyedCalls):
     :param theirs: what the other side has sent
     :param send: hands a request to the other side
     :param tell: hands a record to the listener of the other side
+    :param cancel: hands a cancel to the listener of this side
     :param copy: returns a record as it is on the other side
+    :param size_of: returns how large it is there
     :ivar later: what came here and isn't to begin yet, the next one first
     """
 
@@ -136,7 +144,9 @@ class MemoryCalls(KeyedCalls):
         *,
         send: Callable[[Envelope], Awaitable[None]],
         tell: Callable[[Record], object],
+        cancel: Callable[[Record], object],
         copy: Callable[[Record], Any],
+        size_of: Callable[[Record], int],
     ) -> None:
         self._ours, self._theirs = ours, theirs
         self._send, self._tell, self._copy = send, tell, copy
@@ -144,12 +154,19 @@ class MemoryCalls(KeyedCalls):
         self._numbers = count()
         self._waits: set[Event] = set()
         self._ended = False
+        self.items: MemoryItems = MemoryItems(
+            lambda key: self._kept_of(ours.get(key)),
+            lambda envelope: envelope.token.items,
+            lambda reply: (copy(reply), size_of(reply)),
+            lambda envelope: self._cancel_served(envelope, cancel),
+        )
 
     # What this side asks
 
     def close(self) -> None:
         """Let nobody wait any more."""
         self._ended = True
+        self.items.close()
         for event in self._waits:
             event.set()
 
@@ -245,7 +262,16 @@ class MemoryCalls(KeyedCalls):
             raise TransportClosedError("the transport has been closed")
         return call.reply
 
+    def _kept_of(self, call: _Call) -> Kept:
+        return Kept(call.items, call.kind, call.expires is not None, call.reply)
+
     # What this side serves
+
+    def _cancel_served(self, envelope: Envelope, cancel: Callable[[Record], object]) -> None:
+        """Cancel a call that is served here: nobody reads its items."""
+        call: _Call = envelope.token
+        self._theirs.end(call, "cancelled", None)
+        cancel(Cancel(call.request.request.id))
 
     async def receive(self, receive: Callable[[], Awaitable[Envelope]]) -> Envelope:
         """Return the next request, or the next that had to wait for its time."""

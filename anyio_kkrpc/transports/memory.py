@@ -75,7 +75,9 @@ class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
             other._keys,
             send=self.send,
             tell=lambda record: other._inbound.deliver(Envelope(record)),
+            cancel=lambda record: self._inbound.deliver(Envelope(record)),
             copy=self._copy,
+            size_of=lambda record: 0 if self._codec is None else len(self._codec.encode(record)),
         )
         self.keyed: KeyedCalls | None = self._calls
 

@@ -19,6 +19,7 @@ from anyio_kkrpc import (
     ByteStreamTransport,
     CallCancelledError,
     CallNotFoundError,
+    ItemBounds,
     MemoryTransport,
     RedisStreamsTransport,
     RemoteError,
@@ -32,11 +33,11 @@ from anyio_kkrpc import (
 from anyio_kkrpc._calling._keyed import (
     KeyOptions,
     digest_of,
+    is_kept_stream,
     key_options,
     keyed_request,
     value_of,
 )
-from anyio_kkrpc._serving._keyed import refuse_stream
 from anyio_kkrpc.abc import Transport
 from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.middleware import Invocation
@@ -59,6 +60,20 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"keep_errors": 5}, ValueError, "keep_errors: only a call with a key has it"),
     ({"run_within": 5}, ValueError, "run_within: only a call with a key has it"),
     ({"cancel_when_left": True}, ValueError, "cancel_when_left: only a call with a key has it"),
+    ({"bounds": ItemBounds()}, ValueError, "bounds: only a call with a key has it"),
+    ({"key": "k", "bounds": {}}, TypeError, "bounds: needs ItemBounds"),
+    *(
+        ({"key": "k", "bounds": ItemBounds(**wrong)}, error, next(iter(wrong)))
+        for wrong, error in (
+            ({"keep_items": 0}, ValueError),
+            ({"keep_items": 1.5}, TypeError),
+            ({"keep_bytes": None}, TypeError),
+            ({"keep_bytes": 2**40}, ValueError),
+            ({"when_unread": "stop"}, ValueError),
+            ({"unread_timeout": 0}, ValueError),
+            ({"unread_timeout": None}, TypeError),
+        )
+    ),
 ]
 LATER: list[tuple[dict[str, Any], str]] = [
     ({"delay": -1}, "delay: from 0 to"),
@@ -138,9 +153,12 @@ def test_results() -> None:
     assert value_of(Reply("")) is None
     with pytest.raises(RemoteError, match="no tea"):
         value_of(Reply("", e={"n": "LookupError", "m": "no tea"}))
-    with pytest.raises(RPCError, match="no stream"):
-        value_of(Reply("", {"__kkrpc_next_stream__": "async-iterable", "id": "1"}))
-    refuse_stream([1])
+    stream = Reply("", {"__kkrpc_next_stream__": "async-iterable", "id": "items"})
+    assert is_kept_stream(stream)
+    assert value_of(stream) is None
+    for value in (5, None, {}, {"id": "items"}):
+        assert not is_kept_stream(Reply("", value))
+    assert not is_kept_stream(Reply(""))
 
 
 class Nowhere(anyio.abc.ByteStream):

@@ -63,7 +63,8 @@ ROOMS: dict[str, set[str]] = {
     "websocket": SEAM | {"codecs", "_spoken", "kit"},
     "websocket._endpoint": SEAM
     | {"websocket", "codecs", "_spoken", "kit", "_channel", "_serving", "middleware"},
-    "sse": {"_exceptions", "_driver", "_values"},
+    "asgi": WORDS | {"_values", "_calling", "_channel", "kit"},
+    "sse": {"_exceptions", "_driver", "_values", "asgi"},
     # The public names; transports are loaded on first use.
     "": WORDS
     | {"_channel", "_calling", "_serving", "_driver", "_signals", "kit", "transports", "redis"}

@@ -20,7 +20,7 @@ from anyio_kkrpc._protocol import _records
 from anyio_kkrpc._protocol._records import Bye, CallbackProgress, Cancel, Record
 from anyio_kkrpc.codecs import cbor, get_codec
 from anyio_kkrpc.redis._group import _dead_letters
-from anyio_kkrpc.redis._keyed import _kept
+from anyio_kkrpc.redis._keyed import _items_out, _kept
 from anyio_kkrpc.redis._keyed._script import Script
 from anyio_kkrpc.redis._reading import _hints
 from anyio_kkrpc.redis._stream._keys import Keys
@@ -142,7 +142,8 @@ def test_fields() -> None:
 def test_hints() -> None:
     written = {line["fields"][0][1] for line in LINES if line["fields"][0][0] == "hint"}
     listed = set(names(rows_under("### Hints")))
-    keyed = (_kept.CALL_WORD, _kept.CANCEL_WORD, _kept.LATER_WORD, _hints.TURN_WORD)
+    keyed: tuple[bytes, ...] = (_kept.CALL_WORD, _kept.CANCEL_WORD, _kept.LATER_WORD)
+    keyed += (_items_out.READ_WORD, _hints.TURN_WORD)
     written |= {word.decode() for word in keyed}
     assert {hint.partition(" ")[0] for hint in listed} == {
         hint.partition(" ")[0] for hint in written
@@ -155,13 +156,8 @@ def test_keys() -> None:
     listed = names(rows_under("## Keys"))
     found = (keys.stream, keys.inbox("me"), keys.control, keys.dead)
     found += (keys.claimer(b"workers"), keys.worker(b"workers", b"blue"), keys.alive("me"))
-    found += (
-        keys.call(b"pay"),
-        keys.waits(b"pay"),
-        keys.progress(b"pay"),
-        keys.due,
-        keys.turns(b"workers"),
-    )
+    found += (keys.call(b"pay"), keys.waits(b"pay"), keys.progress(b"pay"))
+    found += (keys.items(b"pay"), keys.wake("me"), keys.due, keys.turns(b"workers"))
     names_of = {
         "base": "{S}",
         "<session id>": "me",
@@ -253,7 +249,10 @@ def test_scripts() -> None:
         name
         for name, text in found.items()
         if any(text in other for other in found.values() if other != text)
-        or (name.startswith("_") and any(text in other.source for other in run.values()))
+        or (
+            (name.startswith("_") or name == "KEPT")
+            and any(text in other.source for other in run.values())
+        )
     }
     scripts = {
         name.strip("_").lower().replace("_", " ") for name in (found.keys() - pieces) | run.keys()

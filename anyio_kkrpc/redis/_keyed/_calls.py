@@ -142,7 +142,7 @@ class RedisCalls(KeyedCalls):
                 if kept is None:
                     return None
             ended = True
-            return self._value(call.key, key, kept)
+            return self.value(call.key, key, kept)
         finally:
             if timer is not None:
                 self.timer.cancel(timer)
@@ -163,7 +163,7 @@ class RedisCalls(KeyedCalls):
             ended = True
             if kept is None:
                 raise not_found(key)
-            return self._value(key, name, kept)
+            return self.value(key, name, kept)
         finally:
             if self.waiting.leave(name, waiter) and not ended:
                 self._leave(name, b"", cancel=False)
@@ -190,7 +190,7 @@ class RedisCalls(KeyedCalls):
         """See `KeyedCalls.cancel`."""
         name = key.encode()
         while True:
-            known = await self._get(name)
+            known = await self.get(name)
             if known is None or known.ended:
                 return False
             keys, args = self._cancelling(name, known.entry_id)
@@ -205,7 +205,7 @@ class RedisCalls(KeyedCalls):
     async def forget(self, key: str) -> bool:
         """See `KeyedCalls.forget`."""
         keys, name = self._keys, key.encode()
-        names = (keys.call(name), keys.waits(name), keys.progress(name))
+        names = (keys.call(name), keys.waits(name), keys.progress(name), keys.items(name))
         done = await self._run(FORGET, names)
         if done < 0:
             raise ValueError(f"forget: the call with the key {key!r} hasn't ended; cancel it")
@@ -221,7 +221,7 @@ class RedisCalls(KeyedCalls):
         command = (b"XREVRANGE", self._keys.progress(name), b"+", b"-", b"COUNT", b"1")
         found = await self._ask(lambda: self._link.request(*command))
         if not found:
-            if await self._get(name) is None:
+            if await self.get(name) is None:
                 raise not_found(key)
             return None
         position, fields = found[0]
@@ -389,19 +389,21 @@ class RedisCalls(KeyedCalls):
             raise too_many_wait(name)
         return None if found is None else parse_kept(found)
 
-    async def _get(self, key: bytes) -> Kept | None:
+    async def get(self, key: bytes) -> Kept | None:
+        """Return what is known of a call."""
         found = await self._ask(lambda: self._link.request(b"GET", self._keys.call(key)))
         return None if found is None else parse_kept(found)
 
     async def _unkept(self, key: str) -> Literal["failed", "refused"]:
         """Return which of the two a call has come to whose error isn't kept."""
         name = key.encode()
-        kept = await self._get(name)
+        kept = await self.get(name)
         if kept is None or not kept.ended or kept.state != b"e":
             return "failed"
-        return kind_of(self._value(key, name, kept))
+        return kind_of(self.value(key, name, kept))
 
-    def _value(self, name: str, key: bytes, kept: Kept) -> Reply:
+    def value(self, name: str, key: bytes, kept: Kept) -> Reply:
+        """Return what a call came to; see `Sealer.value_of`."""
         return self._sealer.value_of(self._keys.call(key), name, kept)
 
     # Leaving
@@ -422,7 +424,8 @@ class RedisCalls(KeyedCalls):
     ) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         """Return the keys and the arguments of CANCEL_CALL."""
         keys = self._keys
-        names = (keys.stream, keys.call(key), keys.due, keys.waits(key), keys.progress(key))
+        names: tuple[bytes, ...] = (keys.stream, keys.call(key), keys.due, keys.waits(key))
+        names += (keys.progress(key), keys.items(key))
         beginnings = (keys.inbox(""), keys.worker(b"", b""), PREFIX)
         nobodies = (HANDED_BACK, DELAYED)
         briefly = b"%d" % (BRIEFLY * 1000)

@@ -99,7 +99,7 @@ class Claims:
     def _fields(self, call: KeyedRequest, digest: bytes, key: bytes) -> tuple[bytes, ...]:
         keep, keep_errors = round(call.keep * 1000) or 1, round(call.keep_errors * 1000)
         within = 0 if call.run_within is None else round(call.run_within * 1000) or 1
-        field = keyed_field(digest, keep, keep_errors, within, key)
+        field = keyed_field(digest, keep, keep_errors, within, key, call.bounds)
         fields = self._native.encode_keyed(call.request, field)
         check_size(len(fields[3]), self._max_size)
         return fields

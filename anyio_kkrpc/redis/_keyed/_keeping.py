@@ -7,6 +7,7 @@ from functools import partial
 
 from ._calls import RedisCalls
 from ._kept import CALL_WORD, split_word
+from ._tails import Tails
 from ._work import Work
 
 __all__ = ("CallKeeping",)
@@ -16,19 +17,29 @@ class CallKeeping:
     """What a lane has of them.
 
     :param consumed: told that a word was read, which may be in the inbox
+    :param tails: waits for items
     :ivar calls: this peer as a caller
     :ivar work: this peer as a worker
     """
 
-    def __init__(self, calls: RedisCalls, work: Work, consumed: Callable[[], object]) -> None:
+    def __init__(
+        self, calls: RedisCalls, work: Work, tails: Tails, consumed: Callable[[], object]
+    ) -> None:
         self.calls = calls
         self.work = work
+        self._tails = tails
         self._consumed = consumed
 
     def tasks(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
         """Return what runs as long as the lane does, with the names of the tasks."""
         work = partial(self.work.run, self.calls.ask)
-        return [("keyed", work), ("keyed waits", self.calls.timer.run)]
+        waits = self.calls.timer.run
+        return [("keyed", work), ("keyed waits", waits), ("items", self._tails.run)]
+
+    def end(self, reason: Exception) -> None:
+        """Let nobody wait any more."""
+        self.calls.end(reason)
+        self._tails.end(reason)
 
     def take_word(self, word: bytes) -> None:
         """Take a hint.

@@ -24,6 +24,7 @@ __all__ = (
     "FINISH",
     "FORGET",
     "HINTED",
+    "KEPT",
     "LATER",
     "LEAVE_CALL",
     "PROGRESS",
@@ -45,12 +46,12 @@ local function holder_of(stream, group, id)
 end
 local function has_ended(known) return string.find('dfxke', state_of(known), 1, true) ~= nil end
 """
+KEPT = _KEPT  # for the scripts of items
 
 # Bytes of what a call came to that are handed on with the hint; of more, who is told asks for it.
 HINTED = 16 * 1024
 # Who waits is in a set with the time of Redis at which that was said; who has not said it for a
-# minute makes room. Who asked first is in it only
-# once somebody else waits, too, or asks again: until then the state tells that it waits.
+# minute makes room. Who asked first is in it only once somebody else waits, too, or asks again.
 _JOIN = b"""
 local function add_first(known, call, waits, now)
   if state_of(known) ~= 'w' then return end
@@ -179,7 +180,7 @@ if not named then
   local is_of_call, entry = true, redis.call('XRANGE', KEYS[1], id, id)[1]
   for i = 1, entry and #entry[2] or 0, 2 do
     if entry[2][i] == 'call' then
-      local digest, key = string.match(entry[2][i + 1], '^(%S+) %d+ %d+ %d+ (.*)$')
+      local digest, key = string.match(entry[2][i + 1], '^(%S+) %d+ %d+ %d[^ ]* (.*)$')
       is_of_call = digest == ARGV[4] and key == ARGV[7]
       break
     end
@@ -237,7 +238,7 @@ return state_of(known) == 'c' and 2 or 1
 """
 )
 
-# Notes that a request is a dead letter. KEYS: call, waits, progress. ARGV: id, digest,
+# Notes that a request is a dead letter. KEYS: call, waits, progress, items. ARGV: id, digest,
 # milliseconds, why.
 DIE = Script(
     _KEPT
@@ -248,6 +249,7 @@ if known and (id_of(known) ~= ARGV[1] or has_ended(known)) then return 0 end
 if known then add_first(known, KEYS[1], KEYS[2], redis.call('TIME')[1]) end
 redis.call('SET', KEYS[1], 'x' .. ARGV[2] .. ARGV[1] .. '|' .. ARGV[4], 'PX', ARGV[3])
 redis.call('PEXPIRE', KEYS[3], ARGV[3])
+redis.call('PEXPIRE', KEYS[4], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], 60000)
 return 1
 """
@@ -282,8 +284,8 @@ return 1
 
 
 # Cancels a call. What nobody has is removed; who has it is told. KEYS: stream, call, due, waits,
-# progress. ARGV: beginnings of the keys of inboxes and of workers, of names of consumers, names of
-# consumers that are no workers, group, id, the key, the word to who has it, milliseconds.
+# progress, items. ARGV: beginnings of the keys of inboxes and of workers, of names of consumers,
+# names of consumers that are no workers, group, id, the key, the word to who has it, milliseconds.
 def _with_cancel(head: bytes) -> Script:
     """Return a script that may cancel a call.
 
@@ -315,6 +317,7 @@ if known and id_of(known) == id and not has_ended(known) then
   add_first(known, KEYS[2], KEYS[4], redis.call('TIME')[1])
   redis.call('PEXPIRE', KEYS[4], 60000)
   redis.call('PEXPIRE', KEYS[5], ARGV[10])
+  redis.call('PEXPIRE', KEYS[6], ARGV[10])
   redis.call('SET', KEYS[2], 'k' .. digest_of(known) .. id .. '|', 'PX', ARGV[10])
   if state == 'z' then
     redis.call('ZREM', KEYS[3], ARGV[8])
@@ -373,14 +376,14 @@ return found
 """
 )
 
-# KEYS: call, waits, progress. Returns 0 if there is nothing, -1 if it hasn't ended.
+# KEYS: call, waits, progress, items. Returns 0 if there is nothing, -1 if it hasn't ended.
 FORGET = Script(
     _KEPT
     + b"""
 local known = redis.call('GET', KEYS[1])
 if not known then return 0 end
 if not has_ended(known) then return -1 end
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+redis.call('DEL', unpack(KEYS))
 return 1
 """
 )

@@ -34,9 +34,11 @@ from .._stream._keys import Keys
 from ..dialects._base import check_size
 from ..dialects._keyed import Keyed
 from ..dialects.native import NativeDialect
+from ._item_scripts import FINISH_ITEMS
+from ._items_out import READ_WORD, ItemsOut
 from ._kept import CANCEL_WORD, LATER_WORD, Sealer, is_to_cancel, split_word
 from ._later import Later
-from ._script import is_unknown, run_script
+from ._script import Script, is_unknown, run_script
 from ._scripts import BEGIN, DIE, FINISH, HINTED, PROGRESS
 from ._telling import Teller
 
@@ -57,6 +59,7 @@ class _Finish(Struct, eq=False):
     :ivar refused: whether Redis has refused it
     """
 
+    script: Script
     held: HeldEntry
     keyed: Keyed
     keys: tuple[bytes, ...]
@@ -73,6 +76,7 @@ class Work:
     """What this peer does for calls with keys. `run` must run beside it.
 
     :param keeper: keeps what is held
+    :param items: writes those of results that are streams
     :param interval: seconds between two looks whether what runs was cancelled
     :param deliver: takes a cancel
     :param added: told how many entries are acknowledged, if not ``None``
@@ -89,6 +93,7 @@ class Work:
         keeper: Keeper,
         outages: Outages,
         later: Later,
+        items: ItemsOut,
         *,
         interval: float,
         max_message_size: int,
@@ -104,6 +109,7 @@ class Work:
         self._held = keeper.held
         self._outages = outages
         self._later = later
+        self._items = items
         self._interval = interval
         self._max_size = max_message_size
         self._deliver = deliver
@@ -176,12 +182,19 @@ class Work:
         keys, key = self._keys, keyed.key
         place, inbox = keys.call(key), keys.inbox(held.sender or "")
         rest = self._sealer.seal(place, state, keyed.digest, held.id, data) if data else b""
-        own = () if state == b"d" else (self._consumer, b"%d" % held.attempt)
+        own: tuple[bytes, ...] = ()
+        if state != b"d" or keyed.items is not None:
+            own = (self._consumer, b"%d" % held.attempt)
         told = b"%d" % (keyed.told > 0 or held.attempt > 1)
+        script, names = FINISH, [keys.stream, place, keys.waits(key), keys.progress(key)]
+        if keyed.items is not None:
+            script, names = FINISH_ITEMS, [*names, keys.items(key)]
+            own += self._items.end_of(keyed, held.sender or "", record)
         finish = _Finish(
+            script,
             held,
             keyed,
-            (keys.stream, place, keys.waits(key), keys.progress(key)),
+            tuple(names),
             (
                 *(self._group, held.id, state, keyed.digest, rest),
                 *(b"%d" % keep, key, inbox, told, *own),
@@ -219,7 +232,7 @@ class Work:
             self._write_to(connection, finish, known=known)
 
     def _write_to(self, connection: Connection, finish: _Finish, *, known: bool = True) -> None:
-        packed = FINISH.packed(finish.keys, finish.args, known=known)
+        packed = finish.script.packed(finish.keys, finish.args, known=known)
         connection.post(packed, 1, lambda reply: self._answered(finish, reply))
         connection.flush_nowait()
 
@@ -246,12 +259,15 @@ class Work:
         self._let_go(finish.held)
 
     def _let_go(self, held: HeldEntry) -> None:
+        if held.keyed is not None:
+            self._items.forget(held.keyed)
         if self._held.entries.get(held.id) is held:
             del self._held.entries[held.id]
             self._keeper.room.notify()
 
     def attach(self, connection: Connection) -> None:
         """Write what is open to a new connection."""
+        self._items.attach(connection)
         for finish in self._open:
             self._write_to(connection, finish)
         if self._serves:
@@ -289,6 +305,8 @@ class Work:
         if word == LATER_WORD:
             if self._serves:
                 self.serve()
+        elif word.startswith(READ_WORD):
+            self._items.take_word(word)
         elif word.startswith(CANCEL_WORD):
             self._doubted.add(split_word(word)[0])
             self.stir()
@@ -351,7 +369,7 @@ class Work:
             died = self._died[0]
             keyed = died.keyed
             keys, key = self._keys, keyed.key
-            names = (keys.call(key), keys.waits(key), keys.progress(key))
+            names = (keys.call(key), keys.waits(key), keys.progress(key), keys.items(key))
             keep = b"%d" % max(keyed.keep_errors, round(BRIEFLY * 1000))
             args = (died.entry_id, keyed.digest, keep, died.why.encode())
             if await run_script(self._link, DIE, names, *args):
@@ -374,6 +392,7 @@ class Work:
                 self._cancel(held, keyed)
         self._doubted -= doubted
         if due:
+            self._items.renew()
             self._look_at = current_time() + self._interval if running else inf
 
     def _cancel(self, held: HeldEntry, keyed: Keyed) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from ...abc import CallState, Envelope, KeyedCalls, KeyedRequest
+from ...abc import CallState, Envelope, Item, ItemsEnd, KeyedCalls, KeyedItems, KeyedRequest
 from ...records import Reply
 
 __all__ = ("ShardedCalls",)
@@ -25,6 +25,7 @@ class ShardedCalls(KeyedCalls):
     ) -> None:
         self._of_key = of_key
         self._of_request = of_request
+        self.items: KeyedItems = ShardedItems(of_key, of_request)
 
     async def start(self, call: KeyedRequest) -> None:
         """See `KeyedCalls.start`."""
@@ -60,3 +61,35 @@ class ShardedCalls(KeyedCalls):
     async def progress(self, key: str) -> tuple[str, Any] | None:
         """See `KeyedCalls.progress`."""
         return await self._of_key(key).progress(key)
+
+
+class ShardedItems(KeyedItems):
+    """Hands the items of each call to what keeps those of its shard.
+
+    :param of_key: as of `ShardedCalls`
+    :param of_request: the same
+    """
+
+    def __init__(
+        self,
+        of_key: Callable[[str], KeyedCalls],
+        of_request: Callable[[Envelope], KeyedCalls],
+    ) -> None:
+        self._of_key = of_key
+        self._of_request = of_request
+
+    async def resume(self, envelope: Envelope) -> Item[Any] | None:
+        """See `KeyedItems.resume`."""
+        return await self._of_request(envelope).items.resume(envelope)
+
+    async def keep_item(self, envelope: Envelope, value: Any) -> None:
+        """See `KeyedItems.keep_item`."""
+        await self._of_request(envelope).items.keep_item(envelope, value)
+
+    async def keep_rest(self, envelope: Envelope) -> None:
+        """See `KeyedItems.keep_rest`."""
+        await self._of_request(envelope).items.keep_rest(envelope)
+
+    def read(self, key: str, after: str | None) -> AsyncGenerator[Item[Any] | ItemsEnd, None]:
+        """See `KeyedItems.read`."""
+        return self._of_key(key).items.read(key, after)

@@ -41,6 +41,8 @@ class Keys(Struct, frozen=True):
     _waits: bytes
     _progress: bytes
     _turns: bytes
+    _items: bytes
+    _wake: bytes
 
     @classmethod
     def of(cls, stream: str) -> Keys:
@@ -54,7 +56,8 @@ class Keys(Struct, frozen=True):
         if hash_slot(base) != hash_slot(name):
             base = b"{%d}%b" % (_number_in(hash_slot(name)), name)
         kinds: list[bytes] = [b":control", b":dead", b":due", b":inbox:", b":claimer:", b":worker:"]
-        kinds += [b":alive:", b":call:", b":waits:", b":progress:", b":turns:"]
+        kinds += [b":alive:", b":call:", b":waits:", b":progress:", b":turns:", b":items:"]
+        kinds += [b":wake:"]
         return cls(name, *(base + kind for kind in kinds))
 
     def inbox(self, session_id: str) -> bytes:
@@ -88,6 +91,14 @@ class Keys(Struct, frozen=True):
     def progress(self, key: bytes) -> bytes:
         """Return the key of how far such a call has come."""
         return self._progress + key
+
+    def items(self, key: bytes) -> bytes:
+        """Return the key of what such a call has yielded."""
+        return self._items + key
+
+    def wake(self, session_id: str) -> bytes:
+        """Return the key of what ends one peer's blocking read of items."""
+        return self._wake + session_id.encode()
 
 
 def stream_of(base: str) -> str:

@@ -176,7 +176,7 @@ class Machine(RuleBasedStateMachine):
 
     def _cancelling(self, key: str, entry_id: bytes) -> tuple[tuple[bytes, ...], tuple[Any, ...]]:
         stream, call, waits, progress = self._names(key)
-        keys = (stream, call, KEYS.due, waits, progress)
+        keys = (stream, call, KEYS.due, waits, progress, KEYS.items(key.encode()))
         beginnings = (KEYS.inbox(""), KEYS.worker(b"", b""), b"consumer-", HANDED_BACK, DELAYED)
         return keys, (*beginnings, b"g", entry_id, key.encode(), b"word", b"100000")
 
@@ -221,7 +221,7 @@ class Machine(RuleBasedStateMachine):
     @rule(key=NAMES)
     def forget(self, key: str) -> None:
         name = key.encode()
-        names = (KEYS.call(name), KEYS.waits(name), KEYS.progress(name))
+        names = (KEYS.call(name), KEYS.waits(name), KEYS.progress(name), KEYS.items(name))
         done = self._run(FORGET, names)
         assert done == (0 if key not in self.current else 1 if key in self.ended else -1)
         if done == 1:
@@ -235,7 +235,7 @@ class Machine(RuleBasedStateMachine):
             run.acknowledged = True
             call, waits, progress = self._names(run.key)[1:]
             args = (entry_id, DIGESTS[run.digest], b"100000", b"why")
-            done = self._run(DIE, (call, waits, progress), *args)
+            done = self._run(DIE, (call, waits, progress, KEYS.items(run.key.encode())), *args)
             mine = self.current.get(run.key, entry_id) == entry_id and run.key not in self.ended
             assert done == mine
             if mine:

@@ -105,8 +105,9 @@ class Working:
         keeper: Any = SimpleNamespace(held=self.held, room=room)
         outages: Any = SimpleNamespace(end=lambda part: None)
         native, later = NativeDialect("me", get_codec("json")), Any
+        items: Any = SimpleNamespace(forget=lambda keyed: None, attach=lambda connection: None)
         self.work = Work(
-            *(link, Keys.of("s"), (b"g", b"c"), native, sealer(), keeper, outages, later),
+            *(link, Keys.of("s"), (b"g", b"c"), native, sealer(), keeper, outages, later, items),
             interval=30.0,
             max_message_size=options.pop("max_message_size", 100_000),
             deliver=lambda envelope: None,

@@ -1,0 +1,200 @@
+"""The readers' side of streams that are kept: any number of them, at any position.
+
+Who reads asks for what is there, on the connection that all share. Who has all of it waits for
+more, see `Tails`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from msgspec import UNSET
+
+from ..._runtime._fresh import fresh_copy
+from ...abc import Envelope, Item, ItemsEnd, KeyedItems
+from ...kit._items import Position, no_stream, parse_position
+from ...kit._keyed import not_found, was_cancelled
+from ...records import Reply
+from .._connection._command import pack
+from .._connection._errors import RedisError
+from .._connection._link import Link
+from .._stream._keys import Keys
+from ._entries import Entries, Reader, epoch_of, parse_id
+from ._item_scripts import READ
+from ._items_out import READ_WORD, ItemsOut
+from ._kept import Kept, parse_kept
+from ._script import run_script
+from ._tails import PAGE, Entry, Feed, Tails
+
+__all__ = ("RedisItems",)
+
+# Seconds that one waits before one looks whether the call is there still; at first, where the call
+# may yet come to something that is no stream, twice as long each time.
+LOOKS_AFTER = 5.0
+_SOON = 0.1
+
+
+class RedisItems(KeyedItems):
+    """Implements `KeyedItems` on one stream.
+
+    :param out: writes those of calls that are served here
+    :param kept: returns all that is kept of a call
+    :param value_of: returns what that came to
+    :param refusal: returns the error of this library for what Redis refuses
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        keys: Keys,
+        entries: Entries,
+        tails: Tails,
+        out: ItemsOut,
+        *,
+        kept: Callable[[bytes], Awaitable[Kept | None]],
+        value_of: Callable[[str, bytes, Kept], Reply],
+        refusal: Callable[[Exception], Exception],
+    ) -> None:
+        self._link = link
+        self._keys = keys
+        self._entries = entries
+        self._tails = tails
+        self._out = out
+        self._kept = kept
+        self._value_of = value_of
+        self._refusal = refusal
+
+    # See `KeyedItems`
+
+    async def resume(self, envelope: Envelope) -> Item[Any] | None:
+        """See `KeyedItems.resume`."""
+        with self._asking():
+            return await self._out.resume(envelope.token)
+
+    async def keep_item(self, envelope: Envelope, value: Any) -> None:
+        """See `KeyedItems.keep_item`."""
+        with self._asking():
+            await self._out.put(envelope.token, value)
+
+    async def keep_rest(self, envelope: Envelope) -> None:
+        """See `KeyedItems.keep_rest`."""
+        with self._asking():
+            await self._out.flush(envelope.token)
+
+    async def read(self, key: str, after: str | None) -> AsyncGenerator[Item[Any] | ItemsEnd, None]:
+        """See `KeyedItems.read`."""
+        reader = Reader(key, parse_position(after))
+        place = self._keys.items(key.encode())
+        feed: Feed | None = None
+        pause = _SOON
+        try:
+            while True:
+                pause = LOOKS_AFTER if reader.at is not None else min(2 * pause, LOOKS_AFTER)
+                feed, entries = await self._next(reader, feed, pause)
+                if isinstance(entries, ItemsEnd):
+                    yield entries
+                    return
+                for entry_id, fields in entries:
+                    at = parse_id(entry_id)
+                    if at <= reader.cursor:
+                        continue
+                    if not reader.is_mine(at):
+                        if feed is not None:
+                            self._tails.leave(feed)  # another call has the key: ask
+                            break
+                        reader.skip(at)
+                        continue
+                    found = self._entries.read(place, entry_id, fields)
+                    for item in reader.take(found):
+                        yield item
+                    if found.cancelled:
+                        raise was_cancelled(key)
+                    if found.reply is not None:
+                        yield ItemsEnd(str(at), found.reply)
+                        return
+                    if found.mark:
+                        self._tell(reader, found.mark)
+        finally:
+            if feed is not None:
+                self._tails.leave(feed)
+
+    async def _next(
+        self, reader: Reader, feed: Feed | None, pause: float
+    ) -> tuple[Feed | None, list[Entry] | ItemsEnd]:
+        """Return what comes next, or nothing yet.
+
+        :param feed: where that comes, if this is known to be all there was
+        :param pause: seconds to wait for it
+        """
+        if self._tails.ended is not None:
+            raise fresh_copy(self._tails.ended)
+        if feed is not None:
+            entries = feed.take()
+            if entries:
+                return feed, entries
+            if feed.error is not None:
+                raise self._refusal(feed.error) from feed.error
+            if feed.behind:
+                self._tails.leave(feed)
+                feed = None
+        entries, last, known = await self._page(reader)
+        if entries:
+            if feed is not None:  # it would bring them again
+                self._tails.leave(feed)
+            return None, entries
+        if known.ended:
+            return feed, await self._end_of(reader, known, last)
+        if feed is None:
+            feed = self._tails.join(self._keys.items(reader.key.encode()), reader.cursor)
+        if feed is not None:
+            await feed.wait(pause)
+        return feed, []
+
+    async def _page(self, reader: Reader) -> tuple[list[Entry], Position, Kept]:
+        """Return what is there behind the last entry that was read; if nothing is, the last id.
+
+        :raises CallNotFoundError: if there is no such call
+        """
+        name, cursor = reader.key.encode(), reader.cursor
+        keys = self._keys.call(name), self._keys.items(name)
+        start = b"%d-%d" % (cursor.epoch, cursor.number + 1)
+        with self._asking():
+            kept, entries, last = await run_script(self._link, READ, keys, start, PAGE)
+        if not kept:
+            raise not_found(reader.key)
+        known = parse_kept(kept)
+        reader.meet(known.entry_id)
+        return entries, parse_id(last or b"0-0"), known
+
+    async def _end_of(self, reader: Reader, known: Kept, last: Position) -> ItemsEnd:
+        """Return the end of a call all of whose items were read."""
+        name = reader.key.encode()
+        kept = await self._kept(name)
+        if kept is None or kept.entry_id != known.entry_id or not kept.ended:
+            raise not_found(reader.key)  # it has gone meanwhile
+        reply = self._value_of(reader.key, name, kept)
+        if reader.is_mine(last):
+            return ItemsEnd(str(last), Reply("", e=reply.e))
+        if reply.e is UNSET:
+            raise no_stream(reader.key)
+        return ItemsEnd(str(Position(epoch_of(known.entry_id, 0), 0)), reply)
+
+    def _tell(self, reader: Reader, session: bytes) -> None:
+        """Tell who writes how far this is read. Nobody waits for that; it may be lost."""
+        connection = self._link.connection
+        if connection is not None and connection.error is None:
+            inbox, name = self._keys.inbox(""), reader.key.encode()
+            word = b"%b%d:%b%b" % (READ_WORD, len(name), name, str(reader.at).encode())
+            entry = (b"XADD", inbox + session, b"NOMKSTREAM", b"*", b"hint", word)
+            connection.post(pack(entry))
+            connection.flush_nowait()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Raise what Redis refuses as an error of this library."""
+        try:
+            yield
+        except RedisError as exc:
+            raise self._refusal(exc) from exc

@@ -1,0 +1,397 @@
+"""Streams of calls with keys on real servers where something comes at the wrong moment, or is lost."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import anyio
+import pytest
+import redis
+
+from anyio_kkrpc import (
+    CallHandle,
+    DeliveryError,
+    Item,
+    ItemsLostError,
+    ProtocolError,
+    RemoteError,
+    StreamRestartedError,
+    current_call,
+)
+from anyio_kkrpc.redis._keyed import _items_in, _tails
+from anyio_kkrpc.redis._keyed._item_scripts import APPEND, FINISH_ITEMS, OPEN
+from anyio_kkrpc.testing._server import RedisServer
+from tests.bounds import BOUND
+from tests.faults.proxy import Proxy, proxy
+
+from .test_races import Place, script, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.server]
+
+
+class Api:
+    """Each attempt yields so many items, waits until it is let go, and yields the rest.
+
+    :ivar before: how many items each attempt yields before it waits
+    :ivar resumes: whether a further attempt goes on behind what is there
+    :ivar found: what each attempt found there
+    :ivar began: attempts that wait now, or did
+    :ivar over: those that have ended, in whatever way
+    """
+
+    def __init__(self, *, resumes: bool = False, before: tuple[int, ...] = (3, 2, 2)) -> None:
+        self.resumes, self.before = resumes, before
+        self.gates = [anyio.Event() for _ in before]
+        self.began: list[int] = []
+        self.found: list[Item[Any] | None] = []
+        self.over: list[int] = []
+
+    async def work(self, items: int = 8) -> AsyncIterator[list[int]]:
+        attempt = current_call().attempt
+        number = 0
+        if self.resumes:
+            last = await current_call().resume()
+            self.found.append(last)
+            number = 0 if last is None else last.number
+        try:
+            for _ in range(self.before[attempt - 1]):
+                number += 1
+                yield [number, attempt]
+            self.began.append(attempt)
+            await self.gates[attempt - 1].wait()
+            while number < items:
+                number += 1
+                yield [number, attempt]
+        finally:
+            self.over.append(attempt)
+
+
+@pytest.fixture
+def place(redis_server: RedisServer, stream_name: str) -> Place:
+    return Place(redis_server.url, stream_name)
+
+
+@pytest.fixture
+async def middle(place: Place) -> AsyncIterator[Proxy]:
+    async with proxy(place.url) as middle:
+        yield middle
+
+
+async def read(call: CallHandle[Any], after: str | None = None) -> list[Item[Any]]:
+    with anyio.fail_after(BOUND):
+        return [item async for item in call.items(after=after)]
+
+
+async def some(call: CallHandle[Any], count: int) -> list[Item[Any]]:
+    """Return the first items."""
+    found: list[Item[Any]] = []
+    with anyio.fail_after(BOUND):
+        async with aclosing(call.items()) as items:
+            async for item in items:
+                found.append(item)
+                if len(found) == count:
+                    break
+    return found
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+async def test_second_attempt(place: Place, middle: Proxy, resumes: bool) -> None:
+    """It goes on behind what is there, if its handler says so, and readers see one stream; or who
+    has read what was there is told. What the overtaken one yields afterwards is nowhere.
+    """
+    api = Api(resumes=resumes)
+    async with place.caller() as caller, place.worker(api, middle.url) as worker:
+        call = await caller.start(caller.get_api().work(), key="k")
+        first = await some(call, 3)
+        live: list[Any] = []
+
+        async def follow() -> None:
+            try:
+                async for item in call.items():
+                    live.append(item.value)
+            except StreamRestartedError as exc:
+                live.append(type(exc))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(follow)
+            await until(lambda: len(live) == 3 and api.began == [1])
+            middle.freeze()
+            async with place.worker(api):
+                await until(lambda: api.began == [1, 2])
+                api.gates[0].set()
+                middle.thaw()
+                await until(lambda: api.over and not worker.statistics().outstanding)
+                api.gates[1].set()
+                whole = await read(call)
+    if resumes:
+        values = [[n, 1] for n in (1, 2, 3)] + [[n, 2] for n in range(4, 9)]
+        assert live == values
+        assert api.found[1] == first[-1]
+    else:
+        values = [[n, 2] for n in range(1, 9)]
+        assert live == [[n, 1] for n in (1, 2, 3)] + [StreamRestartedError]
+    assert [item.value for item in whole] == values
+    assert [item.number for item in whole] == list(range(1, 9))
+    async with place.caller() as caller:
+        again = caller.attach("k")
+        if resumes:
+            assert await read(again, first[1].position) == whole[2:]
+        else:
+            with pytest.raises(StreamRestartedError):
+                await read(again, first[1].position)
+        assert await read(again, whole[6].position) == whole[7:]
+
+
+async def test_written_again(place: Place, middle: Proxy) -> None:
+    """After a connection was lost by which it may have been written: each item is there once."""
+    for number, lost in enumerate((OPEN, APPEND, FINISH_ITEMS)):
+        api = Api()
+        api.gates[0].set()
+        async with place.caller() as caller, place.worker(api, middle.url):
+            middle.swallow_reply_to(script(lost))
+            call = await caller.start(caller.get_api().work(500), key=f"k{number}")
+            assert [item.number for item in await read(call)] == list(range(1, 501))
+            assert await call.result() is None
+            with anyio.fail_after(BOUND):
+                await middle.swallowed.wait()
+        assert api.began == [1]
+
+
+async def test_who_reads_is_cut_off(place: Place, middle: Proxy) -> None:
+    """While it waits for more: it reads on where it was."""
+    api = Api()
+    async with place.caller(middle.url) as caller, place.worker(api):
+        call = await caller.start(caller.get_api().work(), key="k")
+        async with anyio.create_task_group() as group:
+            seen: list[int] = []
+
+            async def follow() -> None:
+                async for item in call.items():
+                    seen.append(item.number)
+
+            group.start_soon(follow)
+            await until(lambda: len(seen) == 3)
+            await middle.cut()
+            api.gates[0].set()
+    assert seen == list(range(1, 9))
+
+
+async def test_nothing_is_left(place: Place, witness: redis.Redis) -> None:
+    """After `keep`, however it has ended."""
+    api = Api()
+    keep: dict[str, Any] = {"keep": 0.4, "keep_errors": 0.4}
+    async with place.caller() as caller:
+        never = await caller.start(caller.get_api().work(0), key="never", **keep)
+        assert await never.cancel()
+        async with place.worker(api):
+            done = await caller.start(caller.get_api().work(), key="done", **keep)
+            await some(done, 3)
+            api.gates[0].set()
+            assert len(await read(done)) == 8
+            cancelled = await caller.start(caller.get_api().work(9), key="cancelled", **keep)
+            await some(cancelled, 8)
+            assert await caller.attach("cancelled").cancel() in (True, False)
+            forgotten = await caller.start(caller.get_api().work(10), key="forgotten", keep=3600)
+            await read(forgotten)
+            assert await forgotten.forget()
+    mine = [place.keys.call(b""), place.keys.items(b""), place.keys.progress(b"")]
+
+    def left() -> list[bytes]:
+        names: list[bytes] = witness.keys(f"*{place.stream}*")
+        return [name for name in names if name.startswith(tuple(mine))]
+
+    assert place.keys.items(b"forgotten") not in left()
+    for name in left():
+        assert 0 < witness.pttl(name) <= 10_000  # what was cancelled is known for ten seconds
+    await until(lambda: not [name for name in left() if name.endswith((b"done", b"forgotten"))])
+
+
+async def test_dead_letter(
+    place: Place, witness: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads is told, and the items go when the letter's call is known no more."""
+    monkeypatch.setattr(_items_in, "LOOKS_AFTER", 0.1)
+    api = Api()
+    async with place.caller() as caller:
+        call = await caller.start(caller.get_api().work(), key="k", keep=60)
+        async with proxy(place.url) as middle, place.worker(api, middle.url, max_deliveries=1):
+            await some(call, 3)
+            middle.freeze()
+            async with place.worker(api, max_deliveries=1):
+                with pytest.raises(DeliveryError, match="deliver"):
+                    await read(call)
+            middle.thaw()
+    assert 0 < witness.pttl(place.keys.items(b"k")) <= 60_000
+
+
+@pytest.mark.one_server
+async def test_items_are_gone(place: Place, witness: redis.Redis) -> None:
+    """If the server loses them, the call fails; it doesn't begin a stream of less."""
+    api = Api()
+    async with place.caller() as caller, place.worker(api):
+        call = await caller.start(caller.get_api().work(), key="k")
+        first = await some(call, 3)
+        witness.delete(place.keys.items(b"k"))
+        api.gates[0].set()
+        for after in (None, first[-1].position):
+            with pytest.raises(RemoteError, match="were removed"):
+                await read(call, after)
+        with pytest.raises(RemoteError, match="were removed"):
+            await call.result()
+
+
+@pytest.mark.one_server
+async def test_some_are_trimmed_by_hand(place: Place, witness: redis.Redis) -> None:
+    api = Api()
+    async with place.caller() as caller, place.worker(api):
+        call = await caller.start(caller.get_api().work(), key="k")
+        first = await some(call, 3)
+        api.gates[0].set()
+        await call.result()
+        witness.xtrim(place.keys.items(b"k"), minid=first[-1].position, approximate=False)
+        with pytest.raises(ItemsLostError) as lost:
+            await read(call)
+        assert (lost.value.wanted, await read(call, lost.value.position)) != (1, [])
+        assert len(await read(call, first[-1].position)) == 5
+
+
+@pytest.mark.one_server
+async def test_signed(place: Place, witness: redis.Redis) -> None:
+    """Items that somebody without the key has written, or moved, are read by nobody."""
+    options: dict[str, Any] = {"signing_key": b"0123456789abcdef"}
+    api = Api()
+    items = place.keys.items(b"k")
+    async with place.caller(**options) as caller, place.worker(api, **options):
+        call = await caller.start(caller.get_api().work(), key="k")
+        first = await some(call, 3)
+        epoch = first[0].position.partition("-")[0]
+        (fields,) = [fields for name, fields in witness.xrange(items) if name.endswith(b"-1")]
+        witness.xadd(items, fields, id=f"{epoch}-4")
+        with pytest.raises(ProtocolError, match="isn't signed as it must be"):
+            await read(call)
+        witness.xdel(items, f"{epoch}-4")
+        witness.xadd(items, {"json": "5"}, id=f"{epoch}-5")
+        with pytest.raises(ProtocolError, match="isn't signed as it must be"):
+            await read(call)
+        await call.cancel()
+    async with place.caller() as caller:
+        for fields in ({"begin": "x"}, {"json": "{"}, {"end": "json:5"}, {"nothing": "1"}):
+            witness.xadd(items, fields)  # type: ignore[arg-type]
+            with pytest.raises(
+                (ProtocolError, ItemsLostError, DeliveryError, StreamRestartedError)
+            ):
+                await read(caller.attach("k"))
+
+
+@pytest.mark.one_server
+async def test_not_a_stream(place: Place, witness: redis.Redis) -> None:
+    """What holds something else than items ends the one call whose items it should hold."""
+    api = Api()
+    async with place.caller() as caller, place.worker(api):
+        call = await caller.start(caller.get_api().work(), key="k")
+        other = await caller.start(caller.get_api().work(7), key="other")
+        await some(other, 3)
+        async with anyio.create_task_group() as group:
+            group.start_soon(some, other, 7)
+            await some(call, 3)
+            witness.set(place.keys.items(b"k"), "x")
+            with pytest.raises(Exception, match="WRONGTYPE|wrong kind"):
+                await read(call)
+            api.gates[0].set()
+        with pytest.raises(RemoteError, match="refuses an item"):
+            await call.result()
+
+
+@pytest.mark.one_server
+async def test_many_streams(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than one connection waits for; and more readers than one of each."""
+    monkeypatch.setattr(_tails, "_STREAMS", 4)
+    api = Api()
+    async with place.caller() as caller, place.worker(api):
+        calls = [await caller.start(caller.get_api().work(), key=f"k{n}") for n in range(10)]
+        counts = dict.fromkeys(range(30), 0)
+
+        async def follow(number: int) -> None:
+            async for _ in caller.attach(calls[number % 10].key).items():
+                counts[number] += 1
+
+        async with anyio.create_task_group() as group:
+            for number in counts:
+                group.start_soon(follow, number)
+            await until(lambda: set(counts.values()) == {3})
+            api.gates[0].set()
+    assert set(counts.values()) == {8}
+
+
+@pytest.mark.one_server
+async def test_slow_reader(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that doesn't take what comes asks for it later; others don't wait for it."""
+    monkeypatch.setattr(_tails, "_MOST_WAITING", 2)
+    monkeypatch.setattr(_items_in, "LOOKS_AFTER", BOUND)
+    api = Api()
+    async with place.caller() as caller, place.worker(api):
+        call = await caller.start(caller.get_api().work(2000), key="k")
+        async with aclosing(call.items()) as slow:
+            seen = [(await slow.__anext__()).number for _ in range(3)]
+            async with anyio.create_task_group() as group:
+
+                async def one_more() -> None:
+                    seen.append((await slow.__anext__()).number)
+
+                group.start_soon(one_more)
+                api.gates[0].set()
+                assert len(await read(call)) == 2000
+            async for item in slow:
+                seen.append(item.number)
+    assert seen == list(range(1, 2001))
+
+
+@pytest.mark.one_server
+async def test_items_of_an_earlier_call(place: Place) -> None:
+    """Those that are there still aren't taken for those of a new call with the key."""
+    api = Api()
+    async with place.caller() as caller:
+        async with place.worker(api):
+            call = await caller.start(caller.get_api().work(), key="k")
+            first = await some(call, 3)
+            assert await call.cancel()
+            await until(lambda: api.over)
+        api = Api()
+        await caller.start(caller.get_api().work(), key="k")
+        with pytest.raises(StreamRestartedError):
+            await read(call, first[0].position)
+        async with anyio.create_task_group() as group:
+            values: list[Any] = []
+
+            async def follow() -> None:
+                values.extend([item.value async for item in call.items()])
+
+            group.start_soon(follow)
+            await anyio.wait_all_tasks_blocked()
+            api.gates[0].set()
+            async with place.worker(api):
+                await until(lambda: len(values) == 8)
+
+
+@pytest.mark.one_server
+async def test_end_of_the_transport(place: Place) -> None:
+    """Who reads is told."""
+    api = Api()
+    errors: list[BaseException] = []
+    async with place.worker(api), anyio.create_task_group() as group:
+        async with place.caller() as caller:
+            call = await caller.start(caller.get_api().work(), key="k")
+
+            async def follow() -> None:
+                try:
+                    await read(call)
+                except Exception as exc:
+                    errors.append(exc)
+
+            group.start_soon(follow)
+            await some(call, 3)
+            await anyio.wait_all_tasks_blocked()
+        await until(lambda: errors)
+    assert "closed" in str(errors[0]) or "destroyed" in str(errors[0])
