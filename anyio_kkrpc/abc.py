@@ -212,16 +212,14 @@ class Listener(ABC):
         return False
 
     def waiting(self) -> Sequence[Envelope]:
-        """Return the requests of this side that wait for a reply, as they were sent.
-
-        A transport that has lost replies asks for it, and lets those that they were for come back,
-        to `received`, with ``error`` set.
+        """Return the requests of this side that wait for a reply, as they were sent. A transport
+        that has lost replies asks for it, and lets those that they were for come back, to
+        `received`, with ``error`` set.
         """
         return ()
 
     def lost(self, reason: Exception) -> None:  # noqa: B027  # not every listener has streams
         """Learn that records that were on the way here may have been lost, though more will come.
-
         What can't go on without them is to be ended: streams, at either end.
 
         :param reason: what its users are told
