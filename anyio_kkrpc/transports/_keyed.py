@@ -13,7 +13,7 @@ from anyio import CancelScope, Event, current_time
 from msgspec import Struct
 
 from .._exceptions import TransportClosedError
-from ..abc import CallState, Envelope, KeyedCalls, KeyedRequest
+from ..abc import CallState, Envelope, KeyedCalls, KeyedItems, KeyedRequest
 from ..kit._keyed import (
     BRIEFLY,
     PAUSE,
@@ -154,19 +154,20 @@ class MemoryCalls(KeyedCalls):
         self._numbers = count()
         self._waits: set[Event] = set()
         self._ended = False
-        self.items: MemoryItems = MemoryItems(
+        self._items = MemoryItems(
             lambda key: self._kept_of(ours.get(key)),
             lambda envelope: envelope.token.items,
             lambda reply: (copy(reply), size_of(reply)),
             lambda envelope: self._cancel_served(envelope, cancel),
         )
+        self.items: KeyedItems = self._items
 
     # What this side asks
 
     def close(self) -> None:
         """Let nobody wait any more."""
         self._ended = True
-        self.items.close()
+        self._items.close()
         for event in self._waits:
             event.set()
 
