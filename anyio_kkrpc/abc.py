@@ -29,7 +29,7 @@ __all__ = (
     "Transport",
 )
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
@@ -85,7 +85,7 @@ class Envelope(Struct):
     route: Any = None
 
 
-class Item(Struct, Generic[T], frozen=True):
+class Item(Struct, Generic[_T], frozen=True):
     """One item of a stream that a call with a key has as its result.
 
     :ivar position: where it stands, for who wants to go on behind it
@@ -95,7 +95,7 @@ class Item(Struct, Generic[T], frozen=True):
 
     position: str
     number: int
-    value: T
+    value: _T
 
 
 class ItemsEnd(Struct, frozen=True):
