@@ -378,9 +378,9 @@ class Pump:
 
         :raises OverloadedError: if too many of them wait to be read, or to be used
         """
+        if USE.begun:
+            item = self._core.references.give(item, self._producer.consumer)
         if item.__class__ in _VALUES or not is_stream(item):
-            if USE.begun:
-                item = self._core.references.give(item, self._producer.consumer)
             return pack_result(item, lambda value: None)
         if self._family is None:
             self._family = Family()

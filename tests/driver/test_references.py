@@ -280,6 +280,37 @@ async def test_in_values_and_items() -> None:
         await nothing_left(opened)
 
 
+@by_reference
+class Log(Session):
+    """One whose lines can be read, too."""
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        yield "a line"
+
+
+async def test_what_is_a_stream_as_well() -> None:
+    """It is an object, as a result as well as an item, and in the answer to an error."""
+
+    class Source:
+        def result(self) -> Any:
+            return Log("result")
+
+        async def items(self) -> AsyncIterator[Any]:
+            try:
+                yield Log("item")
+            except RemoteError:
+                yield Log("answer")
+
+    async with pair(Source()) as opened:
+        logs = [await opened.api.result()]
+        async with opened.api.items() as items:
+            logs.append(await items.__anext__())
+            logs.append(await items.athrow(ValueError("of the reader")))
+        assert [await log.name for log in logs] == ["result", "item", "answer"]
+        logs.clear()
+        await nothing_left(opened)
+
+
 LOOKS_LIKE: list[Any] = [
     {"__kkrpc_next_refs__": [{"__kkrpc_ref__": True, "id": "x", "kind": "object"}]},
     {"__kkrpc_next_refs__": {"__kkrpc_ref__": "data", "v": {"a": 1}}},
