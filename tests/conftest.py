@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from anyio_kkrpc import RedisStreamsTransport
+from tests.bounds import BOUND
+
 pytest_plugins = ["tests.measured", "tests.outcomes", "tests.servers"]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -74,6 +77,19 @@ def no_slow_steps_in_the_log() -> Iterator[None]:
     logger.addFilter(is_of_interest)
     yield
     logger.removeFilter(is_of_interest)
+
+
+@pytest.fixture(autouse=True)
+def patient_peers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who doesn't say how long a server may take to let it in waits for one on a slow machine."""
+    if request.node.get_closest_marker("server") is None:
+        return
+    make = RedisStreamsTransport.__init__
+
+    def make_patient(self: RedisStreamsTransport, *args: Any, **options: Any) -> None:
+        make(self, *args, **{"connect_timeout": BOUND, **options})
+
+    monkeypatch.setattr(RedisStreamsTransport, "__init__", make_patient)
 
 
 @pytest.fixture(params=BACKENDS)

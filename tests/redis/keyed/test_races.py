@@ -511,7 +511,7 @@ async def test_nothing_is_left(place: Place, witness: redis.Redis) -> None:
         async with anyio.create_task_group() as group:
             for _ in range(3):
                 group.start_soon(calls.echo, 1)
-        call = await caller.start(caller.get_api().work(), key="b", keep=0.2, delay=0.05)
+        call = await caller.start(caller.get_api().work(), key="b", keep=3.0, delay=0.05)
         await call.result()
         api.failing.add(1)
         with pytest.raises(RemoteError):
