@@ -625,16 +625,14 @@ class Chaos:
         """Return what is in Redis though nobody is there, once what was killed had its time."""
         self.take_over()
         allowed = {STREAM, f"{{{STREAM}}}:control", f"{{{STREAM}}}:dead"}
+        passing = tuple(f"{{{STREAM}}}:{kind}:" for kind in ("call", "waits", "items", "turns"))
         until = time.monotonic() + INBOX_TTL * 1.5
         with self.client() as client:
             while True:
                 found = [key.decode() for key in client.keys("*") if key.decode() not in allowed]
-                # What is kept of calls with keys goes by itself.
+                # What is kept of calls with keys goes by itself, and who waited for requests.
                 found = [
-                    key
-                    for key in found
-                    if not key.startswith((f"{{{STREAM}}}:call:", f"{{{STREAM}}}:waits:"))
-                    or client.pttl(key) == -1
+                    key for key in found if not key.startswith(passing) or client.pttl(key) == -1
                 ]
                 groups = client.xinfo_groups(STREAM)
                 found += [f"{group['pending']} pending" for group in groups if group["pending"]]

@@ -23,6 +23,7 @@ from anyio_kkrpc import (
     RPCChannel,
     with_call_options,
 )
+from anyio_kkrpc._references._marking import USE
 from anyio_kkrpc.testing._server import RedisServer
 from tests.bounds import BOUND
 
@@ -65,6 +66,12 @@ def counted() -> Iterator[Counter[str]]:
         yield counter
     finally:
         sys.setprofile(before)
+
+
+@pytest.fixture(autouse=True)
+def no_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has passed nothing by reference yet: from then on all is looked through."""
+    monkeypatch.setattr(USE, "begun", False)
 
 
 @asynccontextmanager
