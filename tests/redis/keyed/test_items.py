@@ -84,6 +84,12 @@ class Calm(Place):
         ((entry_id, _),) = client.xrevrange(self.stream, count=1)
         client.xclaim(self.stream, GROUP, HANDED_BACK, 0, [entry_id], justid=True)
 
+    async def tell(self, client: redis.Redis) -> None:
+        """Tell workers, again and again, that there is something to take."""
+        while True:
+            client.xadd(self.keys.control, {"hint": "claim"})
+            await anyio.sleep(0.02)
+
 
 @pytest.fixture
 def place(redis_server: RedisServer, stream_name: str) -> Calm:
@@ -139,7 +145,10 @@ async def test_second_attempt(
             middle.freeze()
             place.take_away(witness)
             async with place.worker(api):
-                await until(lambda: api.began == [1, 2])
+                async with anyio.create_task_group() as telling:
+                    telling.start_soon(place.tell, witness)
+                    await until(lambda: api.began == [1, 2])
+                    telling.cancel_scope.cancel()
                 api.gates[0].set()
                 middle.thaw()
                 await until(lambda: api.over and not worker.statistics().outstanding)
@@ -245,9 +254,11 @@ async def test_dead_letter(
             await some(call, 3)
             middle.freeze()
             place.take_away(witness)
-            async with place.worker(api, max_deliveries=1):
+            async with place.worker(api, max_deliveries=1), anyio.create_task_group() as telling:
+                telling.start_soon(place.tell, witness)
                 with pytest.raises(DeliveryError, match="deliver"):
                     await read(call)
+                telling.cancel_scope.cancel()
             middle.thaw()
     assert 0 < witness.pttl(place.keys.items(b"k")) <= 60_000
 
