@@ -175,7 +175,7 @@ async def test_cancel_of_what_was_handed_back(users: Users, lacking: str) -> Non
 @pytest.mark.parametrize("grouped", [False, True], ids=["broadcast", "group"])
 async def test_client_and_worker(users: Users, grouped: bool) -> None:
     """All that a client asks of a worker; lost connections, trimming, upkeep, time-outs, the end."""
-    common: dict[str, Any] = {**STREAM, "use_consumer_group": grouped, "inbox_ttl": 1}
+    common: dict[str, Any] = {**STREAM, "use_consumer_group": grouped, "inbox_ttl": 30}
     common |= {"health_check_interval": 0.3, "max_len": 100}
     own = {"consumer_name": "work-1", "claim_idle": 1} if grouped else {}
     url = users.url("client")
@@ -338,7 +338,7 @@ async def test_without_a_right(
     redis_server: RedisServer, right: str, stream_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Calls, streams, cancels and upkeep go on; each peer says once what it lacks."""
-    options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": True, "inbox_ttl": 1}
+    options: dict[str, Any] = {"stream": stream_name, "use_consumer_group": True, "inbox_ttl": 30}
     options |= {"claim_idle": 2, "health_check_interval": 0.5, "max_len": 100}
     with redis.Redis.from_url(redis_server.url) as admin:
         admin.execute_command(
