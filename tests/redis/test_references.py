@@ -45,6 +45,10 @@ class Api:
         return self.worker
 
 
+# Seconds between two looks: to collect garbage in a process of many tests takes a tenth of one.
+LOOK = 0.3
+
+
 async def none_left(*channels: RPCChannel) -> None:
     """Wait until nobody has anything of the others."""
     with anyio.fail_after(BOUND):
@@ -53,7 +57,7 @@ async def none_left(*channels: RPCChannel) -> None:
             told = [channel.statistics() for channel in channels]
             if not any(one.references_given or one.references_held for one in told):
                 return
-            await anyio.sleep(0.01)
+            await anyio.sleep(LOOK)
 
 
 @pytest.mark.parametrize("group", [True, False], ids=["group", "broadcast"])
@@ -110,7 +114,7 @@ async def test_each_peer_has_its_own(redis_server: RedisServer, stream_name: str
         with anyio.fail_after(BOUND):
             while channel.statistics().references_given == 2:
                 gc.collect()
-                await anyio.sleep(0.01)
+                await anyio.sleep(LOOK)
         assert (await apis[1].kept.ask("still"))[0] == "mine"
         with pytest.raises(TypeError, match="another"):
             await api.use([apis[1].kept])
