@@ -56,9 +56,13 @@ class Routes:
 
     def back(self, received: Envelope) -> tuple[Writer, dict[bytes, HeldEntry]]:
         """Return what writes to where a request came from, and what is held there."""
-        held: HeldEntry | None = received.token
-        lane = self.toward(received.sender) if held is None else self._lanes.of(held)
+        lane = self._lane_of(received)
         return lane.writer, lane.worker.held.entries
+
+    def _lane_of(self, received: Envelope) -> Lane:
+        """Return the lane that a request came from, also once it is settled and has no token."""
+        held: HeldEntry | None = received.token
+        return self.toward(received.sender) if held is None else self._lanes.of(held)
 
     def toward(self, peer: object) -> Lane:
         """Return the lane that a peer is in. TypeScript peers know shard 0, the stream itself."""
@@ -73,3 +77,7 @@ class Routes:
     def calls_of(self, key: str) -> KeyedCalls:
         """Return what keeps the calls of the shard that a key is in."""
         return self._lanes.open(shard_of_key(key, self._count)).keyed.calls
+
+    def calls_with(self, received: Envelope) -> KeyedCalls:
+        """Return what keeps the call that a request is."""
+        return self._lane_of(received).keyed.calls

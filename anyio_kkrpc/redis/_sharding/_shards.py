@@ -91,8 +91,7 @@ class Shards:
         self._listens = self._has_unknown_reader = False
         self._serves = 0
         self.wanted = False
-        of_request = lambda one: self.lanes.of(one.token).keyed.calls  # noqa: E731
-        self.calls: KeyedCalls = ShardedCalls(self.routes.calls_of, of_request)
+        self.calls: KeyedCalls = ShardedCalls(self.routes.calls_of, self.routes.calls_with)
 
     # Beginning
 

@@ -87,6 +87,7 @@ def test_routes() -> None:
     assert entries is lanes.make(3).worker.held.entries
     assert routes.back(asked(sender="peer@1"))[0] is lanes.make(1).writer
     assert routes.calls_of(key) is lanes.make(shard_of_key(key, SHARDS)).keyed.calls
+    assert routes.calls_with(asked(sender="peer@1", token=held)) is lanes.make(3).keyed.calls
 
 
 def test_spread_calls_go_home_until_a_shard_is_there() -> None:
@@ -189,6 +190,14 @@ async def test_calls_with_keys() -> None:
     for name in ("wait", "state", "cancel", "forget", "progress"):
         assert await getattr(calls, name)("k") == ("k", name)
     await calls.report(asked(), 5)
+
+
+@pytest.mark.anyio
+async def test_progress_of_what_is_settled() -> None:
+    """It has no token any more; what it reports then is too late, and no error."""
+    shards, _, _ = make()
+    with anyio.fail_after(BOUND):
+        await shards.calls.report(asked(sender="peer@1"), 5)
 
 
 @pytest.mark.anyio
