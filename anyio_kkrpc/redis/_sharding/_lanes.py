@@ -57,7 +57,7 @@ class Lanes:
         self._asked_for: set[int] = set()
         self._opening: set[CancelScope] = set()
         self._tasks: TaskGroup | None = None
-        self._ended = False
+        self._ended: Exception | None = None
 
     @property
     def made(self) -> Sequence[Lane]:
@@ -100,6 +100,9 @@ class Lanes:
                 room=self._room,
             )
             self._tell_made(shard, lane)
+            if self._ended is not None:  # whoever asks now is told, and doesn't wait
+                self._end(lane, self._ended)
+                lane.close(self._ended)
         return lane
 
     def open(self, shard: int) -> Lane:
@@ -107,7 +110,7 @@ class Lanes:
         lane = self.make(shard)
         if self._tasks is None:
             self._asked_for.add(shard)
-        elif shard not in self._opened and not self._ended:
+        elif shard not in self._opened and self._ended is None:
             self._opened.add(shard)
             name = f"anyio_kkrpc redis shard {shard}"
             self._tasks.start_soon(self._open, shard, lane, self._tasks, name=name)
@@ -141,12 +144,15 @@ class Lanes:
 
     def stop(self, reason: Exception) -> None:
         """Read no more, and let nobody wait, without awaiting."""
-        self._ended = True
+        self._ended = self._ended or reason
         for scope in self._opening:
             scope.cancel()
         for lane in self._made.values():
-            lane.reception.inbound.end(reason)
-            lane.stop(reason)
+            self._end(lane, reason)
+
+    def _end(self, lane: Lane, reason: Exception) -> None:
+        lane.reception.inbound.end(reason)
+        lane.stop(reason)
 
     async def farewell(self) -> None:
         """Give back what was taken, and remove this peer's keys. To be bounded."""

@@ -215,3 +215,19 @@ async def test_nothing_begins_by_itself() -> None:
     shards.close(TransportClosedError("over"))
     with pytest.raises(TransportClosedError, match="over"):
         await lanes.make(2).writer.flush()
+
+
+@pytest.mark.anyio
+async def test_who_asks_after_the_end_is_told() -> None:
+    """Also what nobody had asked before, and what would have been opened for it."""
+    shards, lanes, routes = make()
+    lanes.make(0)
+    shards.stop(TransportClosedError("over"))
+    await shards.farewell()
+    shards.close(TransportClosedError("over"))
+    key = next(f"k{n}" for n in range(99) if shard_of_key(f"k{n}", SHARDS) == 3)
+    for name in ("state", "wait", "cancel", "forget", "progress"):
+        with anyio.fail_after(BOUND), pytest.raises(TransportClosedError, match="over"):
+            await getattr(shards.calls, name)(key)
+    with pytest.raises(TransportClosedError, match="over"):
+        await routes.take(asked(recipient="x@2")).writer.flush()
