@@ -14,7 +14,7 @@ from anyio import current_time, sleep
 from anyio.abc import TaskGroup
 
 from .._options import Options
-from .._stream._places import home_of
+from .._stream._places import homes_of
 
 __all__ = ("Home",)
 
@@ -47,6 +47,8 @@ class Home:
         self._back_since: float | None = None
         self._open_at = 0.0
         self._turn = 0
+        # Looked through several times a second while all are away.
+        self._order = homes_of(options.session_id, options.shards)
         self.shard = options.home
 
     def begin(self, shard: int, tasks: TaskGroup) -> None:
@@ -86,17 +88,23 @@ class Home:
         self._back_since = None
 
     def _leave(self, now: float) -> None:
-        """Go to the next one that is there; one that isn't open yet is opened meanwhile."""
+        """Go to the next one that is there; one that isn't open yet is opened meanwhile.
+
+        Each takes twice as long to come as the one before: while all are away, every peer would
+        open one after the other, and have connections to all of them from then on. Where all are
+        on one server, none is.
+        """
         options = self._options
-        for turn in range(options.shards):
-            shard = home_of(options.session_id, options.shards, turn)
+        for shard in self._order:
             if shard != self.shard and self._connected(shard):
                 self._move(shard)
                 return
+        if options.target.kind != "cluster":
+            return
         if now >= self._open_at and self._turn + 1 < options.shards:
-            self._open_at = now + _AWAY
             self._turn += 1
-            self._open(home_of(options.session_id, options.shards, self._turn))
+            self._open_at = now + _AWAY * 2**self._turn
+            self._open(self._order[self._turn])
 
     def _move(self, shard: int) -> None:
         logger.warning("new calls go to shard %d, and no longer to shard %d", shard, self.shard)

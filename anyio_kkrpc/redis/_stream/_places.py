@@ -17,6 +17,7 @@ __all__ = (
     "address_in",
     "check_name",
     "home_of",
+    "homes_of",
     "name_of_shard",
     "shard_of",
     "shard_of_key",
@@ -83,13 +84,16 @@ def home_of(session_id: str, shards: int, turn: int = 0) -> int:
 
     :param turn: 0 for the first choice, 1 for the one if that is away, and so on
     """
+    return homes_of(session_id, shards)[turn] if turn else shard_of_key(session_id, shards)
+
+
+def homes_of(session_id: str, shards: int) -> list[int]:
+    """Return all shards, in the order in which a peer is at home in them, should some be away."""
     first = shard_of_key(session_id, shards)
-    if not turn:
-        return first
     others = [shard for shard in range(shards) if shard != first]
     # Those who were at home in one shard don't all go to the same.
-    start = shard_of_key(f"{session_id} ", len(others))
-    return others[(start + turn - 1) % len(others)]
+    start = shard_of_key(f"{session_id} ", len(others)) if others else 0
+    return [first, *others[start:], *others[:start]]
 
 
 def _mixed(data: bytes) -> int:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from anyio_kkrpc.redis._options import GivenOptions, check_options
+from anyio_kkrpc.redis._options import GivenOptions, Options, check_options
 from anyio_kkrpc.redis._sharding._home import Home
 from anyio_kkrpc.redis._stream._places import home_of
 
-OPTIONS = check_options(
-    GivenOptions("redis://nowhere", session_id="me", shards=4, use_consumer_group=True)
-)
+
+def options(url: str = "redis+cluster://nowhere", shards: int = 4) -> Options:
+    return check_options(GivenOptions(url, session_id="me", shards=shards, use_consumer_group=True))
+
+
+OPTIONS = options()
 FIRST, SECOND, THIRD, _ = (home_of("me", 4, turn) for turn in range(4))
 
 
 class Place:
     """A home, the shards that are there, and those that it has had opened."""
 
-    def __init__(self) -> None:
-        self.there = {FIRST}
+    def __init__(self, options: Options = OPTIONS) -> None:
+        self.there = {options.home}
         self.opened: list[int] = []
-        self.home = Home(OPTIONS, lambda shard: shard in self.there, self.opened.append)
+        self.home = Home(options, lambda shard: shard in self.there, self.opened.append)
 
     def pass_time(self, start: float, end: float) -> int:
         """Look each tenth of a second; return where it is then."""
@@ -62,17 +65,36 @@ def test_moves_and_comes_back() -> None:
 
 
 def test_all_are_away() -> None:
-    """One after the other is opened, each once, with time for each to connect."""
+    """One after the other is opened, each once, with time for each to connect, and ever more."""
     place = Place()
     place.there.clear()
     assert place.pass_time(0, 0.9) == FIRST
     assert place.opened == []
     assert place.pass_time(1, 1.9) == FIRST
     assert place.opened == [SECOND]
-    assert place.pass_time(2, 60) == FIRST
+    assert place.pass_time(2, 2.9) == FIRST
+    assert place.opened == [SECOND]
+    assert place.pass_time(3, 6.9) == FIRST
+    assert place.opened == [SECOND, THIRD]
+    assert place.pass_time(7, 60) == FIRST
     assert place.opened == [home_of("me", 4, turn) for turn in (1, 2, 3)]
     place.there = {THIRD}
     assert place.pass_time(60.1, 60.1) == THIRD
+
+
+def test_not_all_are_opened_while_all_are_away() -> None:
+    """Each stays open once it is. However long that takes, and however often it comes, they are
+    few; and none where all shards are on the one server that is away.
+    """
+    place, lone = Place(options(shards=256)), Place(options("redis://nowhere", 256))
+    for start in (0, 1000, 2000):
+        for one in (place, lone):
+            one.there.clear()
+            one.pass_time(start, start + 130)
+            one.there = {one.home.shard}
+            one.pass_time(start + 131, start + 131)
+    assert len(set(place.opened)) == 7
+    assert lone.opened == []
 
 
 @pytest.mark.parametrize("moved", [False, True])
