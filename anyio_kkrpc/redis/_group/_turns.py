@@ -135,7 +135,7 @@ class Turns:
         self._outages = outages
         self._now = now
         self._told = Event()
-        # Whether the key has this worker, and whether that counts on its waiting at the stream.
+        # Whether the key may have this worker, and whether that counts on its waiting at the stream.
         self._known = self._counts = False
         self.resting = 0
         self.ask_at = now() + uniform(*_FIRST)
@@ -164,14 +164,16 @@ class Turns:
         self.ask_at = self._now() + _AGAIN * uniform(0.75, 1.0)
 
     async def _is_to_go(self, execute: Execute) -> bool:
+        # If this is cancelled, or the connection lost, the key may have it all the same.
+        known, self._known = self._known, True
         try:
             goes, self.resting = await execute(*self._ask)
         except RedisError as exc:
             self._outages.leave_out(_PART, exc)
-            self.resting, self._counts = 0, False
+            self.resting, self._counts, self._known = 0, False, known
             return True
         self._outages.end(_PART)
-        self._known, self._counts = True, bool(goes)
+        self._counts = bool(goes)
         return self._counts
 
     async def hand_over(self, execute: Execute) -> None:

@@ -260,3 +260,25 @@ async def test_refused(caplog: pytest.LogCaptureFixture) -> None:
         await worker.leave()
     assert caplog.text.count("a turn at the stream") == 1
     assert outages.refused == 2
+
+
+@pytest.mark.server
+async def test_who_leaves_while_it_asks(group: Group) -> None:
+    """Redis may have taken its turn; it is given back, though its answer never came."""
+    leaves, rests = group.worker("leaves"), group.worker("rests")
+    for number in range(MOST - 1):
+        assert await group.goes(group.worker(f"{number}"))
+
+    with anyio.CancelScope() as scope:
+
+        async def ask(*command: Any) -> Any:
+            await group.execute(*command)
+            scope.cancel()
+            await anyio.sleep(BOUND)
+
+        await leaves.wait(ask)
+    assert group.counts() == (MOST, 0)
+    assert not await group.goes(rests)
+    await leaves.leave()
+    assert group.told("rests") == ["rests"]
+    assert group.counts() == (MOST, 0)
