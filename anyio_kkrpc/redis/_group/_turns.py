@@ -135,7 +135,7 @@ class Turns:
         self._outages = outages
         self._now = now
         self._told = Event()
-        # Whether the key may have this worker, and whether that counts on its waiting at the stream.
+        # Whether the key may have this worker, and whether that counts on it at the stream.
         self._known = self._counts = False
         self.resting = 0
         self.ask_at = now() + uniform(*_FIRST)
