@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from anyio import CancelScope
 from anyio.abc import TaskGroup
 
-from ..._exceptions import RPCError
+from ..._exceptions import RPCError, TransportConnectionError
 from ..._runtime._at_once import at_once
 from .._connection._entering import Entering
 from .._connection._errors import RedisError
@@ -95,7 +96,7 @@ class Lanes:
                 dialects,
                 part,
                 Outages(options.target),
-                failed=self._failed,
+                failed=partial(self._fail, options),
                 destroyed=self._destroyed,
                 room=self._room,
             )
@@ -125,11 +126,17 @@ class Lanes:
             try:
                 await lane.start(tasks, entering, patient=True)
             except (RPCError, RedisError) as exc:
-                self._failed(exc)
+                self._fail(self._options.of_shard(shard), exc)
             else:
                 self._tell_opened(shard, lane)
             finally:
                 self._opening.discard(scope)
+
+    def _fail(self, options: Options, exc: Exception) -> None:
+        """Tell of an error, with the name of the shard's stream: the others are in order."""
+        if not isinstance(exc, TransportConnectionError):
+            exc = options.target.refuses(exc, options.stream)
+        self._failed(exc)
 
     def begin(self, shard: int, tasks: TaskGroup) -> None:
         """Open those that something was asked of before this peer had entered.

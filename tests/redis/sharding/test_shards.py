@@ -17,6 +17,7 @@ from anyio_kkrpc import (
     DeliveryError,
     RedisStreamsTransport,
     RPCChannel,
+    TransportConnectionError,
     current_call,
     with_call_options,
 )
@@ -382,3 +383,18 @@ async def test_looked_at_together(
         assert await transport.trim_stream(2) >= 1
         await transport.delete_stream()
         assert lengths(witness, stream_name) == [0] * SHARDS
+
+
+async def test_a_shard_that_refuses_is_named(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """Who ends because of one is told which one, and can mend that."""
+    refusing = name_of_shard(stream_name, 1)
+    witness.set(refusing, "no stream")
+    options: Any = {"shards": 2, "serve_shards": [1], "session_id": PEERS[0]}
+    async with peer(redis_server.url, stream_name, **options) as transport:
+        with (
+            anyio.fail_after(BOUND),
+            pytest.raises(TransportConnectionError, match=f"stream: '{refusing}', or one of"),
+        ):
+            await transport.receive()
