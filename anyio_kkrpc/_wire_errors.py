@@ -60,6 +60,11 @@ def handler_error(exc: BaseException, *, traceback: bool = False) -> dict[str, A
     return error
 
 
+def in_place_of(exc: BaseException) -> RPCError:
+    """Return what a caller gets for an exception of somebody's code, raised at this side."""
+    return error_from_wire(handler_error(exc))
+
+
 def _one(exc: BaseException) -> dict[str, Any]:
     if isinstance(exc, RemoteError):
         fields = {"n": _encodable(str(exc.name)), "m": _encodable(str(exc.message))}

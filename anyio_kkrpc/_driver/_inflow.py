@@ -292,7 +292,8 @@ class Inflow:
             try:
                 reply.v = self._taken(reply.v)
             except RPCError as exc:
-                reply.e = handler_error(exc)
+                self._fail(exc)
+                return
         if self._asked is not None:
             self._asked.reply = reply
             self._asked.answered.set()
@@ -310,13 +311,19 @@ class Inflow:
             try:
                 item = self._taken(item)  # also what nobody reads, so that it is released
             except RPCError as exc:  # more items would be as wrong
-                if self._end is None:
-                    self.finish(exc)
-                    self._core.abandon(self._consumer)
+                self._fail(exc)
                 return
         if self._end is None:
             self._items.append(item)
             self._notify()
+
+    def _fail(self, error: RPCError) -> None:
+        """End it from this side, because of what came."""
+        if self._end is None:
+            self.finish(error)
+            self._core.abandon(self._consumer)
+        elif self._asked is not None:
+            self._asked.fail(error)
 
     def _taken(self, item: dict[str, Any]) -> Any:
         """Return an item with objects in place of references."""

@@ -31,6 +31,7 @@ from .._references._given import (
 from .._references._held import Handle, HeldTable
 from .._references._marking import Reference, marked, packed, references_in, unpacked
 from .._runtime._clock import scheduler
+from .._wire_errors import in_place_of
 from ._asking import Answering, RefusedError, ask
 from ._core import Core
 from ._remote_object import RemoteMember, RemoteObject, RemoteReference, Root, root_of
@@ -175,14 +176,26 @@ class References:
     def take(self, value: Packed, sender: str | None) -> Any:
         """Return a value that came, with objects in place of what stands for them.
 
-        :raises RPCError: if it means what isn't there
+        If one of them is wrong, the others were given all the same, and are released.
+
+        :raises RPCError: if it means what isn't there, or what can't be read
         """
+        wrong: list[RPCError] = []
+
+        def one(reference: Reference) -> Any:
+            try:
+                return self._take(reference, sender)
+            except Exception as exc:
+                wrong.append(_wrong(exc))
+
         try:
-            return unpacked(value[REFERENCES], lambda one: self._take(one, sender))
+            made = unpacked(value[REFERENCES], one)
         except ValueError as exc:
             raise ProtocolError(str(exc)) from None
-        except RefusedError as exc:
-            raise exc.error from None
+        if wrong:
+            del made, wrong[1:]
+            raise wrong.pop() from None  # kept by no frame of its own
+        return made
 
     def _take(self, reference: Reference, sender: str | None) -> Any:
         try:
@@ -398,6 +411,15 @@ class PassedArguments:
 
 def _known(to: str | None) -> str | None:
     return None if to == ANYBODY else to
+
+
+def _wrong(exc: Exception) -> RPCError:
+    """Return what is told of a reference that could not be taken; what it has raised is read where
+    records are, and belongs to who sent them.
+    """
+    if isinstance(exc, RefusedError):
+        return exc.error
+    return exc.with_traceback(None) if isinstance(exc, RPCError) else in_place_of(exc)
 
 
 def _is_function(value: Any) -> bool:

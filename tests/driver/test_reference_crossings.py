@@ -1,0 +1,81 @@
+"""Objects by reference where they cross something else: errors, streams, one-way calls, names."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from anyio_kkrpc import RemoteError, by_reference
+from tests.driver.test_references import Deep, counts, nothing_left, until
+from tests.pairs import Pair, pair
+
+pytestmark = pytest.mark.anyio
+
+
+class Broken:
+    @property
+    def broken(self) -> int:
+        raise KeyError("boom")
+
+
+class Api:
+    """Gives objects of its own beside what can't be read of those that it got."""
+
+    def __init__(self) -> None:
+        self.kept: Any = None
+
+    def keep(self, things: list[Any]) -> None:
+        self.kept = things[0]
+
+    def mixed(self) -> list[Any]:
+        return [by_reference(Deep()), self.kept.broken, by_reference(Deep())]
+
+    async def items(self) -> AsyncIterator[Any]:
+        yield 1
+        yield self.mixed()
+        yield 3
+
+    async def catching(self) -> AsyncIterator[Any]:
+        while True:
+            try:
+                yield 1
+            except RemoteError:
+                yield self.mixed()
+
+
+async def ended(opened: Pair) -> None:
+    """Wait until no stream is open."""
+    known = [one._core.conversation for one in (opened.client, opened.server)]
+    await until(lambda: not any(one.consumers or one.producers for one in known))
+
+
+@pytest.fixture
+def unlogged(caplog: pytest.LogCaptureFixture) -> None:
+    """Log nothing: an error that is logged keeps what its handler was called with."""
+    caplog.set_level("CRITICAL", "anyio_kkrpc")
+
+
+@pytest.mark.usefixtures("unlogged")
+@pytest.mark.parametrize("where", ["result", "item", "answer"])
+async def test_one_that_is_wrong_among_others(where: str) -> None:
+    """Who waits is told why; the others are released, and nothing waits for what isn't read."""
+    api, mine = Api(), Broken()
+    async with pair(api) as opened:
+        await opened.api.keep([by_reference(mine)])
+        with pytest.raises(RemoteError, match="boom"):
+            if where == "result":
+                await opened.api.mixed()
+            elif where == "item":
+                items = await opened.api.items()
+                assert await items.__anext__() == 1
+                await items.__anext__()
+            else:
+                items = await opened.api.catching()
+                assert await items.__anext__() == 1
+                await items.athrow(ValueError("of the reader"))
+        await ended(opened)
+        await until(lambda: counts(opened) == [(1, 0), (0, 1)])
+        api.kept = None
+        await nothing_left(opened)
