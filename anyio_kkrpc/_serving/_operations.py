@@ -17,7 +17,7 @@ from .._driver._context import (
     running,
 )
 from .._driver._core import Core
-from .._driver._endings import Outcome, tell
+from .._driver._endings import Outcome, close_unopened, tell
 from .._driver._inflow import end_arguments
 from .._driver._pump import Pump
 from .._exceptions import (
@@ -172,6 +172,8 @@ class Server:
                     reply = self._conversation.reply(handling, value)
                     method.served += 1
                     if request.o is True:
+                        if USE.begun:
+                            self._core.references.not_sent(value, handling.sender)
                         return None, None
                     return Envelope(reply, None, envelope.sender, deadline=member.deadline), None
             begun = self._invoker.go_on(handling, context, coroutine, value)
@@ -211,6 +213,7 @@ class Server:
             if handling.consumers is not None:
                 end_arguments(self._core, handling.consumers, failed=not succeeded)
         if request.o is True:
+            close_unopened(self._core, reply, envelope.sender)
             return None
         return Envelope(reply, None, envelope.sender, deadline=member.deadline)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 import pytest
 
-from anyio_kkrpc import RemoteError, by_reference
+from anyio_kkrpc import RemoteError, by_reference, with_call_options
 from tests.driver.test_references import Deep, counts, nothing_left, until
 from tests.pairs import Pair, pair
 
@@ -78,4 +79,28 @@ async def test_one_that_is_wrong_among_others(where: str) -> None:
         await ended(opened)
         await until(lambda: counts(opened) == [(1, 0), (0, 1)])
         api.kept = None
+        await nothing_left(opened)
+
+
+async def test_results_of_calls_that_want_none() -> None:
+    """They give nothing, since they aren't sent; a source isn't kept for a reader either."""
+
+    class Given:
+        def at_once(self) -> list[Any]:
+            return [by_reference(Deep())]
+
+        async def later(self) -> Any:
+            await anyio.lowlevel.checkpoint()
+            return by_reference(Deep())
+
+        async def source(self) -> AsyncIterator[int]:
+            yield 1
+
+    async with pair(Given()) as opened:
+        quiet = with_call_options(opened.api, reply=False)
+        for name in ("at_once", "later", "source"):
+            await getattr(quiet, name)()
+        assert len(await opened.api.at_once()) == 1  # those before it have begun
+        await until(lambda: opened.server.statistics().handlers == 0)
+        await ended(opened)
         await nothing_left(opened)
