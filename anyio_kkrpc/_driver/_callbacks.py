@@ -169,7 +169,7 @@ class CallbackRunner:
 
         self._core.start_standing(run, "callback")
 
-    def _converted(self, *args: Any, **kwargs: Any) -> Any:
+    def _converted(self, /, *args: Any, **kwargs: Any) -> Any:
         values: Sequence[Any] = args
         if self._arguments is not None:
             values, kwargs = self._arguments.converted(args, kwargs, self._name)
@@ -281,7 +281,7 @@ class RemoteCallback:
         if ahead is not None:
             Turns(core, ahead)
 
-    async def __call__(self, *args: Any, **kwargs: Any) -> None:
+    async def __call__(self, /, *args: Any, **kwargs: Any) -> None:
         """Call it with values. If that is cancelled while it waits for its turn, nothing was sent.
 
         :raises DeliveryError: if the other side is gone, or has the function no more
@@ -311,7 +311,7 @@ class RemoteCallback:
             turns.go_on()
             raise
 
-    async def ask(self, *args: Any, **kwargs: Any) -> Any:
+    async def ask(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call it, and return what it returns, which may be a stream.
 
         It comes after the invocations before it, and doesn't hold up those behind it. It has as

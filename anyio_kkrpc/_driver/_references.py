@@ -248,6 +248,7 @@ class References:
         sender: str | None,
         what: str,
         path: tuple[str, ...],
+        /,
         *args: Any,
         **kwargs: Any,
     ) -> Any:

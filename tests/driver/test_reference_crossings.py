@@ -104,3 +104,18 @@ async def test_results_of_calls_that_want_none() -> None:
         await until(lambda: opened.server.statistics().handlers == 0)
         await ended(opened)
         await nothing_left(opened)
+
+
+async def test_names_of_arguments_are_those_of_the_method() -> None:
+    """None of them is taken by what carries it there."""
+
+    class Named:
+        def named(
+            self, path: int, what: int, sender: int, reference_id: int, function: int, root: int
+        ) -> list[int]:
+            return [path, what, sender, reference_id, function, root]
+
+    async with pair({"get": lambda: by_reference(Named())}) as opened:
+        named = await opened.api.get()
+        names = dict(path=1, what=2, sender=3, reference_id=4, function=5, root=6)
+        assert await named.named(**names) == [1, 2, 3, 4, 5, 6]
