@@ -35,7 +35,7 @@ def operation(referent: Referent, what: str, path: tuple[str, ...]) -> Callable[
         if "applied" not in known:
             known["applied"] = Method("a function", value)
         return _caller(known["applied"])
-    if inspect.isroutine(value):
+    if inspect.isroutine(value) or isinstance(value, partial):
         why = f"a function has no {'.'.join(path)[:200]!r} to {what[:40]}"
         raise RefusedError(MethodNotFoundError(why), 0)
     if what not in _OPERATIONS:

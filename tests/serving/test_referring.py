@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from functools import partial
 from typing import Any
 
 import pytest
@@ -102,3 +103,12 @@ async def test_arguments_and_values_are_checked() -> None:
         with pytest.raises(RefusedError) as refused:
             await do(value, what, *path, args=([],))
         assert isinstance(refused.value.error, RPCValidationError)
+
+
+async def test_a_partial_is_a_function() -> None:
+    """What it has bound is neither read nor gone round."""
+    bound = partial(pow, 2, mod=1000)
+    assert await do(bound, "apply", args=(10,)) == 24
+    for what, name in [("get", "args"), ("get", "keywords"), ("call", "func"), ("member", "func")]:
+        with pytest.raises(RefusedError, match="a function has no"):
+            await do(bound, what, name)
