@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -51,8 +51,10 @@ def operation(referent: Referent, what: str, path: tuple[str, ...]) -> Callable[
         return entry.get
     if entry is not None and what == "set" and entry.writable:
         return partial(_write, entry)
-    if what == "member" and table.depth_of([*path, ""]) == len(path):
-        return lambda: _below(value, path)
+    if what == "member" and path in table.objects:
+        return lambda: table.objects[path]
+    if what == "member" and path in table.classes:
+        return lambda: table.classes[path].function
     raise _missing(what, path, table.depth_of(list(path)))
 
 
@@ -84,13 +86,6 @@ def _write(entry: Property, value: Any) -> bool:
     except RPCValidationError as exc:
         raise RefusedError(exc) from None
     return True
-
-
-def _below(value: Any, path: tuple[str, ...]) -> Any:
-    """Return what a path leads to that the table has."""
-    for name in path:
-        value = value[name] if isinstance(value, Mapping) else getattr(value, name)
-    return value
 
 
 def _caller(method: Method) -> Callable[..., Any]:

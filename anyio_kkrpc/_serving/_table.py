@@ -144,7 +144,7 @@ class Exposed:
     :ivar of: makes the table of what entering that gave
     """
 
-    __slots__ = ("_prefixes", "classes", "lifespan", "methods", "of", "properties")
+    __slots__ = ("_prefixes", "classes", "lifespan", "methods", "objects", "of", "properties")
 
     def __init__(self) -> None:
         self._prefixes: frozenset[Path] | None = None
@@ -153,6 +153,8 @@ class Exposed:
         self.methods: dict[Path, Method] = {}
         self.classes: dict[Path, Method] = {}
         self.properties: dict[Path, Property] = {}
+        # What is between: of no use but to be passed back by who holds what is above.
+        self.objects: dict[Path, Any] = {}
 
     def copy(self) -> Exposed:
         """Return the table for one channel, without a lifespan, with counts of its own."""
@@ -281,7 +283,7 @@ def _build(api: object, *, writable: tuple[str, ...], camel: bool, checked: bool
             raise ValueError(f"writable: {name!r} is not an exposed property")
         entry.writable = True
     if camel:
-        for table in (exposed.methods, exposed.classes, exposed.properties):
+        for table in (exposed.methods, exposed.classes, exposed.properties, exposed.objects):
             _add_camel_names(exposed, table)
     if not checked:
         sources: list[Method | Property] = [*exposed.methods.values(), *exposed.properties.values()]
@@ -296,7 +298,7 @@ def _add_camel_names(exposed: Exposed, table: dict[Path, Any]) -> None:
     taken = {**exposed.methods, **exposed.classes, **exposed.properties}
     for path, entry in list(table.items()):
         camel = tuple(_camel(name) for name in path)
-        if camel not in taken:
+        if camel not in taken and camel not in table:
             table[camel] = entry
 
 
@@ -328,6 +330,7 @@ def _add_members(exposed: Exposed, owner: object, path: Path, above: list[object
         elif callable(value):
             exposed.methods[here] = Method(dotted, value)
         elif not _is_foreign(value):
+            exposed.objects[here] = value
             _add_members(exposed, value, here, above)
 
 

@@ -117,5 +117,5 @@ async def test_names_of_arguments_are_those_of_the_method() -> None:
 
     async with pair({"get": lambda: by_reference(Named())}) as opened:
         named = await opened.api.get()
-        names = dict(path=1, what=2, sender=3, reference_id=4, function=5, root=6)
+        names = {"path": 1, "what": 2, "sender": 3, "reference_id": 4, "function": 5, "root": 6}
         assert await named.named(**names) == [1, 2, 3, 4, 5, 6]

@@ -112,3 +112,26 @@ async def test_a_partial_is_a_function() -> None:
     for what, name in [("get", "args"), ("get", "keywords"), ("call", "func"), ("member", "func")]:
         with pytest.raises(RefusedError, match="a function has no"):
             await do(bound, what, name)
+
+
+async def test_what_is_between_is_passed_back_of_a_table_too() -> None:
+    """What is meant is of the object that the table is of, and nothing of the table itself."""
+
+    class Inner:
+        def told(self) -> int:
+            return 1
+
+    class Outer:
+        def __init__(self) -> None:
+            self.methods = self.some_inner = Inner()
+            self.nested = {"inner": self.methods}
+
+    outer = Outer()
+    table = expose(outer, naming="camel")
+    assert await do(table, "member", "methods") is outer.methods
+    assert await do(table, "member", "someInner") is outer.methods
+    assert await do(table, "member", "nested", "inner") is outer.methods
+    assert await do(outer, "member", "some_inner") is outer.methods
+    for name in ("properties", "of", "copy"):
+        with pytest.raises(RefusedError):
+            await do(table, "member", name)
