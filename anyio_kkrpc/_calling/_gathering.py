@@ -193,7 +193,7 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         core, question = self._core, self._question
         options = question.options
         if USE.begun:
-            self._passed = core.references.passing(options.to, args, kwargs)
+            self._passed = core.references.passing(options.to, args, kwargs, to_all=True)
         if self._passed is not None:
             args, kwargs = self._passed.args, self._passed.kwargs
         call, request = core.conversation.call(

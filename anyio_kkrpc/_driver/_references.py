@@ -79,11 +79,13 @@ class References:
         value: Any = UNSET,
         *,
         lasts: bool = True,
+        to_all: bool = False,
     ) -> PassedArguments | None:
         """Return what a call passes by reference, ``None`` if it passes nothing so.
 
         :param to: whom it is for
         :param lasts: whether there will be an answer
+        :param to_all: whether it is for all peers, unless it is for one
         :raises TypeError: if it has references that can't be passed so
         :raises OverloadedError: if there are too many
         """
@@ -91,7 +93,7 @@ class References:
 
         def export(item: Any) -> Reference:
             if isinstance(item, RemoteReference):
-                if passing.to == ANYBODY:
+                if passing.to == ANYBODY and not to_all:
                     passing.to = root_of(item)[0].handle.owner
                 return self._back(item, passing.to)
             value = marked(item)

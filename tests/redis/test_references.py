@@ -110,6 +110,9 @@ async def test_each_peer_has_its_own(redis_server: RedisServer, stream_name: str
             assert len([reply.result() async for reply in replies]) == 2
         assert channel.statistics().references_given == 2
         assert [(await one_api.kept.ask("kept"))[0] for one_api in apis] == ["mine", "mine"]
+        with pytest.raises(TypeError, match="the peer that has the object only"):
+            async for _ in first.broadcast(first.get_api().use(apis[0].kept), timeout=BOUND):
+                pass  # it goes to others, too
         apis[0].kept = None
         with anyio.fail_after(BOUND):
             while channel.statistics().references_given == 2:
