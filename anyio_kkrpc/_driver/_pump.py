@@ -314,6 +314,8 @@ class Pump:
             self._end = ("failed", exc)
             return error
         self._answering = None
+        if self._stopped:
+            return _NONE
         record = StreamReply(answer_id, producer.id, d=False, v=self._packed(item))
         try:
             await self._core.send_envelope(Envelope(record, None, producer.consumer))
@@ -378,6 +380,8 @@ class Pump:
 
         :raises OverloadedError: if too many of them wait to be read, or to be used
         """
+        if self._stopped:
+            return item  # its source has gone on all the same; it isn't sent
         if USE.begun:
             item = self._core.references.give(item, self._producer.consumer)
         if item.__class__ in _VALUES or not is_stream(item):

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from anyio_kkrpc import RemoteError, by_reference, with_call_options
+from tests.bounds import BOUND
 from tests.driver.test_references import Deep, counts, nothing_left, until
 from tests.pairs import Pair, pair
 
@@ -119,3 +120,27 @@ async def test_names_of_arguments_are_those_of_the_method() -> None:
         named = await opened.api.get()
         names = {"path": 1, "what": 2, "sender": 3, "reference_id": 4, "function": 5, "root": 6}
         assert await named.named(**names) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_source_that_goes_on_when_it_is_stopped() -> None:
+    """What it yields then isn't sent, and gives nothing."""
+    stopped = anyio.Event()
+
+    class Stubborn:
+        async def items(self) -> AsyncIterator[Any]:
+            yield 1
+            try:
+                await anyio.sleep_forever()
+            except BaseException:
+                stopped.set()
+                yield [by_reference(Deep())]
+                raise
+
+    async with pair(Stubborn()) as opened:
+        items = await opened.api.items()
+        assert await items.__anext__() == 1
+        await items.aclose()
+        with anyio.fail_after(BOUND):
+            await stopped.wait()
+        await ended(opened)
+        await nothing_left(opened)
