@@ -14,7 +14,7 @@ from msgspec import UNSET
 from .._exceptions import DeliveryError, ProtocolError, RemoteError, RPCError, RPCTimeoutError
 from .._protocol._records import StreamReply, StreamRequest
 from .._protocol._streams import Consumer
-from .._protocol._values import REFERENCES, Packed
+from .._protocol._values import REFERENCES, Packed, pack_result
 from .._runtime._timer import TimerEntry
 from .._values._conversion import convert_items, convert_value
 from .._wire_errors import error_from_wire, handler_error
@@ -223,7 +223,7 @@ class Inflow:
             raise BusyResourceError("reading from")
         record = None
         if self._end is None:
-            record = self._core.conversation.leave(self._consumer, value, ask=True)
+            record = self._core.conversation.leave(self._consumer, _as_data(value), ask=True)
         self._items.clear()
         if record is None:
             await checkpoint_if_cancelled()
@@ -397,6 +397,11 @@ def end_arguments(core: Core, consumers: Iterable[Consumer], *, failed: bool) ->
             core.abandon(consumer)
         elif failed:
             inflow.give_up(DeliveryError("the call that the stream was passed to has failed"))
+
+
+def _as_data(value: Any) -> Any:
+    """Return what is sent for a value that comes back as it is."""
+    return pack_result(value, lambda _: None)
 
 
 def stream_error(error: dict[str, Any] | None) -> Exception:

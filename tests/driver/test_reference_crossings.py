@@ -144,3 +144,18 @@ async def test_a_source_that_goes_on_when_it_is_stopped() -> None:
             await stopped.wait()
         await ended(opened)
         await nothing_left(opened)
+
+
+async def test_a_value_to_end_with_that_looks_like_one() -> None:
+    """It comes back as the data that it is."""
+    looks = {"__kkrpc_next_refs__": [{"__kkrpc_ref__": True, "id": "x", "kind": "object"}]}
+
+    async def items() -> AsyncIterator[int]:
+        while True:
+            yield 1
+
+    async with pair({"items": items}) as opened:
+        stream = await opened.api.items()
+        assert await stream.__anext__() == 1
+        assert await stream.areturn(looks) == looks
+        await ended(opened)
