@@ -218,7 +218,7 @@ class Streams:
         if consumer is None:
             self._ignore(record, sender)
             return None
-        expected = consumer.received
+        expected, leaving = consumer.received, consumer.state is ConsumerState.LEAVING
         step = consumer.receive(record)
         if consumer.finished:
             self._drop(consumer)
@@ -228,9 +228,14 @@ class Streams:
             if is_stream:
                 self.ignored += 1
                 return self._refuse_inner(consumer, record)
-            self._ignore(record, sender)
+            if leaving or record.i is UNSET or record.i >= expected:
+                self._ignore(record, sender)
+            else:
+                self.ignored += 1  # doubled: what it has of references was given once
             return None
-        if is_stream:
+        if step is ConsumerInput.LOSE and record.d is not True:
+            self._late(unpack_result(value, _unread), sender)  # nobody gets it
+        elif is_stream:
             record.v = value = self._inner(consumer, value)
         if step is ConsumerInput.ITEM:
             return StreamItem(consumer, value)

@@ -11,11 +11,11 @@ from msgspec import UNSET
 from anyio_kkrpc import ProtocolError
 from anyio_kkrpc._protocol._budget import BUDGET
 from anyio_kkrpc._protocol._dependencies import Dependencies
-from anyio_kkrpc._protocol._events import Answer, StreamAnswered, StreamItem
+from anyio_kkrpc._protocol._events import Answer, StreamAnswered, StreamFailed, StreamItem
 from anyio_kkrpc._protocol._records import StreamReply
 from anyio_kkrpc._protocol._stream_table import Streams
 from anyio_kkrpc._protocol._streams import MAX_CREDIT, Consumer, Producer
-from anyio_kkrpc._protocol._values import stream_envelope
+from anyio_kkrpc._protocol._values import REFERENCES, stream_envelope
 
 
 class Reader:
@@ -23,7 +23,12 @@ class Reader:
 
     def __init__(self) -> None:
         ids = map(str, count())
-        self.streams = Streams(lambda: next(ids), Dependencies(lambda *_: None))
+        self.late: list[Any] = []
+        self.streams = Streams(
+            lambda: next(ids),
+            Dependencies(lambda *_: None),
+            lambda value, sender: self.late.append(value),
+        )
         self.outer = self.streams.consume("outer", "peer", "call")
         self.outer.wait()
 
@@ -86,6 +91,29 @@ def test_one_that_came_twice() -> None:
         event = reader.take(stream_envelope("inner"), index=0)
     assert event is None
     assert reader.streams.ignored == 1
+
+
+def test_an_item_behind_one_that_was_lost() -> None:
+    """Nobody gets it: it isn't entered to be read, and what it has of references is released."""
+    reader = Reader()
+    assert isinstance(reader.take(stream_envelope("inner"), index=1), StreamFailed)
+    assert not reader.streams.consumers
+    reader = Reader()
+    assert isinstance(reader.take({REFERENCES: [1]}, index=1), StreamFailed)
+    assert reader.late == [{REFERENCES: [1]}]
+
+
+def test_references_that_came_twice() -> None:
+    """They were given once: what is released counts those that were."""
+    reader = Reader()
+    for _ in range(2):
+        event = reader.take({REFERENCES: [1]}, index=0)
+    assert event is None
+    assert reader.streams.ignored == 1
+    assert reader.late == []
+    reader.streams.leave(reader.outer)
+    assert reader.take({REFERENCES: [2]}, index=1) is None
+    assert reader.late == [{REFERENCES: [2]}]
 
 
 def test_a_late_answer() -> None:
