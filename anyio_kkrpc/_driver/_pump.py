@@ -110,8 +110,7 @@ class Pump:
         self._scope = CancelScope()
         # Halted: there is something else to do than to send items.
         self._started = self._stopped = self._halted = False
-        # An item that waits for credit.
-        self._held: Any = _NONE
+        self._held: Any = _NONE  # an item that waits for credit
         # What its reader raises in it, and whom that is to be told then.
         self._thrown: deque[tuple[str, dict[str, Any]]] = deque()
         self._answering: str | None = None
@@ -137,8 +136,7 @@ class Pump:
     def _give_up(self) -> None:
         if self._family is not None and not self._started:
             now = current_time()
-            patience = self._family.patience(now, FIRST_PULL)
-            if patience:
+            if patience := self._family.patience(now, FIRST_PULL):
                 self._unread = self._core.timer.at(now + patience, self._give_up)
                 return
         what = "went on reading" if self._producer.sent else "began to read"
@@ -376,10 +374,7 @@ class Pump:
         return _NONE
 
     def _packed(self, item: Any) -> Any:
-        """Return what stands for an item: the envelope of a stream, which begins, or of references.
-
-        :raises OverloadedError: if too many of them wait to be read, or to be used
-        """
+        """Return what stands for an item: for a stream, which begins, or for references."""
         if self._stopped:
             return item  # its source has gone on all the same; it isn't sent
         if USE.begun:
