@@ -118,7 +118,7 @@ class KeyAccess:
 
     async def _look(self, call: KeyedRequest) -> Explanation | None:
         while True:
-            found = await explain(self._core, [Envelope(call.request)])
+            found = await explain(self._core, [Envelope(call.request, route=call.key)])
             explanation = found[0] if found else None
             if explanation is None or not explanation.unknown:
                 return explanation

@@ -38,6 +38,8 @@ class RedisStatistics(Struct, frozen=True):
     :ivar reading: whether requests are read now: the connection for them is up, and Redis lets this
         peer read them; also while it has no room for more. Of several shards: of one of them at
         least.
+    :ivar moved: how often new calls went to another shard than before, since one was away or far
+        behind, or back again
     """
 
     queue: QueueStatistics
@@ -57,12 +59,14 @@ class RedisStatistics(Struct, frozen=True):
     sent_again: int
     unserved: int
     reading: bool
+    moved: int = 0
 
 
-def statistics_of(reception: Reception, lanes: Sequence[Lane]) -> RedisStatistics:
+def statistics_of(reception: Reception, lanes: Sequence[Lane], moved: int = 0) -> RedisStatistics:
     """Return what the lanes of a transport have done and hold, together.
 
     :param reception: of the transport
+    :param moved: see `RedisStatistics`
     """
     workers = [lane.worker for lane in lanes]
     addressed = [lane.addressed for lane in lanes]
@@ -92,4 +96,5 @@ def statistics_of(reception: Reception, lanes: Sequence[Lane]) -> RedisStatistic
         + sum(one.keyed.calls.lost for one in lanes),
         unserved=sum(one.unserved for one in inbounds.values()),
         reading=any(one.loop.flow.going for one in lanes),
+        moved=moved,
     )

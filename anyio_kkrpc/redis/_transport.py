@@ -229,7 +229,9 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     def statistics(self) -> RedisStatistics:
         """Return what it has done and holds."""
         shards = self._shards
-        return statistics_of(self._reception, [self._lane] if shards is None else shards.lanes.made)
+        if shards is None:
+            return statistics_of(self._reception, [self._lane])
+        return statistics_of(self._reception, shards.lanes.made, shards.moved)
 
     # Lifecycle
 

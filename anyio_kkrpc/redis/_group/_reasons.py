@@ -144,7 +144,7 @@ class Reasons:
             return [Explanation(f"there is no connection to {self._where}", unknown=True)] * len(
                 requests
             )
-        ids = [None if one.recipient is not None else _id_of(one) for one in requests]
+        ids = [None if one.recipient is not None else entry_id_of(one) for one in requests]
         known = [one for one in ids if one][:MOST]
         places = {entry_id: number for number, entry_id in enumerate(known)}
         limits = (b"%d" % _GROUPS, b"%d" % (ALIVE * 1000), HANDED_BACK, DELAYED)
@@ -175,7 +175,7 @@ class Reasons:
         return Explanation("; ".join(one.text for one in found), unserved=unserved)
 
 
-def _id_of(request: Envelope) -> bytes | None:
+def entry_id_of(request: Envelope) -> bytes | None:
     """Return the id that a request has in the stream, ``None`` if it isn't known to have one."""
     token = request.token.entry_id if isinstance(request.token, Post) else request.token
     return token if isinstance(token, bytes) and token else None

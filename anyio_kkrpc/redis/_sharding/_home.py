@@ -1,8 +1,8 @@
 """In which shard a peer is at home: there go all its calls that need not be in another one.
 
 So they are written together, which costs half of what single ones do. If that shard is away, new
-calls go to another one until it is back. Those that went there wait for it, until their time is
-over.
+calls go to another one until it is back; if it is far behind, too, as `_behind` finds. Those that
+went there wait for it, until their time is over.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ class Home:
     :param connected: whether this peer is connected to a shard
     :param open: has it connect to one
     :ivar shard: where new calls go
+    :ivar first: where they are to go
+    :ivar order: all shards, in the order in which this peer is at home there
+    :ivar connected: the same
+    :ivar behind: whether the first one was left since it was far behind: then it isn't gone back to
+        because it is there
+    :ivar moved: how often they went elsewhere, or back
     """
 
     def __init__(
@@ -41,15 +47,17 @@ class Home:
         open: Callable[[int], object],
     ) -> None:
         self._options = options
-        self._connected = connected
+        self.connected = connected
         self._open = open
         self._away_since: float | None = None
         self._back_since: float | None = None
         self._open_at = 0.0
         self._turn = 0
         # Looked through several times a second while all are away.
-        self._order = homes_of(options.session_id, options.shards)
-        self.shard = options.home
+        self.order = homes_of(options.session_id, options.shards)
+        self.shard = self.first = options.home
+        self.behind = False
+        self.moved = 0
 
     def begin(self, shard: int, tasks: TaskGroup) -> None:
         """Be at home in a shard to begin with.
@@ -57,7 +65,7 @@ class Home:
         :param tasks: where it is looked whether that is still there
         """
         self.shard = shard
-        self._open(self._options.home)
+        self._open(self.first)
         tasks.start_soon(self.run, name="anyio_kkrpc redis home")
 
     async def run(self) -> None:
@@ -71,19 +79,19 @@ class Home:
 
         :param now: on AnyIO's clock, in seconds
         """
-        first, here = self._options.home, self.shard
-        if not self._connected(here):
+        first, here = self.first, self.shard
+        if not self.connected(here):
             if self._away_since is None:
                 self._away_since, self._open_at = now, now + _AWAY
             if now - self._away_since >= _AWAY:
                 self._leave(now)
             return
         self._away_since, self._turn = None, 0
-        if here != first and self._connected(first):
+        if here != first and self.connected(first) and not self.behind:
             if self._back_since is None:
                 self._back_since = now
             if now - self._back_since >= _BACK:
-                self._move(first)
+                self._move(first, "it is back")
             return
         self._back_since = None
 
@@ -95,18 +103,32 @@ class Home:
         on one server, none is.
         """
         options = self._options
-        for shard in self._order:
-            if shard != self.shard and self._connected(shard):
-                self._move(shard)
-                return
+        there = [one for one in self.order if one != self.shard and self.connected(one)]
+        if there:  # one that is far behind is better than none
+            found = next((one for one in there if one != self.first or not self.behind), there[0])
+            self._move(found, f"shard {self.shard} is away")
+            return
         if options.target.kind != "cluster":
             return
         if now >= self._open_at and self._turn + 1 < options.shards:
             self._turn += 1
             self._open_at = now + _AWAY * 2**self._turn
-            self._open(self._order[self._turn])
+            self._open(self.order[self._turn])
 
-    def _move(self, shard: int) -> None:
-        logger.warning("new calls go to shard %d, and no longer to shard %d", shard, self.shard)
+    def leave_behind(self, shard: int) -> None:
+        """Go to another one, since where they went is far behind."""
+        self.behind = self.behind or self.shard == self.first
+        self._move(shard, f"shard {self.shard} is far behind")
+
+    def go_back(self) -> None:
+        """Go back to the first one, which has caught up."""
+        self._move(self.first, "it has caught up")
+
+    def _move(self, shard: int, why: str) -> None:
+        logger.warning(
+            "new calls go to shard %d, and no longer to shard %d: %s", shard, self.shard, why
+        )
         self.shard = shard
+        self.moved += 1
+        self.behind = self.behind and shard != self.first
         self._away_since = self._back_since = None

@@ -68,11 +68,14 @@ class Routes:
         """Return the lane that a peer is in. TypeScript peers know shard 0, the stream itself."""
         return self._lanes.open(shard_of(peer, self._count) if isinstance(peer, str) else 0)
 
-    def is_in(self, shard: int, request: Envelope) -> bool:
-        """Whether a request of ours was sent in a shard."""
+    def place(self, request: Envelope) -> int | None:
+        """Return the shard in which a request of ours was sent, or would be if it has a key; else
+        ``None`` if it wasn't sent.
+        """
         if request.recipient is not None:
-            return shard_of(request.recipient, self._count) == shard
-        return isinstance(request.route, int) and request.route == shard
+            return shard_of(request.recipient, self._count)
+        route: int | str | None = request.route
+        return shard_of_key(route, self._count) if isinstance(route, str) else route
 
     def calls_of(self, key: str) -> KeyedCalls:
         """Return what keeps the calls of the shard that a key is in."""

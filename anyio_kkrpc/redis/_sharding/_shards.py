@@ -13,11 +13,11 @@ another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from itertools import repeat
 
-from anyio import move_on_after
+from anyio import CancelScope, current_time, move_on_after
 from anyio.abc import TaskGroup
 
 from ..._exceptions import TransportConnectionError
@@ -35,6 +35,7 @@ from .._options import Options
 from .._reading._reception import Reception
 from .._stream._places import home_of
 from ._admin import ShardedAdmin
+from ._behind import Behind, Shown
 from ._calls import ShardedCalls
 from ._home import Home
 from ._lanes import Lanes
@@ -50,6 +51,10 @@ WAITING = (Request, StreamReply, CallbackCall)
 # it waits for the first one.
 _HOMES = 3
 _PATIENCE = 1.0
+# Once one shard has told why requests have no answer, others have so many seconds still, or so many
+# times as long as that took.
+_LATER = 0.02
+_TIMES = 2
 
 
 class Shards:
@@ -87,6 +92,8 @@ class Shards:
         )
         self._home = Home(options, self.lanes.connected, self.lanes.open)
         self.routes = Routes(options, self.lanes, self._home)
+        shown = Shown(options, self.lanes, self._unanswered, self.routes.place)
+        self._behind = Behind(self._home, self.lanes.open, shown)
         self._listener: Listener | None = None
         self._listens = self._has_unknown_reader = False
         self._serves = 0
@@ -108,6 +115,7 @@ class Shards:
             return late
         self.lanes.begin(shard, tasks)
         self._home.begin(shard, tasks)
+        tasks.start_soon(self._behind.run, name="anyio_kkrpc redis behind")
         if self._serves:
             self.serve(self._serves, listening=self._listener is not None)
         return None
@@ -136,6 +144,15 @@ class Shards:
         if self.wanted and shard in self._options.served:
             self._have_read(lane)
 
+    @property
+    def moved(self) -> int:
+        """How often new calls went to another shard than before."""
+        return self._home.moved
+
+    def _unanswered(self) -> Sequence[Envelope]:
+        """Return the requests that wait for a reply."""
+        return () if self._listener is None else self._listener.waiting()
+
     # Serving
 
     def listen(self, listener: Listener | None, serve: int) -> None:
@@ -147,8 +164,8 @@ class Shards:
     def _listen_to(self, shard: int, lane: Lane) -> None:
         if not self._listens:
             return
-        listener, is_in = self._listener, partial(self.routes.is_in, shard)
-        part = None if listener is None else PartListener(listener, is_in)
+        listener, place = self._listener, self.routes.place
+        part = None if listener is None else PartListener(listener, lambda one: place(one) == shard)
         lane.reception.inbound.listen(part, serve=self._serves)
 
     def serve(self, limit: int, *, listening: bool) -> None:
@@ -219,19 +236,22 @@ class Shards:
 
     async def explain(self, requests: Sequence[Envelope]) -> list[Explanation | None]:
         """Find out why requests have no answer yet; see `Transport.explain`."""
-        found: dict[int, Explanation | None] = {}
-        asking: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        places = [self.routes.place(one) for one in requests]
+        found: dict[int, list[Explanation | None]] = {}
+        started = current_time()
 
-        async def ask(shard: int, lane: Lane, of: list[Envelope]) -> None:
-            reasons = make_reasons(self._options.of_shard(shard), lane.link)
-            found.update(zip(map(id, of), await reasons.find(of), strict=True))
+        async def ask(shard: int) -> None:
+            of = [one for one, place in zip(requests, places, strict=True) if place == shard]
+            lane = self.lanes.open(shard)
+            found[shard] = await make_reasons(self._options.of_shard(shard), lane.link).find(of)
+            now = current_time()
+            scope.deadline = min(scope.deadline, now + max(_LATER, (now - started) * _TIMES))
 
-        for shard, lane in self.lanes.numbered:
-            of = [one for one in requests if self.routes.is_in(shard, one)]
-            if of:
-                asking.append(partial(ask, shard, lane, of))
-        await at_once(*asking)
-        return [found.get(id(one)) for one in requests]
+        with CancelScope() as scope:  # one that is frozen keeps nobody from being told of others
+            await at_once(*(partial(ask, shard) for shard in {*places} if shard is not None))
+        told = {shard: iter(of) for shard, of in found.items()}
+        late = iter(repeat(Explanation("the server of its shard doesn't answer", unknown=True)))
+        return [None if place is None else next(told.get(place, late)) for place in places]
 
     # The end
 

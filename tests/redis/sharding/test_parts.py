@@ -70,14 +70,13 @@ def test_routes() -> None:
     key = next(f"k{n}" for n in range(99) if shard_of_key(f"k{n}", SHARDS) != home)
     other = asked(route=key)
     assert routes.take(other) is lanes.make(shard_of_key(key, SHARDS))
-    assert routes.is_in(shard_of_key(key, SHARDS), other)
-    assert not routes.is_in(home, other)
+    assert routes.place(other) == shard_of_key(key, SHARDS) != home
     cancel = Envelope(Cancel("1"), None, None, route=other.route)
     assert routes.take(cancel) is routes.take(asked(route=key))
     for address, shard in (("peer@3", 3), ("peer", 0), ("peer@9", 0)):
         named = asked(recipient=address)
         assert routes.take(named) is lanes.make(shard)
-        assert routes.is_in(shard, named)
+        assert routes.place(named) == shard
         released = Envelope(CallbackRelease("c"), None, address)
         assert routes.take(released) is lanes.make(shard)
     held = HeldEntry(b"1-1", 1, 0.0, shard=3)
@@ -135,7 +134,7 @@ def test_each_shard_is_told_of_its_own_requests() -> None:
     """What one has lost isn't looked for in another one; the end is told once, by who has them."""
     _, _, routes = make()
     listener = Told()
-    part = PartListener(listener, lambda one: routes.is_in(1, one))
+    part = PartListener(listener, lambda one: routes.place(one) == 1)
     assert part.waiting() == listener.requests[1:3]
     reply = Envelope(Reply("1"))
     part.received(reply)

@@ -21,7 +21,8 @@ from anyio_kkrpc import (
     current_call,
     with_call_options,
 )
-from anyio_kkrpc.redis._stream._places import home_of, name_of_shard, shard_of_key
+from anyio_kkrpc.redis._sharding import _behind
+from anyio_kkrpc.redis._stream._places import home_of, homes_of, name_of_shard, shard_of_key
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 
@@ -348,6 +349,46 @@ async def test_shards_are_added(redis_server: RedisServer, stream_name: str) -> 
         ends[2].set()
     # What ran where the old worker left may have run once more.
     assert {*old._calls, *new._calls} == {*range(done)}
+
+
+@pytest.mark.one_server
+async def test_a_home_that_is_far_behind(
+    redis_server: RedisServer,
+    stream_name: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """New calls of who is at home where no worker reads go where one does; what waits there, and
+    calls with a key of that shard, wait on. Once it is served again they are answered, and it is
+    gone back to.
+    """
+    for name, seconds in (("_INTERVAL", 0.05), ("_LEAST", 0.2), ("_MOST", 0.2), ("_BACK", 0.05)):
+        monkeypatch.setattr(_behind, name, seconds)
+    url, answers = redis_server.url, Counter[str]()
+    session_id = next(f"p{n}" for n in count() if homes_of(f"p{n}", SHARDS)[:2] == [3, 1])
+    there, other = Service("there"), Service("other")
+    async with (
+        opened(url, stream_name, other, serve_shards=[1]),
+        opened(url, stream_name, None, session_id=session_id) as (client,),
+        anyio.create_task_group() as tasks,
+    ):
+        transport, api = client._transport, client.get_api()
+        assert isinstance(transport, RedisStreamsTransport)
+
+        async def call(one: Any) -> None:
+            answers[await one.who()] += 1
+
+        tasks.start_soon(call, api)
+        tasks.start_soon(call, keyed(client, 3))
+        await until(lambda: transport.statistics().moved == 1)
+        assert answers == {}
+        assert await api.who() == "other"
+        assert await api.who() == "other"
+        assert "no longer to shard 3: shard 3 is far behind" in caplog.text
+        tasks.start_soon(call, keyed(client, 3))
+        async with opened(url, stream_name, there, serve_shards=[3]):
+            await until(lambda: transport.statistics().moved > 1)
+            await until(lambda: answers == {"there": 3})
 
 
 @pytest.mark.one_server
