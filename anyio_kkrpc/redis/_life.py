@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from anyio import Event, current_time, move_on_after
+
 from .._runtime._entrance import Entrance
 from .._runtime._fresh import fresh_copy
 
@@ -15,7 +17,7 @@ class Phase(IntEnum):
 
     # Nothing was done yet.
     NEW = 0
-    # It connects. What is sent now is written once it is connected.
+    # It connects. What is sent now waits until it has, and is there to be answered.
     ENTERING = 1
     # It reads and writes.
     OPEN = 2
@@ -30,13 +32,14 @@ class Life:
 
     :param what: what is entered, for errors
     :ivar phase: what it is in the middle of
-    :ivar running: whether messages are taken: it has been entered and hasn't ended
+    :ivar running: whether messages are taken: it is open
     :ivar entered: whether it has been entered
     """
 
     def __init__(self, what: str) -> None:
         self._entrance = Entrance(what)
         self._reason: Exception | None = None
+        self._entered: Event | None = None
         self.phase = Phase.NEW
         self.running = self.entered = False
 
@@ -60,6 +63,21 @@ class Life:
         if not self.entered:
             raise RuntimeError("the transport has not been entered: use 'async with'")
 
+    async def wait_open(self, deadline: float | None = None) -> bool:
+        """Wait until messages are taken; return false if that took until the deadline.
+
+        :param deadline: on AnyIO's clock
+        :raises RuntimeError: as `check`
+        :raises Exception: the same
+        """
+        self.check()
+        if self.phase is Phase.ENTERING:
+            with move_on_after(None if deadline is None else deadline - current_time()):
+                entered = self._entered = self._entered or Event()
+                await entered.wait()
+            self.check()
+        return self.phase is not Phase.ENTERING
+
     def end(self, reason: Exception) -> None:
         """Note that it ends; only the first reason counts."""
         self._reason = self._reason or reason
@@ -70,5 +88,7 @@ class Life:
         if phase <= self.phase:
             return False
         self.phase = phase
-        self.running = phase in (Phase.ENTERING, Phase.OPEN)
+        self.running = phase is Phase.OPEN
+        if phase is not Phase.ENTERING and self._entered is not None:
+            self._entered.set()
         return True

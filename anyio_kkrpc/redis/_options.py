@@ -228,20 +228,21 @@ def _check_shards(given: GivenOptions) -> None:
         raise ValueError(
             f"serve_shards: some of 0 to {last} (shards), not {given.serve_shards!r:.80}"
         )
+    grouped, session_id = given.use_consumer_group, given.session_id
+    if grouped and session_id is not None and shard_of(session_id, MOST_SHARDS):
+        raise ValueError(
+            f"session_id: must not end as {session_id!r:.80} does: so ends an address in a shard"
+        )
     if given.shards == 1:
         return
     if given.dialect != "native":
         raise ValueError(f"shards: peers of dialect {given.dialect!r} know one stream; they have 1")
-    if not given.use_consumer_group:
+    if not grouped:
         raise ValueError(
             "shards: only with use_consumer_group; in a broadcast everybody reads everything, "
             "and more streams are more to read"
         )
     check_name(given.stream)
-    if given.session_id is not None and shard_of(given.session_id, MOST_SHARDS):
-        raise ValueError(
-            f"session_id: with shards it must not end as {given.session_id!r:.80} does"
-        )
 
 
 def new_session_id() -> str:

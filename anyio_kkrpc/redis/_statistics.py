@@ -21,7 +21,7 @@ class RedisStatistics(Struct, frozen=True):
     :ivar received: records read
     :ivar invalid: entries that could not be read, and were skipped
     :ivar undeliverable: records that Redis refused, also as dead letters, or whose recipient was
-        gone
+        gone, or that were too many while a shard was away
     :ivar outstanding: entries of the group that were taken and not yet acknowledged
     :ivar claimed: entries taken over from workers that are gone
     :ivar dead_lettered: entries that became dead letters here
@@ -81,7 +81,9 @@ def statistics_of(reception: Reception, lanes: Sequence[Lane], moved: int = 0) -
         sent=sum(one.writer.commands.sent for one in lanes),
         received=received + sum(one.shared.received + one.broadcast.received for one in lanes),
         invalid=invalid + sum(one.misplaced for one in addressed) + reception.invalid,
-        undeliverable=sum(one.writer.undeliverable for one in lanes)
+        undeliverable=sum(
+            one.writer.undeliverable + one.writer.waiting.thrown_away for one in lanes
+        )
         + sum(one.refused for one in takeovers),
         outstanding=sum(len(worker.held.entries) for worker in workers),
         claimed=sum(one.claimed for one in takeovers),

@@ -380,10 +380,12 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     async def send(self, item: Envelope) -> None:
         """Write an envelope; see `Transport.send`."""
         writer, record = self._writer, item.record
-        if not self._life.running:
-            self._life.check()
+        if not self._life.running and not await self._life.wait_open(item.deadline):
+            return
         if self._shards is not None:
             writer = self._shards.routes.take(item).writer
+            if not (isinstance(record, WAITING) or writer.waiting.admits(record)):
+                return
         if isinstance(record, Request) and record.o is True:
             await writer.send_and_confirm(item)
             return
@@ -397,7 +399,7 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         """Finish a request; one of the group is acknowledged in one write with its reply."""
         writer, entries, sender = self._writer, self._entries, envelope.sender
         if not self._life.running:
-            self._life.check()
+            await self._life.wait_open()
         if self._shards is not None:
             writer, entries = self._shards.routes.back(envelope)
         if sender.__class__ is not str and reply is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import anyio
 import pytest
 
 from anyio_kkrpc import TransportClosedError
@@ -18,7 +19,7 @@ def test_never_back() -> None:
             assert life.turn(phase) is (phase > latest)
             latest = max(phase, latest)
             assert life.phase is latest
-            assert life.running is (latest in (Phase.ENTERING, Phase.OPEN))
+            assert life.running is (latest is Phase.OPEN)
 
 
 def test_check() -> None:
@@ -57,3 +58,31 @@ def test_closed_without_an_end(entered: bool) -> None:
     assert not life.running
     with pytest.raises(TransportClosedError, match="given up"):
         life.check()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("fails", [False, True])
+async def test_waiting_until_it_is_open(fails: bool) -> None:
+    """Or until it won't be any more, or time is over."""
+    life, outcomes = Life("it"), list[object]()
+
+    async def wait() -> None:
+        try:
+            outcomes.append(await life.wait_open())
+        except TransportClosedError as exc:
+            outcomes.append(str(exc))
+
+    with pytest.raises(RuntimeError, match="has not been entered"):
+        await life.wait_open()
+    life.enter()
+    assert not await life.wait_open(anyio.current_time())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        assert outcomes == []
+        if fails:
+            life.end(TransportClosedError("over"))
+        else:
+            life.turn(Phase.OPEN)
+    assert outcomes == (["over"] * 2 if fails else [True] * 2)

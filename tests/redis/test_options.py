@@ -119,7 +119,8 @@ def test_wrong_options(option: str, value: Any, error: type[Exception]) -> None:
         ({"serve_shards": [4]}, "serve_shards: some of 0 to 3"),
         ({"serve_shards": [-1]}, "serve_shards: some of 0 to 3"),
         ({"stream": "a}b"}, "stream: with shards"),
-        ({"session_id": "me@3"}, "session_id: with shards it must not end"),
+        ({"session_id": "me@3"}, "session_id: must not end as 'me@3' does"),
+        ({"session_id": "me@255", "shards": 1}, "session_id: must not end as 'me@255' does"),
     ],
 )
 def test_what_shards_need(given: dict[str, Any], text: str) -> None:

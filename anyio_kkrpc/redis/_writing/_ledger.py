@@ -29,6 +29,9 @@ from ...records import Cancel
 
 __all__ = ("Ledger", "Phase", "Post")
 
+# Posts taken away that stay in the queue until it is looked through for them, at least.
+_FEW = 100
+
 
 class Post(Struct, eq=False):
     """Commands that are written together, once or again, until their outcome is known.
@@ -114,14 +117,16 @@ class Ledger:
 
     :ivar written: what is on its way. Where nothing is amiss, its user appends and takes away.
     :ivar weight: the bytes that wait
+    :ivar count: the posts that wait
     :ivar flowing: whether the phase is `Phase.FLOWING`
     """
 
     def __init__(self) -> None:
         self.written: deque[Post] = deque()
-        self.weight = 0
+        self.weight = self.count = 0
         self.flowing = False
         self._waiting: deque[Post] = deque()
+        self._dropped = 0
         self._refused: list[Post] = []
         self._probe: Post | None = None
         self._phase = Phase.CLOSED
@@ -213,12 +218,17 @@ class Ledger:
         if not post.waits or post.unknown:
             return False
         self._let_go(post)
+        self._dropped += 1
+        if self._dropped > max(_FEW, len(self._waiting) // 2):
+            self._waiting = deque(one for one in self._waiting if (one.instead or one).waits)
+            self._dropped = 0
         return True
 
     def replace(self, post: Post, other: Post) -> bool:
         """Write another post in place of one that waits; return false as `drop` does."""
-        if not self.drop(post):
+        if not post.waits or post.unknown:
             return False
+        self._let_go(post)
         post.instead = other
         self._keep(other)
         return True
@@ -270,7 +280,7 @@ class Ledger:
         posts = [*self.written, *self.waiting()]
         self._refused.clear()
         self._waiting.clear()
-        self.weight = 0
+        self.weight = self.count = 0
         return posts
 
     def _enter(self, phase: Phase) -> None:
@@ -279,8 +289,10 @@ class Ledger:
 
     def _keep(self, post: Post) -> None:
         post.waits = True
+        self.count += 1
         self.weight += len(post.packed)
 
     def _let_go(self, post: Post) -> None:
         post.waits = False
+        self.count -= 1
         self.weight -= len(post.packed)

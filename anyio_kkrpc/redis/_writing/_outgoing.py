@@ -50,6 +50,7 @@ class Outgoing:
     :ivar acks: what it acknowledges
     :ivar cancels: what it cancels, and which requests can be taken back
     :ivar last_added: id of the last entry of the stream that is known to be this peer's
+    :ivar waiting: has who posts wait
     :ivar undelivered: what waits for inboxes
     :ivar confirmations: what waits until replicas have it
     :ivar now: AnyIO's clock
@@ -71,7 +72,7 @@ class Outgoing:
         self._finished, self._too_late = finished, too_late
         self._given_up, self._failed = given_up, failed
         self.ledger = Ledger()
-        self._numbers, self._waiting = Numbers(commands, self.ledger), Waiting(self.ledger)
+        self._numbers, self.waiting = Numbers(commands, self.ledger), Waiting(self.ledger)
         self.acks = Acknowledgements()
         self.cancels = Cancels(commands, self.withdraw, self.stir, lambda: self.now())
         self.last_added = b""
@@ -132,7 +133,7 @@ class Outgoing:
             else:
                 with suppress(TransportConnectionError, TransportClosedError):  # all is kept then
                     await connection.wait_flushed()
-        return await self._waiting.wait(deadline)
+        return await self.waiting.wait(deadline)
 
     def expect_more(self) -> None:
         """Note that several posts will come presently, such as answers to what was read."""
@@ -167,7 +168,7 @@ class Outgoing:
             self.ledger.replace(post, small)
         self.cancels.forget(post)
         self.cancels.leave(post)
-        self._waiting.notify()
+        self.waiting.notify()
         return True
 
     def stir(self) -> None:
@@ -398,7 +399,7 @@ class Outgoing:
             ledger.write(post)
             connection.post(post.packed, post.replies, self._on_answer)
         connection.flush_nowait()
-        self._waiting.notify()
+        self.waiting.notify()
 
     def _bring_back(self, connection: Connection) -> None:
         """Make entries pending again that are acknowledged though their reply was refused."""
@@ -445,5 +446,5 @@ class Outgoing:
             self.cancels.leave(post)
             if post.answers is not None and post.waits:
                 self.acks.hold(post.answers, post.attempt)
-        self._waiting.end()
+        self.waiting.end()
         return posts

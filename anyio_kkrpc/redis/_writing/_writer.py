@@ -55,6 +55,7 @@ class Writer:
     :param absent: told of a peer that has no inbox
     :ivar commands: the same
     :ivar undelivered: what waits for inboxes that are gone; its `run` must run, too
+    :ivar waiting: has who writes wait
     :ivar undeliverable: records that Redis refused, or whose recipient was gone
     """
 
@@ -85,7 +86,7 @@ class Writer:
             chance=chance,
             replicas=replicas,
         )
-        self.undelivered = outgoing.undelivered
+        self.undelivered, self.waiting = outgoing.undelivered, outgoing.waiting
         # Asked for each message, and so without a detour.
         self._make, self._post = commands.make, outgoing.post
         self.flush_nowait, self.expect_more = outgoing.flush_nowait, outgoing.expect_more

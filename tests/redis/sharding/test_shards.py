@@ -21,8 +21,12 @@ from anyio_kkrpc import (
     current_call,
     with_call_options,
 )
+from anyio_kkrpc._protocol._records import CallbackRelease, Request
+from anyio_kkrpc.abc import Envelope
+from anyio_kkrpc.redis._life import Phase
 from anyio_kkrpc.redis._sharding import _behind
 from anyio_kkrpc.redis._stream._places import home_of, homes_of, name_of_shard, shard_of_key
+from anyio_kkrpc.redis._writing import _waiting
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 
@@ -424,6 +428,91 @@ async def test_looked_at_together(
         assert await transport.trim_stream(2) >= 1
         await transport.delete_stream()
         assert lengths(witness, stream_name) == [0] * SHARDS
+
+
+async def for_ever(*args: object, **named: object) -> None:
+    await anyio.sleep_forever()
+
+
+@pytest.mark.one_server
+async def test_what_waits_for_a_shard_is_bounded(
+    redis_server: RedisServer, stream_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a peer tells others without waiting, while it can't connect to their shard."""
+    monkeypatch.setattr(_waiting, "MOST", 5)
+    async with peer(redis_server.url, stream_name, session_id=PEERS[0]) as transport:
+        assert transport._shards is not None
+        away = transport._shards.lanes.make(3)
+        monkeypatch.setattr(away, "start", for_ever)
+        for number in range(9):
+            await transport.send(Envelope(CallbackRelease([str(number)]), None, "other@3"))
+        assert len(away.writer.kept()) == 5
+        assert transport.statistics().undeliverable == 4
+
+
+@pytest.mark.one_server
+async def test_why_calls_have_no_answer(
+    redis_server: RedisServer, stream_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one shard tells is told though another one doesn't answer."""
+    url, service = redis_server.url, Service()
+    async with opened(url, stream_name, service, None, session_id=None) as (_, client):
+        transport = client._transport
+        assert isinstance(transport, RedisStreamsTransport)
+        shards = transport._shards
+        assert shards is not None
+        requests: list[Envelope] = []
+        for shard in (1, 3):
+            assert await keyed(client, shard).who() == "worker"
+            requests.append(Envelope(Request("1", "call", ["who"]), token=b"9-9", route=shard))
+        with anyio.fail_after(BOUND), monkeypatch.context() as patch:
+            patch.setattr(shards.lanes.make(1).link, "attempt", for_ever)
+            first, second, third = await transport.explain([*requests, requests[0]])
+        assert first == third
+        assert first is not None
+        assert first.unknown
+        assert second is not None
+        assert "a worker" in second.text
+
+
+async def test_nobody_serves_the_shard_of_a_key(
+    redis_server: RedisServer, stream_name: str
+) -> None:
+    """A call with a key fails at once where that is wanted, and nothing runs later."""
+    url, service = redis_server.url, Service()
+    async with opened(url, stream_name, service, serve_shards=[0]):
+        async with opened(url, stream_name, None, session_id=PEERS[0]) as (client,):
+            for shard in (3, 0):
+                api = with_call_options(client.get_api(), key=KEYS[shard], fail_fast=True)
+                if shard:
+                    with pytest.raises(DeliveryError, match="no worker has ever served"):
+                        await api.who()
+                else:
+                    assert await api.who() == "worker"
+
+
+@pytest.mark.parametrize("shards", [1, SHARDS])
+async def test_nothing_is_sent_before_it_can_be_answered(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis, shards: int
+) -> None:
+    """What others send while a peer enters is written once its inbox is there."""
+    transport = peer(redis_server.url, stream_name, shards, session_id=PEERS[2])
+    entered, found = anyio.Event(), []
+
+    async def enter() -> None:
+        async with transport:
+            await entered.wait()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(enter)
+        await until(lambda: transport._life.entered)
+        late = Envelope(Request("1", "call", ["f"]), deadline=anyio.current_time() - 1)
+        if transport._life.phase is Phase.ENTERING:
+            await transport.send(late)
+        await transport.send(Envelope(Request("2", "call", ["f"])))
+        found.append(witness.keys(f"*{stream_name}*inbox*"))
+        entered.set()
+    assert found[0]
 
 
 async def test_a_shard_that_refuses_is_named(

@@ -217,3 +217,24 @@ def test_goes_back_to_the_first_refused() -> None:
     assert [ledger.next(), ledger.next(), ledger.next()] == [second, new, None]
     ledger.flow()
     assert ledger.flowing
+
+
+def test_what_was_taken_back_is_not_kept() -> None:
+    """However long nothing can be written, and however much comes and is taken back meanwhile."""
+    ledger = Ledger()
+    first, replaced, instead = Post(b"first"), Post(b"replaced"), Post(b"instead")
+    ledger.hold(first)
+    ledger.hold(replaced)
+    for number in range(1000):
+        post = Post(b"%d" % number)
+        ledger.hold(post)
+        if number == 500:
+            assert ledger.replace(replaced, instead)
+        assert ledger.drop(post)
+    assert ledger.count == 2
+    assert ledger.weight == len(b"first instead") - 1
+    assert len(ledger._waiting) <= 102
+    assert ledger.waiting() == [first, instead]
+    ledger.open()
+    assert [ledger.next(), ledger.next(), ledger.next()] == [first, instead, None]
+    assert (ledger.count, ledger.weight) == (0, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from anyio_kkrpc._protocol._records import Cancel
 from anyio_kkrpc.redis._writing import _waiting
 from anyio_kkrpc.redis._writing._ledger import Ledger, Post
 from anyio_kkrpc.redis._writing._waiting import Waiting
@@ -57,3 +58,28 @@ async def test_woken(ends: bool) -> None:
         else:
             waiting.notify()
     assert done == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"), [("MOST", 2), ("HIGH_WATER", 1)], ids=["records", "bytes"]
+)
+def test_who_cannot_wait(
+    name: str, bound: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What finds no room is thrown away, counted and logged; there is room once nothing waits."""
+    monkeypatch.setattr(_waiting, name, bound)
+    ledger = Ledger()
+    waiting = Waiting(ledger)
+    for _ in range(2):
+        assert waiting.admits(Cancel("1"))
+        ledger.hold(Post(b"x"))
+    for _ in range(20):
+        assert not waiting.admits(Cancel("1"))
+    assert waiting.thrown_away == 20
+    assert caplog.messages[0] == "a Cancel was thrown away: 2 records wait to be sent"
+    assert len(caplog.messages) == 10
+    ledger.open()
+    while (post := ledger.next()) is not None:
+        ledger.write(post)
+    ledger.flow()
+    assert waiting.admits(Cancel("1"))
