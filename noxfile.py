@@ -214,7 +214,8 @@ def _empty(directory: Path) -> None:
 def tests_default(session: nox.Session) -> None:
     """Run all tests but the examples, each on asyncio, uvloop and trio, under coverage.
 
-    Coverage is measured on one loop and one server: see tests/measured.py.
+    Not on each pair of loop and server, unless tests are chosen: see tests/covering.py. Coverage is
+    measured on one loop and one server: see tests/measured.py.
     """
     python = sys.executable
     if session.python:
@@ -224,7 +225,8 @@ def tests_default(session: nox.Session) -> None:
     _empty(OUTCOMES)
     session.run(
         *(python, "-m", "coverage", "run", "-m", "pytest", "-n", MORE_WORKERS),
-        *("--ignore", "tests/test_examples.py", f"--outcomes={OUTCOMES}", *session.posargs),
+        *("--ignore", "tests/test_examples.py", f"--outcomes={OUTCOMES}"),
+        *(session.posargs or ["--covering"]),
         env={"COVERAGE_FILE": str(DATA / "data")},
         external=True,
     )

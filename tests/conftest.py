@@ -18,9 +18,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from anyio_kkrpc import RedisStreamsTransport
+from anyio_kkrpc.testing import _server
 from tests.bounds import BOUND
 
-pytest_plugins = ["tests.measured", "tests.outcomes", "tests.servers"]
+pytest_plugins = ["tests.measured", "tests.covering", "tests.outcomes", "tests.servers"]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell starts what runs in its background; the commands under test would inherit it.
@@ -77,6 +78,14 @@ def no_slow_steps_in_the_log() -> Iterator[None]:
     logger.addFilter(is_of_interest)
     yield
     logger.removeFilter(is_of_interest)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def patient_servers() -> Iterator[None]:
+    """A server on a busy machine takes longer to start than who tries something out would wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_server, "START_TIMEOUT", BOUND)
+        yield
 
 
 @pytest.fixture(autouse=True)

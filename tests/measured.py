@@ -29,16 +29,23 @@ INHERITED = "COVERAGE_PROCESS_CONFIG"
 
 def chosen(tests: Iterable[str]) -> set[str]:
     """Return those of the tests that are measured."""
-    variants: dict[str, list[str]] = {}
+    variants: dict[tuple[str, ...], list[str]] = {}
     for test in tests:
         if not test.startswith(NOT_MEASURED):
-            variants.setdefault(test.partition("[")[0], []).append(test)
+            variants.setdefault(_but_for_kinds(test), []).append(test)
     found: set[str] = set()
-    for name, ids in variants.items():
+    for (name, *_), ids in variants.items():
         for preferred in () if name.startswith(MEASURED_ON_ALL) else (LOOPS, KINDS):
             ids = _of_one_kind(ids, preferred)
         found.update(ids)
     return found
+
+
+def _but_for_kinds(test: str) -> tuple[str, ...]:
+    """Return the name of a test and its parameters but for loop and server."""
+    name, _, parameters = test.partition("[")
+    parts = parameters.rstrip("]").split("-")
+    return name, *(part for part in parts if part not in (*LOOPS, *KINDS))
 
 
 def _of_one_kind(ids: list[str], preferred: tuple[str, ...]) -> list[str]:

@@ -14,6 +14,7 @@ from tests.measured import chosen
         (["valkey8-uvloop", "uvloop", "redis7-uvloop", "trio"], ["valkey8-uvloop", "uvloop"]),
         (["trio-a", "asyncio-a", "asyncio-b"], ["asyncio-a", "asyncio-b"]),
         (["trio"], ["trio"]),
+        (["trio-a", "asyncio-b", "uvloop-b"], ["trio-a", "uvloop-b"]),
         (["redis7-a", "redis7-b"], ["redis7-a", "redis7-b"]),
         (["a", "b"], ["a", "b"]),
     ],
