@@ -126,16 +126,22 @@ def _(stream: RemoteStream[Any], kind: Any, name: str, phase: str) -> None:
 class _Question:
     """What is asked of a source, with the answer once it is there, or why there is none."""
 
-    __slots__ = ("answered", "error", "reply")
+    __slots__ = ("_error", "answered", "reply")
 
     def __init__(self) -> None:
         self.answered = Event()
         self.reply: StreamReply | None = None
-        self.error: Exception | None = None
+        self._error: Exception | None = None
 
     def fail(self, error: Exception) -> None:
-        self.error = error
+        self._error = error
         self.answered.set()
+
+    def failure(self) -> Exception:
+        """Return why there is no answer, and keep it no longer than whoever is told."""
+        error, self._error = self._error, None
+        assert error is not None
+        return error
 
 
 class Inflow:
@@ -250,7 +256,12 @@ class Inflow:
         if self._end is not None:
             raise error
         sent = handler_error(error, traceback=self._core.send_tracebacks)
-        reply = await self._ask(self._consumer.throw(sent))
+        try:
+            reply = await self._ask(self._consumer.throw(sent))
+        except Exception:
+            if self._end is not None:
+                self._end = StopAsyncIteration()  # why it ended is told once
+            raise
         if reply.e is not UNSET or reply.d is True:
             end = StopAsyncIteration() if reply.e is UNSET else error_from_wire(reply.e)
             self.finish(end)
@@ -274,8 +285,7 @@ class Inflow:
             if entry is not None:
                 core.timer.cancel(entry)
         if asked.reply is None:
-            assert asked.error is not None
-            raise asked.error
+            raise asked.failure()
         return asked.reply
 
     def _expire_question(self) -> None:
@@ -319,6 +329,7 @@ class Inflow:
 
     def _fail(self, error: RPCError) -> None:
         """End it from this side, because of what came."""
+        error = error.with_traceback(None)  # it may wait long, and would keep what others sent
         if self._end is None:
             self.finish(error)
             self._core.abandon(self._consumer)

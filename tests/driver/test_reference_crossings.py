@@ -60,6 +60,20 @@ def unlogged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.usefixtures("unlogged")
+async def test_why_an_answer_is_wrong_is_told_once() -> None:
+    """The stream that is still held keeps neither the error nor what that had to do with."""
+    api = Api()
+    async with pair(api) as opened:
+        await opened.api.keep([by_reference(Broken())])
+        items = await opened.api.catching()
+        assert await items.__anext__() == 1
+        with pytest.raises(RemoteError, match="boom"):
+            await items.athrow(ValueError("of the reader"))
+        with pytest.raises(StopAsyncIteration):
+            await items.__anext__()
+
+
+@pytest.mark.usefixtures("unlogged")
 @pytest.mark.parametrize("where", ["result", "item", "answer"])
 async def test_one_that_is_wrong_among_others(where: str) -> None:
     """Who waits is told why; the others are released, and nothing waits for what isn't read."""
