@@ -21,7 +21,7 @@ from ..codecs import get_codec
 from ..records import Request
 from ..redis import DeadLetter, RedisStreamsTransport
 from ..redis._stream._keys import Keys
-from ..redis._stream._places import name_of_shard
+from ..redis._stream._places import name_of_shard, parse_shard
 from ..redis.dialects._keyed import CALL, parse_keyed
 from ._asking import asking
 
@@ -155,9 +155,9 @@ def purge_some(url: str, stream: str, shards: int, letter_ids: Sequence[str]) ->
     """
     wanted: dict[int, list[str]] = {}
     for letter_id in letter_ids:
-        shard = letter_id.rpartition(":")[0] or "0"
-        if shard.isascii() and shard.isdecimal() and int(shard) < shards:
-            wanted.setdefault(int(shard), []).append(letter_id)
+        shard = parse_shard(letter_id.rpartition(":")[0] or "0", shards)
+        if shard is not None:
+            wanted.setdefault(shard, []).append(letter_id)
     removed: set[str] = set()
     for number, ids in wanted.items():
         name = name_of_shard(stream, number)

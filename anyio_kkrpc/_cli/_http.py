@@ -71,7 +71,7 @@ def parse_address(text: str) -> tuple[str, int]:
         host = host[1:-1]
     elif ":" in host:
         raise ValueError(f"needs HOST:PORT, with an IPv6 address in brackets, not {text!r:.80}")
-    if not (port.isascii() and port.isdigit() and int(port[:6]) < 65536):
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65536):
         raise ValueError(f"needs HOST:PORT, not {text!r:.80}")
     return host or LOOPBACK, int(port)
 

@@ -231,6 +231,7 @@ async def test_answers_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None
         ("localhost:", None),
         ("x:65536", None),
         ("x:-1", None),
+        ("x:0000080808080", None),
         ("x:٣", None),
         ("", None),
     ],

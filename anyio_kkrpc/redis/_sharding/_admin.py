@@ -13,6 +13,7 @@ from ..._runtime._at_once import at_once
 from .._admin import Admin, StreamEntry, StreamInfo
 from .._group._dead_letters import DeadLetter
 from .._stream._entries import order
+from .._stream._places import parse_shard
 
 __all__ = ("ShardedAdmin",)
 
@@ -78,12 +79,12 @@ class ShardedAdmin:
 
     async def retry_dead_letter(self, letter_id: str) -> str:
         """Put one back where it was; return its new id."""
-        shard, _, own = letter_id.rpartition(":")
-        if not shard:
-            return await self._admins[0].retry_dead_letter(own)
-        if not (shard.isascii() and shard.isdecimal() and int(shard) < len(self._admins)):
+        text, _, own = letter_id.rpartition(":")
+        shard = parse_shard(text or "0", len(self._admins))
+        if shard is None:
             raise LookupError(f"there is no dead letter {letter_id!r:.80}")
-        return f"{shard}:{await self._admins[int(shard)].retry_dead_letter(own)}"
+        new = await self._admins[shard].retry_dead_letter(own)
+        return f"{shard}:{new}" if text else new
 
     async def purge_dead_letters(self) -> int:
         """Remove all; return how many there were."""

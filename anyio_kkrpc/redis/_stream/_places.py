@@ -19,6 +19,7 @@ __all__ = (
     "home_of",
     "homes_of",
     "name_of_shard",
+    "parse_shard",
     "shard_of",
     "shard_of_key",
 )
@@ -117,6 +118,13 @@ def _jump(bits: int, buckets: int) -> int:
 def address_in(session_id: str, shard: int) -> str:
     """Return what a peer is called in a shard: what others give as `to`."""
     return f"{session_id}@{shard}" if shard else session_id
+
+
+def parse_shard(text: str, shards: int) -> int | None:
+    """Return the shard that a text of the user's names, or None if there is none of that number."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(MOST_SHARDS))):
+        return None
+    return int(text) if int(text) < shards else None
 
 
 def shard_of(address: str, shards: int) -> int:

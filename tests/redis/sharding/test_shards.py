@@ -421,7 +421,7 @@ async def test_looked_at_together(
         assert len(await transport.dead_letters(1)) == 1
         new = await transport.retry_dead_letter(letters[0].id)
         assert new.startswith("2:")
-        for wrong in ("9:7-1", "x:7-1", "2:7-1", "7-1"):
+        for wrong in ("9:7-1", "x:7-1", "2:7-1", "7-1", "9" * 5000 + ":7-1"):
             with pytest.raises(LookupError):
                 await transport.retry_dead_letter(wrong)
         assert await transport.purge_dead_letters() == 1
