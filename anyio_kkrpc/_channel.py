@@ -442,3 +442,8 @@ def _path(name: str | Sequence[str]) -> list[str]:
     if not path or not all(isinstance(segment, str) and segment for segment in path):
         raise ValueError(f"name: needs non-empty names, not {name!r:.80}")
     return path
+
+
+def pass_references(channel: RPCChannel) -> None:
+    """Let objects of other peers pass from a channel to others, and from those to it."""
+    channel._core.references.relay()

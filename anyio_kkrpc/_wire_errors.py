@@ -136,7 +136,12 @@ def _beginning(text: str, length: int) -> str:
 
 
 def library_error(exc: RPCError) -> dict[str, Any]:
-    """Return what travels for an error that this library raised in place of a handler's."""
+    """Return what travels for an error that this library raised in place of a handler's.
+
+    What somebody's code raised where a value was read travels as if it were a handler's.
+    """
+    if isinstance(exc, RemoteError):
+        return handler_error(exc)
     if isinstance(exc, RPCValidationError):
         return {
             "n": "RPCValidationError",

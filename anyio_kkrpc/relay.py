@@ -18,21 +18,14 @@ from anyio import Event, create_task_group
 from msgspec import Struct
 
 from ._calling._proxy import telling_undefined
-from ._channel import ChannelStatistics, RPCChannel
+from ._channel import ChannelStatistics, RPCChannel, pass_references
 from ._driver._context import current_call
-from ._exceptions import (
-    DeliveryError,
-    MethodNotFoundError,
-    OverloadedError,
-    RPCTimeoutError,
-    RPCValidationError,
-    TransportClosedError,
-    TransportConnectionError,
-)
+from ._exceptions import TransportConnectionError
 from ._runtime._log import quoted
 from ._runtime._sparing import Sparing
 from ._serving._outcomes import Counted
 from ._serving._refusals import Refused
+from ._serving._relaying import INHERITED, MOST_SEGMENTS, is_clean, pass_on
 from ._serving._table import Exposed, Method, Path
 from .abc import Transport
 
@@ -41,17 +34,6 @@ __all__ = ("Relay", "RelayStatistics", "forward", "relay")
 logger: logging.Logger = logging.getLogger("anyio_kkrpc")
 
 ONE, ANY = "*", "**"
-MOST_SEGMENTS = 16
-# Members that every object of JavaScript has; as names they pass only if they are listed.
-INHERITED = frozenset({"constructor", "prototype", "then", "toString", "valueOf"})
-# What became of the call, and not of its handler.
-_OF_THE_CALL = (
-    DeliveryError,
-    MethodNotFoundError,
-    OverloadedError,
-    RPCTimeoutError,
-    RPCValidationError,
-)
 
 
 def forward(channel: RPCChannel, *, allow: Sequence[str]) -> Exposed:
@@ -69,7 +51,9 @@ def forward(channel: RPCChannel, *, allow: Sequence[str]) -> Exposed:
         that are empty, have a dot or begin with an underscore never pass.
     :raises ValueError: if a name can't be one
     """
-    return _table(_patterns("allow", allow), lambda: channel)
+    patterns = _patterns("allow", allow)
+    pass_references(channel)
+    return _table(patterns, lambda: channel)
 
 
 class RelayStatistics(Struct, frozen=True):
@@ -147,6 +131,8 @@ async def relay(
     to_a = _table(home, lambda: one) if home else None
     other = RPCChannel(b, expose=to_a, **options)
     one = RPCChannel(a, expose=_table(forth, lambda: other), **options)
+    pass_references(one)
+    pass_references(other)
     joined = Relay(one, other)
     async with other, one, create_task_group() as tasks:
         tasks.start_soon(joined.watch, one, b if close_other else None)
@@ -197,13 +183,6 @@ def _may_pass(path: Path, pattern: Path) -> bool:
     )
 
 
-def _is_clean(path: Path) -> bool:
-    """Whether a path is told by its dotted name, and has nothing that hides."""
-    return len(path) <= MOST_SEGMENTS and all(
-        part and part[0] != "_" and "." not in part and part not in (ONE, ANY) for part in path
-    )
-
-
 # The table
 
 
@@ -215,7 +194,7 @@ class _Names(dict[Path, Any]):
         self._log = Sparing()
 
     def get(self, path: Path, default: Any = None) -> Any:
-        if _is_clean(path):
+        if is_clean(path) and ONE not in path and ANY not in path:
             for pattern, entry in self.items():
                 if _may_pass(path, pattern):
                     return entry
@@ -242,10 +221,10 @@ def _table(patterns: Sequence[Path], channel: Callable[[], RPCChannel]) -> Expos
     """Return a table whose entries ask another channel."""
 
     async def call(*args: Any, **kwargs: Any) -> Any:
-        return await _ask(_target(channel())(*args, **kwargs))
+        return await pass_on(_target(channel())(*args, **kwargs), Refused)
 
     async def read() -> Any:
-        return await _ask(_target(channel()))
+        return await pass_on(_target(channel()), Refused)
 
     def fill(_: object) -> Exposed:
         made = Exposed()
@@ -268,15 +247,3 @@ def _target(channel: RPCChannel) -> Any:
     for part in current_call().method.split("."):
         target = target[part]
     return target
-
-
-async def _ask(question: Awaitable[Any]) -> Any:
-    """Ask the other side; what became of the call is told as that, and not as a handler's error."""
-    try:
-        return await question
-    except _OF_THE_CALL as exc:
-        raise Refused(exc) from None
-    except (TransportClosedError, TransportConnectionError) as exc:
-        error = DeliveryError("the other side of the relay is gone; whether it ran isn't known")
-        error.__cause__ = exc
-        raise Refused(error) from None

@@ -326,8 +326,8 @@ def _changed(
         check_shard_key(shard_key, old.to, keyed or old.keyed)
     elif keyed is None:
         shard_key = old.shard_key
-    options = CallOptions(
-        to=old.to,
+    options = replace(
+        old,
         timeout=old.timeout if timeout is UNSET else timeout,
         reply=reply,
         metadata=old.metadata if metadata is None else metadata,

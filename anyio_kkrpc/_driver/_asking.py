@@ -11,6 +11,7 @@ from typing import Any
 
 from anyio import CancelScope, current_time
 from anyio.lowlevel import checkpoint_if_cancelled
+from msgspec import UNSET
 
 from .._exceptions import (
     RPCError,
@@ -46,6 +47,7 @@ async def ask(
     *,
     request_id: str | None = None,
     path: list[str] | None = None,
+    undefined: bool = False,
 ) -> Any:
     """Call a function of another peer, and return its result.
 
@@ -53,6 +55,7 @@ async def ask(
 
     :param request_id: see `Callbacks.call`
     :param path: what is done to a reference, if ``function_id`` is of one
+    :param undefined: whether JavaScript's undefined comes as ``UNSET``
     :raises RemoteError: what the function raised
     :raises DeliveryError: if its owner is gone, or has it no more
     :raises RPCTimeoutError: if no answer came in time
@@ -64,17 +67,23 @@ async def ask(
     passed = core.references.passing(owner, args, kwargs) if USE.begun else None
     if passed is None:
         record = call_of(function_id, args, kwargs, request_id, path)
-        return await _ask(core, record, owner, name)
+        call = await _ask(core, record, owner, name)
+        return UNSET if undefined and call.undefined else _result(call)
     try:
         record = call_of(function_id, passed.args, passed.kwargs, request_id, path)
-        return await _ask(core, record, owner, name, passed)
+        call = await _ask(core, record, owner, name, passed)
+        return UNSET if undefined and call.undefined else _result(call)
     finally:
         passed.end()
 
 
+def _result(call: Call) -> Any:
+    return call.result if call.stream is None else RemoteStream(call.stream.driver)
+
+
 async def _ask(
     core: Core, record: CallbackCall, owner: str | None, name: str, passed: Any = None
-) -> Any:
+) -> Call:
     serving = running.get()
     deadline, budget = None if core.timeout is None else core.now() + core.timeout, None
     deadline = earlier(deadline, serving)
@@ -102,7 +111,7 @@ async def _ask(
         if timer is not None:
             core.timer.cancel(timer)
     if call.state is CallState.ANSWERED:
-        return call.result if call.stream is None else RemoteStream(call.stream.driver)
+        return call
     if call.state is CallState.FAILED and call.error is not None:
         raise error_from_wire(call.error)
     if call.state is CallState.EXPIRED:

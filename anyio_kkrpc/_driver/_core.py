@@ -14,10 +14,13 @@ from .._exceptions import ProtocolError, RPCError, TransportClosedError
 from .._protocol._ahead import Ahead
 from .._protocol._conversation import Conversation
 from .._protocol._records import Record
+from .._protocol._referred import Referred
 from .._protocol._streams import Consumer
+from .._protocol._values import Packed
 from .._runtime._clock import OneShot, clock, one_shots
 from .._runtime._fresh import fresh_copy
 from .._runtime._timer import Timer
+from .._wire_errors import library_error
 from ..abc import Envelope, Transport
 from ._outbox import Outbox
 
@@ -113,7 +116,7 @@ class Core:
             remote_callback,
             broadcast=self.broadcast,
             depend=transport.watch,
-            references=lambda value, sender: self.references.take(value, sender),
+            referred=Referred(self._take, library_error),
         )
         self.outbox: Outbox = Outbox(self.conversation, transport)
         self.post: Callable[..., None] = self.outbox.post
@@ -148,6 +151,9 @@ class Core:
     def refer_with(self, references: Any) -> None:
         """Note what is passed by reference."""
         self.references = references
+
+    def _take(self, value: Packed, sender: str | None) -> Any:
+        return self.references.take(value, sender)
 
     def note_dropped_callback(self) -> None:
         """Note that an invocation of a function of this side was thrown away."""

@@ -25,16 +25,23 @@ from .._references._given import (
     GivenTable,
     Passing,
     Referent,
-    ReleasedReferenceError,
     UnknownReferenceError,
 )
 from .._references._held import Handle, HeldTable
 from .._references._marking import Reference, marked, packed, references_in, unpacked
 from .._runtime._clock import scheduler
-from .._wire_errors import in_place_of
 from ._asking import Answering, RefusedError, ask
 from ._core import Core
-from ._remote_object import RemoteMember, RemoteObject, RemoteReference, Root, root_of
+from ._remote_object import (
+    RemoteMember,
+    RemoteObject,
+    RemoteReference,
+    Root,
+    is_function,
+    key_of,
+    root_of,
+)
+from ._untaken import unknown, why_wrong
 
 # What runs at a time of all that is done to references here.
 MAX_RUNNING = 1000
@@ -51,6 +58,8 @@ class References:
 
     :ivar given: what others hold of this side
     :ivar held: what this side holds of others
+    :ivar relayed: whether references of other channels may be passed here, and those that are held
+        here to other channels; who gets one uses it through this side
     """
 
     def __init__(self, core: Core, operation: Operation) -> None:
@@ -60,6 +69,7 @@ class References:
         self._prefix = core.conversation.prefix
         self.given: GivenTable = GivenTable(lambda: self._prefix + secrets.token_urlsafe(18))
         self.held: HeldTable = HeldTable()
+        self.relayed: bool = False
         self._holders: set[str | None] = set()
         self._owners: set[str | None] = set()
         self._running: set[Answering] = set()
@@ -68,6 +78,10 @@ class References:
         self._soon: Callable[[Callable[[], object]], None] | None = None
         self._anybody = ANYBODY if core.transport.capabilities.addressing else None
         self._dependencies = core.conversation.functions.dependencies
+
+    def relay(self) -> None:
+        """Let references pass to and from other channels."""
+        self.relayed = True
 
     # On the way out
 
@@ -92,7 +106,7 @@ class References:
         passing = Passing(self._anybody if to is None else to)
 
         def export(item: Any) -> Reference:
-            if isinstance(item, RemoteReference):
+            if self._is_back(item):
                 if passing.to == ANYBODY and not to_all:
                     passing.to = root_of(item)[0].handle.owner
                 return self._back(item, passing.to)
@@ -102,7 +116,8 @@ class References:
                     "a call that wants no reply can't pass references: nobody would say how long "
                     "they are needed"
                 )
-            return Reference(self.given.pass_on(passing, value).id, _is_function(value), ())
+            one = self.given.pass_on(passing, value, key_of(value))
+            return Reference(one.id, is_function(value), ())
 
         try:
             made = PassedArguments(
@@ -126,12 +141,12 @@ class References:
         given: list[str] = []
 
         def export(item: Any) -> Reference:
-            if isinstance(item, RemoteReference):
+            if self._is_back(item):
                 return self._back(item, peer)
             value = marked(item)
-            one = self.given.give(value, peer)
+            one = self.given.give(value, peer, key_of(value))
             given.append(one.id)
-            return Reference(one.id, _is_function(value), ())
+            return Reference(one.id, is_function(value), ())
 
         try:
             made = self._packed(value, export)
@@ -147,14 +162,26 @@ class References:
         made = packed(value, export)
         return value if made is value else Packed({REFERENCES: made})
 
+    def _is_back(self, item: Any) -> bool:
+        """Whether something is passed back to who has it; what a relay passes on isn't.
+
+        :raises TypeError: if it is of a channel that isn't joined to this one
+        """
+        if not isinstance(item, RemoteReference):
+            return False
+        root, _ = root_of(item)
+        if root.holder is self:
+            return True
+        if not (self.relayed or root.holder.relayed):
+            raise TypeError("a reference of another channel can't be passed")
+        root.holder.check(root)
+        return False
+
     def _back(self, item: RemoteReference, peer: str | None) -> Reference:
         root, path = root_of(item)
-        if root.holder is not self:
-            raise TypeError("a reference of another channel can't be passed")
         if root.handle.owner != peer:
             raise TypeError("a reference can be passed to the peer that has the object only")
-        if not self.held.is_held(root.handle):
-            raise DeliveryError("the reference was released, or its owner is gone")
+        self.check(root)
         return Reference(root.handle.id, root.is_function, path)
 
     def not_sent(self, value: Any, peer: str | None) -> None:
@@ -188,7 +215,7 @@ class References:
             try:
                 return self._take(reference, sender)
             except Exception as exc:
-                wrong.append(_wrong(exc))
+                wrong.append(why_wrong(exc))
 
         try:
             made = unpacked(value[REFERENCES], one)
@@ -204,7 +231,7 @@ class References:
             referent = self.given.find(reference.id, sender)
         except UnknownReferenceError as exc:
             if reference.id.startswith(self._prefix):
-                raise _unknown(reference.id, exc) from None
+                raise unknown(reference.id, exc) from None
         else:
             if not reference.path:
                 return referent.value
@@ -261,7 +288,7 @@ class References:
         try:
             referent = self.given.use(reference_id, sender)
         except UnknownReferenceError as exc:
-            raise RefusedError(_unknown(reference_id, exc)) from None
+            raise RefusedError(unknown(reference_id, exc)) from None
         return self._operation(referent, what, path)(*args, **kwargs)
 
     def released(self, record: CallbackRelease, sender: str | None) -> None:
@@ -280,15 +307,21 @@ class References:
         path: tuple[str, ...],
         args: Iterable[Any],
         kwargs: dict[str, Any],
+        *,
+        undefined: bool = False,
     ) -> Any:
         """Have its owner do something to an object; raises as `anyio_kkrpc._driver._asking.ask`."""
-        handle = root.handle
-        if not self.held.is_held(handle):
-            raise DeliveryError("the reference was released, or its owner is gone")
-        name = ".".join(path) or "a function"
+        self.check(root)
+        core, handle, name = self._core, root.handle, ".".join(path) or "a function"
+        what_path, to = [what, *path], handle.owner
         return await ask(
-            self._core, handle.id, args, kwargs, handle.owner, name, path=[what, *path]
+            core, handle.id, args, kwargs, to, name, path=what_path, undefined=undefined
         )
+
+    def check(self, root: Root) -> None:
+        """Raise `DeliveryError` if an object was released, or its owner is gone."""
+        if not self.held.is_held(root.handle):
+            raise DeliveryError("the reference was released, or its owner is gone")
 
     def release(self, handle: Handle) -> None:
         """Tell the owner of an object that it isn't needed any more."""
@@ -414,24 +447,3 @@ class PassedArguments:
 
 def _known(to: str | None) -> str | None:
     return None if to == ANYBODY else to
-
-
-def _wrong(exc: Exception) -> RPCError:
-    """Return what is told of a reference that could not be taken; what it has raised is read where
-    records are, and belongs to who sent them.
-    """
-    if isinstance(exc, RefusedError):
-        return exc.error
-    return exc.with_traceback(None) if isinstance(exc, RPCError) else in_place_of(exc)
-
-
-def _is_function(value: Any) -> bool:
-    return callable(value) and not isinstance(value, type)
-
-
-def _unknown(reference_id: str, exc: UnknownReferenceError) -> RPCError:
-    if not reference_id:
-        return DeliveryError("Missing remote reference id")
-    if isinstance(exc, ReleasedReferenceError):
-        return DeliveryError(f"RPC remote reference {reference_id[:80]} has been released")
-    return DeliveryError(f"Unknown remote reference {reference_id[:80]}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Hashable, Iterable
 from types import TracebackType
 from typing import Any, Protocol, final
 
@@ -13,12 +13,30 @@ Path = tuple[str, ...]
 
 
 class Holder(Protocol):
-    """What holds such objects: the `References` of a channel."""
+    """What holds such objects: the `References` of a channel.
+
+    :ivar relayed: whether what it holds may be passed to other channels
+    """
+
+    relayed: bool
 
     async def ask(
-        self, root: Root, what: str, path: Path, args: Iterable[Any], kwargs: dict[str, Any]
+        self,
+        root: Root,
+        what: str,
+        path: Path,
+        args: Iterable[Any],
+        kwargs: dict[str, Any],
+        *,
+        undefined: bool = False,
     ) -> Any:
-        """Have the owner of an object do something to it."""
+        """Have the owner of an object do something to it.
+
+        :param undefined: whether JavaScript's undefined comes as ``UNSET``
+        """
+
+    def check(self, root: Root) -> None:
+        """Raise `DeliveryError` if an object was released, or its owner is gone."""
 
     def release(self, handle: Handle) -> None:
         """Tell its owner that it isn't needed any more."""
@@ -157,3 +175,16 @@ async def set_member(reference: RemoteReference, value: Any) -> None:
     """
     root = reference._rpc_root
     await root.holder.ask(root, "set", reference._rpc_path, (value,), {})
+
+
+def key_of(value: Any) -> Hashable:
+    """Return what tells an object from others: what comes again is another proxy of the same."""
+    return value if isinstance(value, RemoteReference) else id(value)
+
+
+def is_function(value: Any) -> bool:
+    """Whether an object is passed as a function."""
+    if isinstance(value, RemoteReference):
+        root, path = root_of(value)
+        return root.is_function and not path
+    return callable(value) and not isinstance(value, type)

@@ -88,8 +88,7 @@ class Conversation:
         id of the request that it came with, and what its owner lets be ahead, if it counts that
     :param broadcast: whether several peers run a request that isn't for one of them
     :param depend: told which other peers the streams of this side need, see `Dependencies`
-    :param references: makes of a value with references what it stands for, from who has sent it;
-        raises what is wrong with it
+    :param referred: asks what values with references stand for
     """
 
     def __init__(
@@ -99,11 +98,11 @@ class Conversation:
         *,
         broadcast: bool = False,
         depend: Depend = lambda peer, role, wanted: None,
-        references: Callable[[Packed, str | None], Any] = lambda value, sender: value,
+        referred: Referred | None = None,
     ) -> None:
         numbers = count(1)
         self.prefix: str = prefix
-        self._referred = referred = Referred(references)
+        self._referred = referred = Referred() if referred is None else referred
         self.new_id: Callable[[], str] = lambda: f"{prefix}{next(numbers):x}"
         self._remote_callback = remote_callback
         self._broadcast = broadcast

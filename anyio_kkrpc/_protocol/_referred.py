@@ -14,12 +14,18 @@ class Referred:
 
     :param take: makes of a value with references what it stands for, from who has sent it; raises
         what is wrong with it
+    :param told: makes of that what a reply has in its place
     """
 
-    __slots__ = ("_take",)
+    __slots__ = ("_take", "_told")
 
-    def __init__(self, take: Callable[[Packed, str | None], Any]) -> None:
+    def __init__(
+        self,
+        take: Callable[[Packed, str | None], Any] = lambda value, sender: value,
+        told: Callable[[Any], dict[str, Any]] = lambda exc: {"n": "Error", "m": str(exc)},
+    ) -> None:
         self._take = take
+        self._told = told
 
     def of(self, value: Any, sender: str | None) -> Any:
         """Return a value with objects in place of its references, if it has any."""
@@ -30,7 +36,7 @@ class Referred:
         try:
             return self.of(value, sender)
         except Exception as exc:  # its caller waits
-            record.e = {"n": type(exc).__name__, "m": str(exc)}
+            record.e = self._told(exc)
             return None
 
     def release(self, value: Any, sender: str | None) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeAlias
 
 from .._exceptions import OverloadedError
@@ -52,15 +52,17 @@ class Referent:
 class Given:
     """An object that one peer holds.
 
+    :ivar key: what tells it from others
     :ivar times: how often it was given and not released
     """
 
-    __slots__ = ("id", "peer", "referent", "times")
+    __slots__ = ("id", "key", "peer", "referent", "times")
 
-    def __init__(self, reference_id: str, referent: Referent, peer: Peer) -> None:
+    def __init__(self, reference_id: str, referent: Referent, peer: Peer, key: Hashable) -> None:
         self.id: str = reference_id
         self.referent: Referent = referent
         self.peer: Peer = peer
+        self.key: Hashable = key
         self.times: int = 0
 
 
@@ -89,14 +91,14 @@ class Passing:
     """What one call passes.
 
     :ivar to: who may use it
-    :ivar objects: by their `id`
+    :ivar objects: by what tells them from others
     """
 
     __slots__ = ("objects", "to")
 
     def __init__(self, to: Peer) -> None:
         self.to: Peer = to
-        self.objects: dict[int, Passed] = {}
+        self.objects: dict[Hashable, Passed] = {}
 
 
 class GivenTable:
@@ -116,7 +118,7 @@ class GivenTable:
         self._most = most
         self._by_peer: dict[Peer, dict[str, Given]] = {}
         # Those that keep their id when they are given once more.
-        self._same: dict[tuple[Peer, int], Given] = {}
+        self._same: dict[tuple[Peer, Hashable], Given] = {}
         self._passed: dict[str, Passed] = {}
         self._released: OrderedDict[tuple[Peer, str], None] = OrderedDict()
 
@@ -153,17 +155,19 @@ class GivenTable:
 
     # Given to a peer
 
-    def give(self, value: Any, peer: Peer) -> Given:
+    def give(self, value: Any, peer: Peer, key: Hashable = None) -> Given:
         """Note that an object is about to be sent to a peer; `take_back` if it isn't.
 
+        :param key: what tells it from others, if that isn't its `id`
         :raises OverloadedError: if that peer holds too many
         """
-        given = self._same.get((peer, id(value)))
+        key = id(value) if key is None else key
+        given = self._same.get((peer, key))
         if given is None:
             if self.held_by(peer) >= self._most:
                 raise OverloadedError(f"a peer holds {self._most} references, and gets no more")
-            given = Given(self._new_id(), Referent(value), peer)
-            self._same[peer, id(value)] = given
+            given = Given(self._new_id(), Referent(value), peer, key)
+            self._same[peer, key] = given
             self._by_peer.setdefault(peer, {})[given.id] = given
         given.times += 1
         return given
@@ -190,18 +194,20 @@ class GivenTable:
 
     # Passed by a call
 
-    def pass_on(self, passing: Passing, value: Any) -> Passed:
+    def pass_on(self, passing: Passing, value: Any, key: Hashable = None) -> Passed:
         """Note that a call passes an object, until `end`.
 
+        :param key: as for `give`
         :raises OverloadedError: if calls pass too many already
         """
-        passed = passing.objects.get(id(value))
+        key = id(value) if key is None else key
+        passed = passing.objects.get(key)
         if passed is None:
             if len(self._passed) >= self._most:
                 why = f"calls that wait for their answer pass {self._most} references already"
                 raise OverloadedError(why)
             passed = Passed(self._new_id(), Referent(value), passing)
-            passing.objects[id(value)] = self._passed[passed.id] = passed
+            passing.objects[key] = self._passed[passed.id] = passed
         passed.times += 1
         return passed
 
@@ -216,12 +222,12 @@ class GivenTable:
         What is too much for one peer, it doesn't have.
         """
         holders: set[Peer] = set()
-        for passed in passing.objects.values():
+        for key, passed in passing.objects.items():
             if self._passed.pop(passed.id, None) is None:
                 continue
             for peer, has_it in passed.users.items():
                 if has_it and self.held_by(peer) < self._most:
-                    given = Given(passed.id, passed.referent, peer)
+                    given = Given(passed.id, passed.referent, peer, key)
                     given.times = passed.times
                     self._by_peer.setdefault(peer, {})[given.id] = given
                     holders.add(peer)
@@ -233,7 +239,7 @@ class GivenTable:
         """Forget what a peer held that is gone; return the objects."""
         lost = list(self._by_peer.pop(peer, {}).values())
         for given in lost:
-            self._same.pop((peer, id(given.referent.value)), None)
+            self._same.pop((peer, given.key), None)
         for passed in self._passed.values():
             passed.users.pop(peer, None)
         return [given.referent.value for given in lost]
@@ -254,7 +260,7 @@ class GivenTable:
         given.times -= min(max(times, 0), given.times)
         if given.times:
             return False
-        peer, key = given.peer, (given.peer, id(given.referent.value))
+        peer, key = given.peer, (given.peer, given.key)
         of_peer = self._by_peer[peer]
         del of_peer[given.id]
         if not of_peer:

@@ -11,10 +11,12 @@ from msgspec import UNSET
 
 from .._driver._asking import RefusedError
 from .._driver._context import run_in_thread
+from .._driver._remote_object import RemoteReference
 from .._exceptions import MethodNotFoundError, RPCValidationError
 from .._references._given import Referent
 from .._references._marking import by_reference
 from .._values._conversion import UnfitResultError, check_own
+from ._relaying import relayed
 from ._table import Exposed, Method, Property, expose
 
 # What may be done; ``member`` is for what is passed back.
@@ -28,6 +30,8 @@ def operation(referent: Referent, what: str, path: tuple[str, ...]) -> Callable[
     :raises RefusedError: if there is nothing of the kind
     """
     value = referent.value
+    if isinstance(value, RemoteReference):
+        return relayed(value, what, path)
     if what == "apply":
         if path or not callable(value) or isinstance(value, type):
             raise _missing(what, path, 0)

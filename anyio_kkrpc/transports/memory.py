@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 from .._exceptions import TransportClosedError
 from ..abc import Capabilities, Codec, Envelope, KeyedCalls, Listener, Transport
 from ..codecs import get_codec
+from ..codecs._uncoded import uncoded
 from ..kit._inbound import Inbound, refusal
 from ..kit._queue import BoundedQueue, Overflow, QueueStatistics
 from ..records import Record
@@ -125,6 +126,8 @@ class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
         if self._codec is not None:
             data = self._codec.encode(record)
             record, size = self._codec.decode(data), len(data)
+        else:
+            record = uncoded(record)
         envelope = Envelope(record)
         if item.key is not None:
             envelope.key, envelope.token = item.key, item.token
@@ -141,7 +144,11 @@ class MemoryTransport(  # type: ignore[misc]  # both bases define __aexit__
 
     def _copy(self, record: Record) -> Record:
         """Return a record as it is at the other side."""
-        return record if self._codec is None else self._codec.decode(self._codec.encode(record))
+        return (
+            uncoded(record)
+            if self._codec is None
+            else self._codec.decode(self._codec.encode(record))
+        )
 
     def _refuse(self, envelope: Envelope) -> None:
         reply = refusal(envelope)

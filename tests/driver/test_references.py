@@ -458,7 +458,7 @@ async def test_wrong_results() -> None:
         prefix = references.given._new_id()[:17]
         envelope = {"__kkrpc_ref__": True, "id": f"{prefix}{own}", "kind": "object"}
         lie = Packed({"__kkrpc_next_refs__": [envelope]})
-        with pytest.raises(RemoteError, match="Unknown remote reference"):
+        with pytest.raises(DeliveryError, match="Unknown remote reference"):
             await opened.api.lies()
         with pytest.raises(DeliveryError, match="Unknown remote reference"):
             async for _ in opened.api.items():

@@ -20,7 +20,6 @@ from anyio_kkrpc import (
     RPCTimeoutError,
     RPCValidationError,
     TransportClosedError,
-    by_reference,
     current_call,
     expose,
     with_call_options,
@@ -34,11 +33,6 @@ from tests.bounds import BOUND, CALL_BOUND
 
 pytestmark = pytest.mark.anyio
 LARGE = "x" * (1 << 20)
-
-
-class Session:
-    def ask(self) -> str:
-        return "me"
 
 
 class Chat:
@@ -106,9 +100,6 @@ class Chat:
 
     def nothing(self) -> None:
         return None
-
-    def session(self) -> Any:
-        return by_reference(Session())
 
     def echo(self, value: Any = 5) -> Any:
         return value
@@ -178,6 +169,13 @@ async def test_errors() -> None:
             await both.api.chat.nope()
         with pytest.raises(RPCValidationError, match="input"):
             await both.api.chat.add("x")
+
+
+async def test_undefined_with_other_options() -> None:
+    """Options that are given later leave it as it is."""
+    async with joined() as both:
+        api = with_call_options(telling_undefined(both.api), timeout=CALL_BOUND)
+        assert await api.chat.nothing() is UNDEFINED
 
 
 async def test_overload() -> None:
@@ -371,7 +369,7 @@ async def test_names_that_may_not_pass(caplog: pytest.LogCaptureFixture) -> None
 
 
 async def test_operations_that_do_not_pass() -> None:
-    """Setting and constructing, of names that pass as calls; metadata; references."""
+    """Setting and constructing, of names that pass as calls; metadata; made-up references."""
     async with joined() as both:
         with pytest.raises(MethodNotFoundError):
             await both.client.set_property("chat.theme", "dark")
@@ -384,21 +382,6 @@ async def test_operations_that_do_not_pass() -> None:
         assert both.server.statistics().unknown == 0
         with pytest.raises(ValueError, match="one peer only"):
             both.client.get_api(to="worker")
-
-
-async def test_references(caplog: pytest.LogCaptureFixture) -> None:
-    """Those of one side mean nothing at the other one, and nothing is left of them."""
-    caplog.set_level("CRITICAL", "anyio_kkrpc")  # a traceback that is kept holds what was passed
-    async with joined() as both:
-        for call in (both.api.chat.session(), both.api.chat.keep(by_reference(Session()))):
-            with pytest.raises(RemoteError, match="reference of another channel"):
-                await call
-        with anyio.fail_after(BOUND):
-            for channel in (both.client, both.server):
-                while channel.statistics().references_given:
-                    gc.collect()
-                    await anyio.sleep(0.001)
-        assert both.chat.kept == []
 
 
 async def test_ids_of_others() -> None:
