@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 from anyio.abc import UnreliableObjectStream
@@ -182,15 +182,11 @@ class Explanation(Struct, frozen=True):
 
 
 class Listener(ABC):
-    """Takes what a transport receives besides requests. Its methods are called from the
-    transport's reader, must not block, and must not raise.
-    """
+    """Takes what a transport's reader receives besides requests. No method may block or raise."""
 
     @abstractmethod
     def received(self, envelope: Envelope) -> None:
-        """Take a reply, callback, stream record, cancel or bye, or a record of ours that came back
-        with ``error`` set.
-        """
+        """Take a reply, callback, stream record, cancel, bye, or what came back with ``error``."""
 
     @abstractmethod
     def ended(self, reason: Exception) -> None:
@@ -333,6 +329,10 @@ class KeyedCalls(ABC):
         :return: ``None`` if it has told nothing yet
         :raises CallNotFoundError: if there is none with that key
         """
+
+    async def metadata(self, key: str) -> Mapping[str, Any]:
+        """Return what a request carried beside its arguments, nothing if that isn't there."""
+        return {}
 
 
 class Codec(ABC):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import builtins
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +26,14 @@ try:
 except ImportError as _error:
     raise ImportError(f"{_error.name} is missing: pip install 'anyio_kkrpc[otel]'") from _error
 
-from ._exceptions import DeliveryError, RemoteError
+from ._calling._handle import CallHandle, read_metadata
+from ._exceptions import DeliveryError, RemoteError, RPCError
 from .middleware import CallNext, Invocation, Middleware, StreamEnd, is_stream
 
 if TYPE_CHECKING:
     from .redis import RedisStatistics, RedisStreamsTransport
 
-__all__ = ("observe", "tracing")
+__all__ = ("observe", "reading", "tracing")
 
 _NAME = "anyio_kkrpc"
 # What `observe` was given, by meter provider; transports that are of no more use go by themselves.
@@ -93,6 +95,53 @@ def _destination(transport: RedisStreamsTransport) -> dict[str, str | int]:
     if port is not None:
         about["server.port"] = port
     return about
+
+
+@asynccontextmanager
+async def reading(
+    call: CallHandle[Any],
+    *,
+    tracer_provider: TracerProvider | None = None,
+    propagator: TextMapPropagator | None = None,
+) -> AsyncGenerator[Span, None]:
+    """Make a span of what is done with a call that has a key, linked to the one that has made it.
+
+    ``async with reading(call): await call.result()``, or a loop over its items. The span is called
+    ``attach``, and has the key as ``kkrpc.key``. It is a part of the reader's own trace: the call
+    may have been made by another process, days before. It has no link if the call was made without
+    `tracing`, nor once the request is gone from the stream, or if this user may not read that.
+
+    :param call: its handle
+    :param tracer_provider: the global one if not given
+    :param propagator: the global one if not given
+    """
+    made: Mapping[str, Any] = {}
+    with suppress(RPCError):  # what is done within tells it
+        made = await read_metadata(call)
+    if propagator is None:
+        propagator = propagate.get_global_textmap()
+    maker = _context_in(made, propagator)
+    span = trace.get_tracer(_NAME, tracer_provider=tracer_provider).start_span(
+        "attach",
+        kind=SpanKind.CLIENT,
+        attributes={"rpc.system.name": _SYSTEM, "kkrpc.operation": "attach", "kkrpc.key": call.key},
+        links=[trace.Link(maker)] if maker.is_valid else None,
+    )
+    token = otel_context.attach(trace.set_span_in_context(span))
+    try:
+        yield span
+    except BaseException as exc:
+        _fail(span, exc, type(exc).__name__ if isinstance(exc, Exception) else "cancelled")
+        raise
+    finally:
+        otel_context.detach(token)
+        span.end()
+
+
+def _context_in(metadata: Mapping[str, Any], propagator: TextMapPropagator) -> trace.SpanContext:
+    """Return the span that metadata tell of; one that isn't valid if they tell of none."""
+    found = propagator.extract(_texts(metadata), context=otel_context.Context())
+    return trace.get_current_span(found).get_span_context()
 
 
 class _Tracing:

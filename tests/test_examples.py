@@ -7,13 +7,14 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import anyio
@@ -55,10 +56,17 @@ def running(name: str, url: str, first_line: str) -> Iterator[subprocess.Popen[s
                 process.terminate()
 
 
+class Serving(NamedTuple):
+    """A web app that runs."""
+
+    port: int
+    process: subprocess.Popen[str]
+
+
 @contextmanager
-def serving_app(url: str) -> Iterator[int]:
-    """Run fastapi_app.py until the end of the block, on the port that this gives."""
-    arguments = ["--app-dir", str(EXAMPLES), "fastapi_app:app", "--port", "0"]
+def serving_app(name: str, url: str) -> Iterator[Serving]:
+    """Run the app of an example until the end of the block, unless it is killed there."""
+    arguments = ["--app-dir", str(EXAMPLES), f"{name}:app", "--port", "0"]
     with subprocess.Popen(
         [sys.executable, "-m", "uvicorn", *arguments],
         stderr=subprocess.PIPE,
@@ -73,22 +81,30 @@ def serving_app(url: str) -> Iterator[int]:
                 ready = re.search(r"running on http://127\.0\.0\.1:(\d+)", line)
                 if ready:
                     assert "such calls fail" not in "".join(log)
-                    yield int(ready[1])
+                    yield Serving(int(ready[1]), process)
                     break
             else:
                 pytest.fail("".join(log))
         finally:
             process.terminate()
             rest = process.communicate(timeout=BOUND)[1]
-    assert "Application shutdown complete" in rest
+    if process.returncode != -signal.SIGKILL:
+        assert "Application shutdown complete" in rest
     assert "Traceback" not in rest
 
 
 @contextmanager
-def get(port: int, path: str, **query: object) -> Iterator[http.client.HTTPResponse]:
+def get(
+    port: int,
+    path: str,
+    *,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    **query: object,
+) -> Iterator[http.client.HTTPResponse]:
     """Make a request; the connection is closed at the end of the block."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=BOUND)) as connection:
-        connection.request("GET", f"{path}?{urlencode(query)}")
+        connection.request(method, f"{path}?{urlencode(query)}", headers=headers or {})
         with connection.getresponse() as response:
             yield response
 
@@ -101,13 +117,19 @@ def answer(port: int, **query: object) -> tuple[int, Any]:
 
 def events(response: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:
     """Give name and data of each Server-Sent Event."""
+    for event in whole_events(response):
+        yield event["event"], json.loads(event.get("data") or "null")
+
+
+def whole_events(response: http.client.HTTPResponse) -> Iterator[dict[str, str]]:
+    """Give what each Server-Sent Event says; comments are none."""
     event = {"event": "message"}
     for line in response:
         name, _, value = line.decode().rstrip("\n").partition(": ")
-        if name:
+        if name and name != ":":
             event[name] = value
-        else:
-            yield event["event"], json.loads(event.get("data", "null"))
+        elif len(event) > 1:
+            yield event
             event = {"event": "message"}
 
 
@@ -157,7 +179,7 @@ def test_worker_and_clients(redis_server: RedisServer) -> None:
 def test_web_app(redis_server: RedisServer) -> None:
     """Answers, refusals and streams, up to a browser that goes away in the middle of one."""
     url = redis_server.url
-    with serving_app(url) as port, ThreadPoolExecutor(11) as threads:
+    with serving_app("fastapi_app", url) as (port, _), ThreadPoolExecutor(11) as threads:
         assert answer(port, prompt="a", timeout=0.1)[0] == 504
         waiting = [threads.submit(answer, port, prompt="hi", timeout=BOUND) for _ in range(11)]
         refused = next(as_completed(waiting))
@@ -188,6 +210,80 @@ def test_web_app(redis_server: RedisServer) -> None:
             assert int(sent[1]) < 1000
     with redis.Redis.from_url(url) as client:
         client.delete("example-chat", "{example-chat}:control")
+
+
+class Tab:
+    """What a page keeps of an answer: the words, and the position behind the last one.
+
+    :ivar is_over: whether the end has come
+    """
+
+    def __init__(self, user: str) -> None:
+        self._cookie = {"Cookie": f"user={user}"}
+        self.words: list[str] = []
+        self.last = ""
+        self.is_over = False
+
+    def read(self, port: int, most: int | None = None, *, again: bool = False) -> int:
+        """Read on, so many words at most; return the status.
+
+        :param again: as a browser does by itself, not as a page that was reloaded
+        """
+        after, headers = {"after": self.last} if self.last and not again else {}, self._cookie
+        if again:
+            headers = {**headers, "Last-Event-ID": self.last}
+        with get(port, "/chats/mine", headers=headers, **after) as response:
+            for event in whole_events(response):
+                self.last = event["id"]
+                if event["event"] == "end":
+                    self.is_over = True
+                else:
+                    self.words.append(json.loads(event["data"]))
+                if len(self.words) == most:
+                    break
+            return response.status
+
+
+@pytest.mark.one_server
+@pytest.mark.slow
+def test_chat(redis_server: RedisServer) -> None:
+    """Each word comes once: to who reloads, to another tab, and over the death of the app."""
+    url = redis_server.url
+    prompt = " ".join(map(str, range(60)))
+    mine, other = {"Cookie": "user=ada"}, {"Cookie": "user=eve"}
+    one, two = Tab("ada"), Tab("ada")
+    with running("chat_worker", url, "working"), ThreadPoolExecutor(1) as threads:
+        with serving_app("chat_app", url) as (port, process):
+            with get(port, "/") as response:
+                assert response.headers["Set-Cookie"].startswith("user=")
+                assert b"?after=" in response.read()
+            for status, headers, said in (
+                (401, {}, prompt), (202, mine, prompt), (202, mine, prompt), (409, mine, "else"),
+            ):  # fmt: skip
+                ask = {"method": "PUT", "headers": headers, "prompt": said}
+                with get(port, "/chats/mine", **ask) as response:
+                    assert response.status == status
+            for path, headers in (("mine", other), ("mine", {}), ("none", mine)):
+                with get(port, f"/chats/{path}", headers=headers) as response:
+                    assert response.status == 404
+            one.read(port, 3)
+            one.read(port, 6)
+            reading = threads.submit(two.read, port)
+            one.read(port, 12)
+            process.kill()
+            with suppress(http.client.IncompleteRead):
+                reading.result()
+            assert not two.is_over
+        with serving_app("chat_app", url) as (port, _):
+            reading = threads.submit(two.read, port, again=True)
+            one.read(port)
+            reading.result()
+            for tab in (one, two):
+                assert tab.is_over
+                assert "".join(tab.words) == f"You said: {prompt}\nThat is all I know. "
+                assert tab.read(port, again=True) == 204
+    with redis.Redis.from_url(url) as client:
+        client.delete("example-chats", *client.keys("{example-chats}:*"))
 
 
 def load(name: str, url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -290,7 +386,7 @@ def test_all_are_run() -> None:
     source = Path(__file__).read_text()
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     assert len(names) >= 8
-    used = {"stdio_child", "fastapi_app"}
+    used = {"stdio_child"}
     assert {name for name in names - used if f'"{name}"' not in source} == set()
 
 

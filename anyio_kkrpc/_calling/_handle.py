@@ -29,7 +29,7 @@ from ._options import check_metadata, check_timeout
 from ._question import Question
 from ._typed import NO_TYPES, TypesOf
 
-__all__ = ("CallHandle", "read_items", "start")
+__all__ = ("CallHandle", "read_items", "read_metadata", "start")
 
 T = TypeVar("T")
 
@@ -183,6 +183,11 @@ async def read_items(
 ) -> AsyncGenerator[Item[Any] | ItemsEnd, None]:
     """Return what yields the items of a call as they are, and then their end."""
     return (await handle._allowed("attach")).items.read(handle.key, after)
+
+
+async def read_metadata(handle: CallHandle[Any]) -> Mapping[str, Any]:
+    """Return what the request of a call carried, nothing if that isn't there any more."""
+    return await (await handle._allowed("attach")).metadata(handle.key)
 
 
 def _late(key: str, timeout: float | None, deadline: float | None) -> RPCTimeoutError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
@@ -10,7 +10,7 @@ from time import time
 from typing import Any
 
 from anyio import CancelScope, Event, current_time
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from .._exceptions import TransportClosedError
 from ..abc import CallState, Envelope, KeyedCalls, KeyedItems, KeyedRequest
@@ -228,6 +228,12 @@ class MemoryCalls(KeyedCalls):
     async def progress(self, key: str) -> tuple[str, Any] | None:
         """See `KeyedCalls.progress`."""
         return self._ours.get(key).told
+
+    async def metadata(self, key: str) -> Mapping[str, Any]:
+        """See `KeyedCalls.metadata`."""
+        call = self._ours.find(key)
+        meta = UNSET if call is None else call.request.request.meta
+        return {} if meta is UNSET else meta
 
     async def _start(self, wanted: KeyedRequest) -> _Call:
         call, is_new = self._ours.claim(wanted)

@@ -57,7 +57,7 @@ ROOMS: dict[str, set[str]] = {
     "_reactions": WORDS | {"_driver", "_calling", "_serving"},
     "_channel": WORDS | {"_driver", "_calling", "_serving", "_reactions", "middleware"},
     "_signals": {"_channel", "_runtime"},
-    "otel": {"_exceptions", "middleware", "redis"},
+    "otel": {"_calling", "_exceptions", "middleware", "redis"},
     "relay": WORDS | {"_driver", "_calling", "_channel", "_serving"},
     # Transports; only the application that serves an API knows the channel.
     "websocket": SEAM | {"codecs", "_spoken", "kit"},

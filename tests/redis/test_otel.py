@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import anyio
 import pytest
+import redis
 from opentelemetry import baggage, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -19,6 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 
 from anyio_kkrpc import (
+    CallNotFoundError,
     MemoryTransport,
     MethodNotFoundError,
     RedisStreamsTransport,
@@ -30,7 +33,7 @@ from anyio_kkrpc import (
     with_call_options,
 )
 from anyio_kkrpc.abc import Transport
-from anyio_kkrpc.otel import observe, tracing
+from anyio_kkrpc.otel import observe, reading, tracing
 from anyio_kkrpc.redis._stream._places import shard_of_key
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
@@ -303,6 +306,64 @@ async def test_link() -> None:
     assert client.context is not None
     assert link.context.span_id == client.context.span_id
     assert server.parent is None
+
+
+async def read_by_key(watched: Watched, reader: RPCChannel) -> None:
+    """Start calls, and read them at another channel: each span is linked to who has started it."""
+    api, read = watched.channel.get_api(), partial(reading, tracer_provider=watched.tracers)
+    await watched.channel.start(api.add(1, 2), key="sum")
+    await watched.channel.start(api.broken_after(2), key="numbers")
+    async with read(reader.attach("sum")) as span:
+        assert await reader.attach("sum").result() == 3
+    with pytest.raises(RemoteError, match="no"):
+        async with read(reader.attach("numbers")):
+            assert [item.value async for item in reader.attach("numbers").items()] == [0, 1]
+    with pytest.raises(CallNotFoundError):
+        async with read(reader.attach("none")) as none:
+            await reader.attach("none").result()
+    made = {
+        one.name: one.context.span_id
+        for one in watched.spans()
+        if one.context is not None and one.kind is SpanKind.CLIENT and one.name != "attach"
+    }
+    first, second, third = (one for one in watched.spans() if one.name == "attach")
+    assert [link.context.span_id for link in first.links] == [made["add"]]
+    assert [link.context.span_id for link in second.links] == [made["broken_after"]]
+    assert not third.links
+    assert first.attributes is not None
+    assert first.attributes["kkrpc.key"] == "sum"
+    assert [one.status.is_ok for one in (first, second, third)] == [True, False, False]
+    assert first.context == span.get_span_context()
+    assert third.context == none.get_span_context()
+
+
+async def test_readers_of_calls_with_keys_in_memory() -> None:
+    watched = Watched()
+    async with watched.in_memory():
+        await read_by_key(watched, watched.channel)
+
+
+@pytest.mark.server
+async def test_readers_of_calls_with_keys(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """Also those in other processes; when the request is gone from the stream there is no link."""
+    watched = Watched()
+    make = partial(
+        RedisStreamsTransport, redis_server.url, stream=stream_name, use_consumer_group=True
+    )
+    async with (
+        make() as one,
+        make() as two,
+        make() as three,
+        RPCChannel(three) as reader,
+        watched.over(one, two),
+    ):
+        await read_by_key(watched, reader)
+        witness.xtrim(stream_name, maxlen=0)
+        async with reading(reader.attach("sum"), tracer_provider=watched.tracers):
+            assert await reader.attach("sum").result() == 3
+        assert not watched.spans()[-1].links
 
 
 @pytest.mark.parametrize(

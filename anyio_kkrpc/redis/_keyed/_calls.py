@@ -7,7 +7,7 @@ or a server that fails over, each who waits asks again now and then.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from math import inf
 from typing import Any, Literal
@@ -228,6 +228,15 @@ class RedisCalls(KeyedCalls):
         data = self._sealer.open(self._keys.progress(name), position, bytes(fields[1]))
         return position.decode(), self._sealer.progress_of(data)
 
+    async def metadata(self, key: str) -> Mapping[str, Any]:
+        """See `KeyedCalls.metadata`. The request is there until the stream is trimmed."""
+        kept = await self.get(key.encode())
+        if kept is None:
+            return {}
+        command = (b"XRANGE", self._keys.stream, kept.entry_id, kept.entry_id)
+        found = await self._ask(lambda: self._link.request(*command))
+        return self._claims.metadata_of(found[0][1]) if found else {}
+
     # Claiming
 
     async def _first_word(
@@ -291,13 +300,13 @@ class RedisCalls(KeyedCalls):
         elif reply is None and entry_id is None:
             claim.again = b"1"  # woken by a word about an older call; the answer is on its way
         if isinstance(reply, Exception) or claim.again == b"1":
-            reply = await self._asked(claim)
+            reply = await self._ask(lambda: self._attempt(claim))
         waiter.renew(self._now())
         return await self._known(name, claim, entry_id if reply is None else reply)
 
     async def _claim(self, name: str, claim: Claim) -> Kept:
         """Have a call made, unless it is there; return what is known of it."""
-        return await self._known(name, claim, await self._asked(claim))
+        return await self._known(name, claim, await self._ask(lambda: self._attempt(claim)))
 
     async def _known(self, name: str, claim: Claim, reply: Any) -> Kept:
         """Return what is known of a call as Redis has answered its claim."""
@@ -314,9 +323,6 @@ class RedisCalls(KeyedCalls):
         elif self._added is not None:
             self._added(1)
         return Kept(b"w", claim.head[0], reply, b"")
-
-    async def _asked(self, claim: Claim) -> Any:
-        return await self._ask(lambda: self._attempt(claim))
 
     async def _attempt(self, claim: Claim) -> Any:
         """Claim, and return the answer; after a connection was lost, by which it may have been

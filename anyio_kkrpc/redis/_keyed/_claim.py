@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from collections.abc import Mapping
+from typing import Any
 
+from msgspec import UNSET, Struct
+
+from ..._exceptions import ProtocolError
 from ...abc import KeyedRequest
+from ...records import Request
 from .._connection._command import Argument, pack
 from .._stream._keys import Keys
 from ..dialects._base import check_size
@@ -95,6 +100,17 @@ class Claims:
         times = (b"%d" % round(seconds * 1000), b"%d" % (call.at is not None))
         sealed = self._sealer.seal(names[1], digest, pack_fields(fields))
         return Claim(CLAIM_LATER, (*names, keys.due), head, (*times, key, sealed))
+
+    def metadata_of(self, fields: list[bytes]) -> Mapping[str, Any]:
+        """Return what the request of an entry carries, nothing if that can't be read."""
+        if not self._native.matches(fields):
+            return {}
+        try:
+            record = self._native.codec_named(fields[2]).decode(fields[3])
+        except ProtocolError:
+            return {}
+        meta = record.meta if isinstance(record, Request) else UNSET
+        return {} if meta is UNSET else meta
 
     def _fields(self, call: KeyedRequest, digest: bytes, key: bytes) -> tuple[bytes, ...]:
         keep, keep_errors = round(call.keep * 1000) or 1, round(call.keep_errors * 1000)
