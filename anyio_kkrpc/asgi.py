@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, final
 from urllib.parse import parse_qs
 
 import msgspec
-from anyio import Lock, create_task_group, sleep
+from anyio import Lock, create_task_group, move_on_after, sleep
 from anyio.abc import TaskGroup
 
 from ._calling._handle import CallHandle, read_items
@@ -37,6 +37,13 @@ Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Namespace: TypeAlias = Callable[[Scope], "str | Awaitable[str | None] | None"]
 
+# The channel is closed, or has lost its server: another process may have it.
+_AWAY = (TransportClosedError, TransportConnectionError)
+# The position behind which nothing comes of a call that has ended: who has it was told so, by what
+# isn't kept among the items.
+_TOLD = "0-0"
+# Seconds that a server may take for the last words of a response that was cancelled.
+_LAST = 1.0
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -70,7 +77,9 @@ class CallEvents:
     behind ``?after=``, which a page has to give that was reloaded. Other events are ``end``;
     ``failed``, with the error's text; ``restarted``, after which the items come from the first one
     again; and ``lost``, with the numbers of the first item that is lost and of the next that comes.
-    Who comes back behind the end gets 204, which tells browsers to come no more.
+    Who comes back behind the end gets 204, which tells browsers to come no more. A response that is
+    cancelled, or whose channel is closed, as when the web process ends, is a whole one without such
+    an event: browsers come again then.
 
     :param channel: reads
     :param namespace: is given the scope, and returns the user's namespace, or ``None`` if he may
@@ -111,6 +120,8 @@ class CallEvents:
             await _answer(send, 404)
         except ValueError:  # no position
             await _answer(send, 400)
+        except _AWAY:
+            await _answer(send, 200, *_HEADERS)  # after any error a browser would come no more
         else:
             await events.send(receive)
 
@@ -143,13 +154,15 @@ class _Events:
 
     async def is_end(self) -> bool:
         """Whether a position is that of the end of a call that has ended."""
+        if self._after == _TOLD:
+            return True
         try:
             async with aclosing(await read_items(self._handle, self._after)) as items:
                 async for one in items:
                     return isinstance(one, ItemsEnd) and one.position == self._after
         except (StreamRestartedError, ItemsLostError):
             return False
-        except CallNotFoundError:
+        except (CallNotFoundError, *_AWAY):
             raise
         except RPCError:
             return True  # cancelled, or given up: it has been told
@@ -158,12 +171,15 @@ class _Events:
     async def send(self, receive: Receive) -> None:
         """Send it, until the end, or the browser is gone."""
         await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        async with create_task_group() as group:
-            group.start_soon(self._wait_gone, receive, group)
-            group.start_soon(self._beat)
-            await self._send_items()
-            group.cancel_scope.cancel()
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        try:
+            async with create_task_group() as group:
+                group.start_soon(self._wait_gone, receive, group)
+                group.start_soon(self._beat)
+                await self._send_items()
+                group.cancel_scope.cancel()
+        finally:
+            with move_on_after(_LAST, shield=True):  # this may be cancelled
+                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _wait_gone(self, receive: Receive, group: TaskGroup) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -190,10 +206,11 @@ class _Events:
                 self._after = exc.position
                 told = {"wanted": exc.wanted, "first": exc.first}
                 await self._write(_event(b"lost", told))
-            except (TransportClosedError, TransportConnectionError):
+            except _AWAY:
                 return  # it is to come again, to another process
             except (RPCError, TypeError) as exc:  # the latter of what can't be JSON
-                await self._write(_event(b"failed", str(exc)))
+                failed = _event(b"failed", str(exc))
+                await self._write(b"id: %b\n%b" % (_TOLD.encode(), failed))
                 return
             else:
                 return

@@ -244,6 +244,68 @@ async def test_other_ends() -> None:
         assert (await Browser(app, "/chats/cancelled").run(page.events[0][1])).status == 204
 
 
+async def test_invented_positions() -> None:
+    """Nobody waits behind them: the items come from the first one, or it is no position at all."""
+    async with opened(Api()) as channel:
+        app = CallEvents(channel, user_of)
+        call = await channel.start(channel.get_api().chat(2), key=key_of("ann", "17"))
+        await call.result()
+        whole = (await Browser(app, "/chats/17").run()).events
+        epoch = whole[0][1].partition("-")[0]
+        for after in (f"{epoch}-99", f"{epoch}9-1", "9" * 18 + "-" + "9" * 18):
+            for page in (
+                await Browser(app, "/chats/17").run(after),
+                await Browser(app, f"/chats/17?after={after}").run(),
+            ):
+                assert page.events == [("restarted", "", None), *whole]
+        for after in ("9" * 30 + "-1", "1-", "-1", "1-1-1", "%00", "%C2%B9-1", "1-%0A"):
+            assert (await Browser(app, f"/chats/17?after={after}").run()).status == 400
+        assert (await Browser(app, "/chats/17").run("\xb9-1")).status == 400
+
+
+async def test_what_has_failed_is_told_once() -> None:
+    """Who comes back after that comes no more, though no entry of the stream says how it ended."""
+    async with opened(Api()) as channel:
+        app = CallEvents(channel, user_of)
+        call = await channel.start(channel.get_api().chat(2, 1), key=key_of("ann", "17"))
+        page = Browser(app, "/chats/17?after=5-5")
+        async with anyio.create_task_group() as group:
+            group.start_soon(page.run)
+            await page.has(2)
+            await call.cancel()
+        assert [name for name, _, _ in page.events] == ["restarted", "", "failed"]
+        assert (await Browser(app, "/chats/17?after=5-5").run(page.events[-1][1])).status == 204
+
+
+async def test_end_of_the_web_process() -> None:
+    """Each response is a whole one that names no end: its browser comes again."""
+    api = Api()
+    a, b = MemoryTransport.pair(codec="json")
+    async with b, RPCChannel(b, expose=api), anyio.create_task_group() as group:
+        async with a, RPCChannel(a, timeout=BOUND) as channel:
+            app = CallEvents(channel, user_of)
+            call = await channel.start(channel.get_api().chat(9, 2), key=key_of("ann", "17"))
+            stopped, left = Browser(app, "/chats/17"), Browser(app, "/chats/17")
+            async with anyio.create_task_group() as server:
+                server.start_soon(stopped.run)
+                await stopped.has(2)
+                server.cancel_scope.cancel()
+            assert (stopped.over, stopped.words) == (True, said(2))
+            group.start_soon(left.run)
+            await left.has(2)
+            position = left.events[-1][1]
+        with anyio.fail_after(BOUND):
+            while not left.over:
+                await left.news.wait()
+        assert left.words == said(2)
+        for late in (
+            await Browser(app, "/chats/17").run(),
+            await Browser(app, "/chats/17").run(position),
+        ):
+            assert (late.status, late.over, late.events) == (200, True, [])
+        del call
+
+
 async def test_options() -> None:
     async with opened(Api()) as channel:
         with pytest.raises(ValueError, match="^heartbeat: "):

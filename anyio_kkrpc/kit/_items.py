@@ -73,8 +73,9 @@ class _Mark(Struct, frozen=True):
 class Window:
     """How much is kept of one stream, and what may be removed for more. It has no clock.
 
-    Each time that a part of what may be kept has been added, an item is marked. Of what is oldest,
-    as much as is before one mark may go once somebody has read beyond that.
+    Each time that a part of what may be kept has been added, an item is marked, and so is the last
+    one that there is room for. Of what is oldest, as much as is before one mark may go once
+    somebody has read beyond that.
 
     :ivar number: of the last item
     """
@@ -103,9 +104,11 @@ class Window:
         self._size += size
         last = self._marks[-1] if self._marks else self._gone
         most = self._most_items
-        if (most is None or (self._items - last.items) * _PARTS < most) and (
-            self._size - last.size
-        ) * _PARTS < self._most_bytes:
+        if (
+            (most is None or (self._items - last.items) * _PARTS < most)
+            and (self._size - last.size) * _PARTS < self._most_bytes
+            and not self.full
+        ):
             return False
         self._marks.append(_Mark(self.number, self._items, self._size))
         return True

@@ -206,7 +206,7 @@ def make_keyed(
     names = options.consumer_group.encode(), options.consumer_name.encode()
     sealer = Sealer(native, signer)
     entries = Entries(native, signer, sealer)
-    out = make_items_out(options, keys, link, entries, outages, deliver)
+    out = make_items_out(options, keys, link, entries, outages, deliver, lambda: work.stir())
     later = Later(link, keys, sealer, signer, outages, current_time)
     size, added = options.max_message_size, None if trim is None else trim.count
     parts = (native, sealer, keeper, outages, later, out)
@@ -242,10 +242,12 @@ def make_items_out(
     entries: Entries,
     outages: Outages,
     deliver: Callable[[Envelope], object],
+    stir: Callable[[], object],
 ) -> ItemsOut:
     """Return what writes the items of calls with keys.
 
     :param deliver: takes a cancel
+    :param stir: see `ItemsOut`
     """
     return ItemsOut(
         link,
@@ -255,7 +257,8 @@ def make_items_out(
         entries,
         max_message_size=options.max_message_size,
         deliver=deliver,
-        refused=partial(outages.leave_out, "items of calls"),
+        outages=outages,
+        stir=stir,
     )
 
 

@@ -165,7 +165,7 @@ class MemoryItems(KeyedItems):
         at = parse_position(after)
         known = self._find(key)
         kept, number = known.items, 0 if at is None else at.number
-        if at is not None and at.epoch != kept.epoch:
+        if at is not None and (at.epoch != kept.epoch or number > kept.number + known.ended):
             raise restarted(key)
         while True:
             while number < kept.number:

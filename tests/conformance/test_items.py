@@ -189,6 +189,29 @@ async def test_from_anywhere(open_keyed: Open) -> None:
         assert (await call.state()).kind == "done"
 
 
+async def test_invented_positions(open_keyed: Open) -> None:
+    """Are errors at once, whether the call runs or has ended; nobody waits for what never comes."""
+    async with open_keyed() as link:
+        call = await link.caller.start(link.api.count(6, 4), key="k")
+        await link.served.began.wait()
+        async with aclosing(call.items()) as some:
+            first = await some.__anext__()
+        epoch, number = int(first.position.partition("-")[0]), 10**18 - 1
+        invented = [f"{epoch}-{n}" for n in (5, 6, 99, number)]
+        invented += [f"{epoch + n}-{m}" for n in (1, 2, 1000) for m in (1, number)]
+        invented += [f"{number}-{number}", f"{number}-1", "0-1", f"{epoch - 1}-1"]
+        for after in invented:
+            with pytest.raises(StreamRestartedError):
+                await read(link.other.attach("k"), after)
+        link.served.go.set()
+        whole = await read(call)
+        for after in [*invented[2:], f"{epoch}-8"]:
+            with pytest.raises(StreamRestartedError):
+                await read(link.other.attach("k"), after)
+        assert await read(call, f"{epoch}-05") == whole[5:]
+        assert await read(call, f"{epoch}-7") == []  # behind the end
+
+
 async def test_values(open_keyed: Open) -> None:
     async with open_keyed() as link:
         values = [None, 0, "ä\n", [1, {"a": None}], {"__kkrpc_next_arg__": "value"}, 1.5]
@@ -372,7 +395,18 @@ async def test_wrong_use(open_keyed: Open) -> None:
             async for _ in api.count(1):
                 pass
         assert [item.value for item in await read(link.caller.attach("k"))] == [0]
-        for after in ("", "1", "1-x", "-1-1", "1-" + "9" * 30):
+        odd = (
+            "1-2-3",
+            " 1-1",
+            "1-1\n",
+            "1-\u0661",
+            "\u00b2-1",
+            "+1-1",
+            "1-1e3",
+            "0x1-1",
+            "1\x00-1",
+        )
+        for after in ("", "-", "1", "1-", "1-x", "-1-1", "1-" + "9" * 30, "9" * 5000 + "-1", *odd):
             with pytest.raises(ValueError, match="^after: "):
                 await read(link.caller.attach("k"), after)
         with pytest.raises(TypeError, match="^after: "):

@@ -381,7 +381,8 @@ class RedisCalls(KeyedCalls):
         return known
 
     async def _check(self, name: str, key: bytes, known: Kept) -> None:
-        keys = (self._keys.stream, self._keys.call(key))
+        names = self._keys
+        keys = (names.stream, names.call(key), names.progress(key), names.items(key))
         if await self._run(CHECK, keys, self._group, known.entry_id):
             raise DeliveryError(
                 f"the request with the key {name!r} is gone from the stream, and nothing was kept "

@@ -138,6 +138,8 @@ class Entries:
                 raise ProtocolError("an item of a call isn't signed as it must be")
         if fields[-2:-1] == [MARK]:
             *fields, _, found.mark = fields
+        if not fields:
+            raise ProtocolError("an entry of a call's items that holds none")
         if fields[0] == BEGIN:
             if not fields[1].isdigit() or len(fields[1]) > _MOST_DIGITS:
                 raise ProtocolError("an attempt that begins nowhere")
@@ -182,22 +184,38 @@ class Reader:
     :ivar at: of the last item that was taken, ``None`` before the first one
     :ivar cursor: the id of the last entry that was taken, or is to be left out
     :ivar call: the id of the request whose items are wanted, ``0-0`` while there is none
+    :ivar met: whether that is known
+    :ivar looks: how often one has looked since the last entry, and there was nothing
     """
 
     def __init__(self, key: str, at: Position | None) -> None:
         self.key = key
         self.at = at
-        self.cursor = Position(0, 0) if at is None else at
+        # Behind number 0 is the beginning, whichever attempt's.
+        self.cursor = at if at is not None and at.number else Position(0, 0)
         self.call = b"0-0"
+        self.met = False
+        self.looks = 0
+        self._is_told = at is not None  # and not known from what was read here
 
     def meet(self, call: bytes) -> None:
         """Note which request has the key.
 
         :raises StreamRestartedError: if it isn't the one that was read until now
         """
-        self.call = call
+        self.call, self.met = call, True
         if self.at is not None and not is_of(self.at.epoch, call):
             raise restarted(self.key)
+
+    def meet_end(self, last: Position) -> None:
+        """Note that nothing is behind what was read, and what the last entry is.
+
+        :raises StreamRestartedError: if what is said to have been read isn't there: it was lost, or
+            somebody has invented it
+        """
+        if self._is_told and last < self.cursor:
+            raise restarted(self.key)
+        self._is_told = False
 
     def is_mine(self, at: Position) -> bool:
         """Whether an entry is of the request whose items are wanted."""
@@ -228,6 +246,8 @@ class Reader:
             if number > taken
         ]
         if found.reply is None:
+            self._is_told = False
+            self.looks = 0
             self.at = Position(at.epoch, at.number if found.behind is None else found.behind)
             self.cursor = at
         return items
@@ -249,6 +269,8 @@ class Reader:
         wanted = 1 if at is None else at.number + 1
         if first > wanted:
             raise self._lost(epoch, wanted, first)
+        if first < wanted and not self._is_told:
+            raise restarted(self.key)  # the attempt was to go on, and has begun anew instead
 
     def _lost(self, epoch: int, wanted: int, first: int) -> ItemsLostError:
         return ItemsLostError(wanted, first, str(Position(epoch, first - 1)))

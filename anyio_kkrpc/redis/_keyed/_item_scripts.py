@@ -9,7 +9,10 @@ from __future__ import annotations
 from ._script import Script
 from ._scripts import FINISH, KEPT
 
-__all__ = ("APPEND", "FINISH_ITEMS", "OPEN", "READ")
+__all__ = ("APPEND", "FINISH_ITEMS", "OPEN", "READ", "SOME")
+
+# Entries that are asked for before it is known how large they are.
+SOME = 8
 
 _LAST = b"""
 local function last_of(items)
@@ -22,19 +25,23 @@ local function too_small(added) return added.err and string.find(added.err, 'equ
 
 # Adds where an attempt begins, if the request is this worker's. KEYS: stream, call, items. ARGV:
 # group, consumer, id, attempt, the last id of what it goes on behind, or nothing if it begins anew,
-# milliseconds to keep it, id, fields. Returns 0 if it isn't, -1 if something was added since, else
-# the first id.
+# milliseconds to keep it, id, fields, of which the second is what it begins behind. Where this very
+# attempt was to go on, and begins anew now, that is removed too. Returns 0 if it isn't, -1 if
+# something was added since, else the first id.
 OPEN = Script(
     KEPT
     + _LAST
     + b"""
 local id, items = ARGV[3], KEYS[3]
+local function begins()
+  return redis.call('XREVRANGE', items, '+', '-', 'COUNT', 1)[1][2][2]
+end
 local held = holder_of(KEYS[1], ARGV[1], id)
 if not held or held[2] ~= ARGV[2] or held[4] ~= tonumber(ARGV[4]) then return 0 end
 local known = redis.call('GET', KEYS[2])
 if known and (id_of(known) ~= id or has_ended(known)) then return 0 end
 local last = last_of(items)
-if last ~= ARGV[7] then
+if last ~= ARGV[7] or (ARGV[5] == '' and begins() ~= ARGV[9]) then
   if ARGV[5] == '' then
     redis.call('DEL', items)
   elseif last ~= ARGV[5] then
@@ -66,15 +73,35 @@ return 1
 """
 )
 
-# KEYS: call, items. ARGV: the first id that is wanted, how many. Returns the beginning of what is
-# kept of the call, and entries; if there are none, the last id.
+# KEYS: call, items. ARGV: the first id that is wanted, how many at most, and after how many bytes
+# no more. Returns the beginning of what is kept of the call, and entries; if there are none, the
+# last id, and who is to be told when that was read.
 READ = Script(
-    _LAST
-    + b"""
+    b"""
 local known = string.sub(redis.call('GET', KEYS[1]) or '', 1, 80)
-local found = redis.call('XRANGE', KEYS[2], ARGV[1], '+', 'COUNT', ARGV[2])
-return {known, found, #found == 0 and last_of(KEYS[2]) or ''}
-"""
+local found, size, from = {}, 0, ARGV[1]
+local most, limit = tonumber(ARGV[2]), tonumber(ARGV[3])
+local count = math.min(most, SOME)
+while true do
+  local more = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', count)
+  for _, entry in ipairs(more) do
+    found[#found + 1] = entry
+    for _, field in ipairs(entry[2]) do size = size + #field end
+    if size >= limit then return {known, found, '', ''} end
+  end
+  if #more < count or #found >= most then break end
+  local epoch, number = string.match(more[#more][1], '^(%d+)%-(%d+)$')
+  from = epoch .. '-' .. string.format('%.0f', number + 1)
+  count = math.min(most - #found, math.ceil((limit - size) * #found / size))
+end
+if #found > 0 then return {known, found, '', ''} end
+local last, mark = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1], ''
+if not last then return {known, found, '0-0', ''} end
+for i = 1, #last[2], 2 do
+  if last[2][i] == 'mark' then mark = last[2][i + 1] end
+end
+return {known, found, last[1], mark}
+""".replace(b"SOME", b"%d" % SOME)
 )
 
 # As FINISH, and adds the end to the items, if that is the worker's who adds them, and if they are

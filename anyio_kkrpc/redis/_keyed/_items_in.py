@@ -6,11 +6,11 @@ more, see `Tails`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from ..._runtime._fresh import fresh_copy
 from ...abc import Envelope, Item, ItemsEnd, KeyedItems
@@ -18,15 +18,14 @@ from ...kit._items import Position, no_stream, parse_position
 from ...kit._keyed import not_found, was_cancelled
 from ...records import Reply
 from .._connection._command import pack
-from .._connection._errors import RedisError
 from .._connection._link import Link
 from .._stream._keys import Keys
 from ._entries import Entries, Reader, epoch_of, parse_id
-from ._item_scripts import READ
+from ._item_scripts import READ, SOME
 from ._items_out import READ_WORD, ItemsOut
 from ._kept import Kept, parse_kept
-from ._script import run_script
-from ._tails import PAGE, Entry, Feed, Tails
+from ._script import ask_patiently, run_script
+from ._tails import LARGE_PAGE, PAGE, Entry, Feed, Tails
 
 __all__ = ("RedisItems",)
 
@@ -34,6 +33,20 @@ __all__ = ("RedisItems",)
 # may yet come to something that is no stream, twice as long each time.
 LOOKS_AFTER = 5.0
 _SOON = 0.1
+_NOWHERE = Position(0, 0)
+
+
+class _Page(Struct):
+    """What is behind an entry.
+
+    :ivar last: if that is nothing, the last entry that is there
+    :ivar mark: who is to be told when that was read
+    """
+
+    known: Kept
+    entries: list[Entry]
+    last: Position
+    mark: bytes
 
 
 class RedisItems(KeyedItems):
@@ -70,18 +83,20 @@ class RedisItems(KeyedItems):
 
     async def resume(self, envelope: Envelope) -> Item[Any] | None:
         """See `KeyedItems.resume`."""
-        with self._asking():
-            return await self._out.resume(envelope.token)
+        ask = partial(self._out.resume, envelope.token)
+        found: Item[Any] | None = await ask_patiently(ask, self._refusal, needs_memory=True)
+        return found
 
     async def keep_item(self, envelope: Envelope, value: Any) -> None:
         """See `KeyedItems.keep_item`."""
-        with self._asking():
-            await self._out.put(envelope.token, value)
+        self._out.take(envelope.token, value)
+        ask = partial(self._out.put, envelope.token)
+        await ask_patiently(ask, self._refusal, needs_memory=True)
 
     async def keep_rest(self, envelope: Envelope) -> None:
         """See `KeyedItems.keep_rest`."""
-        with self._asking():
-            await self._out.flush(envelope.token)
+        ask = partial(self._out.flush, envelope.token)
+        await ask_patiently(ask, self._refusal, needs_memory=True)
 
     async def read(self, key: str, after: str | None) -> AsyncGenerator[Item[Any] | ItemsEnd, None]:
         """See `KeyedItems.read`."""
@@ -139,38 +154,52 @@ class RedisItems(KeyedItems):
             if feed.behind:
                 self._tails.leave(feed)
                 feed = None
-        entries, last, known = await self._page(reader)
-        if entries:
+        page = await self._page(reader)
+        if page.entries:
             if feed is not None:  # it would bring them again
                 self._tails.leave(feed)
-            return None, entries
-        if known.ended:
-            return feed, await self._end_of(reader, known, last)
+            return None, page.entries
+        if page.known.ended:
+            return feed, await self._end_of(reader, page)
+        self._look_again(reader, page)
         if feed is None:
             feed = self._tails.join(self._keys.items(reader.key.encode()), reader.cursor)
         if feed is not None:
             await feed.wait(pause)
         return feed, []
 
-    async def _page(self, reader: Reader) -> tuple[list[Entry], Position, Kept]:
-        """Return what is there behind the last entry that was read; if nothing is, the last id.
+    async def _page(self, reader: Reader) -> _Page:
+        """Return what is there behind the last entry that was read. The first page is a small one.
 
         :raises CallNotFoundError: if there is no such call
+        :raises StreamRestartedError: if what was read isn't there
         """
         name, cursor = reader.key.encode(), reader.cursor
         keys = self._keys.call(name), self._keys.items(name)
         start = b"%d-%d" % (cursor.epoch, cursor.number + 1)
-        with self._asking():
-            kept, entries, last = await run_script(self._link, READ, keys, start, PAGE)
+        count = PAGE if reader.met else SOME
+        args = (READ, keys, start, b"%d" % count, b"%d" % LARGE_PAGE)
+        ask = partial(run_script, self._link, *args)
+        kept, entries, last, mark = await ask_patiently(ask, self._refusal)
         if not kept:
             raise not_found(reader.key)
-        known = parse_kept(kept)
-        reader.meet(known.entry_id)
-        return entries, parse_id(last or b"0-0"), known
+        page = _Page(parse_kept(kept), entries, parse_id(last or b"0-0"), mark)
+        reader.meet(page.known.entry_id)
+        if not entries and not (page.known.ended and page.last == _NOWHERE):
+            reader.meet_end(page.last)
+        return page
 
-    async def _end_of(self, reader: Reader, known: Kept, last: Position) -> ItemsEnd:
+    def _look_again(self, reader: Reader, page: _Page) -> None:
+        """Tell who writes again, ever more rarely, that all is read: it may wait for that, and what
+        told it may be lost, with who did.
+        """
+        reader.looks += 1
+        if page.mark and page.last == reader.cursor and not reader.looks & (reader.looks - 1):
+            self._tell(reader, page.mark)
+
+    async def _end_of(self, reader: Reader, page: _Page) -> ItemsEnd:
         """Return the end of a call all of whose items were read."""
-        name = reader.key.encode()
+        name, known, last = reader.key.encode(), page.known, page.last
         kept = await self._kept(name)
         if kept is None or kept.entry_id != known.entry_id or not kept.ended:
             raise not_found(reader.key)  # it has gone meanwhile
@@ -190,11 +219,3 @@ class RedisItems(KeyedItems):
             entry = (b"XADD", inbox + session, b"NOMKSTREAM", b"*", b"hint", word)
             connection.post(pack(entry))
             connection.flush_nowait()
-
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        """Raise what Redis refuses as an error of this library."""
-        try:
-            yield
-        except RedisError as exc:
-            raise self._refusal(exc) from exc

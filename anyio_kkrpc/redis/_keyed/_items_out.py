@@ -20,8 +20,9 @@ from ..._exceptions import (
 from ...abc import Envelope, Item
 from ...records import Cancel, Reply, Request
 from .._connection._command import pack
-from .._connection._errors import RedisError
+from .._connection._errors import RedisError, leads_elsewhere, meaning_of
 from .._connection._link import Link
+from .._connection._patience import Outages
 from .._connection._resp import Connection
 from .._group._held import HeldEntry
 from .._stream._keys import Keys
@@ -41,13 +42,15 @@ _FEW = 20
 # Milliseconds for which items are kept while they come: a day. Seconds after which that is renewed.
 _DAY = 86_400_000
 _HOUR = 3600.0
+_PART = "items of calls"
 
 
 class ItemsOut:
     """All attempts of this worker whose results are streams.
 
     :param deliver: takes a cancel
-    :param refused: told of what Redis refuses
+    :param stir: has `write_again` called, after a pause
+    :ivar refused: attempts whose items Redis refuses for now
     """
 
     def __init__(
@@ -60,7 +63,8 @@ class ItemsOut:
         *,
         max_message_size: int,
         deliver: Callable[[Envelope], object],
-        refused: Callable[[Exception], object],
+        outages: Outages,
+        stir: Callable[[], object],
     ) -> None:
         self._link = link
         self._keys = keys
@@ -69,7 +73,9 @@ class ItemsOut:
         self._entries = entries
         self._max_size = max_message_size
         self._deliver = deliver
-        self._refused = refused
+        self._outages = outages
+        self._stir = stir
+        self.refused: set[Pacer] = set()
         self._open: dict[tuple[bytes, int], Pacer] = {}
 
     # What a handler yields
@@ -81,8 +87,12 @@ class ItemsOut:
             if writer is not None:
                 return last
 
-    async def put(self, held: HeldEntry, value: Any) -> None:
-        """See `KeyedItems.keep_item`."""
+    def take(self, held: HeldEntry, value: Any) -> None:
+        """Take an item, which `put` is to have written then.
+
+        :raises TypeError: if it can't be encoded
+        :raises OverloadedError: if it is too large
+        """
         codec = self._entries.codec_for(held.sender or "")
         field = self._entries.field(codec, value)
         size = len(field[1])
@@ -92,6 +102,10 @@ class ItemsOut:
             )
         assert held.keyed is not None
         held.keyed.early.append(field)
+
+    async def put(self, held: HeldEntry) -> None:
+        """See `KeyedItems.keep_item`."""
+        assert held.keyed is not None
         await self._writer_of(held, held.keyed)
 
     async def flush(self, held: HeldEntry) -> None:
@@ -120,8 +134,8 @@ class ItemsOut:
         :return: the writer, and the item behind which it goes on
         """
         keyed = held.keyed
-        if keyed is None or keyed.items is not None:
-            raise DeliveryError("the items of a call can be resumed once, before the first one")
+        if keyed is None or keyed.items is not None or (keyed.early and not anew):
+            raise _too_late()
         place = self._keys.items(keyed.key)
         epoch = epoch_of(held.id, held.attempt)
         last_id, behind, item = b"", 0, None
@@ -131,6 +145,7 @@ class ItemsOut:
         mark = self._session if behind else b""
         names = (self._keys.stream, self._keys.call(keyed.key), place)
         keep = max(keyed.keep, _DAY)
+        keyed.opened = True
         done = await run_script(
             self._link,
             OPEN,
@@ -143,6 +158,8 @@ class ItemsOut:
             return None, None
         if done == 0:
             raise _overtaken()
+        if keyed.items is not None:  # another task of the handler has begun meanwhile
+            raise _too_late()
         cancel = partial(self._cancel, held, keyed)
         writer = Pacer(place, epoch, keyed.bounds, keep, self._write, cancel)
         first = parse_id(done)
@@ -185,6 +202,8 @@ class ItemsOut:
             if is_unknown(reply):
                 if connection.error is None:
                     self._write_to(connection, writer, batch, known=False)
+            elif isinstance(reply, RedisError) and leads_elsewhere(reply):
+                connection.break_off(reply)  # `attach` writes it again
             elif writer.sent is batch:
                 self._answered(writer, reply)
 
@@ -192,8 +211,15 @@ class ItemsOut:
         connection.flush_nowait()
 
     def _answered(self, writer: Pacer, reply: Any) -> None:
+        if isinstance(reply, RedisError) and meaning_of(reply).passes:
+            self._outages.begin(_PART, reply)
+            self.refused.add(writer)
+            self._stir()
+            return
+        if writer in self.refused:
+            self._taken(writer)
         if isinstance(reply, RedisError):
-            self._refused(reply)
+            self._outages.leave_out(_PART, reply)
             writer.fail(DeliveryError(f"Redis refuses an item of the call: {reply}"))
         elif reply == 1:
             writer.written()
@@ -201,6 +227,18 @@ class ItemsOut:
             writer.fail(_overtaken())
         else:
             writer.fail(DeliveryError("the items of the call were removed from Redis"))
+
+    def _taken(self, writer: Pacer) -> None:
+        """Note that Redis has taken what it refused, or that it is given up."""
+        self.refused.discard(writer)
+        if not self.refused:
+            self._outages.end(_PART)
+
+    def write_again(self) -> None:
+        """Write again what Redis has refused for now."""
+        for writer in self.refused:
+            if writer.sent is not None:
+                self._write(writer, writer.sent)
 
     def attach(self, connection: Connection) -> None:
         """Write what is on its way to a new connection."""
@@ -214,7 +252,7 @@ class ItemsOut:
         if connection is None or connection.error is not None:
             return
         for writer in self._open.values():
-            if now - writer.renewed_at > _HOUR:
+            if now - writer.renewed_at > _HOUR and not writer.closed:
                 writer.renewed_at = now
                 connection.post(pack((b"PEXPIRE", writer.place, b"%d" % writer.keep)))
                 connection.flush_nowait()
@@ -237,6 +275,8 @@ class ItemsOut:
         writer: Pacer | None = keyed.items
         if writer is not None:
             writer.fail(_overtaken())
+            if writer in self.refused:
+                self._taken(writer)
             self._open.pop((keyed.key, writer.epoch), None)
 
     def _cancel(self, held: HeldEntry, keyed: Keyed) -> None:
@@ -258,6 +298,10 @@ class ItemsOut:
             writer = self._open.get((key, int(epoch)))
             if writer is not None:
                 writer.read(int(number))
+
+
+def _too_late() -> DeliveryError:
+    return DeliveryError("the items of a call can be resumed once, before the first one")
 
 
 def _overtaken() -> DeliveryError:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from anyio import Event, current_time, move_on_after, sleep_forever
 from msgspec import Struct
 
+from ..._exceptions import OverloadedError
 from ...abc import ItemBounds
 from ...kit._items import Window
 from ._entries import pack_id
@@ -20,6 +21,8 @@ __all__ = ("Batch", "Pacer")
 
 # Items of one entry, and bytes after which it takes no more.
 _MOST, _LARGE = 128, 16 * 1024
+# The same of what waits though its handler didn't wait for it.
+_MOST_LEFT, _LARGE_LEFT = 128, 1024 * 1024
 
 
 class Batch(Struct):
@@ -50,6 +53,7 @@ class Pacer:
     :ivar window: what is kept
     :ivar sent: what is on its way
     :ivar error: why nothing more can be written
+    :ivar closed: whether the end is told
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class Pacer:
         self.keep = keep
         self.window = Window(bounds)
         self.error: Exception | None = None
+        self.closed = False
+        self._left = self._left_size = 0
         self.renewed_at = current_time()
         self._bounds = bounds
         self._write = write
@@ -86,8 +92,21 @@ class Pacer:
         self.window.begin(behind, behind - first + 1 if behind else 0)
 
     async def put(self, field: tuple[bytes, bytes]) -> None:
-        """Write an item, once there is room for it; if this is cancelled, all the same."""
+        """Write an item, once there is room for it; if this is cancelled, all the same.
+
+        :raises OverloadedError: if that has happened too often, and none was waited for since
+        """
         self._check()
+        if self._left >= _MOST_LEFT or self._left_size >= _LARGE_LEFT:
+            self.fail(
+                OverloadedError(
+                    f"there is no room for the items of the call, and the handler has left "
+                    f"{self._left} times what it waited in"
+                )
+            )
+            self._check()
+        self._left += 1
+        self._left_size += len(field[1])
         try:
             if self.window.full:
                 await self._make_room()
@@ -95,6 +114,7 @@ class Pacer:
             self._add(field)  # who is cancelled there has yielded it
         while self.error is None and len(self._waiting) > 1:
             await self._wait()
+        self._left = self._left_size = 0
         self._check()
 
     async def flush(self) -> None:
@@ -123,6 +143,7 @@ class Pacer:
     def close(self) -> bytes:
         """Leave out what isn't on its way; return the id of the end."""
         self._waiting.clear()
+        self.closed = True
         return pack_id(self.epoch, self._written + 1)
 
     def _add(self, field: tuple[bytes, bytes]) -> None:

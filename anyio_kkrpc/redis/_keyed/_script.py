@@ -16,7 +16,11 @@ from .._connection._patience import LONGEST_PAUSE, MOVING_PAUSE, jittered
 __all__ = ("Script", "ask_patiently", "is_unknown", "run_script")
 
 # Seconds of the longest pause before what is refused for now is asked again.
-_PAUSES = {Meaning.MOVING: MOVING_PAUSE, Meaning.PASSING: LONGEST_PAUSE}
+_PAUSES = {
+    Meaning.MOVING: MOVING_PAUSE,
+    Meaning.PASSING: LONGEST_PAUSE,
+    Meaning.FULL: LONGEST_PAUSE,
+}
 
 
 class Script:
@@ -64,11 +68,16 @@ async def run_script(link: Link, script: Script, keys: Sequence[bytes], *args: A
 
 
 async def ask_patiently(
-    ask: Callable[[], Awaitable[Any]], refusal: Callable[[Exception], Exception]
+    ask: Callable[[], Awaitable[Any]],
+    refusal: Callable[[Exception], Exception],
+    *,
+    needs_memory: bool = False,
 ) -> Any:
     """Ask Redis. What it refuses for now, as while a slot moves, is asked again after a pause.
 
     :param refusal: returns what is raised for the rest
+    :param needs_memory: whether it is asked again, too, while Redis is out of memory, since
+        somebody waits for it
     """
     failures = 0
     while True:
@@ -76,7 +85,7 @@ async def ask_patiently(
             return await ask()
         except RedisError as exc:
             meaning = meaning_of(exc)
-            if meaning not in _PAUSES:
+            if meaning not in _PAUSES or (meaning is Meaning.FULL and not needs_memory):
                 raise refusal(exc) from exc
         failures += 1
         await sleep(jittered(failures, _PAUSES[meaning]))

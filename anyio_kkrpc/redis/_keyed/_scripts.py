@@ -158,10 +158,11 @@ return known
 # Keeps what a request came to, tells who asked first, and acknowledges it, unless somebody else was
 # first. A failure counts only if it is from who holds the request now. A server that took the place
 # of another one may have given the id to another request, so the entry is looked at unless the call
-# itself names the id. KEYS: stream, call, waits, progress. ARGV: group, id, state, digest, what it
-# came to, milliseconds to keep it, the key, the inbox of who asked first: not among the keys, since
-# a user may have rights to write to it only; whether progress was told; then of a failure consumer
-# and deliveries. Returns 0 if somebody else was first, 2 if others wait.
+# itself names the id. KEYS: stream, call, waits, progress, and items if there may be some. ARGV:
+# group, id, state, digest, what it came to, milliseconds to keep it, the key, the inbox of who
+# asked first: not among the keys, since a user may have rights to write to it only; whether there
+# may be these; then of a failure consumer and deliveries. Returns 0 if somebody else was first, 2
+# if others wait.
 FINISH = Script(
     b"""
 if redis.replicate_commands then redis.replicate_commands() end
@@ -192,7 +193,7 @@ if ARGV[10] and (held[2] ~= ARGV[10] or held[4] ~= tonumber(ARGV[11])) then retu
 if not known or (named and not ended) then
   local value = ARGV[3] .. head .. ARGV[5]
   redis.call('SET', KEYS[2], value, 'PX', ARGV[6])
-  if ARGV[9] == '1' then redis.call('PEXPIRE', KEYS[4], ARGV[6]) end
+  for i = 4, ARGV[9] == '1' and #KEYS or 3 do redis.call('PEXPIRE', KEYS[i], ARGV[6]) end
   local word = 'call ' .. #ARGV[7] .. ':' .. ARGV[7]
   if #value <= HINTED then word = word .. value end
   redis.call('XADD', ARGV[8], 'NOMKSTREAM', '*', 'hint', word)
@@ -255,8 +256,8 @@ return 1
 """
 )
 
-# Forgets a call whose request is gone without an end. KEYS: stream, call. ARGV: group, id. Returns
-# whether it was.
+# Forgets a call whose request is gone without an end. KEYS: stream, call, progress, items. ARGV:
+# group, id. Returns whether it was.
 CHECK = Script(
     _KEPT
     + BEFORE
@@ -270,14 +271,14 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
     if group['name'] == ARGV[1] then
       if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1) > 0 then return 0 end
       if not before(group['last-delivered-id'], id) then
-        redis.call('DEL', KEYS[2])
+        redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
         return 1
       end
     end
   end
   if #redis.call('XRANGE', KEYS[1], id, id) > 0 then return 0 end
 end
-redis.call('DEL', KEYS[2])
+redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
 return 1
 """
 )
@@ -316,8 +317,7 @@ if known and id_of(known) == id and not has_ended(known) then
   end
   add_first(known, KEYS[2], KEYS[4], redis.call('TIME')[1])
   redis.call('PEXPIRE', KEYS[4], 60000)
-  redis.call('PEXPIRE', KEYS[5], ARGV[10])
-  redis.call('PEXPIRE', KEYS[6], ARGV[10])
+  for i = 5, 6 do redis.call('PEXPIRE', KEYS[i], ARGV[10]) end
   redis.call('SET', KEYS[2], 'k' .. digest_of(known) .. id .. '|', 'PX', ARGV[10])
   if state == 'z' then
     redis.call('ZREM', KEYS[3], ARGV[8])

@@ -20,13 +20,15 @@ from .._connection._portion import ReadPortion
 from .._connection._resp import Connection
 from .._stream._scripts import add_briefly
 from ._entries import parse_id
+from ._item_scripts import SOME
 
-__all__ = ("PAGE", "Entry", "Feed", "Read", "Tails")
+__all__ = ("LARGE_PAGE", "PAGE", "Entry", "Feed", "Read", "Tails", "next_count")
 
-# Entries that are asked for at a time, and that wait for one who reads slowly.
-PAGE = b"100"
+# Entries that are asked for at a time, and bytes of them after which there are no more.
+PAGE = 100
+LARGE_PAGE = 256 * 1024
+# The same of what waits for one who reads slowly.
 _MOST_WAITING = 200
-# Bytes of them.
 _MOST_BYTES = 256 * 1024
 # Streams that one connection waits for.
 _STREAMS = 64
@@ -34,6 +36,20 @@ _STREAMS = 64
 _WAKE_MS = b"60000"
 
 Entry = tuple[bytes, list[bytes]]
+
+
+def size_of(entries: list[Entry]) -> int:
+    """Return how many bytes some entries have."""
+    return sum(len(field) for _, fields in entries for field in fields)
+
+
+def next_count(count: int, found: list[list[Entry]]) -> int:
+    """Return how many entries of each stream to ask for, as large as those were that came now.
+
+    :param count: how many were asked for
+    """
+    largest = max((size_of(entries) / len(entries) for entries in found), default=0)
+    return max(1, min(PAGE, 2 * count, int(LARGE_PAGE / largest) if largest else PAGE))
 
 
 class Feed(Struct, eq=False):
@@ -60,7 +76,7 @@ class Feed(Struct, eq=False):
                 self.behind = True
             else:
                 self.waiting += entries
-                self.size += sum(len(field) for _, fields in entries for field in fields)
+                self.size += size_of(entries)
         self.tell()
 
     def fall_behind(self) -> None:
@@ -103,6 +119,7 @@ class _Waiting:
         self._wake = wake
         self._woken = b"0-0"
         self._block = block
+        self._count = SOME
         self._wanted = Event()
         self.blocked = False
 
@@ -145,10 +162,11 @@ class _Waiting:
         cursors = [str(tail.cursor).encode() for tail in tails.values()]
         self.blocked = True
         reply = await connection.execute(
-            *(b"XREAD", b"COUNT", PAGE, b"BLOCK", self._block, b"STREAMS"),
+            *(b"XREAD", b"COUNT", b"%d" % self._count, b"BLOCK", self._block, b"STREAMS"),
             *(self._wake, *tails, self._woken, *cursors),
         )
         self.blocked = False
+        self._count = next_count(self._count, [entries for _, entries in reply or ()])
         for place, entries in reply or ():
             if place == self._wake:
                 self._woken = entries[-1][0]

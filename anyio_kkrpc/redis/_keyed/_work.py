@@ -185,10 +185,13 @@ class Work:
         own: tuple[bytes, ...] = ()
         if state != b"d" or keyed.items is not None:
             own = (self._consumer, b"%d" % held.attempt)
-        told = b"%d" % (keyed.told > 0 or held.attempt > 1)
+        more = held.attempt > 1 or keyed.opened
+        told = b"%d" % (keyed.told > 0 or more)
         script, names = FINISH, [keys.stream, place, keys.waits(key), keys.progress(key)]
+        if more:
+            names.append(keys.items(key))
         if keyed.items is not None:
-            script, names = FINISH_ITEMS, [*names, keys.items(key)]
+            script = FINISH_ITEMS
             own += self._items.end_of(keyed, held.sender or "", record)
         finish = _Finish(
             script,
@@ -356,13 +359,14 @@ class Work:
 
     async def _write_again(self) -> None:
         refused = [finish for finish in self._open if finish.refused]
-        if not refused:
+        if not refused and not self._items.refused:
             return
         with move_on_after(_AGAIN):
             await self._stirred.wait()
         for finish in refused:
             finish.refused = False
             self._write(finish)
+        self._items.write_again()
 
     async def _bury(self) -> None:
         while self._died:

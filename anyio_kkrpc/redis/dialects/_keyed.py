@@ -44,6 +44,7 @@ class Keyed(Struct):
     :ivar bounds: of its items
     :ivar items: what writes them, once its result is a stream
     :ivar early: those that were yielded before that
+    :ivar opened: whether some may be there, of this attempt
     """
 
     key: bytes
@@ -59,6 +60,7 @@ class Keyed(Struct):
     bounds: ItemBounds = _BOUNDS
     items: Any = None
     early: list[tuple[bytes, bytes]] = []
+    opened: bool = False
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from msgspec import UNSET
 
-from anyio_kkrpc import ItemsLostError, ProtocolError, StreamRestartedError
+from anyio_kkrpc import ItemsLostError, OverloadedError, ProtocolError, StreamRestartedError
 from anyio_kkrpc.abc import Codec, ItemBounds
 from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.kit._items import Position
@@ -28,7 +28,7 @@ from anyio_kkrpc.redis._keyed._items_in import RedisItems
 from anyio_kkrpc.redis._keyed._items_out import ItemsOut
 from anyio_kkrpc.redis._keyed._kept import Sealer
 from anyio_kkrpc.redis._keyed._pacing import Batch, Pacer
-from anyio_kkrpc.redis._keyed._tails import Feed, Tails
+from anyio_kkrpc.redis._keyed._tails import Feed, Tails, next_count
 from anyio_kkrpc.redis.dialects._keyed import Keyed, parse_keyed
 from anyio_kkrpc.redis.dialects._signing import Signer
 from anyio_kkrpc.redis.dialects.native import NativeDialect
@@ -110,6 +110,7 @@ def test_a_value_takes_its_own_bytes_only() -> None:
         [b"begin", b"1" * 19],
         [b"end", b'json:{"t":"bye"}'],
         [b"end", b"x"],
+        [b"mark", b"somebody"],
     ],
 )
 def test_bad_entries(fields: list[bytes]) -> None:
@@ -305,6 +306,31 @@ async def test_pacer_waits_for_who_reads() -> None:
         pacer.written()
         await pacer.put((b"json", b"1"))  # it is kept all the same
     assert [number for number, *_ in one.written][-1] in (5, 6)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("size", "most"), [(1, 129), (400_000, 4)])
+async def test_pacer_bounds_what_is_left(size: int, most: int) -> None:
+    """A handler that leaves each of its waits for room doesn't fill the memory."""
+    one = Writes(keep_items=1)
+    await one.pacer.put((b"json", b"1"))
+    kept = 1
+    with pytest.raises(OverloadedError, match="there is no room"):
+        for _ in range(1000):
+            with anyio.move_on_after(0):
+                await one.pacer.put((b"json", b"x" * size))
+            kept += 1
+    assert kept == most
+
+
+def test_pages_have_bounds() -> None:
+    """In entries and bytes, as large as entries turn out to be."""
+    small, large = [(b"1-1", [b"json", b"1"])], [(b"1-1", [b"json", b"x" * 100_000])] * 8
+    assert next_count(8, [small]) == 16
+    assert next_count(99, [small]) == 100
+    assert next_count(8, [small, large]) == 2
+    assert next_count(2, []) == 4
+    assert next_count(1, [[(b"1-1", [b"json", b"x" * 2**20])]]) == 1
 
 
 @pytest.mark.anyio

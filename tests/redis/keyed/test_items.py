@@ -15,6 +15,7 @@ from anyio_kkrpc import (
     CallHandle,
     DeliveryError,
     Item,
+    ItemBounds,
     ItemsLostError,
     ProtocolError,
     RedisStreamsTransport,
@@ -22,11 +23,13 @@ from anyio_kkrpc import (
     StreamRestartedError,
     current_call,
 )
-from anyio_kkrpc.redis._keyed import _items_in, _tails
-from anyio_kkrpc.redis._keyed._item_scripts import APPEND, FINISH_ITEMS, OPEN
+from anyio_kkrpc.redis._keyed import _items_in, _items_out, _tails
+from anyio_kkrpc.redis._keyed._item_scripts import APPEND, FINISH_ITEMS, OPEN, READ
+from anyio_kkrpc.redis._keyed._items_out import READ_WORD
 from anyio_kkrpc.redis._stream._keys import HANDED_BACK
 from anyio_kkrpc.testing._server import RedisServer
 from tests.bounds import BOUND
+from tests.fake_server import fake_server
 from tests.faults.proxy import Proxy, proxy
 
 from .test_races import GROUP, Place, script, until
@@ -89,6 +92,11 @@ class Calm(Place):
         while True:
             client.xadd(self.keys.control, {"hint": "claim"})
             await anyio.sleep(0.02)
+
+
+def runs(one: Any) -> Any:
+    """Return what finds the command that runs a script, as a list of words."""
+    return lambda command: one.sha in command or one.source in command
 
 
 @pytest.fixture
@@ -188,6 +196,170 @@ async def test_written_again(place: Place, middle: Proxy) -> None:
         assert api.began == [1]
 
 
+REFUSALS = (
+    "NOREPLICAS Not enough good replicas to write.",
+    "OOM command not allowed when used memory > 'maxmemory'.",
+    "TRYAGAIN Multiple keys request during rehashing of slot",
+    "READONLY You can't write against a read only replica.",
+    "LOADING Redis is loading the dataset in memory",
+)
+
+
+@pytest.mark.parametrize("refused", REFUSALS, ids=lambda text: text.split()[0])
+async def test_refused_for_now(place: Place, refused: str) -> None:
+    """What Redis takes later is written again, in its order, and read then: no stream ends by it."""
+    api = Api()
+    async with (
+        fake_server(place.url) as fake,
+        fake_server(place.url) as reading,
+        place.worker(api, fake.url),
+        place.caller(reading.url) as caller,
+    ):
+        fake.refuse(refused, matches=runs(OPEN))
+        call = await caller.start(caller.get_api().work(400), key="k")
+        await fake.wait_refused(1)
+        fake.accept()
+        await some(call, 3)
+        fake.refuse(refused, matches=runs(APPEND))
+        if not refused.startswith("OOM"):  # reading needs no memory
+            reading.refuse(refused, matches=runs(READ))
+        api.gates[0].set()
+        await fake.wait_refused(2)
+        fake.accept()
+        numbers: list[int] = []
+
+        async def follow() -> None:
+            numbers.extend([item.number for item in await read(call)])
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(follow)
+            if not refused.startswith("OOM"):
+                await reading.wait_refused(1)
+            reading.accept()
+        assert numbers == list(range(1, 401))
+        assert await call.result() is None
+    assert api.began == [1]
+
+
+class Resuming:
+    """Another attempt that leaves `resume`, and then yields all the same, or asks again."""
+
+    def __init__(self, *, again: bool) -> None:
+        self.again = again
+        self.scope = anyio.CancelScope()
+        self.over = anyio.Event()
+
+    async def work(self) -> AsyncIterator[list[int]]:
+        attempt = current_call().attempt
+        number = 0
+        if attempt == 2:
+            with self.scope:
+                await current_call().resume()
+            if self.again:
+                last = await current_call().resume()
+                assert last is not None
+                number = last.number
+        for _ in range(3):
+            number += 1
+            yield [number, attempt]
+        if attempt == 1:
+            await self.over.wait()
+
+
+@pytest.mark.parametrize("again", [True, False])
+async def test_resume_is_left(
+    place: Calm,
+    middle: Proxy,
+    witness: redis.Redis,
+    again: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a cancel, when Redis has noted that the attempt goes on: items of two attempts are never
+    taken for those of one.
+    """
+    api = Resuming(again=again)
+    live: list[Any] = []
+    run = _items_out.run_script
+
+    async def left(link: Any, one: Any, keys: Any, *args: Any) -> Any:
+        monkeypatch.setattr(_items_out, "run_script", run)
+        reply = await run(link, one, keys, *args)
+        api.scope.cancel()
+        await anyio.sleep_forever()
+        return reply
+
+    async with place.caller() as caller, place.worker(api, middle.url):
+        call = await caller.start(caller.get_api().work(), key="k")
+        begun = await some(call, 3)
+
+        async def follow() -> None:
+            try:
+                async for item in call.items():
+                    live.append(item.value)
+            except StreamRestartedError as exc:
+                live.append(type(exc))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(follow)
+            await until(lambda: len(live) == 3)
+            middle.freeze()
+            monkeypatch.setattr(_items_out, "run_script", left)
+            place.take_away(witness)
+            async with place.worker(api), anyio.create_task_group() as telling:
+                telling.start_soon(place.tell, witness)
+                await until(lambda: api.scope.cancel_called)
+                await call.result()
+                telling.cancel_scope.cancel()
+            middle.thaw()
+            api.over.set()
+        whole = await read(call)
+        old = [[n, 1] for n in (1, 2, 3)]
+        if again:
+            assert [item.value for item in whole] == live == old + [[n, 2] for n in (4, 5, 6)]
+        else:
+            assert [item.value for item in whole] == [[n, 2] for n in (1, 2, 3)]
+            assert live == [*old, StreamRestartedError]
+            with pytest.raises(StreamRestartedError):
+                await read(call, begun[0].position)
+
+
+async def test_nobody_has_told_what_was_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither who writes nor who reads waits for ever for a word that was lost, with whoever has
+    read as far or not.
+    """
+    monkeypatch.setattr(_items_in, "LOOKS_AFTER", 0.05)
+    api = Api(before=(0,))
+    api.gates[0].set()
+    bounds = ItemBounds(keep_items=10)
+    async with fake_server(place.url) as deaf, place.worker(api):
+        deaf.refuse("ERR no", matches=lambda command: command[-1].startswith(READ_WORD))
+        async with place.caller(deaf.url) as caller:
+            call = await caller.start(caller.get_api().work(30), key="k", bounds=bounds)
+            lost = await some(call, 10)
+            seen: list[int] = []
+
+            async def follow() -> None:
+                async with place.caller() as other:
+                    items = other.attach("k").items(after=lost[-1].position)
+                    seen.extend([item.number async for item in items])
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(follow)
+                await until(lambda: seen)
+            assert seen == list(range(11, 31))
+            call = await caller.start(caller.get_api().work(31), key="l", bounds=bounds)
+            numbers: list[int] = []
+
+            async def live() -> None:
+                numbers.extend([item.number for item in await read(call)])
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(live)
+                await deaf.wait_refused(3)
+                deaf.accept()
+            assert numbers == list(range(1, 32))
+
+
 async def test_who_reads_is_cut_off(place: Place, middle: Proxy) -> None:
     """While it waits for more: it reads on where it was."""
     api = Api()
@@ -263,6 +435,63 @@ async def test_dead_letter(
     assert 0 < witness.pttl(place.keys.items(b"k")) <= 60_000
 
 
+class Fickle:
+    """The first attempt yields, a later one doesn't."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+        self.waits = False
+
+    async def work(self, how: str) -> Any:
+        call = current_call()
+        if call.attempt == 1:
+            return self.items()
+        if how.startswith("left"):
+            with anyio.move_on_after(0):
+                await call.resume()
+        self.ended += 1
+        if how.endswith("fails"):
+            raise ValueError("no tea")
+        if how.endswith("empty"):
+            return self.nothing()
+        return 5
+
+    async def items(self) -> AsyncIterator[int]:
+        yield 1
+        await anyio.sleep_forever()
+
+    async def nothing(self) -> AsyncIterator[int]:
+        for number in ():
+            yield number
+
+
+@pytest.mark.one_server
+@pytest.mark.parametrize("how", ["fails", "is none", "empty", "left, fails", "left, is none"])
+async def test_nothing_is_left_of_an_earlier_attempt(
+    place: Calm, middle: Proxy, witness: redis.Redis, how: str
+) -> None:
+    """If the one after it ends before its first item, or is no stream."""
+    api = Fickle()
+    keep: dict[str, Any] = {"keep": 60, "keep_errors": 60}
+    async with place.caller() as caller, place.worker(api, middle.url):
+        call = await caller.start(caller.get_api().work(how), key="k", **keep)
+        await some(call, 1)
+        middle.freeze()
+        place.take_away(witness)
+        async with place.worker(api), anyio.create_task_group() as group:
+            group.start_soon(place.tell, witness)
+            with anyio.fail_after(BOUND):
+                while (await call.state()).expires is None:
+                    await anyio.sleep(0.02)
+            group.cancel_scope.cancel()
+        middle.thaw()
+    names: list[bytes] = witness.keys(f"*{place.stream}*")
+    mine = [place.keys.call(b"k"), place.keys.items(b"k"), place.keys.progress(b"k")]
+    times = {name: witness.pttl(name) for name in names if name in mine}
+    assert place.keys.call(b"k") in times
+    assert all(0 <= time <= 60_000 for time in times.values()), times
+
+
 @pytest.mark.one_server
 async def test_items_are_gone(place: Place, witness: redis.Redis) -> None:
     """If the server loses them, the call fails; it doesn't begin a stream of less."""
@@ -277,6 +506,40 @@ async def test_items_are_gone(place: Place, witness: redis.Redis) -> None:
                 await read(call, after)
         with pytest.raises(RemoteError, match="were removed"):
             await call.result()
+
+
+@pytest.mark.one_server
+async def test_large_items_come_few_at_a_time(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a page, however many entries it may have; the first one is a small one."""
+    pages: list[list[int]] = []
+    run = _items_in.run_script
+
+    async def watched(*args: Any) -> Any:
+        reply = await run(*args)
+        pages.append([len(fields[1]) for _, fields in reply[1]])
+        return reply
+
+    async with place.caller() as caller, place.worker(Large()):
+        for key, size, count in (("small", 10, 300), ("large", 60_000, 20)):
+            call = await caller.start(caller.get_api().work(count, size), key=key, keep=60)
+            await call.result()
+            monkeypatch.setattr(_items_in, "run_script", watched)
+            pages.clear()
+            assert len(await read(call)) == count
+            monkeypatch.setattr(_items_in, "run_script", run)
+            assert len(pages[0]) <= 8
+            assert max(sum(page) for page in pages) < 256 * 1024 + 60_010
+            assert len(pages) <= 8
+
+
+class Large:
+    """Its items are each an entry of their own."""
+
+    async def work(self, count: int, size: int) -> AsyncIterator[str]:
+        for _ in range(count):
+            yield "x" * size
 
 
 @pytest.mark.one_server
