@@ -77,6 +77,10 @@ class Recorded:
             for one, other in zip(recorded, heard, strict=False):
                 self.learn(one, other)
 
+    async def write(self, text: str) -> None:
+        """Write some text of lines, or of a part of one."""
+        await self._stream.send(self.translated_text(text).encode())
+
     def translated_text(self, text: str) -> str:
         """Return a text with the ids that it mentions."""
         for recorded, told in self._ids.items():
@@ -107,13 +111,28 @@ async def recorded_peer(
         yield channel, Recorded(pipe)
 
 
+def texts_in(name: str) -> dict[str, list[tuple[str, str]]]:
+    """Return what was written in each case of a file over stdio: by whom, and the text, which is a
+    line, several, or a part of one.
+    """
+    cases: dict[str, list[tuple[str, str]]] = {}
+    for line in (VECTORS / f"{name}.jsonl").read_text().splitlines():
+        vector = json.loads(line)
+        case, fields = vector["case"], vector["fields"]
+        if case.startswith("stdio:"):
+            cases.setdefault(case.removeprefix("stdio: "), []).append(
+                (fields["from"], fields["data"])
+            )
+    return cases
+
+
 def cases_in(name: str) -> dict[str, list[tuple[str, Any]]]:
     """Return what was written in each case of a file: by whom, and the message without envelope."""
     cases: dict[str, list[tuple[str, Any]]] = {}
     for line in (VECTORS / f"{name}.jsonl").read_text().splitlines():
         vector = json.loads(line)
         if vector["case"].startswith("stdio:"):
-            continue  # some aren't one message
+            continue  # see `texts_in`
         message, sender = json.loads(vector["fields"]["data"]), vector["fields"].get("from")
         if "protocol" in message:
             message, sender = message["message"], message["from"]

@@ -21,7 +21,7 @@ from anyio_kkrpc.records import CallbackCall, CallbackRelease, Reply
 from anyio_kkrpc.typescript._references import ids_in
 from anyio_kkrpc.typescript._releases import DELAY
 
-from .replaying import Recorded, cases_in, recorded_peer
+from .replaying import Recorded, cases_in, recorded_peer, texts_in
 
 pytestmark = pytest.mark.anyio
 
@@ -273,6 +273,71 @@ async def test_as_a_server() -> None:
         assert otherwise == set(OTHERWISE)
         assert replayed == 85
         assert channel.statistics().references_given
+
+
+class OverLines(Server):
+    """The server that was recorded over stdio, in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._again = expose(self._counter)
+
+    def nothing(self) -> None:
+        """Return nothing."""
+
+    def getNested(self) -> Any:
+        return {"list": [1, by_reference(self._function)], "c": by_reference(self._again)}
+
+    def isSame(self, function: Any, thing: Any, member: Any = None) -> Any:
+        known = (getattr(self._counter, "table", None), self._again)
+        return [function is self._function, thing in known, member is self._counter.deep.n]
+
+    async def runHooks(self, options: Any) -> Any:
+        return await options["hooks"][0]["onProgress"](7)
+
+    async def useObj(self, thing: Any) -> Any:
+        return [await thing.value, await thing.inc(4)]
+
+    def hold(self, function: Any) -> bool:
+        return self.holdFn(function)
+
+
+# What is otherwise over stdio, by the beginning of the case, and why.
+OTHERWISE_OVER_LINES = {
+    "get inc": "a method is a bound method, which isn't passed by reference: see `OTHERWISE`",
+    "get marked": "an object in an object is used by its path, and isn't read",
+    "releaseHeld": "told late: see test_releases",
+    "callHeld after the release": "follows it",
+    "unmarked": "see `OTHERWISE`",
+}
+
+
+@pytest.mark.usefixtures("unreleased")
+async def test_over_lines() -> None:
+    """The same over stdio, where lines come in pieces and together."""
+    replayed, otherwise = 0, set()
+    async with recorded_peer(OverLines(), dialect="kkrpc-2") as (_, peer):
+        for name, said in texts_in("kkrpc-2-refs").items():
+            if name.startswith("server of the streaming class"):
+                break  # what follows is said to another server, and to one that exits
+            reasons = {begin for begin in OTHERWISE_OVER_LINES if name.startswith(begin)}
+            otherwise |= reasons
+            if reasons:
+                continue
+            for sender, text in said:
+                if sender == "client":
+                    await peer.write(text)
+                    continue
+                message, heard = json.loads(text), await peer.hear()
+                peer.learn(message, heard)
+                expected = peer.translated(message)
+                if (error := expected.get("e")) is not None:
+                    error.pop("s", None)
+                    error["m"] = peer.translated_text(error["m"])
+                assert heard == expected, name
+            replayed += 1
+        assert otherwise == set(OTHERWISE_OVER_LINES)
+        assert replayed == 33
 
 
 @pytest.mark.usefixtures("unreleased")
