@@ -78,6 +78,7 @@ class Invocation(Struct, kw_only=True):
     :ivar attempt: how often the request has been delivered, this time included; 1 at the client
     :ivar idempotent: whether the caller said (by `anyio_kkrpc.with_call_options`) that it does no
         harm to make the call again; at the client only
+    :ivar shard_key: the ``shard_key`` or ``key`` that the caller gave, if any; at the client only
     :ivar refused: why the call isn't made, at the serving side: its arguments don't fit, there is
         no such name, or it came out of time. `CallNext` raises it, and its arguments aren't shown.
     :ivar known: whether there is such a name, at the serving side; if not, a peer made it up, and
@@ -96,6 +97,7 @@ class Invocation(Struct, kw_only=True):
     deadline: float | None = None
     attempt: int = 1
     idempotent: bool = False
+    shard_key: str | None = None
     refused: RPCError | None = None
     known: bool = True
     stream_ended: list[StreamWatcher] = field(default_factory=list)

@@ -75,13 +75,12 @@ def tracing(
     :param link: at the serving side, begin a trace of its own that is linked to the caller's
     :param transport: adds ``server.address``, ``server.port``, ``messaging.system`` and
         ``messaging.destination.name`` to the spans, and where the stream has several shards
-        ``messaging.destination.partition.id`` to those of handlers, and of calls to one peer
+        ``messaging.destination.partition.id``, but for calls that ``route="spread"`` sends
     """
     about = {} if transport is None else _destination(transport)
     tracer = trace.get_tracer(_NAME, tracer_provider=tracer_provider)
     meter = metrics.get_meter(_NAME, meter_provider=meter_provider)
-    shards = 1 if transport is None else transport.shards
-    return _Tracing(tracer, meter, propagator, about, shards, link=link).run
+    return _Tracing(tracer, meter, propagator, about, transport, link=link).run
 
 
 def _destination(transport: RedisStreamsTransport) -> dict[str, str | int]:
@@ -148,7 +147,7 @@ class _Tracing:
     """Makes a span of each call, and measures it.
 
     :param about: what all spans tell
-    :param shards: how many the stream has
+    :param transport: knows which shard a call goes to
     """
 
     def __init__(
@@ -157,11 +156,11 @@ class _Tracing:
         meter: Meter,
         propagator: TextMapPropagator | None,
         about: dict[str, str | int],
-        shards: int,
+        transport: RedisStreamsTransport | None,
         *,
         link: bool,
     ) -> None:
-        self._shards = shards
+        self._transport = transport
         self._tracer, self._propagator, self._about, self._link = tracer, propagator, about, link
         errors = _ErrorNames()
         self._sides = {side: _Side(side, meter, errors) for side in ("client", "server")}
@@ -177,7 +176,7 @@ class _Tracing:
             str(attributes["rpc.method"]),
             context=parent,
             kind=SpanKind.CLIENT if side == "client" else SpanKind.SERVER,
-            attributes={**attributes, **self._about, **_details(call, self._shards)},
+            attributes={**attributes, **self._about, **_details(call, self._transport)},
             links=links,
         )
         token = otel_context.attach(trace.set_span_in_context(span, parent))
@@ -298,20 +297,19 @@ def _attributes(call: Invocation) -> dict[str, str | int]:
     }
 
 
-def _details(call: Invocation, shards: int) -> dict[str, str | int]:
+def _details(call: Invocation, transport: RedisStreamsTransport | None) -> dict[str, str | int]:
     """Return what only the span of a call tells, and not its measurements.
 
-    :param shards: how many the stream has
+    :param transport: knows which shard it goes to
     """
     details: dict[str, str | int] = {}
     if not call.known:
         details["rpc.method_original"] = call.method
     if call.peer is not None:
         details["kkrpc.peer"] = call.peer
-        if shards > 1:
-            from .redis._stream._places import shard_of
-
-            details["messaging.destination.partition.id"] = str(shard_of(call.peer, shards))
+    shard = None if transport is None else transport.shard_of(call.peer, call.shard_key)
+    if shard is not None:
+        details["messaging.destination.partition.id"] = str(shard)
     if call.attempt > 1:
         details["kkrpc.attempt"] = call.attempt
     return details
@@ -337,8 +335,8 @@ def observe(
 
     ``kkrpc.queue.depth`` (requests that wait here), ``kkrpc.queue.dropped``,
     ``kkrpc.outstanding``, ``kkrpc.claimed``, ``kkrpc.dead_lettered``, ``kkrpc.handed_back``,
-    ``kkrpc.lost``, ``kkrpc.sent_again`` and ``kkrpc.reconnects``, each with the stream as
-    ``messaging.destination.name``. Give it each transport that is to be seen.
+    ``kkrpc.lost``, ``kkrpc.sent_again``, ``kkrpc.moved`` and ``kkrpc.reconnects``, each with the
+    stream as ``messaging.destination.name``. Give it each transport that is to be seen.
 
     :param meter_provider: the global one if not given
     """
@@ -379,6 +377,7 @@ def _make_instruments(
         "kkrpc.handed_back": lambda s: s.handed_back,
         "kkrpc.lost": lambda s: s.lost,
         "kkrpc.sent_again": lambda s: s.sent_again,
+        "kkrpc.moved": lambda s: s.moved,
         "kkrpc.reconnects": lambda s: s.reconnects,
     }
     for name, read in gauges.items():

@@ -109,6 +109,7 @@ class Calls:
             metadata=dict(options.metadata or {}),
             peer=options.to,
             idempotent=options.idempotent,
+            shard_key=options.shard_key if options.keyed is None else options.keyed.key,
             deadline=self._deadline(options),
         )
         given = call.deadline

@@ -240,6 +240,7 @@ async def start(core: Core, calls: Calls, asked: Question, options: KeyOptions) 
         args=list(asked.args),
         kwargs=dict(asked.kwargs),
         metadata=dict(metadata),
+        shard_key=options.key,
     )
     await pass_through(calls.middleware, invocation, last)
     return CallHandle(core, options.key, _Result(asked.types, asked.path), calls.access, metadata)

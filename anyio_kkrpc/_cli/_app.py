@@ -191,8 +191,10 @@ def check(
     url: Url = DEFAULT_URL,
     stream: Stream = DEFAULT_STREAM,
     group: Group = None,
+    shards: Shards = 1,
     workers: Annotated[
-        int, typer.Option("--workers", "-w", min=1, help="How many have to be there, by Redis.")
+        int,
+        typer.Option("--workers", "-w", min=1, help="How many have to be there, in each shard."),
     ] = 1,
     timeout: Annotated[
         float, typer.Option("--timeout", "-t", min=0.001, max=1e6, help="Seconds to wait.")
@@ -213,7 +215,7 @@ def check(
         return
     if live or not group:
         raise typer.BadParameter("is needed, or --http", param_hint="--group")
-    _check.by_redis(url, stream, group, workers=workers, timeout=timeout)
+    _check.by_redis(url, stream, group, shards=shards, workers=workers, timeout=timeout)
 
 
 @app.command()
@@ -290,6 +292,7 @@ def top(
     stream: Annotated[
         str | None, typer.Option("--stream", "-s", help="Only this one; all if not given.")
     ] = None,
+    shards: Shards = 1,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print one look, and end.")] = False,
 ) -> None:
@@ -302,7 +305,7 @@ def top(
     """
     from . import _top
 
-    _top.run(url, stream, interval, once=once)
+    _top.run(url, stream, shards, interval, once=once)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import redis
 from redis.exceptions import ResponseError
 
 from ..redis._stream._keys import DELAYED, HANDED_BACK, Keys
+from ..redis._stream._places import name_of_shard
 from ._asking import asking
 from ._http import parse_address
 from ._report import NotReadyError
@@ -40,17 +41,26 @@ def by_http(address: str, path: str, timeout: float) -> None:
     sys.stdout.write(f"{text}\n")
 
 
-def by_redis(url: str, stream: str, group: str, *, workers: int, timeout: float) -> None:
+def by_redis(
+    url: str, stream: str, group: str, *, workers: int, timeout: float, shards: int = 1
+) -> None:
     """Look whether workers of a group are there.
 
-    :param workers: how many have to be
+    :param workers: how many have to be, in each shard
+    :param timeout: seconds that each shard has to answer
+    :param shards: how many the stream has
     :raises NotReadyError: if there are fewer
     :raises TransportConnectionError: if the server can't be asked
     """
-    with asking(url, timeout, stream) as client:
-        found = _living(client, stream, group.encode(), workers)
-    there = f"{found} worker{'' if found == 1 else 's'} of {group} on {stream}"
-    if found < workers:
+    found: list[str] = []
+    lacking = False
+    for name in (name_of_shard(stream, shard) for shard in range(shards)):
+        with asking(url, timeout, name) as client:
+            count = _living(client, name, group.encode(), workers)
+        found.append(f"{count} worker{'' if count == 1 else 's'} of {group} on {name}")
+        lacking = lacking or count < workers
+    there = ", ".join(found)
+    if lacking:
         raise NotReadyError(f"{there}; {workers} wanted")
     sys.stdout.write(f"{there}\n")
 

@@ -20,6 +20,7 @@ from .._channel import ChannelStatistics, MethodStatistics
 from .._exceptions import RPCError
 from ..kit._queue import QueueStatistics
 from ..redis import RedisStatistics
+from ..redis._stream._places import name_of_shard
 from ._asking import Servers
 from ._http import Answer
 from ._top_look import GroupLook, StreamLook, look
@@ -59,10 +60,12 @@ class Health:
 
     def __init__(self, options: Options, ask: Callable[[], Awaitable[list[WorkerState]]]) -> None:
         self._stream, self._group = options.stream, options.group
+        self._names = [name_of_shard(options.stream, shard) for shard in range(options.shards)]
         self._ask = ask
         self._servers = Servers(options.url, LOOK_TIMEOUT)
         self._limiter, self._lock = CapacityLimiter(1), Lock()
-        self._look: StreamLook | None = None
+        self._looks: dict[str, StreamLook] = {}
+        self._away: set[str] = set()
         self._looked_at = float("-inf")
 
     async def respond(self, path: str) -> Answer:
@@ -90,7 +93,11 @@ class Health:
         page = Page()
         for state in states:
             _write_worker(page, state, {**where, "worker": str(state.number)})
-        _write_stream(page, self._look, self._stream)
+        for shard, name in enumerate(self._names):
+            labels = {"stream": self._stream}
+            if len(self._names) > 1:
+                labels["shard"] = str(shard)
+            _write_stream(page, self._looks.get(name), labels)
         return Answer(200, page.text(), _METRICS_TYPE)
 
     async def _look_at_redis(self) -> None:
@@ -98,16 +105,20 @@ class Health:
         async with self._lock:
             if current_time() - self._looked_at < LOOK_AGE:
                 return
-            self._look = None
-            with move_on_after(LOOK_WITHIN), suppress(RedisError, OSError, RPCError):
-                self._look = await anyio.to_thread.run_sync(
-                    self._ask_redis, limiter=self._limiter, abandon_on_cancel=True
+            looks = self._looks = {}
+            with move_on_after(LOOK_WITHIN):
+                await anyio.to_thread.run_sync(
+                    self._ask_redis, looks, limiter=self._limiter, abandon_on_cancel=True
                 )
             self._looked_at = current_time()
 
-    def _ask_redis(self) -> StreamLook:
-        (found,) = look(self._servers.of(self._stream), [self._stream])
-        return found
+    def _ask_redis(self, looks: dict[str, StreamLook]) -> None:
+        """Look at each shard, those first that told last time: one that is away takes its time."""
+        for name in sorted(self._names, key=self._away.__contains__):
+            self._away.add(name)
+            with suppress(RedisError, OSError, RPCError):
+                (looks[name],) = look(self._servers.of(name), [name])
+                self._away.discard(name)
 
 
 def _readiness(states: list[WorkerState]) -> Answer:
@@ -186,9 +197,9 @@ def _flat(kind: str, told: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
             yield from _flat("queue", value)
 
 
-def _write_stream(page: Page, found: StreamLook | None, stream: str) -> None:
+def _write_stream(page: Page, found: StreamLook | None, where: dict[str, str]) -> None:
     def add(name: str, value: float | None, about: str, group: GroupLook | None = None) -> None:
-        labels = {"stream": stream} if group is None else {"stream": stream, "group": group.name}
+        labels = where if group is None else {**where, "group": group.name}
         page.add(name, value, labels, counter=False, about=about)
 
     readable = found is not None and found.error is None

@@ -19,6 +19,7 @@ from rich.live import Live
 
 from .._exceptions import TransportConnectionError
 from ..redis._connection._errors import reason
+from ..redis._stream._places import name_of_shard
 from ._asking import Servers, as_reply
 from ._terminal import ends_on_sigterm
 from ._top_look import Search, StreamLook, look
@@ -34,11 +35,13 @@ class Watch:
     """Looks again and again at all streams, or one.
 
     :param stream: only this one; all, if ``None``
+    :param shards: how many it has
     """
 
-    def __init__(self, url: str, stream: str | None) -> None:
+    def __init__(self, url: str, stream: str | None, shards: int = 1) -> None:
         servers = self._servers = Servers(url, TIMEOUT)
         self._only = stream
+        self._names = [] if stream is None else [name_of_shard(stream, n) for n in range(shards)]
         self._searches: dict[redis.Redis, Search] = {}
         self._frame = Frame(f"anyio-kkrpc top - {servers.target}", [])
         self._when: float | None = None
@@ -75,7 +78,7 @@ class Watch:
 
     def _look(self, seconds: float | None) -> Frame:
         if self._only is not None:
-            streams = look(self._servers.of(self._only), [self._only])
+            streams = [one for name in self._names for one in look(self._servers.of(name), [name])]
         else:
             streams = self._find(seconds)
         now, last = time.monotonic(), self._frame
@@ -109,13 +112,15 @@ class Watch:
         self._servers.close()
 
 
-def run(url: str, stream: str | None, interval: float, *, once: bool) -> None:
+def run(url: str, stream: str | None, shards: int, interval: float, *, once: bool) -> None:
     """Show it until interrupted, which is how it is meant to end.
+
+    :param shards: how many the stream has
 
     :raises TransportConnectionError: if the server can't be reached at first; once it was, that is
         shown until it can be again
     """
-    watch, console = Watch(url, stream), Console()
+    watch, console = Watch(url, stream, shards), Console()
     try:
         if once:
             console.print(watch.first(None))

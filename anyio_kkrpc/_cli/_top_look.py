@@ -65,6 +65,7 @@ class StreamLook(Struct):
     :ivar written: requests written since the stream began, ``None`` where the server can't tell
     :ivar dead: dead letters, ``None`` where the server doesn't tell this user
     :ivar error: why it can't be read
+    :ivar total: whether this is what several shards have together
     """
 
     name: str
@@ -73,6 +74,7 @@ class StreamLook(Struct):
     dead: int | None = 0
     groups: list[GroupLook] = []
     error: ResponseError | None = None
+    total: bool = False
 
 
 class Search:

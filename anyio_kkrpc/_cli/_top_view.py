@@ -16,6 +16,7 @@ from rich.text import Text
 
 from .._runtime._log import quoted
 from ._top_look import GroupLook, StreamLook, Worker
+from ._top_shards import with_totals
 from ._top_table import age, choose, number, plural, rate, table
 
 # Seconds from which an unfinished request is called old, and a worker silent. One that lives
@@ -72,7 +73,7 @@ class Frame(Struct):
         if not self.streams:
             yield Text("" if self.searching or self.trouble else "no streams of anyio_kkrpc yet")
             return
-        rows = [row for stream in self.streams for row in _rows(stream)]
+        rows = [row for stream in with_totals(self.streams) for row in _rows(stream)]
         workers = [(row, worker) for row in rows for worker in row.workers]
         first, second = len(rows), len(workers)
         if height is not None:
@@ -97,8 +98,9 @@ class Frame(Struct):
         shown, hidden = choose(rows, most, _Row.importance)
         lines: list[list[Text]] = []
         last: StreamLook | None = None
+        before = {stream.name: stream for stream in with_totals(self.before.values())}
         for row in shown:
-            stream, old = row.stream, self.before.get(row.stream.name)
+            stream, old = row.stream, before.get(row.stream.name)
             cells = [Text()] * len(_GROUP_HEADS)
             if stream is not last:
                 cells[0] = Text(quoted(stream.name))
@@ -110,15 +112,14 @@ class Frame(Struct):
             if row.group is None:
                 cells[1] = Text("no group", style="dim")
             else:
-                cells[1:5], cells[6:8] = row.cells(), self._work(row, row.group)
+                cells[1:5], cells[6:8] = row.cells(), self._work(old, row.group)
             lines.append(cells)
         yield table(_GROUP_HEADS, lines, 2, width, ("entries", "written", "taken", "workers"))
         if hidden:
-            waiting = sum(row.group.waiting or 0 for row in hidden if row.group)
+            waiting = sum(row.group.waiting or 0 for row in hidden if row.group and not row.total)
             yield Text(f"and {len(hidden):,} more, where {waiting:,} wait", style="italic")
 
-    def _work(self, row: _Row, group: GroupLook) -> list[Text]:
-        old = self.before.get(row.stream.name)
+    def _work(self, old: StreamLook | None, group: GroupLook) -> list[Text]:
         then = next((g for g in old.groups if g.name == group.name), None) if old else None
         taken = Text(rate(group.taken, then.taken if then else None, self.seconds))
         count = len(group.workers)
@@ -142,8 +143,12 @@ class _Row(Struct):
     group: GroupLook | None
 
     @property
+    def total(self) -> bool:
+        return self.stream.total
+
+    @property
     def workers(self) -> list[Worker]:
-        return self.group.workers if self.group else []
+        return self.group.workers if self.group and not self.total else []
 
     def importance(self) -> tuple[float, ...]:
         red = any(notice.style == _RED for notice in _group_notices(self.stream, self.group))

@@ -191,6 +191,13 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         """Over how many streams this one is spread."""
         return self._options.shards
 
+    def shard_of(self, peer: str | None = None, key: str | None = None) -> int | None:
+        """Return the shard of a peer's address, or of a ``shard_key`` or ``key``, or the one where
+        new calls that have neither go now. ``None`` where there is one stream, and for such calls
+        with ``route="spread"``.
+        """
+        return None if self._shards is None else self._shards.routes.tell(peer, key)
+
     @property
     def consumer_group(self) -> str:
         """Name of the consumer group, whether it is used or not."""

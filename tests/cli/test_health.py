@@ -18,10 +18,14 @@ import redis
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel
 from anyio_kkrpc._channel import ChannelStatistics, MethodStatistics
 from anyio_kkrpc._cli import _check, _health, _http
+from anyio_kkrpc._cli._asking import Servers
+from anyio_kkrpc._cli._check import by_redis
 from anyio_kkrpc._cli._health import Health, Page, WorkerState
 from anyio_kkrpc._cli._http import Answer, parse_address
+from anyio_kkrpc._cli._report import NotReadyError
 from anyio_kkrpc._cli._worker import Options, Report
 from anyio_kkrpc.redis import RedisStatistics
+from anyio_kkrpc.redis._stream._places import name_of_shard
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
 from tests.cli.test_cli import SHOP, Shell, wait_until
@@ -330,6 +334,57 @@ async def test_without_redis() -> None:
     assert (await health.respond("/readyz")).status == 200
     assert (await health.respond("/healthz")).status == 200
     assert (await health.respond("/")).status == 404
+
+
+@pytest.mark.anyio
+@pytest.mark.one_server
+async def test_a_stream_in_shards(redis_server: RedisServer, tmp_path: Path) -> None:
+    """`check` wants workers in each shard; figures are each shard's, of those that tell."""
+    url, stream = redis_server.url, f"shards-{tmp_path.name}-{os.getpid()}"
+    options = Options(
+        target="x", url=url, stream=stream, group="w", backend="asyncio", concurrency=1, grace=1,
+        debug=False, codec="json", max_len=None, claim_idle=1, max_deliveries=1, signing_key=None,
+        shards=3,
+    )  # fmt: skip
+    names = [name_of_shard(stream, shard) for shard in range(3)]
+
+    def check() -> str:
+        try:
+            by_redis(url, stream, "w", workers=1, timeout=BOUND, shards=3)
+        except NotReadyError as exc:
+            return str(exc)
+        return "ready"
+
+    async def ask() -> list[WorkerState]:
+        return []
+
+    async with AsyncExitStack() as stack:
+        for served in ([0, 1], [2]):
+            transport = RedisStreamsTransport(
+                url, stream=stream, use_consumer_group=True, consumer_group="w",
+                shards=3, serve_shards=served, connect_timeout=BOUND,
+            )  # fmt: skip
+            await stack.enter_async_context(transport)
+            await stack.enter_async_context(RPCChannel(transport, expose={"f": abs}))
+            counts = ("1 worker", "1 worker", "0 workers")
+            there = [f"{n} of w on {name}" for n, name in zip(counts, names, strict=True)]
+            expected = "ready" if 2 in served else f"{', '.join(there)}; 1 wanted"
+            with anyio.fail_after(BOUND):
+                while await anyio.to_thread.run_sync(check) != expected:
+                    await anyio.sleep(0.02)
+        for away in ("", names[1]):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Servers, "of", lambda self, name, away=away: client(url, name, away))
+                found = samples((await Health(options, ask).respond("/metrics")).text)
+            labels = [f'stream="{stream}",shard="{shard}"' for shard in range(3)]
+            up = [label for label in labels if found["anyio_kkrpc_redis_up"][label]]
+            assert up == [label for label, name in zip(labels, names, strict=True) if name != away]
+            assert found["anyio_kkrpc_group_workers"] == {f'{label},group="w"': 1 for label in up}
+
+
+def client(url: str, name: str, away: str) -> redis.Redis:
+    """Return a client of the server that has a stream, one of which is away."""
+    return redis.Redis.from_url(NOWHERE if name == away else url)
 
 
 # A service

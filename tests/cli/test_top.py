@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -26,9 +27,11 @@ from rich.console import Console
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel, with_call_options
 from anyio_kkrpc._cli._top import Watch
 from anyio_kkrpc._cli._top_look import SEARCH_INTERVAL, GroupLook, Search, StreamLook, Worker, look
+from anyio_kkrpc._cli._top_shards import with_totals
 from anyio_kkrpc._cli._top_table import age, rate, shorten
 from anyio_kkrpc._cli._top_view import Fitted, Frame
 from anyio_kkrpc.redis._stream._keys import DELAYED, HANDED_BACK
+from anyio_kkrpc.redis._stream._places import name_of_shard
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
 
@@ -174,6 +177,40 @@ def test_rates_and_ages() -> None:
     new = StreamLook("s", written=30, groups=[group(taken=20)])
     lines = "\n".join(draw(frame(new, before={"s": old}, seconds=2.0), 120))
     assert re.search(r"s +workers .* 10/s +5.0/s", lines)
+
+
+def shard(number: int, **about: Any) -> StreamLook:
+    """Return a shard of which all is as its number, but for what is given."""
+    n, name = number, "consumer-me" + (f"@{number}" if number else "")
+    one = group("g", n, n, float(n), 10 * n, [Worker(name, n, 10.0 - n), Worker("w", 1, 9.0)])
+    found = StreamLook(name_of_shard("jobs", n), n, 10 * n, n, [one])
+    for key, value in about.items():
+        setattr(found, key, value)
+    return found
+
+
+def test_shards_are_shown_together() -> None:
+    """A row for all of a stream, with its rates, is before those of each; workers are there once."""
+    shards = [shard(number) for number in range(4)]
+    old = [shard(n, written=5 * n, groups=[group("g", taken=0)]) for n in range(4)]
+    others = [StreamLook("jobs-b", groups=[group()]), StreamLook("jobs/1.1", groups=[group()])]
+    before = {one.name: one for one in old}
+    lines = draw(frame(*others, *reversed(shards), before=before, seconds=1.0), 160)
+    rows = {line.split("  ")[0].strip(): line.split("  ", 1)[-1].split() for line in lines}
+    names = [name for name in rows if name.startswith("jobs")]
+    assert names == [
+        *("jobs in all", "jobs", "jobs/1.254", "jobs/2.46", "jobs/3.61", "jobs-b", "jobs/1.1")
+    ]
+    assert rows["jobs in all"] == ["g", "6", "6", "3.0", "s", "30/s", "60/s", "2", "6", "6"]
+    assert rows["jobs/3.61"] == ["g", "3", "3", "3.0", "s", "15/s", "30/s", "2", "3", "3"]
+    assert sum("consumer-me" in line for line in lines) == 4
+    shards[2].written = shards[2].groups[0].waiting = shards[2].dead = None
+    (total,) = [one for one in with_totals(shards) if one.total]
+    assert (total.written, total.dead, total.groups[0].waiting) == (None, None, None)
+    assert [(one.name, one.holds, one.idle) for one in total.groups[0].workers] == [
+        *(("consumer-me", 6, 7.0), ("w", 4, 9.0))
+    ]
+    assert not any(one.total for one in with_totals([*others, shards[0]]))
 
 
 # What it asks

@@ -236,10 +236,16 @@ async def test_idle_peers_cost_nothing_per_call(own_server: RedisServer, stream_
         assert idle.statistics().received == before == 0
 
 
-async def test_commands_of_an_idle_caller(own_server: RedisServer, stream_name: str) -> None:
-    """It keeps its inbox in each round, looks at the clock now and then, and reads."""
+@pytest.mark.parametrize("shards", [1, 4])
+async def test_commands_of_an_idle_caller(
+    own_server: RedisServer, stream_name: str, shards: int
+) -> None:
+    """It keeps its inbox in each round, looks at the clock now and then, and reads, however many
+    shards the stream has.
+    """
     witness = redis.Redis.from_url(own_server.url)
     options: dict[str, Any] = {"block_timeout": 60.0, "health_check_interval": 0.1}
+    options |= {"use_consumer_group": shards > 1, "shards": shards}
     async with (
         RedisStreamsTransport(own_server.url, stream=stream_name, **options) as used,
         RPCChannel(used),

@@ -6,7 +6,7 @@ import gc
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import anyio
@@ -34,7 +34,7 @@ from anyio_kkrpc import (
 )
 from anyio_kkrpc.abc import Transport
 from anyio_kkrpc.otel import observe, reading, tracing
-from anyio_kkrpc.redis._stream._places import shard_of_key
+from anyio_kkrpc.redis._stream._places import home_of, shard_of_key
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
 
@@ -472,6 +472,34 @@ async def test_shards(redis_server: RedisServer, stream_name: str) -> None:
     found = [dict(span.attributes or {}) for span in watched.spans()]
     name = "messaging.destination.partition.id"
     assert [attributes[name] for attributes in found] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.server
+@pytest.mark.one_server
+async def test_the_shard_of_a_call(redis_server: RedisServer, stream_name: str) -> None:
+    """Spans of calls tell it: of the key, of the peer, or where this peer's calls go now."""
+    watched, shards = Watched(), 4
+    options: Any = {"stream": stream_name, "use_consumer_group": True, "shards": shards}
+    key = next(f"k{n}" for n in count() if shard_of_key(f"k{n}", shards) == 3)
+    me = next(f"p{n}" for n in count() if home_of(f"p{n}", shards) == 1)
+    async with (
+        RedisStreamsTransport(redis_server.url, **options, session_id="served") as serving,
+        RedisStreamsTransport(redis_server.url, **options, session_id=me) as using,
+        RPCChannel(serving, expose={"f": lambda: None}),
+    ):
+        middleware = tracing(tracer_provider=watched.tracers, transport=using)
+        async with RPCChannel(using, middleware=[middleware], timeout=CALL_BOUND) as channel:
+            api = channel.get_api()
+            await api.f()
+            await with_call_options(api, shard_key=key).f()
+            await with_call_options(api, key=key).f()
+            await channel.get_api(to="served@2").f()
+            await channel.start(api.f(), key=f"{key} ")
+            using._shards._home.leave_behind(2)  # type: ignore[union-attr]
+            await api.f()
+    name, last = "messaging.destination.partition.id", shard_of_key(f"{key} ", shards)
+    told = [(span.attributes or {}).get(name) for span in watched.spans()]
+    assert told == ["1", "3", "3", "2", str(last), "2"]
 
 
 @pytest.mark.server

@@ -68,6 +68,16 @@ class Routes:
         """Return the lane that a peer is in. TypeScript peers know shard 0, the stream itself."""
         return self._lanes.open(shard_of(peer, self._count) if isinstance(peer, str) else 0)
 
+    def tell(self, peer: str | None, key: str | None) -> int | None:
+        """Return the shard for calls to a peer, or with a key, or for others now; ``None`` if these
+        go to all in turn.
+        """
+        if peer is not None:
+            return shard_of(peer, self._count)
+        if key is not None:
+            return shard_of_key(key, self._count)
+        return None if self._spreads else self._home.shard
+
     def place(self, request: Envelope) -> int | None:
         """Return the shard in which a request of ours was sent, or would be if it has a key; else
         ``None`` if it wasn't sent.

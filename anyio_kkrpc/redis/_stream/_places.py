@@ -6,6 +6,7 @@ shard's number alone, so that more shards rename none.
 
 from __future__ import annotations
 
+import re
 from binascii import crc32
 from functools import lru_cache
 from itertools import count
@@ -22,6 +23,7 @@ __all__ = (
     "parse_shard",
     "shard_of",
     "shard_of_key",
+    "stream_of_shard",
 )
 
 # How many shards a stream has at most.
@@ -31,6 +33,7 @@ _BITS = MOST_SHARDS.bit_length() - 1
 # each of the most shards.
 _WIDTH = 16384 // MOST_SHARDS
 _MASK = (1 << 64) - 1
+_NAME = re.compile(r"(\{?)(.+)/([1-9][0-9]{0,2})\.[0-9]{1,9}((?:\}.*)?)", re.DOTALL)
 
 
 def check_name(stream: str) -> None:
@@ -68,6 +71,16 @@ def name_of_shard(stream: str, shard: int) -> str:
         if hash_slot(name.encode()) // _WIDTH == place:
             return name
     raise AssertionError  # pragma: no cover  # it is found among the first thousands
+
+
+def stream_of_shard(name: str) -> tuple[str, int]:
+    """Return the stream that a shard with a name belongs to, and its number."""
+    found = _NAME.fullmatch(name)
+    if found is not None and int(found[3]) < MOST_SHARDS:
+        stream, shard = found[1] + found[2] + found[4], int(found[3])
+        if name_of_shard(stream, shard) == name:
+            return stream, shard
+    return name, 0
 
 
 def _reversed(shard: int) -> int:

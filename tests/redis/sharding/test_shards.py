@@ -396,6 +396,60 @@ async def test_a_home_that_is_far_behind(
 
 
 @pytest.mark.one_server
+async def test_signed_for_another_shard(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """What was written to one shard is believed in no other one, nor under another address."""
+    service, url = Service(), redis_server.url
+    options: Any = {"signing_key": b"0123456789abcdef"}
+    async with (
+        opened(url, stream_name, service, **options) as (worker,),
+        opened(url, stream_name, None, session_id=PEERS[2], **options) as (client,),
+    ):
+        for shard in range(SHARDS):
+            assert await keyed(client, shard).who(shard) == "worker"
+        names = [name_of_shard(stream_name, shard) for shard in range(SHARDS)]
+        ((_, fields),) = witness.xrange(names[2])
+        witness.xadd(names[1], fields)
+        forged = {**fields, b"from": fields[b"from"].replace(b"@2", b"@3")}
+        assert forged != fields
+        witness.xadd(names[2], forged)
+        await until(lambda: worker._transport.statistics().invalid == 2)
+        assert await keyed(client, 1).who(4) == "worker"
+    assert service._calls == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.one_server
+async def test_connections(
+    redis_server: RedisServer, stream_name: str, witness: redis.Redis
+) -> None:
+    """Two in each shard that a peer calls in, three in each that a worker serves."""
+    url = redis_server.url
+
+    def kinds(channel: RPCChannel) -> Counter[str]:
+        name = str(channel._transport._options.session_id)  # type: ignore[attr-defined]
+        names = [one["name"].split(":") for one in witness.client_list()]
+        known = [one for one in names if len(one) == 3]
+        return Counter(what for _, what, of in known if of.partition("@")[0] == name)
+
+    async def settled(channel: RPCChannel, **expected: int) -> None:
+        await until(lambda: kinds(channel) == Counter(expected))
+
+    async with (
+        opened(url, stream_name, Service()) as (all_,),
+        opened(url, stream_name, Service(), serve_shards=[1, 2], session_id=PEERS[0]) as (two,),
+        opened(url, stream_name, None, session_id=PEERS[3]) as (client,),
+    ):
+        await settled(all_, writer=4, inbox=4, requests=4)
+        await settled(two, writer=3, inbox=3, requests=2)
+        await client.get_api().who()
+        await settled(client, writer=1, inbox=1)
+        for shard in range(SHARDS):
+            await keyed(client, shard % 2).who()
+        await settled(client, writer=3, inbox=3)
+
+
+@pytest.mark.one_server
 async def test_looked_at_together(
     redis_server: RedisServer, stream_name: str, witness: redis.Redis
 ) -> None:

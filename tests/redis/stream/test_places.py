@@ -20,6 +20,7 @@ from anyio_kkrpc.redis._stream._places import (
     name_of_shard,
     shard_of,
     shard_of_key,
+    stream_of_shard,
 )
 
 SLOTS = 16384
@@ -129,3 +130,17 @@ def test_homes(session_id: str, shards: int) -> None:
     """Each turn leads to another shard, until there is none left."""
     homes = [home_of(session_id, shards, turn) for turn in range(shards)]
     assert sorted(homes) == list(range(shards))
+
+
+@pytest.mark.parametrize("stream", ["jobs", "{shop}jobs", "{shop}", "a/1.2", "jobs/7"])
+@pytest.mark.parametrize("shard", [0, 1, 7, 100, MOST_SHARDS - 1])
+def test_names_tell_of_their_stream(stream: str, shard: int) -> None:
+    assert stream_of_shard(name_of_shard(stream, shard)) == (stream, shard)
+
+
+@pytest.mark.parametrize(
+    "name", ["jobs/1.255", "jobs/01.254", "jobs/256.1", "jobs/1", "/1.2", "jobs/1.254x", "a{b/1.3"]
+)
+def test_names_of_no_shard(name: str) -> None:
+    """They look like one, and are another stream's."""
+    assert stream_of_shard(name) == (name, 0)
