@@ -9,7 +9,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import redis
@@ -22,6 +22,7 @@ from ..redis._connection._errors import reason
 from ..redis._stream._places import name_of_shard
 from ._asking import Servers, as_reply
 from ._terminal import ends_on_sigterm
+from ._top_keys import look_for_keys
 from ._top_look import Search, StreamLook, look
 from ._top_view import Fitted, Frame
 
@@ -78,7 +79,9 @@ class Watch:
 
     def _look(self, seconds: float | None) -> Frame:
         if self._only is not None:
-            streams = [one for name in self._names for one in look(self._servers.of(name), [name])]
+            streams = [
+                one for name in self._names for one in _look_at(self._servers.of(name), [name])
+            ]
         else:
             streams = self._find(seconds)
         now, last = time.monotonic(), self._frame
@@ -101,7 +104,7 @@ class Watch:
         streams: dict[str, StreamLook] = {}
         for client, search in self._searches.items():
             search.go_on(None if seconds is None else seconds / len(clients))
-            for found in look(client, search.names):
+            for found in _look_at(client, search.names):
                 # A slot that has just moved is here no longer, or not yet.
                 if not isinstance(found.error, (AskError, MovedError)):
                     streams[found.name] = found
@@ -110,6 +113,12 @@ class Watch:
     def close(self) -> None:
         """Close the connections."""
         self._servers.close()
+
+
+def _look_at(client: redis.Redis, names: Sequence[str]) -> list[StreamLook]:
+    found = look(client, names)
+    look_for_keys(client, found)
+    return found
 
 
 def run(url: str, stream: str | None, shards: int, interval: float, *, once: bool) -> None:

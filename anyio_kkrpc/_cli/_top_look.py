@@ -36,6 +36,19 @@ class Worker(Struct):
     idle: float
 
 
+class KeyedCall(Struct):
+    """A call with a key that a worker has.
+
+    :ivar since: seconds since the worker took it, or said last that it has it
+    :ivar attempt: how often it was delivered
+    """
+
+    key: str
+    worker: str
+    since: float
+    attempt: int
+
+
 class GroupLook(Struct):
     """A consumer group at one moment.
 
@@ -43,6 +56,7 @@ class GroupLook(Struct):
     :ivar running: requests that workers have
     :ivar oldest: seconds since the oldest unfinished request was written, ``None`` if there is none
     :ivar taken: requests taken since the stream began, ``None`` where the server can't tell
+    :ivar keyed: calls with keys that workers have, some of them
     """
 
     name: str
@@ -51,6 +65,7 @@ class GroupLook(Struct):
     oldest: float | None
     taken: int | None
     workers: list[Worker]
+    keyed: list[KeyedCall] = []
 
     @property
     def some_wait(self) -> bool:
@@ -64,6 +79,7 @@ class StreamLook(Struct):
 
     :ivar written: requests written since the stream began, ``None`` where the server can't tell
     :ivar dead: dead letters, ``None`` where the server doesn't tell this user
+    :ivar delayed: calls with keys that are to begin later
     :ivar error: why it can't be read
     :ivar total: whether this is what several shards have together
     """
@@ -73,6 +89,7 @@ class StreamLook(Struct):
     written: int | None = 0
     dead: int | None = 0
     groups: list[GroupLook] = []
+    delayed: int = 0
     error: ResponseError | None = None
     total: bool = False
 

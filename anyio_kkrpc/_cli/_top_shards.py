@@ -37,6 +37,7 @@ def _together(name: str, looks: Sequence[StreamLook]) -> StreamLook:
         _sum(look.written for look in looks),
         _sum(look.dead for look in looks),
         [_group(group, of) for group, of in sorted(groups.items())],
+        sum(look.delayed for look in looks),
         total=True,
     )
 

@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from .._runtime._log import quoted
-from ._top_look import GroupLook, StreamLook, Worker
+from ._top_look import GroupLook, KeyedCall, StreamLook, Worker
 from ._top_shards import with_totals
 from ._top_table import age, choose, number, plural, rate, table
 
@@ -26,6 +26,7 @@ _GROUP_HEADS = (
     "stream", "group", "waiting", "running", "oldest", "written", "taken", "workers", "dead",
     "entries",
 )  # fmt: skip
+_CALL_HEADS = ("key", "stream", "group", "worker", "for", "attempt")
 _WORKER_HEADS = ("worker", "stream", "group", "state", "holds", "idle")
 _RED, _YELLOW = "bold white on red", "black on yellow"
 
@@ -75,10 +76,14 @@ class Frame(Struct):
             return
         rows = [row for stream in with_totals(self.streams) for row in _rows(stream)]
         workers = [(row, worker) for row in rows for worker in row.workers]
-        first, second = len(rows), len(workers)
+        delayed = sum(stream.delayed for stream in self.streams)
+        calls = [(row, call) for row in rows if row.group for call in row.group.keyed]
+        first, second, third = len(rows), len(workers), len(calls)
         if height is not None:
             # Five lines are title, headings and space; each table may need one to say what is left.
             left = max(height - 5 - min(max(len(notices), 1), most + 1), 4)
+            third = min(third, left // 4)
+            left -= (third + 3 if third else 0) + bool(delayed)
             first = min(len(rows), max(left - second, left // 2))
             second = left - first
         yield Text()
@@ -86,6 +91,11 @@ class Frame(Struct):
         if workers:
             yield Text()
             yield from _workers(workers, second, width)
+        if third:
+            yield Text()
+            yield from _calls(calls, third, width)
+        if delayed:
+            yield Text(f"{plural(delayed, 'call')} with a key to begin later", style="italic")
 
     def _notices(self) -> list[Notice]:
         found = [notice for stream in self.streams for notice in _notices(stream)]
@@ -145,6 +155,10 @@ class _Row(Struct):
     @property
     def total(self) -> bool:
         return self.stream.total
+
+    @property
+    def name(self) -> str:
+        return self.group.name if self.group else ""
 
     @property
     def workers(self) -> list[Worker]:
@@ -225,6 +239,22 @@ def _notice_lines(notices: Sequence[Notice], most: int) -> RenderResult:
 def _worker_importance(pair: tuple[_Row, Worker]) -> tuple[float, ...]:
     worker = pair[1]
     return worker.holds > 0 and worker.idle >= SILENT, worker.holds, worker.idle
+
+
+def _calls(calls: list[tuple[_Row, KeyedCall]], most: int, width: int) -> RenderResult:
+    """Show the calls with keys that workers have, of which not all may have been looked at."""
+    shown, hidden = choose(calls, most, lambda one: (one[1].attempt, one[1].since))
+    lines = [
+        [
+            *(Text(quoted(name)) for name in (call.key, row.stream.name, row.name, call.worker)),
+            Text(age(call.since)),
+            Text(f"{call.attempt:,}", style=_YELLOW if call.attempt > 1 else ""),
+        ]
+        for row, call in shown
+    ]
+    yield table(_CALL_HEADS, lines, 4, width, ())
+    if hidden:
+        yield Text(f"and {plural(len(hidden), 'more call')} with keys", style="italic")
 
 
 def _workers(workers: list[tuple[_Row, Worker]], most: int, width: int) -> RenderResult:

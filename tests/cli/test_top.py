@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import redis
+from anyio import create_task_group, fail_after, sleep, sleep_forever
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -339,6 +340,48 @@ def test_looks_at_groups(own: redis.Redis) -> None:
     assert [(worker.name, worker.holds) for worker in seen.workers] == [("worker", 1)]
     assert seen.oldest == pytest.approx(80, abs=20)
     assert look(own, ["nothing"]) == [StreamLook("nothing")]
+
+
+@pytest.mark.anyio
+async def test_calls_with_keys(own_server: RedisServer, own: redis.Redis) -> None:
+    """Those that run are named, and those that are to begin later are counted."""
+
+    async def render(page: int) -> None:
+        await sleep_forever()
+
+    transport = RedisStreamsTransport(
+        own_server.url, stream="jobs", use_consumer_group=True, consumer_name="painter"
+    )
+    async with transport, RPCChannel(transport, expose={"render": render}) as channel:
+        api = channel.get_api()
+        one = await channel.start(api.render(1), key="page-1")
+        await channel.start(api.render(2), key="page-2", delay=3600)
+        with fail_after(BOUND):
+            while (await one.state()).kind != "running":
+                await sleep(0.01)
+        async with create_task_group() as group:
+            group.start_soon(with_call_options(api, timeout=BOUND).render, 3)
+            watch = Watch(own_server.url, None)
+            try:
+                with fail_after(BOUND):
+                    while watch.next().streams[0].groups[0].running < 2:
+                        await sleep(0.01)
+                shown = watch.next()
+            finally:
+                watch.close()
+            group.cancel_scope.cancel()
+    ((call,),) = [group.keyed for group in shown.streams[0].groups]
+    assert (call.key, call.worker, call.attempt) == ("page-1", "painter", 1)
+    assert shown.streams[0].delayed == 1
+    for height in (None, 30):
+        lines = draw(shown, 100, height)
+        assert any(re.match(r"page-1 +jobs +kkrpc-group +painter +\d", line) for line in lines)
+        assert "1 call with a key to begin later" in lines
+    many = shown.streams[0].groups[0]
+    many.keyed *= 9
+    lines = draw(shown, 100, 16)
+    assert len(lines) <= 16
+    assert any(re.match(r"and \d more calls with keys", line) for line in lines)
 
 
 def test_number_of_waiting_that_nobody_knows(own: redis.Redis) -> None:

@@ -27,6 +27,7 @@ from anyio_kkrpc._cli._asking import Servers
 from anyio_kkrpc._cli._check import by_redis
 from anyio_kkrpc._cli._dead import purge_older
 from anyio_kkrpc._cli._report import NotReadyError
+from anyio_kkrpc._cli._top_keys import look_for_keys
 from anyio_kkrpc._cli._top_look import Search, look
 from anyio_kkrpc.testing import RedisServer
 from anyio_kkrpc.testing._server import server_version
@@ -241,6 +242,10 @@ async def test_lost_requests_and_dead_letters(users: Users) -> None:
         search.go_on(None)
         (found,) = look(client, search.names)
         assert (found.name, found.dead, found.error) == ("jobs", 1, None)
+        look_for_keys(client, [found])
+        if not users.version.startswith("Redis 6."):
+            for ask in (("ZCARD", "{jobs}:due"), ("EVAL_RO", "return 1", 1, "jobs")):
+                client.execute_command(*ask)  # or nothing would be shown
     async with RedisStreamsTransport(users.url("operator"), **STREAM) as operator:
         (letter,) = await operator.dead_letters()
         await operator.retry_dead_letter(letter.id)
