@@ -12,6 +12,7 @@ import pytest
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel, TransportConnectionError
 from benchmarks.failover import STREAM, Load, fail_over, freeze, kill, move, take_over
 from tests.bounds import CALL_BOUND
+from tests.faults.keyed_load import KeyedLoad
 from tests.topologies import ClusterSetup, Node
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
@@ -65,6 +66,16 @@ async def test_node_that_fails(cluster: ClusterSetup) -> None:
     healed = partial(cluster.heal)
     events = partial(take_over, cluster), healed, partial(freeze, cluster), healed
     await Calls().see(cluster.url, *events, partial(kill, cluster))
+
+
+async def test_calls_with_keys(cluster: ClusterSetup) -> None:
+    """Their slot moves key by key, a replica takes the place of its master who agrees, and that one
+    is killed. Until a slot has moved they wait, since they need several keys at once; then: one result for a key, and each item of a stream that is kept comes once, in order.
+    """
+    load, healed = KeyedLoad(), partial(cluster.heal)
+    events = partial(move, cluster), partial(fail_over, cluster)
+    await load.see(cluster.url, *events, healed, partial(kill, cluster))
+    assert load.lost == []
 
 
 class Api:

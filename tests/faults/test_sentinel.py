@@ -12,6 +12,7 @@ import pytest
 
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel, TransportConnectionError
 from tests.bounds import BOUND, CALL_BOUND
+from tests.faults.keyed_load import KeyedLoad
 from tests.topologies import Node, SentinelSetup
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.slow]
@@ -122,6 +123,21 @@ async def test_one_that_fails(watched: SentinelSetup) -> None:
                 await beside(event)
             await wait_for_some()
             group.cancel_scope.cancel()
+
+
+async def test_calls_with_keys(watched: SentinelSetup) -> None:
+    """Their master hands over, which may lose what it said last, and another one is killed: each call
+    is answered, and each item of a stream that is kept comes in order, or an error says that it won't.
+    """
+
+    def kill() -> None:
+        watched.heal()
+        master = watched.master()
+        master.kill()
+        watched.wait_master(master)
+
+    load = KeyedLoad()
+    await load.see(watched.url, watched.failover, kill)
 
 
 @pytest.mark.one_server
