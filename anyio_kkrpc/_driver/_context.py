@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
 from contextvars import Context, ContextVar
 from types import CoroutineType
 from typing import Any, TypeVar
@@ -154,7 +154,9 @@ def begin_awaiting(awaitable: Awaitable[Any]) -> tuple[Coroutine[Any, Any, Any] 
 
     :return: as `begin`
     """
-    coroutine: Any = awaitable if isinstance(awaitable, Coroutine) else _as_coroutine(awaitable)
+    coroutine: Any = awaitable
+    if awaitable.__class__ not in _STEPS and not isinstance(awaitable, Coroutine):
+        coroutine = _as_coroutine(awaitable)
     try:
         return coroutine, coroutine.send(None)
     except StopIteration as stop:
@@ -192,3 +194,13 @@ async def run_in_thread(function: Callable[..., Any], /, *args: Any, **kwargs: A
 
 async def _as_coroutine(awaitable: Awaitable[T]) -> T:
     return await awaitable
+
+
+async def _one(awaitable: Any) -> AsyncGenerator[None, None]:
+    yield await awaitable
+
+
+_step: Any = anext(_one(None))
+_step.close()  # else it would complain that nobody has awaited it
+# What is known to be a coroutine: to find that out takes as long as a step of it.
+_STEPS = frozenset({CoroutineType, type(_step)})

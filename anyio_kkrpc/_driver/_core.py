@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from anyio import CancelScope, EndOfStream, Event, current_time
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from .._exceptions import ProtocolError, RPCError, TransportClosedError
 from .._protocol._ahead import Ahead
@@ -17,7 +18,7 @@ from .._protocol._records import Record
 from .._protocol._referred import Referred
 from .._protocol._streams import Consumer
 from .._protocol._values import Packed
-from .._runtime._clock import OneShot, clock, one_shots
+from .._runtime._clock import OneShot, cancellation_check, clock, one_shots
 from .._runtime._fresh import fresh_copy
 from .._runtime._timer import Timer
 from .._wire_errors import library_error
@@ -61,6 +62,7 @@ class Core:
     :ivar timeout: seconds that a call and an item are waited for, unless they say otherwise
     :ivar send_tracebacks: whether errors carry the traceback of what raised them
     :ivar now: AnyIO's clock
+    :ivar checkpoint_if_cancelled: AnyIO's
     :ivar one_shot: makes an event that one task waits for
     :ivar is_open: whether it has begun and not ended
     :ivar reason: why the channel has ended, ``None`` as long as it hasn't
@@ -79,6 +81,7 @@ class Core:
         "_tasks",
         "abandon",
         "broadcast",
+        "checkpoint_if_cancelled",
         "conversation",
         "dropped_callbacks",
         "is_open",
@@ -128,6 +131,7 @@ class Core:
         self.references: Any = NoReferences()
         self.timer: Timer = Timer()
         self.now: Callable[[], float] = current_time
+        self.checkpoint_if_cancelled: Callable[[], Awaitable[None]] = checkpoint_if_cancelled
         self.one_shot: Callable[[], OneShot] = Event
         self.lender: Lender | None = None
         self.refused: int = 0
@@ -141,6 +145,7 @@ class Core:
     def enter(self) -> None:
         """Find out what event loop there is."""
         self.now, self.one_shot = clock(), one_shots()
+        self.checkpoint_if_cancelled = cancellation_check()
         self.outbox.open()
         self.references.open()
 

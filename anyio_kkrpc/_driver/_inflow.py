@@ -187,7 +187,7 @@ class Inflow:
             raise BusyResourceError("reading from")
         items = self._items
         if items:
-            await checkpoint_if_cancelled()
+            await self._core.checkpoint_if_cancelled()
         else:
             await self._wait()
         item = items.popleft()
@@ -215,8 +215,8 @@ class Inflow:
                     self._core.post(pull, self._consumer.producer)
                 if entry is None and self._timeout is not None:
                     entry = self._core.timer.at(current_time() + self._timeout, self._expire)
-                self._wake = Event()
-                await self._wake.wait()
+                wake = self._wake = Event()
+                await wake.wait()
         finally:
             self._reading = False
             self._wake = None
@@ -325,7 +325,8 @@ class Inflow:
                 return
         if self._end is None:
             self._items.append(item)
-            self._notify()
+            if self._wake is not None:
+                self._notify()
 
     def _fail(self, error: RPCError) -> None:
         """End it from this side, because of what came."""
@@ -394,8 +395,9 @@ class Inflow:
         over("failed" if isinstance(end, RemoteError) else "lost", self._consumer.received, end)
 
     def _notify(self) -> None:
-        if self._wake is not None:
-            self._wake.set()
+        wake, self._wake = self._wake, None
+        if wake is not None:
+            wake.set()
 
 
 def end_arguments(core: Core, consumers: Iterable[Consumer], *, failed: bool) -> None:

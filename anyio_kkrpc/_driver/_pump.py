@@ -49,6 +49,7 @@ FIRST_PULL = 60.0
 MOST_THROWN = 16
 _VALUES = PLAIN | {list, dict, tuple}  # of what is no stream
 _NONE: Any = object()
+_PAUSED = ProducerState.PAUSED  # found more quickly than in its class
 
 
 class Pump:
@@ -335,7 +336,7 @@ class Pump:
         item, self._held = self._held, _NONE
         try:
             while not self._halted:
-                if producer.state is ProducerState.PAUSED:
+                if producer.state is _PAUSED:
                     raised = await self._wait_for_credit(iterator)
                     item = raised if item is _NONE else item
                     continue

@@ -29,7 +29,8 @@ _DEPTH = 50
 _MARKS = b",:[{"
 
 _encode = msgspec.json.Encoder().encode
-_PLAIN = frozenset({int, float, bool, type(None), UnsetType})
+# Types whose values weigh nothing, whatever they are.
+WEIGHTLESS = frozenset({int, float, bool, type(None), UnsetType})
 # Modules whose values are small, though nobody can look into them.
 _SCALARS = frozenset({"datetime", "decimal"})
 _TEXT = (str, bytes, bytearray)
@@ -43,7 +44,7 @@ def marks_in(data: bytes) -> int:
 def weight_of(item: Any) -> int:
     """Return what an item weighs, `BUDGET` at most, and 0 if it is small."""
     kind = item.__class__
-    if kind in _PLAIN:
+    if kind in WEIGHTLESS:
         return 0
     if kind is str or kind is bytes:
         weight = len(item)
@@ -102,7 +103,7 @@ def _weigh(item: Any, looks: int, depth: int) -> int:
     for value in values:
         if value.__class__ is str or value.__class__ is bytes:
             text += len(value)
-        elif value.__class__ not in _PLAIN:
+        elif value.__class__ not in WEIGHTLESS:
             others.append(value)
     weight += text * count // len(values)
     if not others or weight >= BUDGET:

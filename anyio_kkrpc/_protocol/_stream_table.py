@@ -218,6 +218,11 @@ class Streams:
         if consumer is None:
             self._ignore(record, sender)
             return None
+        if consumer.take(record):
+            value = record.v
+            if value.__class__ is dict and STREAM in value:
+                value = self._inner(consumer, value)
+            return StreamItem(consumer, value)
         expected, leaving = consumer.received, consumer.state is ConsumerState.LEAVING
         step = consumer.receive(record)
         if consumer.finished:

@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from ._budget import BUDGET, weight_of
+from ._budget import BUDGET, WEIGHTLESS, weight_of
 from ._records import MAX_NUMBER, StreamReply, StreamRequest
 from ._state import (
     CONSUMER,
@@ -31,6 +31,9 @@ _BURST = 4
 # A credit is a permission, not a buffer; the bound keeps a hostile number from growing without end.
 MAX_CREDIT = 1 << 31
 
+# Found more quickly than in their classes. An item changes neither of these states.
+_OPEN, _READY = ConsumerState.OPEN, ProducerState.READY
+_HALF = BUDGET // 2
 _READABLE = (ConsumerState.IDLE, ConsumerState.OPEN)
 _FINISHED = (ConsumerState.ENDED, ConsumerState.FAILED)
 
@@ -129,14 +132,13 @@ class Consumer:
         small = not self._heavy or self._heavy[0][0] != self._delivered
         if not small:
             self._room -= self._heavy.popleft()[1]
-        self._delivered += 1
-        ahead = self._granted - self._delivered
-        window = self._window
+        self._delivered = delivered = self._delivered + 1
+        ahead, window = self._granted - delivered, self._window
         if self._heaviest:
             window = max(min(window, BUDGET // self._heaviest), 1)
-        if ahead > window // 2 and (ahead >= window or self._room > BUDGET // 2):
+        if ahead > window // 2 and (ahead >= window or self._room > _HALF):
             return None
-        if self.state is not ConsumerState.OPEN:
+        if self.state is not _OPEN:
             return None
         if window == self._window < MAX_WINDOW:
             self._widen(small)
@@ -212,6 +214,30 @@ class Consumer:
             return False
         self._late = tuple(one for one in self._late if one != record.id)
         return record.e is UNSET and record.d is not True
+
+    def take(self, record: StreamReply) -> bool:
+        """Take a record if it is the next item of a stream of which nothing else is expected, as
+        most are. If not, return false: it is for `receive`.
+        """
+        index = self._received
+        if (
+            record.i != index
+            or record.d is not False
+            or self.state is not _OPEN
+            or index == self._granted
+            or self.asked is not None
+            or self._late
+            or record.e is not UNSET
+        ):
+            return False
+        weight = record.w
+        if weight is UNSET:
+            if self._weighs or not index:
+                self._weigh(record.v)
+        elif weight:
+            self._heavy.append((index, weight))
+        self._received = index + 1
+        return True
 
     def receive(self, record: StreamReply) -> ConsumerInput | None:
         """Take a record; return which input it was, ``None`` if it is to be ignored.
@@ -364,20 +390,22 @@ class Producer:
         :param weight: what it weighs, where the value doesn't tell
         :raises ProtocolError: without credit, or after the end
         """
-        record = StreamReply(id=self._new_id(), sid=self.id, d=False, v=value, i=self.sent)
+        sent, room = self.sent, self.room
+        record = StreamReply(self._new_id(), self.id, False, value, UNSET, sent)
         last = self.credit == 1
-        if self.room is not None:
+        if room is not None:
             if weight is None:
-                weight = weight_of(value)
-            if weight or not self.sent:
+                weight = 0 if value.__class__ in WEIGHTLESS else weight_of(value)
+            if weight or not sent:
                 record.w = weight
-                last = last or weight >= self.room
-        step = ProducerInput.LAST_ITEM if last else ProducerInput.ITEM
-        self.state = advance(PRODUCER, self.state, step)
-        if record.w is not UNSET and self.room is not None:
-            self.room -= record.w
+                last = last or weight >= room
+                room -= weight
+        if last or self.state is not _READY:
+            step = ProducerInput.LAST_ITEM if last else ProducerInput.ITEM
+            self.state = advance(PRODUCER, self.state, step)
+        self.room = room
         self.credit -= 1
-        self.sent += 1
+        self.sent = sent + 1
         return record
 
     def end(self) -> StreamReply:

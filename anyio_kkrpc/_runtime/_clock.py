@@ -87,6 +87,11 @@ def one_shots() -> Callable[[], OneShot]:
     return cast(Callable[[], OneShot], trio.Event)
 
 
+def cancellation_check() -> Callable[[], Awaitable[None]]:
+    """Return what `anyio.lowlevel.checkpoint_if_cancelled` would call here."""
+    return current_token().backend_class.checkpoint_if_cancelled
+
+
 def cancel_requests() -> Callable[[], object]:
     """Return what tells, by a true value, that the present task was cancelled by other means than
     a cancel scope. Only asyncio has such.

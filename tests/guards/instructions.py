@@ -1,9 +1,10 @@
-"""Instructions per call, counted by callgrind: the same on every run on a quiet machine.
+"""Instructions per call or per item of a stream, counted by callgrind: the same on every run on a
+quiet machine.
 
-How many calls share a read or a write depends on how fast the other side is, so on a busy machine
-there are more of them.
+How many share a read or a write depends on how fast the other side is, so on a busy machine there
+are more of them.
 
-As a program it is one side of the calls that are counted: ``instructions.py SIDE MODE LOOP URL``.
+As a program it is one side of what is counted: ``instructions.py SIDE WHAT MODE LOOP URL``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ import anyio
 
 from anyio_kkrpc import RedisStreamsTransport, RPCChannel
 
-# Calls that are counted. More of them change the result by less than a thousandth.
-CALLS = 1000
-WARM = 600
+# How many are counted. More of them change the result by less than a thousandth.
+COUNTED = {"calls": 1000, "items": 10_000}
+WARM = {"calls": 600, "items": 1000}
 IN_FLIGHT = 64
 PAYLOAD = "x" * 100
 # Names of the counted side and of the library that starts and stops the counting.
@@ -50,9 +51,11 @@ def build_switch(folder: Path) -> Path | None:
     return library if done.returncode == 0 else None
 
 
-def count(folder: Path, library: Path, side: str, mode: str, loop: str, url: str) -> int:
-    """Return the instructions per call that one side executes, calls being 64 in flight."""
-    out = folder / f"{side}.{mode}.{loop}.out"
+def count(folder: Path, library: Path, side: str, what: str, mode: str, loop: str, url: str) -> int:
+    """Return the instructions that one side executes for each call, calls being 64 in flight, or
+    for each item of one stream, of which the worker has the source.
+    """
+    out = folder / f"{side}.{what}.{mode}.{loop}.out"
     environment = {
         **os.environ,
         SIDE: side,
@@ -67,7 +70,7 @@ def count(folder: Path, library: Path, side: str, mode: str, loop: str, url: str
     callgrind.append(f"--callgrind-out-file={out}")
 
     def command(role: str) -> list[str]:
-        program = [sys.executable, __file__, role, mode, loop, url]
+        program = [sys.executable, __file__, role, what, mode, loop, url]
         return [*callgrind, *program] if role == side else program
 
     worker = subprocess.Popen(command("worker"), stdout=subprocess.PIPE, env=environment, text=True)
@@ -83,7 +86,7 @@ def count(folder: Path, library: Path, side: str, mode: str, loop: str, url: str
         if worker.stdout is not None:
             worker.stdout.close()
     totals = re.findall(r"^(?:summary|totals):\s*(\d+)", out.read_text(), re.MULTILINE)
-    return round(int(totals[-1]) / CALLS)
+    return round(int(totals[-1]) / COUNTED[what])
 
 
 def _switch(name: str) -> Callable[[], object]:
@@ -101,46 +104,56 @@ async def _echo(value: str) -> str:
     return value
 
 
-async def _worker(url: str, options: dict[str, Any]) -> None:
+async def _numbers(number: int) -> AsyncIterator[int]:
+    for one in range(number):
+        yield one
+
+
+async def _worker(url: str, what: str, options: dict[str, Any]) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM) as signals:
         async with (
             RedisStreamsTransport(url, **options) as transport,
-            RPCChannel(transport, expose={"echo": _echo}),
+            RPCChannel(transport, expose={"echo": _echo, "numbers": _numbers}),
         ):
             print("ready", flush=True)
             async for _ in signals:
                 return
 
 
-async def _client(url: str, options: dict[str, Any]) -> None:
+async def _client(url: str, what: str, options: dict[str, Any]) -> None:
     async with RedisStreamsTransport(url, **options) as transport, RPCChannel(transport) as channel:
-        echo = channel.get_api().echo
+        api = channel.get_api()
 
         async def some(number: int) -> None:
             for _ in range(number // IN_FLIGHT):
-                await echo(PAYLOAD)
+                await api.echo(PAYLOAD)
 
-        async def many(number: int) -> None:
+        async def calls(number: int) -> None:
             async with anyio.create_task_group() as group:
                 for _ in range(IN_FLIGHT):
                     group.start_soon(some, number)
 
-        async def switch(name: str) -> None:
-            await (echo(name) if os.environ[SIDE] == "worker" else _echo(name))
+        async def items(number: int) -> None:
+            async for _ in api.numbers(number):
+                pass
 
-        await many(WARM)
+        async def switch(name: str) -> None:
+            await (api.echo(name) if os.environ[SIDE] == "worker" else _echo(name))
+
+        many: Callable[[int], Awaitable[None]] = {"calls": calls, "items": items}[what]
+        await many(WARM[what])
         await switch("counting_start")
-        await many(CALLS)
+        await many(COUNTED[what])
         await switch("counting_stop")
 
 
 def main() -> None:
-    role, mode, loop, url = sys.argv[1:]
+    role, what, mode, loop, url = sys.argv[1:]
     options = {"stream": "counted", "max_len": 10_000, "use_consumer_group": mode == "group"}
     backend: dict[str, Any] = {"backend": "trio"}
     if loop != "trio":
         backend = {"backend": "asyncio", "backend_options": {"use_uvloop": loop == "uvloop"}}
-    anyio.run(_worker if role == "worker" else _client, url, options, **backend)
+    anyio.run(_worker if role == "worker" else _client, url, what, options, **backend)
 
 
 if __name__ == "__main__":

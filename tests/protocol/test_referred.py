@@ -10,6 +10,7 @@ from anyio_kkrpc._exceptions import OverloadedError
 from anyio_kkrpc._protocol._records import Reply
 from anyio_kkrpc._protocol._referred import Referred
 from anyio_kkrpc._protocol._values import Packed
+from anyio_kkrpc._wire_errors import library_error
 
 
 def test_what_they_stand_for() -> None:
@@ -36,9 +37,9 @@ def test_what_is_wrong() -> None:
     def take(value: Packed, sender: str | None) -> Any:
         raise OverloadedError("too many")
 
-    referred, packed, reply = Referred(take), Packed({}), Reply("1", {})
+    referred, packed, reply = Referred(take, library_error), Packed({}), Reply("1", {})
     with pytest.raises(OverloadedError):
         referred.of(packed, "x")
     assert referred.of_reply(reply, packed, "x") is None
-    assert reply.e == {"n": "OverloadedError", "m": "too many"}
+    assert reply.e == library_error(OverloadedError("too many"))
     referred.release(packed, "x")
