@@ -27,7 +27,7 @@ from .._exceptions import RemoteError
 from ..redis import RedisStreamsTransport
 from ..testing import RedisServer
 
-START_TIMEOUT = 15.0
+START_TIMEOUT = 60.0
 CALLS = 400
 
 

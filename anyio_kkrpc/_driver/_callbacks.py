@@ -173,7 +173,10 @@ class CallbackRunner:
         values: Sequence[Any] = args
         if self._arguments is not None:
             values, kwargs = self._arguments.converted(args, kwargs, self._name)
-        return self._export.function(*values, **kwargs)
+        function = self._export.function
+        if isinstance(function, RemoteCallback):
+            function = function.pass_on  # its result is wanted from who has it
+        return function(*values, **kwargs)
 
     async def idle(self) -> None:
         """Wait until nothing is queued or running."""
@@ -323,16 +326,23 @@ class RemoteCallback:
         :raises TypeError: if the other side sends no results, as kkrpc and older versions of this
             library; or as of the call without a result, whose other errors it raises as well
         """
-        core = self._core
+        result = await self._ask(args, kwargs, undefined=False)
+        return convert_value(result, self._result, self._name or "a callback", "output")
+
+    async def pass_on(self, /, *args: Any, **kwargs: Any) -> Any:
+        """The same for another peer, to which it was passed on: undefined is ``UNSET``."""
+        return await self._ask(args, kwargs, undefined=True)
+
+    async def _ask(self, args: Sequence[Any], kwargs: dict[str, Any], *, undefined: bool) -> Any:
+        core, name = self._core, self._name or "a callback"
         if self._ahead is None or not self._ahead.results:
             raise TypeError("the peer that has the function sends no results of functions")
-        sent: Sequence[Any] = args
         if self._arguments is not None:
-            sent, kwargs = self._arguments.checked(args, kwargs, self._name)
+            args, kwargs = self._arguments.checked(args, kwargs, self._name)
         said = self._request_id if core.broadcast else None
-        name = self._name or "a callback"
-        result = await ask(core, self._id, sent, kwargs, self._owner, name, request_id=said)
-        return convert_value(result, self._result, name, "output")
+        return await ask(
+            core, self._id, args, kwargs, self._owner, name, request_id=said, undefined=undefined
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RemoteCallback):

@@ -89,6 +89,15 @@ class Chat:
             self.made += 1
             yield LARGE
 
+    async def once(self, function: Callable[[int], Awaitable[int]]) -> int:
+        return await function(5)
+
+    async def loose(self, function: Any) -> Any:
+        return await function.ask(5)
+
+    async def items(self, function: Any) -> list[int]:
+        return [item async for item in await function.ask(3)]
+
     async def tell(self, function: Callable[[str], Awaitable[None]]) -> None:
         while True:
             await function(LARGE)
@@ -191,6 +200,26 @@ async def test_overload() -> None:
         async with RPCChannel(a, expose=table), RPCChannel(outside) as client:
             with pytest.raises(OverloadedError):
                 await client.get_api().x()
+
+
+async def test_results_of_callbacks() -> None:
+    """They come from who has the function: values, errors, streams, and undefined as such."""
+
+    async def count(last: int) -> AsyncIterator[int]:
+        for number in range(last):
+            yield number
+
+    def fails(number: int) -> int:
+        raise ValueError(f"not {number}")
+
+    async with joined() as both:
+        chat = both.api.chat
+        assert await chat.once(lambda number: number + 1) == 6
+        assert await chat.loose(lambda number: number + 1) == 6
+        assert await chat.items(count) == [0, 1, 2]
+        with pytest.raises(RemoteError, match="not 5"):
+            await chat.loose(fails)
+        assert await telling_undefined(chat).loose(lambda number: UNDEFINED) is None
 
 
 async def test_callbacks() -> None:

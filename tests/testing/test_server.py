@@ -245,7 +245,7 @@ def test_kill(server_executable: str, tmp_path: Path) -> None:
         args=["--appendfsync", "always"],
         directory=tmp_path,
     ) as server:
-        with redis.Redis.from_url(server.url) as client:
+        with redis.Redis.from_url(server.url, socket_timeout=BOUND) as client:
             client.set("a", 1)
             # Loading takes a moment, and the server is not ready before it has ended.
             client.eval("for i = 1, 200000 do redis.call('SET', 'key' .. i, i) end", 0)
