@@ -103,11 +103,14 @@ async def test_commands_and_writes_per_call(
             counts, writes = commands(witness), written["writes"]
             if counts["xadd"] <= XADDS * CALLS:
                 break
-        witness.config_resetstat()
-        written.clear()
-        for _ in range(100):
-            await api.echo("x" * 100)
-        alone, alone_writes = commands(witness), written["writes"]
+        for _ in range(TRIES):
+            witness.config_resetstat()
+            written.clear()
+            for _ in range(100):
+                await api.echo("x" * 100)
+            alone, alone_writes = commands(witness), written["writes"]
+            if alone["xadd"] == 200:
+                break  # else a sign of life came between, as it does when they take long
     witness.close()
     housekeeping = 30
     assert CALLS < counts["xadd"] <= XADDS * CALLS

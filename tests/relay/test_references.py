@@ -35,7 +35,7 @@ from tests.conformance.conftest import _tcp
 from tests.driver.test_references import Deep, Session, do
 from tests.websocket.test_parts import transports as websockets
 
-pytestmark = [pytest.mark.anyio, pytest.mark.one_server]
+pytestmark = pytest.mark.anyio
 
 
 class Api:

@@ -355,7 +355,6 @@ async def test_shards_are_added(redis_server: RedisServer, stream_name: str) -> 
     assert {*old._calls, *new._calls} == {*range(done)}
 
 
-@pytest.mark.one_server
 async def test_a_home_that_is_far_behind(
     redis_server: RedisServer,
     stream_name: str,
@@ -395,7 +394,6 @@ async def test_a_home_that_is_far_behind(
             await until(lambda: answers == {"there": 3})
 
 
-@pytest.mark.one_server
 async def test_signed_for_another_shard(
     redis_server: RedisServer, stream_name: str, witness: redis.Redis
 ) -> None:
