@@ -117,14 +117,12 @@ async def reading(
     made: Mapping[str, Any] = {}
     with suppress(RPCError):  # what is done within tells it
         made = await read_metadata(call)
-    if propagator is None:
-        propagator = propagate.get_global_textmap()
-    maker = _context_in(made, propagator)
+    maker = _context_in(made, propagate.get_global_textmap() if propagator is None else propagator)
     span = trace.get_tracer(_NAME, tracer_provider=tracer_provider).start_span(
         "attach",
         kind=SpanKind.CLIENT,
         attributes={"rpc.system.name": _SYSTEM, "kkrpc.operation": "attach", "kkrpc.key": call.key},
-        links=[trace.Link(maker)] if maker.is_valid else None,
+        links=_links_to(maker),
     )
     token = otel_context.attach(trace.set_span_in_context(span))
     try:
@@ -137,10 +135,15 @@ async def reading(
         span.end()
 
 
-def _context_in(metadata: Mapping[str, Any], propagator: TextMapPropagator) -> trace.SpanContext:
-    """Return the span that metadata tell of; one that isn't valid if they tell of none."""
-    found = propagator.extract(_texts(metadata), context=otel_context.Context())
-    return trace.get_current_span(found).get_span_context()
+def _context_in(metadata: Mapping[str, Any], propagator: TextMapPropagator) -> otel_context.Context:
+    """Return the context that metadata tell of."""
+    return propagator.extract(_texts(metadata), context=otel_context.Context())
+
+
+def _links_to(context: otel_context.Context) -> list[trace.Link] | None:
+    """Return a link to the span of a context, if it has one."""
+    found = trace.get_current_span(context).get_span_context()
+    return [trace.Link(found)] if found.is_valid else None
 
 
 class _Tracing:
@@ -201,13 +204,11 @@ class _Tracing:
         self, call: Invocation, propagator: TextMapPropagator
     ) -> tuple[otel_context.Context, list[trace.Link] | None]:
         """Return the parent of a handler's span, and what it is linked to if it has none."""
-        parent = propagator.extract(_texts(call.metadata), context=otel_context.Context())
+        parent = _context_in(call.metadata, propagator)
         if not self._link:
             return parent, None
-        caller = trace.get_current_span(parent).get_span_context()
         # The baggage stays, and the span has no parent.
-        parent = trace.set_span_in_context(trace.INVALID_SPAN, parent)
-        return parent, [trace.Link(caller)] if caller.is_valid else None
+        return trace.set_span_in_context(trace.INVALID_SPAN, parent), _links_to(parent)
 
 
 class _ErrorNames:

@@ -13,7 +13,7 @@ from zlib import crc32
 
 import pytest
 
-from tests.measured import KINDS, LOOPS
+from tests.measured import Variant, variant_of
 
 # What is tested here runs in processes of its own.
 OF_PROCESSES = ("tests/typescript", "tests/wire/test_upgrade.py", "tests/cli")
@@ -21,24 +21,20 @@ OF_PROCESSES = ("tests/typescript", "tests/wire/test_upgrade.py", "tests/cli")
 
 def chosen(tests: Iterable[str]) -> set[str]:
     """Return those of the tests that are run: ids as pytest has them."""
-    variants: dict[str, list[str]] = {}
-    for test in tests:
-        variants.setdefault(test.partition("[")[0], []).append(test)
+    variants: dict[str, list[Variant]] = {}
+    for one in map(variant_of, tests):
+        variants.setdefault(one.name, []).append(one)
     found: set[str] = set()
-    for name, ids in variants.items():
-        found.update(_some(ids, crc32(name.encode()), name.startswith(OF_PROCESSES)))
+    for name, ones in variants.items():
+        found.update(_some(ones, crc32(name.encode()), name.startswith(OF_PROCESSES)))
     return found
 
 
-def _some(ids: Sequence[str], turn: int, one_loop: bool) -> Iterable[str]:
+def _some(ones: Sequence[Variant], turn: int, one_loop: bool) -> Iterable[str]:
     """Choose among the variants of one test."""
     cells: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
-    for test in ids:
-        parts = test.partition("[")[2].rstrip("]").split("-")
-        loop = next((part for part in parts if part in LOOPS), "")
-        kind = next((part for part in parts if part in KINDS), "")
-        rest = tuple(part for part in parts if part not in (loop, kind))
-        cells.setdefault(rest, {}).setdefault(loop, {})[kind] = test
+    for one in ones:
+        cells.setdefault(one.rest, {}).setdefault(one.loop, {})[one.kind] = one.test
     for number, by_loop in enumerate(cells.values()):
         loops = list(by_loop)
         if one_loop and len(cells) >= len(loops):

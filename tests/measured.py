@@ -8,7 +8,8 @@ measured; the coverage of what depends on them is told by tests that have one va
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
+from typing import NamedTuple
 
 import coverage
 import pytest
@@ -29,30 +30,53 @@ INHERITED = "COVERAGE_PROCESS_CONFIG"
 
 def chosen(tests: Iterable[str]) -> set[str]:
     """Return those of the tests that are measured."""
-    variants: dict[tuple[str, ...], list[str]] = {}
-    for test in tests:
-        if not test.startswith(NOT_MEASURED):
-            variants.setdefault(_but_for_kinds(test), []).append(test)
+    variants: dict[tuple[str, ...], list[Variant]] = {}
+    for one in map(variant_of, tests):
+        if not one.name.startswith(NOT_MEASURED):
+            variants.setdefault((one.name, *one.rest), []).append(one)
     found: set[str] = set()
-    for (name, *_), ids in variants.items():
-        for preferred in () if name.startswith(MEASURED_ON_ALL) else (LOOPS, KINDS):
-            ids = _of_one_kind(ids, preferred)
-        found.update(ids)
+    for (name, *_), ones in variants.items():
+        if not name.startswith(MEASURED_ON_ALL):
+            ones = _preferred(ones, lambda one: one.loop, LOOPS)
+            ones = _preferred(ones, lambda one: one.kind, KINDS)
+        found.update(one.test for one in ones)
     return found
 
 
-def _but_for_kinds(test: str) -> tuple[str, ...]:
-    """Return the name of a test and its parameters but for loop and server."""
+class Variant(NamedTuple):
+    """One of the variants of a test.
+
+    :ivar test: its id, as pytest has it
+    :ivar name: the test's
+    :ivar loop: its event loop, if it has one
+    :ivar kind: of its server, if it has one
+    :ivar rest: its other parameters
+    """
+
+    test: str
+    name: str
+    loop: str
+    kind: str
+    rest: tuple[str, ...]
+
+
+def variant_of(test: str) -> Variant:
+    """Return what an id tells."""
     name, _, parameters = test.partition("[")
     parts = parameters.rstrip("]").split("-")
-    return name, *(part for part in parts if part not in (*LOOPS, *KINDS))
+    loop = next((part for part in parts if part in LOOPS), "")
+    kind = next((part for part in parts if part in KINDS), "")
+    return Variant(
+        test, name, loop, kind, tuple(part for part in parts if part not in (loop, kind))
+    )
 
 
-def _of_one_kind(ids: list[str], preferred: tuple[str, ...]) -> list[str]:
+def _preferred(
+    ones: list[Variant], where: Callable[[Variant], str], preferred: tuple[str, ...]
+) -> list[Variant]:
     """Leave out what runs on a kind that is less preferred than another one that there is."""
-    parts = {test: set(test.partition("[")[2].rstrip("]").split("-")) for test in ids}
-    there = [kind for kind in preferred if any(kind in found for found in parts.values())]
-    return [test for test in ids if parts[test].isdisjoint(there[1:])]
+    there = [kind for kind in preferred if any(where(one) == kind for one in ones)]
+    return [one for one in ones if where(one) not in there[1:]]
 
 
 class Measured:

@@ -21,7 +21,7 @@ from .._driver._core import Core
 from .._exceptions import RPCTimeoutError
 from .._protocol._conversation import Operation
 from .._protocol._records import Reply, Request
-from .._protocol._values import pack_argument, unpack_result
+from .._protocol._values import is_callback, is_stream, pack_argument, unpack_result
 from .._references._marking import USE, has_references
 from .._values._pydantic import plain
 from .._wire_errors import error_from_wire
@@ -198,7 +198,7 @@ def keyed_request(
 
 
 def _refuse(value: Any) -> None:
-    if hasattr(type(value), "__aiter__") or (callable(value) and not isinstance(value, type)):
+    if is_stream(value) or is_callback(value):
         raise ValueError("key: a call with a key takes no functions and no streams")
 
 

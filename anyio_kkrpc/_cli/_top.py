@@ -125,7 +125,6 @@ def run(url: str, stream: str | None, shards: int, interval: float, *, once: boo
     """Show it until interrupted, which is how it is meant to end.
 
     :param shards: how many the stream has
-
     :raises TransportConnectionError: if the server can't be reached at first; once it was, that is
         shown until it can be again
     """

@@ -68,16 +68,18 @@ async def ask(
     if passed is None:
         record = call_of(function_id, args, kwargs, request_id, path)
         call = await _ask(core, record, owner, name)
-        return UNSET if undefined and call.undefined else _result(call)
+        return _result(call, undefined=undefined)
     try:
         record = call_of(function_id, passed.args, passed.kwargs, request_id, path)
         call = await _ask(core, record, owner, name, passed)
-        return UNSET if undefined and call.undefined else _result(call)
+        return _result(call, undefined=undefined)
     finally:
         passed.end()
 
 
-def _result(call: Call) -> Any:
+def _result(call: Call, *, undefined: bool) -> Any:
+    if undefined and call.undefined:
+        return UNSET
     return call.result if call.stream is None else RemoteStream(call.stream.driver)
 
 

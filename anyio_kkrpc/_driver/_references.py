@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -67,7 +66,7 @@ class References:
         self._operation = operation
         # What begins so was made here.
         self._prefix = core.conversation.prefix
-        self.given: GivenTable = GivenTable(lambda: self._prefix + secrets.token_urlsafe(18))
+        self.given: GivenTable = GivenTable(self._prefix, key_of=key_of)
         self.held: HeldTable = HeldTable()
         self.relayed: bool = False
         self._holders: set[str | None] = set()
@@ -116,7 +115,7 @@ class References:
                     "a call that wants no reply can't pass references: nobody would say how long "
                     "they are needed"
                 )
-            one = self.given.pass_on(passing, value, key_of(value))
+            one = self.given.pass_on(passing, value)
             return Reference(one.id, is_function(value), ())
 
         try:
@@ -144,7 +143,7 @@ class References:
             if self._is_back(item):
                 return self._back(item, peer)
             value = marked(item)
-            one = self.given.give(value, peer, key_of(value))
+            one = self.given.give(value, peer)
             given.append(one.id)
             return Reference(one.id, is_function(value), ())
 

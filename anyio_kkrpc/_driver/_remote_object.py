@@ -6,6 +6,7 @@ from collections.abc import Generator, Hashable, Iterable
 from types import TracebackType
 from typing import Any, Protocol, final
 
+from .._protocol._values import is_callback
 from .._references._held import Handle
 from .._references._marking import USE
 
@@ -187,4 +188,4 @@ def is_function(value: Any) -> bool:
     if isinstance(value, RemoteReference):
         root, path = root_of(value)
         return root.is_function and not path
-    return callable(value) and not isinstance(value, type)
+    return is_callback(value)

@@ -230,14 +230,18 @@ class Consumer:
             or record.e is not UNSET
         ):
             return False
-        weight = record.w
+        self._add(record)
+        return True
+
+    def _add(self, record: StreamReply) -> None:
+        """Count an item that may be read."""
+        index, weight = self._received, record.w
         if weight is UNSET:
             if self._weighs or not index:
                 self._weigh(record.v)
         elif weight:
             self._heavy.append((index, weight))
         self._received = index + 1
-        return True
 
     def receive(self, record: StreamReply) -> ConsumerInput | None:
         """Take a record; return which input it was, ``None`` if it is to be ignored.
@@ -274,12 +278,7 @@ class Consumer:
                     return ConsumerInput.LOSE
                 self._spare -= 1
                 self._granted += 1
-            if record.w is not UNSET:
-                if record.w:
-                    self._heavy.append((self._received, record.w))
-            elif self._weighs or not self._received:
-                self._weigh(record.v)
-            self._received += 1
+            self._add(record)
         return step
 
     def _receive_answer(self, record: StreamReply) -> ConsumerInput:

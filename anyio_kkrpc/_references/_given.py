@@ -104,17 +104,20 @@ class Passing:
 class GivenTable:
     """The objects that other peers hold.
 
-    :param new_id: makes ids that can't be guessed
+    :param prefix: what their ids begin with; the rest can't be guessed
+    :param key_of: returns what tells an object from others
     :param most: that one peer may hold, and that may be passed
     """
 
     def __init__(
         self,
-        new_id: Callable[[], str] = lambda: secrets.token_urlsafe(18),
+        prefix: str = "",
         *,
+        key_of: Callable[[Any], Hashable] = id,
         most: int = MAX_HELD,
     ) -> None:
-        self._new_id = new_id
+        self._new_id: Callable[[], str] = lambda: prefix + secrets.token_urlsafe(18)
+        self._key_of = key_of
         self._most = most
         self._by_peer: dict[Peer, dict[str, Given]] = {}
         # Those that keep their id when they are given once more.
@@ -155,13 +158,12 @@ class GivenTable:
 
     # Given to a peer
 
-    def give(self, value: Any, peer: Peer, key: Hashable = None) -> Given:
+    def give(self, value: Any, peer: Peer) -> Given:
         """Note that an object is about to be sent to a peer; `take_back` if it isn't.
 
-        :param key: what tells it from others, if that isn't its `id`
         :raises OverloadedError: if that peer holds too many
         """
-        key = id(value) if key is None else key
+        key = self._key_of(value)
         given = self._same.get((peer, key))
         if given is None:
             if self.held_by(peer) >= self._most:
@@ -194,13 +196,12 @@ class GivenTable:
 
     # Passed by a call
 
-    def pass_on(self, passing: Passing, value: Any, key: Hashable = None) -> Passed:
+    def pass_on(self, passing: Passing, value: Any) -> Passed:
         """Note that a call passes an object, until `end`.
 
-        :param key: as for `give`
         :raises OverloadedError: if calls pass too many already
         """
-        key = id(value) if key is None else key
+        key = self._key_of(value)
         passed = passing.objects.get(key)
         if passed is None:
             if len(self._passed) >= self._most:

@@ -13,6 +13,7 @@ from .._driver._asking import RefusedError
 from .._driver._context import run_in_thread
 from .._driver._remote_object import RemoteReference
 from .._exceptions import MethodNotFoundError, RPCValidationError
+from .._protocol._values import is_callback
 from .._references._given import Referent
 from .._references._marking import by_reference
 from .._values._conversion import UnfitResultError, check_own
@@ -33,7 +34,7 @@ def operation(referent: Referent, what: str, path: tuple[str, ...]) -> Callable[
     if isinstance(value, RemoteReference):
         return relayed(value, what, path)
     if what == "apply":
-        if path or not callable(value) or isinstance(value, type):
+        if path or not is_callback(value):
             raise _missing(what, path, 0)
         known = referent.known
         if "applied" not in known:

@@ -11,6 +11,7 @@ import pytest
 from anyio_kkrpc import DeliveryError, RedisStreamsTransport, RPCChannel, by_reference
 from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND, CALL_BOUND
+from tests.pairs import LOOK, none_left
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
@@ -43,21 +44,6 @@ class Api:
     async def keep(self, thing: Any) -> str:
         self.kept = thing
         return self.worker
-
-
-# Seconds between two looks: to collect garbage in a process of many tests takes a tenth of one.
-LOOK = 0.3
-
-
-async def none_left(*channels: RPCChannel) -> None:
-    """Wait until nobody has anything of the others."""
-    with anyio.fail_after(BOUND):
-        while True:
-            gc.collect()
-            told = [channel.statistics() for channel in channels]
-            if not any(one.references_given or one.references_held for one in told):
-                return
-            await anyio.sleep(LOOK)
 
 
 @pytest.mark.parametrize("group", [True, False], ids=["group", "broadcast"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -33,6 +32,7 @@ from anyio_kkrpc.typescript import UNDEFINED
 from tests.bounds import BOUND, CALL_BOUND
 from tests.conformance.conftest import _tcp
 from tests.driver.test_references import Deep, Session, do
+from tests.pairs import none_left
 from tests.websocket.test_parts import transports as websockets
 
 pytestmark = pytest.mark.anyio
@@ -89,13 +89,7 @@ class Joined:
     async def nothing_left(self) -> None:
         """Wait until no party has anything of another one."""
         self.served.kept = None
-        with anyio.fail_after(BOUND):
-            while any(one.references_given or one.references_held for one in self._told()):
-                gc.collect()
-                await anyio.sleep(0.01)
-
-    def _told(self) -> list[Any]:
-        return [channel.statistics() for channel in self.channels]
+        await none_left(*self.channels)
 
 
 @asynccontextmanager

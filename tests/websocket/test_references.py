@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
-import anyio
 import pytest
 
 from anyio_kkrpc import RemoteError, RemoteObject, RPCChannel, by_reference, release
 from anyio_kkrpc.typescript import _releases
-from tests.bounds import BOUND
 from tests.driver.test_references import Session
+from tests.pairs import none_left
 
 from .test_parts import transports
 
@@ -23,7 +21,6 @@ WAYS = [{}, {"codec": "cbor"}, {"dialect": "kkrpc-2"}]
 class Api:
     def __init__(self) -> None:
         self.session = Session("ada")
-        self.kept: Any = None
 
     def open_session(self) -> Any:
         return self.session
@@ -33,20 +30,6 @@ class Api:
 
     async def each(self, function: Any) -> list[Any]:
         return [await function(number) for number in range(3)]
-
-    def keep(self, thing: Any) -> None:
-        self.kept = thing
-
-
-async def until_nothing_left(*channels: RPCChannel) -> None:
-    """Wait until nobody has anything of anybody."""
-    with anyio.fail_after(BOUND):
-        while True:
-            gc.collect()
-            told = [channel.statistics() for channel in channels]
-            if not any(one.references_given + one.references_held for one in told):
-                return
-            await anyio.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -82,4 +65,4 @@ async def test_all_of_it(options: dict[str, Any], monkeypatch: pytest.MonkeyPatc
                 await remote.each(by_reference(twice))
             release(session)
             del session
-            await until_nothing_left(client, server)
+            await none_left(client, server)

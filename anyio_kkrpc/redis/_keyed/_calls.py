@@ -300,9 +300,11 @@ class RedisCalls(KeyedCalls):
         elif reply is None and entry_id is None:
             claim.again = b"1"  # woken by a word about an older call; the answer is on its way
         if isinstance(reply, Exception) or claim.again == b"1":
-            reply = await self._ask(lambda: self._attempt(claim))
+            known = await self._claim(name, claim)
+        else:
+            known = await self._known(name, claim, entry_id if reply is None else reply)
         waiter.renew(self._now())
-        return await self._known(name, claim, entry_id if reply is None else reply)
+        return known
 
     async def _claim(self, name: str, claim: Claim) -> Kept:
         """Have a call made, unless it is there; return what is known of it."""

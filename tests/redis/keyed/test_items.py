@@ -115,6 +115,15 @@ async def read(call: CallHandle[Any], after: str | None = None) -> list[Item[Any
         return [item async for item in call.items(after=after)]
 
 
+async def follow(call: CallHandle[Any], live: list[Any]) -> None:
+    """Add what comes, and that it begins anew, where that is so."""
+    try:
+        async for item in call.items():
+            live.append(item.value)
+    except StreamRestartedError as exc:
+        live.append(type(exc))
+
+
 async def some(call: CallHandle[Any], count: int) -> list[Item[Any]]:
     """Return the first items."""
     found: list[Item[Any]] = []
@@ -140,15 +149,8 @@ async def test_second_attempt(
         first = await some(call, 3)
         live: list[Any] = []
 
-        async def follow() -> None:
-            try:
-                async for item in call.items():
-                    live.append(item.value)
-            except StreamRestartedError as exc:
-                live.append(type(exc))
-
         async with anyio.create_task_group() as group:
-            group.start_soon(follow)
+            group.start_soon(follow, call, live)
             await until(lambda: len(live) == 3 and api.began == [1])
             middle.freeze()
             place.take_away(witness)
@@ -292,15 +294,8 @@ async def test_resume_is_left(
         call = await caller.start(caller.get_api().work(), key="k")
         begun = await some(call, 3)
 
-        async def follow() -> None:
-            try:
-                async for item in call.items():
-                    live.append(item.value)
-            except StreamRestartedError as exc:
-                live.append(type(exc))
-
         async with anyio.create_task_group() as group:
-            group.start_soon(follow)
+            group.start_soon(follow, call, live)
             await until(lambda: len(live) == 3)
             middle.freeze()
             monkeypatch.setattr(_items_out, "run_script", left)
