@@ -176,7 +176,7 @@ const checks = {
 for (const [name, check] of Object.entries(checks)) {
 	let timer
 	const limit = new Promise((_, reject) => {
-		timer = setTimeout(() => reject(new Error("no end within 100 s")), 100000)
+		timer = setTimeout(() => reject(new Error("no end within 90 s")), 90000)
 	})
 	try {
 		await Promise.race([check(), limit])
