@@ -352,7 +352,7 @@ class RPCChannel(AsyncContextManagerMixin):
             lost_streams=self._reactions.lost_streams,
             dropped_callbacks=self._core.dropped_callbacks,
             references_given=len(self._core.references.given),
-            references_held=len(self._core.references.held),
+            references_held=len(self._core.references.holding.held),
             failed=sum(one.failed for one in methods.values()),
             cancelled=sum(one.cancelled for one in methods.values()),
             unknown=0 if server is None else server.unknown,

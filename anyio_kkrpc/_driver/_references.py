@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeAlias
@@ -26,16 +25,12 @@ from .._references._given import (
     Referent,
     UnknownReferenceError,
 )
-from .._references._held import Handle, HeldTable
 from .._references._marking import Reference, marked, packed, references_in, unpacked
-from .._runtime._clock import scheduler
-from ._asking import Answering, RefusedError, ask
+from ._asking import Answering, RefusedError
 from ._core import Core
+from ._holding import Holding
 from ._remote_object import (
-    RemoteMember,
-    RemoteObject,
     RemoteReference,
-    Root,
     is_function,
     key_of,
     root_of,
@@ -44,8 +39,6 @@ from ._untaken import unknown, why_wrong
 
 # What runs at a time of all that is done to references here.
 MAX_RUNNING = 1000
-# Ids in one release.
-_BATCH = 1000
 
 # Returns what does an operation to an object: called with the object, the operation's name and the
 # path. Raises `RefusedError` if there is nothing of the kind.
@@ -56,9 +49,7 @@ class References:
     """Those of one channel.
 
     :ivar given: what others hold of this side
-    :ivar held: what this side holds of others
-    :ivar relayed: whether references of other channels may be passed here, and those that are held
-        here to other channels; who gets one uses it through this side
+    :ivar holding: what this side holds of others
     """
 
     def __init__(self, core: Core, operation: Operation) -> None:
@@ -67,20 +58,19 @@ class References:
         # What begins so was made here.
         self._prefix = core.conversation.prefix
         self.given: GivenTable = GivenTable(self._prefix, key_of=key_of)
-        self.held: HeldTable = HeldTable()
-        self.relayed: bool = False
+        self.holding: Holding = Holding(core)
         self._holders: set[str | None] = set()
-        self._owners: set[str | None] = set()
         self._running: set[Answering] = set()
-        self._dropped: deque[Handle] = deque()
-        self._collecting = False
-        self._soon: Callable[[Callable[[], object]], None] | None = None
         self._anybody = ANYBODY if core.transport.capabilities.addressing else None
         self._dependencies = core.conversation.functions.dependencies
 
     def relay(self) -> None:
         """Let references pass to and from other channels."""
-        self.relayed = True
+        self.holding.relay()
+
+    def open(self) -> None:
+        """Find out what event loop there is."""
+        self.holding.open()
 
     # On the way out
 
@@ -169,9 +159,9 @@ class References:
         if not isinstance(item, RemoteReference):
             return False
         root, _ = root_of(item)
-        if root.holder is self:
+        if root.holder is self.holding:
             return True
-        if not (self.relayed or root.holder.relayed):
+        if not (self.holding.relayed or root.holder.relayed):
             raise TypeError("a reference of another channel can't be passed")
         root.holder.check(root)
         return False
@@ -180,7 +170,7 @@ class References:
         root, path = root_of(item)
         if root.handle.owner != peer:
             raise TypeError("a reference can be passed to the peer that has the object only")
-        self.check(root)
+        self.holding.check(root)
         return Reference(root.handle.id, root.is_function, path)
 
     def not_sent(self, value: Any, peer: str | None) -> None:
@@ -235,12 +225,7 @@ class References:
             if not reference.path:
                 return referent.value
             return self._operation(referent, "member", reference.path)()
-        handle = self.held.received(reference.id, sender)
-        if sender not in self._owners:
-            self._owners.add(sender)
-            self._dependencies.add(sender, "source", self)
-        root = Root(self, handle, is_function=reference.function)
-        return RemoteMember(root, reference.path) if reference.path else RemoteObject(root)
+        return self.holding.take(reference, sender)
 
     def use(self, event: ReferenceUsed) -> None:
         """Do what another peer wants of an object that it holds."""
@@ -297,68 +282,6 @@ class References:
             self.given.release(reference_id, sender, count)
         self._unwatch(sender)
 
-    # What is held here
-
-    async def ask(
-        self,
-        root: Root,
-        what: str,
-        path: tuple[str, ...],
-        args: Iterable[Any],
-        kwargs: dict[str, Any],
-        *,
-        undefined: bool = False,
-    ) -> Any:
-        """Have its owner do something to an object; raises as `anyio_kkrpc._driver._asking.ask`."""
-        self.check(root)
-        core, handle, name = self._core, root.handle, ".".join(path) or "a function"
-        what_path, to = [what, *path], handle.owner
-        return await ask(
-            core, handle.id, args, kwargs, to, name, path=what_path, undefined=undefined
-        )
-
-    def check(self, root: Root) -> None:
-        """Raise `DeliveryError` if an object was released, or its owner is gone."""
-        if not self.held.is_held(root.handle):
-            raise DeliveryError("the reference was released, or its owner is gone")
-
-    def release(self, handle: Handle) -> None:
-        """Tell the owner of an object that it isn't needed any more."""
-        pair = self.held.release(handle)
-        if pair is not None:
-            self._tell(handle.owner, [pair])
-
-    def drop(self, handle: Handle) -> None:
-        """Note that one use of an object was collected. From any thread."""
-        if not self._core.is_open:
-            return
-        self._dropped.append(handle)
-        if not self._collecting and self._soon is not None:
-            self._collecting = True
-            self._soon(self._collect)
-
-    def open(self) -> None:
-        """Find out what event loop there is."""
-        self._soon = scheduler()
-
-    def _collect(self) -> None:
-        self._collecting = False
-        handles = [self._dropped.popleft() for _ in range(len(self._dropped))]
-        for owner, pairs in self.held.dropped(handles).items():
-            self._tell(owner, pairs)
-
-    def _tell(self, owner: str | None, pairs: list[tuple[str, int]]) -> None:
-        for start in range(0, len(pairs), _BATCH):
-            batch = pairs[start : start + _BATCH]
-            ids, times = [one for one, _ in batch], [count for _, count in batch]
-            self._core.post(CallbackRelease(ids, times=times), owner)
-        if owner in self._owners and not self.held.has(owner):
-            self._forget_owner(owner)
-
-    def _forget_owner(self, owner: str | None) -> None:
-        self._owners.discard(owner)
-        self._dependencies.remove(owner, "source", self)
-
     # Peers that are gone, and the end
 
     def _watch(self, peer: str | None) -> None:
@@ -374,9 +297,7 @@ class References:
     def peer_gone(self, peer: str | None, role: Role) -> None:
         """Forget what is open with a peer that is gone."""
         if role == "source":
-            self.held.lose_owner(peer)
-            if peer in self._owners:
-                self._forget_owner(peer)
+            self.holding.lose_owner(peer)
         else:
             self.given.lose_peer(peer)
             self._unwatch(peer)
@@ -386,16 +307,12 @@ class References:
         ended = DeliveryError("the peer that has the object ended meanwhile")
         for answering in [*self._running]:
             answering.refuse(ended)
-        for owner in [*self._owners]:
-            handles = self.held.lose_owner(owner)
-            self._tell(owner, [(handle.id, handle.times) for handle in handles])
+        self.holding.close()
 
     def lose(self) -> None:
         """Forget all, because the link is gone."""
         self.given.lose()
-        self._dropped.clear()
-        for owner in [*self._owners]:
-            self.held.lose_owner(owner)
+        self.holding.lose()
 
 
 class PassedArguments:

@@ -14,7 +14,7 @@ Path = tuple[str, ...]
 
 
 class Holder(Protocol):
-    """What holds such objects: the `References` of a channel.
+    """What holds such objects: the `Holding` of a channel.
 
     :ivar relayed: whether what it holds may be passed to other channels
     """
@@ -40,7 +40,7 @@ class Holder(Protocol):
         """Raise `DeliveryError` if an object was released, or its owner is gone."""
 
     def release(self, handle: Handle) -> None:
-        """Tell its owner that it isn't needed any more."""
+        """Tell its owner at once that it isn't needed any more."""
 
     def drop(self, handle: Handle) -> None:
         """Note that one use of it was collected. From any thread."""

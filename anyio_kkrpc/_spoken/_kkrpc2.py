@@ -1,4 +1,4 @@
-"""The way of kkrpc 2: compact messages; callbacks are released late, and once for all."""
+"""The way of kkrpc 2: compact messages; what was dropped is released late, and once for all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from ..records import CallbackCall, CallbackRelease, Record, Reply, Request
 from ..typescript import _releases
-from ..typescript._references import LateReleases, answer_use, ids_in
+from ..typescript._references import LateReleases, answer_use, ids_in, said_at_once
 from ..typescript.compact import CompactCodec, answer_unknown
 from ._base import DialectName, Spoken
 
@@ -43,6 +43,7 @@ class CompactSpoken(Spoken):
         return self.releases.pending or self.references.pending
 
     def encode(self, record: Record, recipient: str | None) -> bytes | None:
+        record = said_at_once(record)
         if isinstance(record, Reply) and record.id in self._uses:
             record = answer_use(self._uses.pop(record.id), record)
         elif isinstance(record, CallbackRelease) and record.times is not UNSET:

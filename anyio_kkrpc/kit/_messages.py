@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from math import inf
 from typing import final
 
 from anyio import (
@@ -36,11 +37,11 @@ from .._spoken._dialogue import Dialogue
 from ..abc import Capabilities, Envelope, Listener, Transport
 from ..codecs import get_codec
 from ..codecs._weight import LARGE, Scales
-from ..records import Record, Reply, Request
+from ..records import CallbackRelease, Record, Reply, Request
 from ._carrying import CarryingOptions
 from ._inbound import Inbound, refusal
 from ._options import check, takes
-from ._outgoing import Outgoing
+from ._outgoing import HIGH_WATER, Outgoing
 from ._queue import BoundedQueue, QueueStatistics
 
 if sys.version_info >= (3, 11):
@@ -189,6 +190,9 @@ class Messages:
     async def aclose(self) -> None:
         """Write what waits, as far as that is done in 2 seconds, and close. Idempotent."""
         first = self.inbound.ended_reason is None
+        if first and self._open:
+            for said, _ in self._dialogue.spoken.due(inf):
+                self._post(said)
         self._open = False
         self.inbound.end(TransportClosedError("the transport has been closed"))
         try:
@@ -297,6 +301,9 @@ class Messages:
             raise self._closed_error()
         message = self._encode(item.record)
         if message is None:
+            return
+        if item.record.__class__ is CallbackRelease and self._outgoing.posted < HIGH_WATER:
+            self._outgoing.post(message)  # those of one turn leave in one write
             return
         await self._outgoing.send(message)
         if not self._open and isinstance(self.inbound.ended_reason, TransportConnectionError):

@@ -29,6 +29,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
+from math import inf
 from typing import TypeAlias
 
 from anyio import CancelScope, current_time, move_on_after
@@ -356,6 +357,8 @@ class Lane:
         grouped, keeper = self._options.use_consumer_group, self.worker.keeper
         if not listening:
             self.presence.forget()
+            for record, peer in self.dialects.compact.due(inf):
+                self.writer.send_nowait(Envelope(record, None, peer))
         keeper.room.set_limit(limit)
         if limit:
             self.want_requests()

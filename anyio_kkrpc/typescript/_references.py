@@ -1,8 +1,9 @@
 """References as kkrpc 2.1 has them: anywhere in plain data, used by requests of the op ``ref``.
 
 Here a use is a `CallbackCall` with a path, and values that have references say so; see
-`docs/wire.md`. kkrpc counts no references: one release ends all, and must not cross what passes the
-same object again, so it is told late.
+`docs/wire.md`. kkrpc counts no references: one release ends all. What somebody has released is told
+so at once; what the garbage collector has dropped is told late, since that must not cross what
+passes the same object again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from msgspec import UNSET
 
 from .._protocol._values import ARGUMENT, MARK, REFERENCES
 from .._references._marking import read_reference
-from ..records import CallbackCall, Record, Reply, Request, StreamReply
+from ..records import CallbackCall, CallbackRelease, Record, Reply, Request, StreamReply
 from ._plain import NOT_FOUND
 
 __all__ = (
@@ -25,6 +26,7 @@ __all__ = (
     "as_request",
     "as_use",
     "ids_in",
+    "said_at_once",
     "with_references",
     "without_marks",
 )
@@ -151,6 +153,17 @@ def as_request(use: CallbackCall) -> Request:
     return request
 
 
+def said_at_once(record: Record) -> Record:
+    """Return what releases an object that somebody has released; any other record as it is."""
+    if isinstance(record, CallbackRelease) and record.times is not UNSET and record.all is True:
+        return _release_of(record.ids[0])
+    return record
+
+
+def _release_of(reference_id: str) -> CallbackCall:
+    return CallbackCall(reference_id, [], r=f"release-{next(_releases)}", p=["release"])
+
+
 def _bare(item: Any) -> Any:
     if item.__class__ is not dict or ARGUMENT not in item:
         return item
@@ -220,6 +233,5 @@ class LateReleases:
             if now - since < delay:
                 break
             del self._gone[reference_id]
-            use = CallbackCall(reference_id, [], r=f"release-{next(_releases)}", p=["release"])
-            due.append((use, owner))
+            due.append((_release_of(reference_id), owner))
         return due

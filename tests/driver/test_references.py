@@ -26,6 +26,7 @@ from anyio_kkrpc import (
     with_call_options,
 )
 from anyio_kkrpc._driver._endings import close_unopened
+from anyio_kkrpc._driver._holding import Holding
 from anyio_kkrpc._driver._references import References
 from anyio_kkrpc._driver._remote_object import Root
 from anyio_kkrpc._protocol._values import Packed
@@ -455,6 +456,8 @@ async def test_wrong_results() -> None:
 
     async with pair(Liar()) as opened:
         references: References = opened.client._core.references
+        holding: Holding = references.holding
+        assert not holding.held
         prefix = references.given._new_id()[:17]
         envelope = {"__kkrpc_ref__": True, "id": f"{prefix}{own}", "kind": "object"}
         lie = Packed({"__kkrpc_next_refs__": [envelope]})

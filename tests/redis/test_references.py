@@ -115,7 +115,7 @@ async def test_as_kkrpc_has_them(
     redis_server: RedisServer, stream_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between a peer that speaks as kkrpc 2 and a native one, over the stream that they share."""
-    monkeypatch.setattr("anyio_kkrpc.typescript._releases.DELAY", 0.2)
+    monkeypatch.setattr("anyio_kkrpc.typescript._releases.DELAY", 1e6)
     options: Any = {"stream": stream_name}
     async with (
         RedisStreamsTransport(redis_server.url, **options) as served,
@@ -130,6 +130,10 @@ async def test_as_kkrpc_has_them(
             assert await session.ask("who?") == ["ada", "one", 1, "who?"]
             assert await session.worker == "one"
             assert await api.is_of(session) == "one"
+        with anyio.fail_after(BOUND):
+            while serving.statistics().references_given:
+                await anyio.sleep(0.01)
+        monkeypatch.setattr("anyio_kkrpc.typescript._releases.DELAY", 0.2)
         assert (await api.use(mine))[:2] == ["mine", "client"]
         with pytest.raises(DeliveryError, match="released"):
             await session.ask("again")

@@ -255,8 +255,9 @@ async def test_its_owner_is_gone_or_has_it_no_more() -> None:
     """Whoever uses it through the relay is told so, and so is who passes it back."""
     async with joined(close_other=False) as both:
         session = await both.api.get()
-        for one in both.relay._channels[1]._core.references.held._handles[None].copy().values():
-            both.relay._channels[1]._core.references.release(one)
+        holding = both.relay._channels[1]._core.references.holding
+        for one in [*holding.held._handles[None].values()]:
+            holding.release(one)
         with pytest.raises(DeliveryError, match="released"):
             await session.ask("?")
         with pytest.raises(DeliveryError, match="released"):

@@ -19,6 +19,7 @@ from ..._protocol._records import Id, Number
 from ..._runtime._log import quoted
 from ..._spoken._kkrpc2 import CompactSpoken
 from ...records import CallbackCall, CallbackRelease, Record, Reply, Request
+from ...typescript._references import said_at_once
 from ._base import Dialect, Entry, SharedPeer
 from .native import peer_id
 
@@ -81,6 +82,7 @@ class CompactDialect(Dialect):
         self._spoken.begin(request, sender)
 
     def encode(self, record: Record, recipient: str | None) -> tuple[bytes, ...] | None:
+        record = said_at_once(record)
         message = self._spoken.encode(record, recipient)
         if message is None:
             return None
