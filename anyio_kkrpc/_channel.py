@@ -357,6 +357,7 @@ class RPCChannel(AsyncContextManagerMixin):
             cancelled=sum(one.cancelled for one in methods.values()),
             unknown=0 if server is None else server.unknown,
             methods=methods,
+            unread_items=0 if (keyed := self._core.transport.keyed) is None else keyed.items.unread,
         )
 
     # Callbacks and streams

@@ -230,6 +230,11 @@ class Listener(ABC):
 class KeyedItems(ABC):
     """How a transport keeps the items of calls that have a key and a stream as their result."""
 
+    @property
+    def unread(self) -> int:
+        """Items that went to make room here, as ``"go on"`` has it, and nobody had read them."""
+        return 0
+
     @abstractmethod
     async def resume(self, envelope: Envelope) -> Item[Any] | None:
         """Return the last item of earlier attempts at a received request, and go on behind it.
@@ -324,9 +329,8 @@ class KeyedCalls(ABC):
 
     @abstractmethod
     async def progress(self, key: str) -> tuple[str, Any] | None:
-        """Return how far a request has come as it told last, and the position of that.
+        """Return how far a request has come as it told last, if it did, and the position of that.
 
-        :return: ``None`` if it has told nothing yet
         :raises CallNotFoundError: if there is none with that key
         """
 
@@ -420,10 +424,7 @@ class Transport(UnreliableObjectStream[Envelope]):
 
     @abstractmethod
     async def receive(self) -> Envelope:
-        """Return the next request (without a listener: the next record of any kind).
-
-        If it is cancelled, nothing is lost.
-        """
+        """Return the next request (without a listener, the next record). A cancel loses nothing."""
 
     @abstractmethod
     async def send(self, item: Envelope) -> None:
@@ -436,8 +437,7 @@ class Transport(UnreliableObjectStream[Envelope]):
         :raises TypeError: if a value can't be encoded; nothing was sent
         :raises OverloadedError: if the encoded record exceeds ``max_message_size``, or the
             transport refuses more; nothing was sent
-        :raises TransportClosedError: after ``aclose``
-        :raises TransportConnectionError: if the transport broke
+        :raises TransportClosedError, TransportConnectionError: after ``aclose``, or if it broke
         """
 
     async def settle(self, envelope: Envelope, reply: Envelope | None) -> None:

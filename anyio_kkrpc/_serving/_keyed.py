@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from anyio import get_cancelled_exc_class
-from anyio.lowlevel import checkpoint_if_cancelled
 from msgspec.structs import replace
 
 from .._driver._context import CallInfo, run_in_context
@@ -122,6 +121,4 @@ class _Stream:
         throw = getattr(self._iterator, "athrow", None)
         if throw is None:
             raise exc
-        item = await throw(exc)
-        await checkpoint_if_cancelled()
-        return item
+        return await throw(exc)  # if it is cancelled still, keeping that raises

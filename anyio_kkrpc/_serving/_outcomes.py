@@ -55,6 +55,8 @@ class ChannelStatistics(Struct, frozen=True):
     :ivar cancelled: requests that were given up by their callers, or ran out of time
     :ivar unknown: requests for names that aren't exposed here
     :ivar methods: what became of the requests for each name that was asked for
+    :ivar unread_items: items of calls with keys that went to make room for more, as
+        ``when_unread="go on"`` has it, though nobody was known to have read them
     """
 
     calls: int
@@ -75,6 +77,7 @@ class ChannelStatistics(Struct, frozen=True):
     cancelled: int
     unknown: int
     methods: dict[str, MethodStatistics]
+    unread_items: int = 0
 
 
 class Counted:

@@ -7,19 +7,24 @@ than those before; the number of the first item is 1.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 
 from msgspec import Struct
 
-from .._exceptions import DeliveryError, StreamRestartedError
+from .._exceptions import DeliveryError, OverloadedError, StreamRestartedError
 from .._runtime._log import quoted
 from ..abc import ItemBounds
 
-__all__ = ("Position", "Window", "no_stream", "parse_position", "restarted")
+__all__ = ("Position", "Unread", "Window", "check_left", "no_stream", "parse_position", "restarted")
+
+logger = logging.getLogger("anyio_kkrpc")
 
 # Parts of what may be kept after which a reader is to tell how far it has come.
 _PARTS = 4
 _MOST_DIGITS = 18
+# What waits of a call though its handler didn't wait for it: items, and bytes of them.
+_MOST_LEFT, _LARGE_LEFT = 128, 1024 * 1024
 
 
 class Position(Struct, frozen=True, order=True):
@@ -62,6 +67,20 @@ def no_stream(key: str) -> DeliveryError:
     )
 
 
+def check_left(items: int, size: int) -> None:
+    """Check that a handler may leave the wait for one more item, which is kept all the same.
+
+    :param items: how many it has left since it waited for one
+    :param size: bytes of them
+    :raises OverloadedError: if that is too much
+    """
+    if items >= _MOST_LEFT or size >= _LARGE_LEFT:
+        raise OverloadedError(
+            f"there is no room for the items of the call, and the handler has left {items} times "
+            "what it waited in"
+        )
+
+
 class _Mark(Struct, frozen=True):
     """A number, with all items and bytes up to that item."""
 
@@ -78,11 +97,12 @@ class Window:
     somebody has read beyond that.
 
     :ivar number: of the last item
+    :ivar unread: how many are gone that nobody is known to have read
     """
 
     def __init__(self, bounds: ItemBounds) -> None:
         self._most_items, self._most_bytes = bounds.keep_items, bounds.keep_bytes
-        self.number = 0
+        self.number = self.unread = 0
         self._items = self._size = 0
         self._gone = _Mark(0, 0, 0)
         self._marks: deque[_Mark] = deque()
@@ -136,5 +156,33 @@ class Window:
             number = marks[0].number
             if not (unread or number < self._read or self._read == self.number):
                 break
-            self._gone = marks.popleft()
+            mark = marks.popleft()
+            self.unread += min(mark.items - self._gone.items, max(number - self._read, 0))
+            self._gone = mark
         return self._gone.number
+
+
+class Unread:
+    """Counts what went of calls though nobody is known to have read it, as ``when_unread`` has it.
+
+    :ivar count: how many items
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def make_room(self, window: Window, key: str) -> int:
+        """Have a window make room, read or not; log the first of a stream that goes unread.
+
+        :return: the number of the last item that is gone
+        """
+        before = window.unread
+        gone = window.make_room(unread=True)
+        self.count += window.unread - before
+        if window.unread and not before:
+            logger.warning(
+                "items of the call with the key %s go to make room for more, and nobody has read "
+                "them: when_unread",
+                quoted(key),
+            )
+        return gone

@@ -12,7 +12,7 @@ from msgspec import UNSET, Struct
 
 from .._exceptions import DeliveryError, ItemsLostError, TransportClosedError
 from ..abc import Envelope, Item, ItemBounds, ItemsEnd, KeyedItems
-from ..kit._items import Position, Window, no_stream, parse_position, restarted
+from ..kit._items import Position, Unread, Window, check_left, no_stream, parse_position, restarted
 from ..kit._keyed import was_cancelled
 from ..records import Reply
 
@@ -24,6 +24,8 @@ class KeptItems:
 
     :param epoch: another one for each call
     :ivar begun: whether its result is a stream
+    :ivar left: how many items its handler has yielded since it waited for one
+    :ivar left_size: bytes of them
     """
 
     def __init__(self, epoch: int, bounds: ItemBounds) -> None:
@@ -31,6 +33,7 @@ class KeptItems:
         self.bounds = bounds
         self.window = Window(bounds)
         self.begun = False
+        self.left = self.left_size = 0
         self.values: deque[Any] = deque()
         self._changed = Event()
 
@@ -56,9 +59,8 @@ class KeptItems:
         self.change()
         return self.values[number - self.gone - 1]
 
-    def make_room(self, *, unread: bool = False) -> None:
-        """Remove what is oldest, if it may go."""
-        gone = self.window.make_room(unread=unread)
+    def remove(self, gone: int) -> None:
+        """Remove all up to an item."""
         while self.gone < gone:
             self.values.popleft()
 
@@ -107,6 +109,7 @@ class MemoryItems(KeyedItems):
         self._of = of
         self._copy = copy
         self._cancel = cancel
+        self._unread = Unread()
         self._reading: set[KeptItems] = set()
         self.closed = False
 
@@ -117,6 +120,11 @@ class MemoryItems(KeyedItems):
             kept.change()
 
     # What this side serves
+
+    @property
+    def unread(self) -> int:
+        """See `KeyedItems.unread`."""
+        return self._unread.count
 
     async def resume(self, envelope: Envelope) -> Item[Any] | None:
         """See `KeyedItems.resume`: there is one attempt only."""
@@ -132,12 +140,16 @@ class MemoryItems(KeyedItems):
         kept = self._of(envelope)
         kept.begun = True
         reply, size = self._copy(Reply("", None if value is UNSET else value))
+        check_left(kept.left, kept.left_size)
+        kept.left += 1
+        kept.left_size += size
         try:
             if kept.window.full:
                 await self._make_room(envelope, kept)
         finally:
             kept.add(reply.v, size)  # who is cancelled there has yielded it
         await checkpoint()
+        kept.left = kept.left_size = 0
 
     async def keep_rest(self, envelope: Envelope) -> None:
         """See `KeyedItems.keep_rest`."""
@@ -147,11 +159,11 @@ class MemoryItems(KeyedItems):
     async def _make_room(self, envelope: Envelope, kept: KeptItems) -> None:
         bounds = kept.bounds
         if bounds.when_unread == "go on":
-            kept.make_room(unread=True)
+            kept.remove(self._unread.make_room(kept.window, envelope.key or ""))
             return
         with move_on_after(bounds.unread_timeout if bounds.when_unread == "cancel" else None):
             while True:
-                kept.make_room()
+                kept.remove(kept.window.make_room())
                 if not kept.window.full:
                     return
                 await kept.wait()

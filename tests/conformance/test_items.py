@@ -96,6 +96,14 @@ class Api:
             await anyio.sleep_forever()
         yield 3
 
+    async def hasty(self) -> AsyncIterator[int]:
+        """Yield, and wait until it is kept for none of it."""
+        for number in range(1000):
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                yield number
+            self.yielded += 1
+
     async def resume(self) -> AsyncIterator[int]:
         """Go on behind what is there, of which there is nothing."""
         self.resumed.append(await current_call().resume())
@@ -118,6 +126,7 @@ class Link(NamedTuple):
     other: RPCChannel
     api: Any
     served: Api
+    server: RPCChannel
 
 
 Open = Callable[[], AbstractAsyncContextManager[Link]]
@@ -131,17 +140,22 @@ def open_keyed(request: pytest.FixtureRequest, stream_name: str) -> Open:
     async def memory() -> AsyncIterator[Link]:
         a, b = MemoryTransport.pair(codec="json")
         served = Api()
-        async with a, b, RPCChannel(a, timeout=BOUND) as caller, RPCChannel(b, expose=served):
-            yield Link(caller, caller, caller.get_api(), served)
+        async with (
+            a,
+            b,
+            RPCChannel(a, timeout=BOUND) as caller,
+            RPCChannel(b, expose=served) as server,
+        ):
+            yield Link(caller, caller, caller.get_api(), served, server)
 
     @asynccontextmanager
     async def redis() -> AsyncIterator[Link]:
-        server: RedisServer = request.getfixturevalue("servers")[request.param]
+        where: RedisServer = request.getfixturevalue("servers")[request.param]
         served = Api()
 
         def transport(codec: str) -> RedisStreamsTransport:
             return RedisStreamsTransport(
-                server.url, stream=stream_name, use_consumer_group=True, codec=codec
+                where.url, stream=stream_name, use_consumer_group=True, codec=codec
             )
 
         async with (
@@ -150,9 +164,9 @@ def open_keyed(request: pytest.FixtureRequest, stream_name: str) -> Open:
             transport("json") as c,
             RPCChannel(a, timeout=BOUND) as caller,
             RPCChannel(b, timeout=BOUND) as other,
-            RPCChannel(c, expose=served, timeout=BOUND),
+            RPCChannel(c, expose=served, timeout=BOUND) as server,
         ):
-            yield Link(caller, other, caller.get_api(), served)
+            yield Link(caller, other, caller.get_api(), served, server)
 
     return memory if request.param == "memory" else redis
 
@@ -340,17 +354,21 @@ async def test_the_fastest_paces(open_keyed: Open, bounds: dict[str, Any]) -> No
             await link.served.closed.wait()
 
 
-async def test_nobody_reads(open_keyed: Open) -> None:
+async def test_nobody_reads(open_keyed: Open, caplog: pytest.LogCaptureFixture) -> None:
     """The handler pauses, or is cancelled, or goes on without what is oldest."""
     async with open_keyed() as link:
         bounds = ItemBounds(keep_items=4, when_unread="go on")
-        call = await link.caller.start(link.api.count(20), key="goes on", bounds=bounds)
-        assert await call.result() is None
+        for key in ("goes on", "also"):
+            call = await link.caller.start(link.api.count(20), key=key, bounds=bounds)
+            assert await call.result() is None
         with pytest.raises(ItemsLostError) as lost:
             await read(call)
         rest = await read(call, lost.value.position)
         assert [item.number for item in rest] == list(range(lost.value.first, 21))
         assert 1 <= len(rest) <= 4
+        assert link.server.statistics().unread_items == 2 * (lost.value.first - 1)
+        told = [text for text in caplog.messages if "nobody has read them" in text]
+        assert ["goes on go" in told[0], "also go" in told[1], len(told)] == [True, True, 2]
         bounds = ItemBounds(keep_items=4, when_unread="cancel", unread_timeout=0.01)
         call = await link.caller.start(link.api.forever(), key="cancelled", bounds=bounds)
         with pytest.raises(CallCancelledError), anyio.fail_after(BOUND):
@@ -375,6 +393,18 @@ async def test_a_scope_around_what_is_yielded(open_keyed: Open) -> None:
         await link.served.began.wait()
         link.served.scope.cancel()
         assert [item.value for item in await read(call)] == [1, 2, 3]
+
+
+async def test_a_handler_that_waits_for_nothing(open_keyed: Open) -> None:
+    """Doesn't fill the memory: it fails, behind what it has yielded until then."""
+    async with open_keyed() as link:
+        call = await link.caller.start(link.api.hasty(), key="k")
+        seen = []
+        with pytest.raises(RemoteError, match="there is no room"), anyio.fail_after(BOUND):
+            async for item in call.items():
+                seen.append(item.value)
+        assert seen == list(range(128))
+        assert link.served.yielded == 128
 
 
 async def test_nothing_to_resume(open_keyed: Open) -> None:

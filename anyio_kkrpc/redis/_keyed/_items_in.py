@@ -81,6 +81,11 @@ class RedisItems(KeyedItems):
 
     # See `KeyedItems`
 
+    @property
+    def unread(self) -> int:
+        """See `KeyedItems.unread`."""
+        return self._out.unread.count
+
     async def resume(self, envelope: Envelope) -> Item[Any] | None:
         """See `KeyedItems.resume`."""
         ask = partial(self._out.resume, envelope.token)

@@ -18,6 +18,7 @@ from ..._exceptions import (
     TransportConnectionError,
 )
 from ...abc import Envelope, Item
+from ...kit._items import Unread, check_left
 from ...records import Cancel, Reply, Request
 from .._connection._command import pack
 from .._connection._errors import RedisError, leads_elsewhere, meaning_of
@@ -51,6 +52,7 @@ class ItemsOut:
     :param deliver: takes a cancel
     :param stir: has `write_again` called, after a pause
     :ivar refused: attempts whose items Redis refuses for now
+    :ivar unread: counts what nobody has read
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class ItemsOut:
         self._outages = outages
         self._stir = stir
         self.refused: set[Pacer] = set()
+        self.unread = Unread()
         self._open: dict[tuple[bytes, int], Pacer] = {}
 
     # What a handler yields
@@ -91,8 +94,12 @@ class ItemsOut:
         """Take an item, which `put` is to have written then.
 
         :raises TypeError: if it can't be encoded
-        :raises OverloadedError: if it is too large
+        :raises OverloadedError: if it is too large, or the handler has waited for too few of them
         """
+        assert held.keyed is not None
+        early = held.keyed.early
+        if early:
+            check_left(len(early), sum(len(data) for _, data in early))
         codec = self._entries.codec_for(held.sender or "")
         field = self._entries.field(codec, value)
         size = len(field[1])
@@ -100,8 +107,7 @@ class ItemsOut:
             raise OverloadedError(
                 f"an item of {size} bytes exceeds max_message_size ({self._max_size} bytes)"
             )
-        assert held.keyed is not None
-        held.keyed.early.append(field)
+        early.append(field)
 
     async def put(self, held: HeldEntry) -> None:
         """See `KeyedItems.keep_item`."""
@@ -161,7 +167,8 @@ class ItemsOut:
         if keyed.items is not None:  # another task of the handler has begun meanwhile
             raise _too_late()
         cancel = partial(self._cancel, held, keyed)
-        writer = Pacer(place, epoch, keyed.bounds, keep, self._write, cancel)
+        drop = partial(self.unread.make_room, key=keyed.name)
+        writer = Pacer(place, epoch, keyed.bounds, keep, self._write, cancel, drop)
         first = parse_id(done)
         writer.begin(behind, first.number if first.epoch < epoch else behind)
         keyed.items = self._open[keyed.key, epoch] = writer

@@ -14,15 +14,13 @@ from msgspec import Struct
 
 from ..._exceptions import OverloadedError
 from ...abc import ItemBounds
-from ...kit._items import Window
+from ...kit._items import Window, check_left
 from ._entries import pack_id
 
 __all__ = ("Batch", "Pacer")
 
 # Items of one entry, and bytes after which it takes no more.
 _MOST, _LARGE = 128, 16 * 1024
-# The same of what waits though its handler didn't wait for it.
-_MOST_LEFT, _LARGE_LEFT = 128, 1024 * 1024
 
 
 class Batch(Struct):
@@ -50,6 +48,7 @@ class Pacer:
     :param keep: milliseconds for which Redis is to keep it while more may come
     :param write: writes what is on its way
     :param cancel: cancels the call
+    :param drop: makes room in a window, read or not; see `Unread.make_room`
     :ivar window: what is kept
     :ivar sent: what is on its way
     :ivar error: why nothing more can be written
@@ -64,6 +63,7 @@ class Pacer:
         keep: int,
         write: Callable[[Pacer, Batch], object],
         cancel: Callable[[], object],
+        drop: Callable[[Window], int],
     ) -> None:
         self.place = place
         self.epoch = epoch
@@ -76,6 +76,7 @@ class Pacer:
         self._bounds = bounds
         self._write = write
         self._cancel = cancel
+        self._drop = drop
         self._waiting: deque[Batch] = deque()
         self.sent: Batch | None = None
         self._written = self._removed = 0
@@ -97,14 +98,11 @@ class Pacer:
         :raises OverloadedError: if that has happened too often, and none was waited for since
         """
         self._check()
-        if self._left >= _MOST_LEFT or self._left_size >= _LARGE_LEFT:
-            self.fail(
-                OverloadedError(
-                    f"there is no room for the items of the call, and the handler has left "
-                    f"{self._left} times what it waited in"
-                )
-            )
-            self._check()
+        try:
+            check_left(self._left, self._left_size)
+        except OverloadedError as exc:
+            self.fail(exc)
+            raise
         self._left += 1
         self._left_size += len(field[1])
         try:
@@ -171,7 +169,7 @@ class Pacer:
         window, bounds = self.window, self._bounds
         unread = bounds.when_unread
         if unread == "go on":
-            self._remove(window.make_room(unread=True))
+            self._remove(self._drop(window))
             return
         seconds = bounds.unread_timeout if unread == "cancel" else None
         with move_on_after(seconds):

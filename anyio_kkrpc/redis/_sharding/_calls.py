@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any
 
 from ...abc import CallState, Envelope, Item, ItemsEnd, KeyedCalls, KeyedItems, KeyedRequest
@@ -16,16 +16,18 @@ class ShardedCalls(KeyedCalls):
 
     :param of_key: returns that for a key
     :param of_request: returns that for a request that was received
+    :param every: returns those of all shards in which any may have been received
     """
 
     def __init__(
         self,
         of_key: Callable[[str], KeyedCalls],
         of_request: Callable[[Envelope], KeyedCalls],
+        every: Callable[[], Iterable[KeyedCalls]],
     ) -> None:
         self._of_key = of_key
         self._of_request = of_request
-        self.items: KeyedItems = ShardedItems(of_key, of_request)
+        self.items: KeyedItems = ShardedItems(of_key, of_request, every)
 
     async def start(self, call: KeyedRequest) -> None:
         """See `KeyedCalls.start`."""
@@ -68,15 +70,23 @@ class ShardedItems(KeyedItems):
 
     :param of_key: as of `ShardedCalls`
     :param of_request: the same
+    :param every: the same
     """
 
     def __init__(
         self,
         of_key: Callable[[str], KeyedCalls],
         of_request: Callable[[Envelope], KeyedCalls],
+        every: Callable[[], Iterable[KeyedCalls]],
     ) -> None:
         self._of_key = of_key
         self._of_request = of_request
+        self._every = every
+
+    @property
+    def unread(self) -> int:
+        """See `KeyedItems.unread`."""
+        return sum(calls.items.unread for calls in self._every())
 
     async def resume(self, envelope: Envelope) -> Item[Any] | None:
         """See `KeyedItems.resume`."""

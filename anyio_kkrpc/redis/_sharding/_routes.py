@@ -91,6 +91,10 @@ class Routes:
         """Return what keeps the calls of the shard that a key is in."""
         return self._lanes.open(shard_of_key(key, self._count)).keyed.calls
 
+    def all_calls(self) -> list[KeyedCalls]:
+        """Return what keeps the calls of all shards that are open or have been."""
+        return [lane.keyed.calls for lane in self._lanes.made]
+
     def calls_with(self, received: Envelope) -> KeyedCalls:
         """Return what keeps the call that a request is."""
         return self._lane_of(received).keyed.calls

@@ -98,7 +98,8 @@ class Shards:
         self._listens = self._has_unknown_reader = False
         self._serves = 0
         self.wanted = False
-        self.calls: KeyedCalls = ShardedCalls(self.routes.calls_of, self.routes.calls_with)
+        routes = self.routes
+        self.calls: KeyedCalls = ShardedCalls(routes.calls_of, routes.calls_with, routes.all_calls)
 
     # Beginning
 

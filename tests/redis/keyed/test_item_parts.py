@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from msgspec import UNSET
 from anyio_kkrpc import ItemsLostError, OverloadedError, ProtocolError, StreamRestartedError
 from anyio_kkrpc.abc import Codec, ItemBounds
 from anyio_kkrpc.codecs import get_codec
-from anyio_kkrpc.kit._items import Position
+from anyio_kkrpc.kit._items import Position, Unread
 from anyio_kkrpc.records import Reply
 from anyio_kkrpc.redis._keyed._entries import (
     Entries,
@@ -232,7 +233,9 @@ class Writes:
     def __init__(self, **bounds: Any) -> None:
         self.written: list[tuple[int, int, bytes, bool]] = []
         self.cancelled = anyio.Event()
-        self.pacer = Pacer(PLACE, 7, ItemBounds(**bounds), 1000, self.write, self.cancel)
+        self.unread = Unread()
+        drop = partial(self.unread.make_room, key="k")
+        self.pacer = Pacer(PLACE, 7, ItemBounds(**bounds), 1000, self.write, self.cancel, drop)
 
     def write(self, pacer: Pacer, batch: Batch) -> None:
         assert pacer.sent is batch
@@ -306,6 +309,21 @@ async def test_pacer_waits_for_who_reads() -> None:
         pacer.written()
         await pacer.put((b"json", b"1"))  # it is kept all the same
     assert [number for number, *_ in one.written][-1] in (5, 6)
+
+
+@pytest.mark.anyio
+async def test_pacer_counts_what_nobody_has_read(caplog: pytest.LogCaptureFixture) -> None:
+    """What was read before it goes doesn't count; of each stream the first is logged."""
+    one = Writes(keep_items=4, when_unread="go on")
+    pacer = one.pacer
+    for number in range(1, 12):
+        await pacer.put((b"json", b"1"))
+        pacer.written()
+        if number == 6:
+            pacer.read(3)
+    assert [batch[2] for batch in one.written if batch[2]] == [b"7-%d" % n for n in range(2, 9)]
+    assert one.unread.count == 6  # not the third
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.anyio

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -151,6 +152,7 @@ class Kept(KeyedCalls):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.items = SimpleNamespace(unread=len(name))
 
     async def start(self, call: KeyedRequest) -> Any:
         return self.name
@@ -182,13 +184,15 @@ class Kept(KeyedCalls):
 @pytest.mark.anyio
 async def test_calls_with_keys() -> None:
     """Each is asked of its key's shard, and what a handler reports goes where its request came from."""
-    calls: Any = ShardedCalls(Kept, lambda envelope: Kept("of the request"))
+    every = [Kept("a"), Kept("bcd")]
+    calls: Any = ShardedCalls(Kept, lambda envelope: Kept("of the request"), every.copy)
     request = KeyedRequest("k", "d", Request("1", "call", ["f"]), 1.0, 1.0)
     assert await calls.start(request) is None
     assert await calls.call(request, cancel_when_left=True, deadline=5.0) == ("k", True, 5.0)
     for name in ("wait", "state", "cancel", "forget", "progress"):
         assert await getattr(calls, name)("k") == ("k", name)
     await calls.report(asked(), 5)
+    assert calls.items.unread == 4
 
 
 @pytest.mark.anyio
