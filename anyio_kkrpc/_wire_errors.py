@@ -24,9 +24,12 @@ from ._exceptions import (
     TransportClosedError,
     TransportConnectionError,
 )
+from ._protocol._values import is_callback, pack_result
 
 # Marks a value that was raised in a generator: there, any can be.
 BARE = "bare"
+# Why a function stays behind.
+A_FUNCTION = "a function that isn't passed by reference"
 _RESERVED = frozenset({"n", "m", "s", "cause", "rpc_error"})
 _MAX_CAUSES = 8
 _MAX_NAME = 200
@@ -42,13 +45,29 @@ _CODES: dict[str, type[RPCError]] = {
 _CODE_OF = {cls: code for code, cls in _CODES.items()}
 
 
-def handler_error(exc: BaseException, *, traceback: bool = False) -> dict[str, Any]:
+class Fields(dict[str, Any]):
+    """An exception as it travels.
+
+    :ivar left_out: why a field of it stays behind, if one does: kkrpc 2 says so
+    """
+
+    left_out: str | None = None
+
+
+def handler_error(
+    exc: BaseException,
+    *,
+    traceback: bool = False,
+    give: Callable[[Any], Any] = lambda value: value,
+) -> Fields:
     """Return what travels for an exception that a handler raised.
 
     It arrives as a `RemoteError`, even if it is one of the library's own: those tell what became of
     the call, as "it did not run", which is not for a handler to say. See `library_error`.
+
+    :param give: returns a field as it travels, if it has references; any other one as it is
     """
-    error = _one(exc)
+    error = _one(exc, give)
     if traceback:
         error["s"] = _encodable("".join(traceback_module.format_exception(exc)))
     inner, target = exc.__cause__, error
@@ -65,20 +84,27 @@ def in_place_of(exc: BaseException) -> RPCError:
     return error_from_wire(handler_error(exc))
 
 
-def _one(exc: BaseException) -> dict[str, Any]:
+def _one(exc: BaseException, give: Callable[[Any], Any] = lambda value: value) -> Fields:
     if isinstance(exc, RemoteError):
-        fields = {"n": _encodable(str(exc.name)), "m": _encodable(str(exc.message))}
+        fields = Fields(n=_encodable(str(exc.name)), m=_encodable(str(exc.message)))
         own = exc.data
     else:
-        fields = {"n": _encodable(type(exc).__name__), "m": _text(exc)}
+        fields = Fields(n=_encodable(type(exc).__name__), m=_text(exc))
         own = {key: value for key, value in vars(exc).items() if not key.startswith("_")}
     for key, value in own.items():
         if key not in _RESERVED:
             try:
-                fields[key] = msgspec.json.decode(msgspec.json.encode(value))
-            except Exception:  # a field that can't travel stays behind
-                continue
+                given = give(value)
+                if given is value:
+                    given = pack_result(_plain(value), lambda _: None)
+                fields[key] = given
+            except Exception as why:  # a field that can't travel stays behind
+                fields.left_out = A_FUNCTION if is_callback(value) else _text(why)
     return fields
+
+
+def _plain(value: Any) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 def _text(exc: BaseException) -> str:

@@ -219,13 +219,16 @@ class Answering:
                 error["at"] = exc.at
         except BaseException as exc:
             await raise_unless_failure(exc)
-            error = handler_error(exc, traceback=self._core.send_tracebacks)
+            error = refer.error(exc, self._sender)
         else:
             reply = conversation.reply(handling, result)
             if handling.producer is not None:
                 Pump(self._core, handling.producer, copy_context()).expect_reader()
             return reply
-        return conversation.reply_error(handling, error) if handling.open else None
+        if not handling.open:
+            refer.not_sent(error, self._sender)
+            return None
+        return conversation.reply_error(handling, error)
 
     def _taken(
         self, args: Sequence[Any], kwargs: dict[str, Any]

@@ -21,7 +21,7 @@ from .._protocol._values import Packed
 from .._runtime._clock import OneShot, cancellation_check, clock, one_shots
 from .._runtime._fresh import fresh_copy
 from .._runtime._timer import Timer
-from .._wire_errors import library_error
+from .._wire_errors import handler_error, library_error
 from ..abc import Envelope, Transport
 from ._outbox import Outbox
 
@@ -50,6 +50,10 @@ class NoReferences:
     def give(self, value: Any, peer: str | None) -> Any:
         """A result travels as it is."""
         return value
+
+    def error(self, exc: BaseException, peer: str | None) -> dict[str, Any]:
+        """Nothing is given by it."""
+        return handler_error(exc)
 
     def not_sent(self, value: Any, peer: str | None) -> None:
         """Nothing was given."""

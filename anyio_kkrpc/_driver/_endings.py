@@ -51,6 +51,7 @@ def close_unopened(core: Core, record: Reply | StreamReply, recipient: str | Non
     """
     if USE.begun:
         core.references.not_sent(record.v, recipient)
+        core.references.not_sent(record.e, recipient)
     opened: list[str] = []
     unpack_result(record.v, opened.append)
     for stream_id in opened:

@@ -25,7 +25,8 @@ from .._references._given import (
     Referent,
     UnknownReferenceError,
 )
-from .._references._marking import Reference, marked, packed, references_in, unpacked
+from .._references._marking import USE, Reference, marked, packed, references_in, unpacked
+from .._wire_errors import Fields, handler_error
 from ._asking import Answering, RefusedError
 from ._core import Core
 from ._holding import Holding
@@ -173,10 +174,19 @@ class References:
         self.holding.check(root)
         return Reference(root.handle.id, root.is_function, path)
 
+    def error(self, exc: BaseException, peer: str | None) -> dict[str, Any]:
+        """Return what travels for an exception that was raised for a peer: its fields may have
+        references.
+        """
+        give = partial(self.give, peer=peer) if USE.begun else lambda value: value
+        return handler_error(exc, traceback=self._core.send_tracebacks, give=give)
+
     def not_sent(self, value: Any, peer: str | None) -> None:
-        """Take back what a result or an item gave that was not sent."""
-        for reference_id in references_in(value):
-            self.given.take_back(reference_id, peer)
+        """Take back what a result, an item or an error gave that was not sent."""
+        values = value.values() if value.__class__ is Fields else (value,)
+        for one in values:
+            for reference_id in references_in(one):
+                self.given.take_back(reference_id, peer)
         self._unwatch(peer)
 
     def begin(self, passing: Passing) -> None:

@@ -381,6 +381,7 @@ class Conversation:
                 call.result = value
             call.state = advance(CALL, call.state, _RESULT)
         else:
+            record.e = self._referred.of_error(record.e, sender)
             if call.callbacks is not None:
                 call.dropped = self.functions.exports.note_answer(call.id, call.callbacks, sender)
             if call.gather:
@@ -402,6 +403,8 @@ class Conversation:
         self._ignored += 1
         late: list[str] = []
         self._referred.release(unpack_result(record.v, late.append), sender)
+        if record.e is not UNSET:
+            self._referred.of_error(record.e, sender)
         if not late:
             return None
         # Nobody will read that stream: its source must not wait for ever.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._records import Reply
-from ._values import Packed
+from ._values import REFERENCES, Packed
 
 
 class Referred:
@@ -38,6 +38,18 @@ class Referred:
         except Exception as exc:  # its caller waits
             record.e = self._told(exc)
             return None
+
+    def of_error(self, error: dict[str, Any], sender: str | None) -> dict[str, Any]:
+        """Return an error likewise: its fields may have references. What is wrong stays as it came:
+        its caller is to see the error.
+        """
+        for key, field in error.items():
+            if isinstance(field, dict) and field.keys() == {REFERENCES}:
+                try:
+                    error = {**error, key: self._take(Packed(field), sender)}
+                except Exception:
+                    continue
+        return error
 
     def release(self, value: Any, sender: str | None) -> None:
         """Take what nobody waits for any more: what it has of references is released."""

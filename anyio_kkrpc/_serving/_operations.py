@@ -34,7 +34,7 @@ from .._protocol._values import PLAIN
 from .._references._marking import USE
 from .._runtime._clock import clock
 from .._values._conversion import UnfitResultError, check_own
-from .._wire_errors import handler_error, library_error
+from .._wire_errors import library_error
 from ..abc import Envelope
 from ..middleware import Middleware, StreamEnd
 from ._crew import Answer, Crew, Member
@@ -297,7 +297,8 @@ class Server:
         except BaseException as exc:
             error = await self._fail(exc, source, request, handling.sender)
         if not handling.open:
-            await self._give_up(source if error is None else None, value, handling, context)
+            outcome = value if error is None else error
+            await self._give_up(source if error is None else None, outcome, handling, context)
             raise NoReply
         if error is not None:
             return self._conversation.reply_error(handling, error)
@@ -362,7 +363,8 @@ class Server:
             self._note_failure(source, request, sender, exc)
         if isinstance(exc, UnfitResultError):
             return library_error(exc)
-        return handler_error(exc, traceback=self._core.send_tracebacks)
+        error: dict[str, Any] = self._core.references.error(exc, sender)
+        return error
 
     async def _refuse(
         self,

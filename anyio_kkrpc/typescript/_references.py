@@ -59,10 +59,16 @@ def with_references(record: Record, message: bytes | bytearray | memoryview) -> 
     if isinstance(record, Request) and record.a is not UNSET:
         record.a = [_argument(item) for item in record.a]
     if isinstance(record, (Request, Reply, StreamReply)):
-        value = record.v
-        if _has_any(value) or (value.__class__ is dict and value.keys() == {REFERENCES}):
-            record.v = {REFERENCES: _marked(value)}
+        record.v = _value(record.v)
+    if isinstance(record, Reply) and record.e is not UNSET:
+        record.e = {key: _value(field) for key, field in record.e.items()}
     return record
+
+
+def _value(value: Any) -> Any:
+    if _has_any(value) or (value.__class__ is dict and value.keys() == {REFERENCES}):
+        return {REFERENCES: _marked(value)}
+    return value
 
 
 def _argument(item: Any) -> Any:
@@ -101,7 +107,7 @@ def _marked(value: Any, depth: int = 0) -> Any:
 
 def ids_in(record: Record) -> list[str]:
     """Return the ids of the references that came with a record."""
-    waiting: list[Any] = [getattr(record, "v", None), getattr(record, "a", None)]
+    waiting: list[Any] = [getattr(record, name, None) for name in ("v", "a", "e")]
     found: list[str] = []
     while waiting:
         item = waiting.pop()

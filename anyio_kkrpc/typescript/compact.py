@@ -16,7 +16,7 @@ from .._protocol._values import ARGUMENT, REFERENCES
 from .._runtime._log import quoted
 from .._values._pydantic import plain
 from .._values._undefined import UndefinedInsideError, defined_record
-from .._wire_errors import is_bare
+from .._wire_errors import A_FUNCTION, Fields, is_bare
 from ..abc import Codec
 from ..records import (
     Bye,
@@ -45,6 +45,7 @@ __all__ = ("CompactCodec",)
 
 _encoder = msgspec.json.Encoder(enc_hook=plain)
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
+UNMARKED = "RPCEncodeError: Unmarked function values require proxy() with kkrpc/remote-refs"
 UNKNOWN_STREAM = "Unknown RPC stream "
 
 
@@ -139,8 +140,13 @@ def _reply(record: Reply) -> Reply:
     if record.e is UNSET:
         value = _value(record.v)
         return record if value is record.v else Reply(record.id, value)
-    error = {key: value for key, value in record.e.items() if key not in OURS}
-    if error.get("n") == "MethodNotFoundError":
+    error = {key: _value(value) for key, value in record.e.items() if key not in OURS}
+    left_out = record.e.left_out if isinstance(record.e, Fields) else None
+    if left_out is not None:
+        why = UNMARKED if left_out == A_FUNCTION else f"RPCEncodeError: {left_out}"
+        text = f"{error['n']}: {error['m']} (error custom field encoding failed: {why})"
+        error = {"n": "Error", "m": text}
+    elif error.get("n") == "MethodNotFoundError":
         error["n"] = "Error"
     elif record.e.get("rpc_error") == "delivery":
         text = str(error.get("m", ""))

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from anyio_kkrpc import RemoteError, by_reference, with_call_options
+from anyio_kkrpc.records import Reply
 from tests.bounds import BOUND
 from tests.driver.test_references import Deep, counts, nothing_left, until
 from tests.pairs import Pair, pair
@@ -173,3 +174,82 @@ async def test_a_value_to_end_with_that_looks_like_one() -> None:
         assert await stream.__anext__() == 1
         assert await stream.areturn(looks) == looks
         await ended(opened)
+
+
+class Refused(Exception):
+    def __init__(self, *, looks: Any = None, function: Any = None) -> None:
+        super().__init__("refused")
+        self.code = 3
+        self.retry = by_reference(Deep())
+        self.looks = looks
+        if function is not None:
+            self.function = function
+
+
+class Refusing:
+    """Raises errors that have references."""
+
+    def __init__(self) -> None:
+        self.asked = anyio.Event()
+
+    def refuse(self, looks: Any) -> None:
+        raise Refused(looks=looks, function=lambda: None)
+
+    def get(self) -> Any:
+        return by_reference(self)
+
+    async def late(self) -> None:
+        self.asked.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise Refused
+
+    async def use(self, function: Any) -> Any:
+        try:
+            await function()
+        except RemoteError as exc:
+            return await exc.data["retry"].add(1)
+
+
+@pytest.mark.usefixtures("unlogged")
+@pytest.mark.parametrize("codec", ["json", "cbor", None])
+async def test_errors_have_references(codec: str | None) -> None:
+    """In their fields, of calls and of what is got by reference; data that looks like one is data."""
+
+    def fails() -> None:
+        raise Refused
+
+    async with pair(Refusing(), codec=codec) as opened:
+        looks = {"__kkrpc_next_refs__": {"__kkrpc_ref__": True, "id": "x", "kind": "object"}}
+        held = await opened.api.get()
+        for refuse in (opened.api.refuse, held.refuse):
+            with pytest.raises(RemoteError, match="refused") as caught:
+                await refuse(looks)
+            data = caught.value.data
+            assert await data.pop("retry").add(2) == 7
+            assert data == {"code": 3, "looks": looks}
+            del caught
+        assert await opened.api.use(by_reference(fails)) == 6
+        del held, refuse
+        await nothing_left(opened)
+
+
+@pytest.mark.usefixtures("unlogged")
+async def test_errors_that_nobody_gets() -> None:
+    """What they have given is released, or was never given."""
+    api = Refusing()
+    async with pair(api) as opened:
+        held = await opened.api.get()
+        for late in (opened.api.late, held.late):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(late)
+                with anyio.fail_after(BOUND):
+                    await api.asked.wait()
+                api.asked = anyio.Event()
+                tasks.cancel_scope.cancel()
+        server = opened.server._core
+        error = server.references.error(Refused(), None)
+        await server.send(Reply("nobody waits", e=error), None)
+        del held, late, error
+        await nothing_left(opened)

@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "_exceptions": {"_protocol"},
     "records": {"_protocol"},
     "abc": {"_protocol", "records"},
-    "_wire_errors": {"_exceptions"},
+    "_wire_errors": {"_exceptions", "_protocol"},
     "middleware": {"_exceptions", "_runtime"},
     "_values": {"_exceptions", "_protocol"},
     "codecs": WORDS | {"_values"},
