@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .._protocol._hashes import MOST_ALIKE, check_hashes
+from ._cbor_heads import ENDLESS, head
 
 _MAP, _TAG, _SET = 5, 6, 258
-# Items of a container that says at its end where that is.
-_ENDLESS = 1 << 62
 _BREAK = 0xFF
 # Bytes of a record for each container in it, at least, besides the first ones. (A text of which the
 # head isn't shorter than it could be has more.)
@@ -81,7 +80,7 @@ def _keys(data: bytes) -> Iterator[list[tuple[int, int]]]:
     keys: list[tuple[int, int]] = []
     above: list[tuple[int, int, list[tuple[int, int]], bool, int]] = []
     while True:
-        if left == 0 or (left > _ENDLESS // 2 and data[position] == _BREAK):
+        if left == 0 or (left > ENDLESS // 2 and data[position] == _BREAK):
             position += left != 0
             yield keys
             if not above:
@@ -102,11 +101,11 @@ def _keys(data: bytes) -> Iterator[list[tuple[int, int]]]:
                 streak = 0 if left < before else _PATIENCE - 32
             continue
         begin = position
-        kind, length, position = _head(data, position, first)
+        kind, length, position = head(data, position, first)
         containers -= 1
         if not containers or len(above) == _DEPTH:
             raise ValueError("too many or too deep containers beside keys that are not text")
-        if kind in (2, 3) and length < _ENDLESS:
+        if kind in (2, 3) and length < ENDLESS:
             position += length
             left -= 1
             continue
@@ -116,24 +115,9 @@ def _keys(data: bytes) -> Iterator[list[tuple[int, int]]]:
         if kind == _TAG:
             left, step, is_set = 1, 0, length == _SET
         else:
-            left = length * 2 if kind == _MAP and length < _ENDLESS else length
+            left = length * 2 if kind == _MAP and length < ENDLESS else length
             step = 2 if kind == _MAP else int(is_set)
             is_set = False
-
-
-def _head(data: bytes, position: int, first: int) -> tuple[int, int, int]:
-    """Return kind and length that an item begins with, and where its content begins."""
-    kind, info = first >> 5, first & 0x1F
-    begin = position + 1
-    if info < 24:
-        return kind, info, begin
-    if info < 28:
-        end = begin + (1 << (info - 24))
-        data[end - 1]  # or it ends too early
-        return kind, int.from_bytes(data[begin:end], "big"), end
-    if info == 31 and 2 <= kind <= 5:
-        return kind, _ENDLESS, begin
-    raise ValueError("not well-formed")
 
 
 def _skip_run(data: bytes, position: int, left: int) -> tuple[int, int]:

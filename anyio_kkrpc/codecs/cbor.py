@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import re
 import uuid
 from collections.abc import Callable
 from io import BytesIO
@@ -19,6 +18,7 @@ from .._values._pydantic import plain
 from .._values._undefined import UndefinedInsideError, defined_record
 from ..abc import Codec
 from ..records import Record
+from ._cbor_heads import may_have_large_integers
 from ._cbor_keys import check_keys
 
 __all__ = ("CBORCodec",)
@@ -75,8 +75,6 @@ _DECODERS = {tag: _refuse(tag) for tag in _REFUSED} | {
 }
 # Bytes of a record in which too few keys have room to do harm.
 _HARMLESS = 8192
-# How a large integer begins; other bytes may look so, too.
-_LARGE = re.compile(rb"[\xc2\xc3][\x59-\x5b]")
 
 
 def _encode_decimal(encoder: cbor2.CBOREncoder, value: decimal.Decimal) -> None:
@@ -146,7 +144,7 @@ class CBORCodec(Codec):
         try:
             plainer = _builtins(record)
             data = cbor2.dumps(plainer, encoders=_ENCODERS)
-            if _LARGE.search(data) is not None:
+            if may_have_large_integers(data):
                 self.decode(data)
         except (cbor2.CBOREncodeError, RecursionError, ValueError, ProtocolError) as exc:
             raise TypeError(f"can't be encoded as CBOR: {quoted(exc)}") from exc
