@@ -11,7 +11,8 @@ finish (``grace_period``) when the scope around the channel is cancelled already
 - `RPCChannel._leave`: no more requests are taken, what runs has its time, then the crew is
   cancelled and the other side is told what ends, within `CLOSE_TIMEOUT`.
 - `RPCChannel._end`, at once and without awaiting: who waits for a call, a stream or a callback is
-  told. Where the peer, a destroy signal or an error ends the channel, it begins with this.
+  told, and what runs for the other side is cancelled. Where the peer, a destroy signal or an error
+  ends the channel, it begins with this.
 - The transport loses its listener, so that nothing comes; the shielded scopes and the task group
   are cancelled.
 - Last, what is served is left: a lifespan is entered before the first of these tasks begins.
@@ -38,6 +39,7 @@ from ._calling._proxy import RemoteAPI, question_of
 from ._calling._typed import NO_TYPES, TypesOf
 from ._driver._callbacks import RemoteCallback
 from ._driver._core import Core
+from ._driver._losing import end_lost
 from ._driver._references import References
 from ._driver._sources import Sources
 from ._exceptions import TransportClosedError
@@ -389,16 +391,7 @@ class RPCChannel(AsyncContextManagerMixin):
         self._core.end(reason)
         lost = self._conversation.lose()
         self._core.references.lose()
-        for call in lost.calls:
-            call.driver.set()
-        for consumer in lost.consumers:
-            if consumer.driver is not None:
-                consumer.driver.finish(self._core.closed_error())
-        for ahead in lost.ahead:
-            ahead.driver.fail(self._core.closed_error())
-        for producer in lost.producers:
-            if producer.driver is not None:
-                producer.driver.stop(None)
+        end_lost(self._core, lost)
         if self._server is not None:
             self._server.crew.cancel()
         self._ended.set()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
 
-from anyio_kkrpc import RemoteError, by_reference, with_call_options
+from anyio_kkrpc import RemoteError, RPCError, by_reference, with_call_options
+from anyio_kkrpc._driver._losing import end_lost
 from anyio_kkrpc.records import Reply
 from tests.bounds import BOUND
 from tests.driver.test_references import Deep, counts, nothing_left, until
@@ -253,3 +254,62 @@ async def test_errors_that_nobody_gets() -> None:
         await server.send(Reply("nobody waits", e=error), None)
         del held, late, error
         await nothing_left(opened)
+
+
+class Stuck:
+    """Runs until it is cancelled."""
+
+    def __init__(self) -> None:
+        self.begun, self.stopped = anyio.Event(), anyio.Event()
+
+    async def stuck(self) -> int:
+        self.begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.stopped.set()
+        return 1
+
+    async def items(self) -> AsyncIterator[int]:
+        yield 1
+        await self.stuck()
+
+    def get(self) -> Any:
+        return by_reference(self)
+
+    async def use(self, function: Callable[[], Awaitable[int]]) -> int:
+        return await function()
+
+
+@pytest.mark.parametrize("closing", [0, 1])
+@pytest.mark.parametrize("what", ["reference", "function", "callback", "items"])
+async def test_the_link_goes_while_something_runs(what: str, closing: int) -> None:
+    """Whoever closes it: who waits is told so, and what runs for the other side is cancelled."""
+    api, mine = Stuck(), Stuck()
+    running = api if what in ("reference", "items") else mine
+    errors: list[BaseException] = []
+    async with pair(api, timeout=None, server={"timeout": None}) as opened:
+        held = await opened.api.get()
+
+        async def wait() -> None:
+            try:
+                if what == "reference":
+                    await held.stuck()
+                elif what == "items":
+                    async for _ in await held.items():
+                        pass
+                else:
+                    function = by_reference(mine.stuck) if what == "function" else mine.stuck
+                    await opened.api.use(function)
+            except RPCError as exc:
+                errors.append(exc)
+
+        with anyio.fail_after(BOUND):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wait)
+                await running.begun.wait()
+                await opened.transports[closing].aclose()
+            await running.stopped.wait()
+        assert len(errors) == 1
+        core = opened.server._core
+        end_lost(core, core.conversation.lose())  # nothing is left to end

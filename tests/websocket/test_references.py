@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import pytest
 
-from anyio_kkrpc import RemoteError, RemoteObject, RPCChannel, by_reference, release
+from anyio_kkrpc import RemoteError, RemoteObject, RPCChannel, RPCError, by_reference, release
 from anyio_kkrpc.typescript import _releases
+from tests.bounds import BOUND
 from tests.driver.test_references import Session
 from tests.pairs import none_left
 
@@ -65,4 +67,29 @@ async def test_all_of_it(options: dict[str, Any], monkeypatch: pytest.MonkeyPatc
                 await remote.each(by_reference(twice))
             release(session)
             del session
+            await none_left(client, server)
+
+
+@pytest.mark.parametrize("options", WAYS, ids=["json", "cbor", "kkrpc-2"])
+@pytest.mark.parametrize("closing", [0, 1])
+async def test_closed_while_a_method_runs(options: dict[str, Any], closing: int) -> None:
+    """Who waits for it is told so, it is cancelled, and neither side keeps anything."""
+    api = Api()
+    async with transports(**options) as ends:
+        async with RPCChannel(ends[0]) as client, RPCChannel(ends[1], expose=api) as server:
+            held = [await client.get_api().open_session()]
+
+            async def wait() -> None:
+                with pytest.raises(RPCError):
+                    await held[0].stuck()
+
+            with anyio.fail_after(BOUND):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(wait)
+                    while api.session.asked != ["stuck"]:
+                        await anyio.lowlevel.checkpoint()
+                    await ends[closing].aclose()
+                await api.session.stopped.wait()
+            with pytest.raises(RPCError):
+                await held.pop().ask("again")
             await none_left(client, server)
