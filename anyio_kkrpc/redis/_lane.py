@@ -323,17 +323,17 @@ class Lane:
     def _housekeeping(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
         """Return what runs as long as the lane does, with the names of the tasks."""
         options, addressed, request = self._options, self.addressed, self.link.request
-        inbox, losses = addressed.inbox, addressed.losses
+        inbox, losses, restoring = addressed.inbox, addressed.losses, self._restoring
         steps = (
-            seldom(partial(self.clock.read, request), lambda: self.requests.wanted),
-            partial(self._restoring.restore, request),
+            seldom(partial(self.clock.read, request), partial(restoring.acts, self.requests)),
+            seldom(partial(restoring.restore, request), lambda: not restoring.resting),
             inbox.trim,
             partial(release_callbacks, self.dialects.compact.due, self.writer.send),
             partial(addressed.reader.take_back, request),
         )
         interval = min(options.health_check_interval, options.inbox_ttl / 3)
         tasks: list[tuple[str, Callable[[], Awaitable[None]]]] = [
-            ("housekeeping", Upkeep(steps, interval, self._restoring.patience).run),
+            ("housekeeping", Upkeep(steps, interval, restoring.patience).run),
             ("inbox upkeep", partial(inbox.run, partial(self.dials.dial, "upkeep"))),
             ("undelivered", partial(self.writer.undelivered.run, request, inbox.keep)),
             ("open calls", addressed.open_calls.run),

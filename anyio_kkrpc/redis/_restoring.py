@@ -17,6 +17,7 @@ from ._connection._target import Target
 from ._group._worker import Worker
 from ._reading._addressed import Addressed
 from ._reading._presence import Presence
+from ._reading._requests import Requests
 from ._stream._clock import ServerClock
 from ._stream._server import check_server
 from ._writing._writer import Writer
@@ -28,6 +29,7 @@ class Restoring:
     :param patience: of housekeeping, which makes what can't be made now
     :param attached: told of each new connection, last
     :ivar patience: the same
+    :ivar resting: whether its worker had nothing to do when `acts` was asked last
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Restoring:
         self._presence = presence
         self.patience = patience
         self._attached = attached
-        self._entered = self._early = False
+        self._entered = self._early = self.resting = False
         self._prepared = Event()
 
     async def meet(self, entering: Entering, target: Target, groups: bool, shared: bool) -> bytes:
@@ -85,6 +87,7 @@ class Restoring:
         if self._early and not self._entered:
             await self._addressed.make_inbox(connection.execute)
         if self._entered:
+            self.resting = False
             self._presence.lose()
             self._addressed.losses.connecting()
             try:
@@ -98,9 +101,19 @@ class Restoring:
         await self._writer.attach(connection, self._clock.offset)
         self._attached(connection)
 
+    def acts(self, requests: Requests) -> bool:
+        """Whether this peer serves, and had something to do since this was asked last. If it had
+        nothing, what Redis might have lost its worker's reads tell.
+        """
+        idles = self._worker.idles() and not self._addressed.expects()
+        self.resting = idles and self.patience.calm  # what was refused is tried again
+        return requests.wanted and not self.resting
+
     async def restore(self, execute: Execute) -> None:
         """Make again what this peer needs, should the server have lost it."""
         await self._addressed.inbox.keep(execute)
         self._addressed.losses.restored()
-        if self._worker.made:
+        if self._worker.made and self.resting:
+            await self._worker.groups.introduce(execute)
+        elif self._worker.made:
             await self._worker.make(execute)

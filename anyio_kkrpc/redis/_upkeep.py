@@ -57,11 +57,14 @@ class Upkeep:
 
 
 def seldom(step: Step, each_time: Callable[[], bool]) -> Step:
-    """Return what does a step in the first of four rounds, unless it is to be done each time."""
+    """Return what does a step in the first of four rounds, unless it is to be done each time.
+
+    :param each_time: asked in each round
+    """
     rounds = count()
 
     async def do() -> None:
-        if next(rounds) % _SELDOM == 0 or each_time():
+        if each_time() or next(rounds) % _SELDOM == 0:
             await step()
 
     return do

@@ -269,6 +269,40 @@ async def test_commands_of_an_idle_caller(
     assert sum(counts.values()) <= counts["pexpire"] * 1.25 + beginning
 
 
+@pytest.mark.parametrize("shards", [1, 4])
+async def test_commands_of_an_idle_worker(
+    own_server: RedisServer, stream_name: str, shards: int
+) -> None:
+    """Its reads tell that all is well, so it keeps its inboxes in one of four rounds; nothing is
+    pending, so nobody has a lease to look for what is lost.
+    """
+    witness = redis.Redis.from_url(own_server.url)
+    options: dict[str, Any] = {"block_timeout": 0.1, "health_check_interval": 0.2}
+    options |= {"claim_idle": 0.5, "use_consumer_group": True, "shards": shards}
+    async with (
+        RedisStreamsTransport(own_server.url, stream=stream_name, **options) as served,
+        RPCChannel(served, expose=Api()),
+    ):
+        with anyio.fail_after(BOUND):
+            while commands(witness).get("xpending", 0) < 4 * shards:  # the second look of each
+                await anyio.sleep(0.1)
+        assert len(witness.client_list()) == 1 + 3 * shards
+        witness.config_resetstat()
+        counts: Counter[str] = Counter()
+        with anyio.fail_after(BOUND):
+            while counts["xreadgroup"] < 24 * shards:
+                await anyio.sleep(0.1)
+                counts = Counter(commands(witness))
+    witness.close()
+    assert counts["xpending"] > 0
+    assert counts["xrevrange"] == 0
+    rounds = counts["xreadgroup"] / 2
+    some = 3 * shards
+    assert 0 < counts["pexpire"] <= rounds / 2 + some
+    assert 0 < counts["time"] <= rounds / 2 + some
+    assert counts["xinfo|groups"] <= rounds / 4 + some
+
+
 async def test_objects_of_a_call_in_flight() -> None:
     """A call that waits keeps few objects beside its task, and none after it."""
     loop = current_token().native_token

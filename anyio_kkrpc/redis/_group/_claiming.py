@@ -3,11 +3,16 @@
 All workers take what is there for anybody. One of them, who holds a lease, also looks through what
 is pending for what was lost: that costs Redis time that grows with what is pending, and is
 therefore done once, however many workers there are, and page by page.
+
+While nothing is pending nothing can be lost, and all of them rest: what somebody takes from then on
+is lost after ``claim_idle`` at the soonest, so each looks once in that time whether there is any.
+Who hands something back wakes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from random import uniform
 
 from anyio import Event, current_time, move_on_after, sleep
 
@@ -18,8 +23,10 @@ from ._keeping import LIVES, Keeper
 from ._takeover import Takeover
 
 # As parts of claim_idle: how often the lease is asked for or kept, which has to be more often than
-# it ends; and the shortest time between two searches, which is as long as a search, too.
+# it ends; how often whether anything is pending; and the shortest time between two searches, which
+# is as long as a search, too.
 _POLL = 1 / 4
+_REST = 7 / 8
 _LEAST = 1 / 16
 # Full pages of the last search that are looked at together, for what has been idle for long, and
 # searches after which there is one that doesn't know of the last one.
@@ -28,7 +35,8 @@ _SEARCHES = 16
 # Between two pages Redis has so many times the time of a page for others, but no more than seconds.
 _BREATH = 4
 _LONGEST_BREATH = 0.01
-# Consumers that hold nothing are removed after so many times claim_idle, or seconds at least.
+# Consumers that hold nothing are removed after so many times claim_idle, or seconds at least. As
+# often each worker may look for them, at times of its own.
 _SWEEP_FACTOR = 10
 _SWEEP_LEAST = 300.0
 
@@ -54,17 +62,19 @@ class Claimer:
         patience: Patience,
     ) -> None:
         self._groups = groups
+        self._takeover = takeover
         self._take = takeover.take
         self._keep = keeper.keep
         self._idle = claim_idle
         self._poll = min(claim_idle * _POLL, LIVES)
+        self._rest = min(claim_idle * _REST, LIVES)
+        self._sweep_each = max(claim_idle * _SWEEP_FACTOR, _SWEEP_LEAST)
         self._wait_room = keeper.room.wait
         self._tell = tell
         self._patience = patience
         self._wake = Event()
         self._leads = False
-        self._search_at = self._kept_at = 0.0
-        self._sweep_at: float | None = None
+        self._search_at = self._kept_at = self._sweep_at = 0.0
         self._searches = 0
         self._pages: list[bytes] = []  # the last id of each full page of the last searches
 
@@ -78,13 +88,14 @@ class Claimer:
         :raises RedisError: if no further attempt is of use
         """
         await self._wake.wait()  # for the group
+        self._sweep_at = current_time() + uniform(self._idle, self._sweep_each)
         while True:
             await self._wait_room()
             self._wake = Event()
             try:
                 if await self._take():
                     continue
-                pause = await self._lead()
+                pause = await self._look_after()
             except RedisError as exc:
                 # Those who hold entries shall be able to say so before others claim them; and the
                 # reader makes the group again.
@@ -101,13 +112,21 @@ class Claimer:
             self._leads = False
             await self._groups.resign()
 
-    async def _lead(self) -> float:
-        """Search if it is this worker's turn; return when to come back, in seconds."""
+    async def _look_after(self) -> float:
+        """Do what is this worker's turn, if it is; return when to come back, in seconds."""
+        now = current_time()
+        sweeps = now >= self._sweep_at
+        if not self._takeover.pending and not sweeps:
+            await self.resign()
+            return self._rest
+        if sweeps:
+            self._sweep_at = now + self._sweep_each * uniform(1.0, 2.0)
         if not await self._keep_lease():
             return self._poll
         if current_time() >= self._search_at:
             await self._search()
-            await self._sweep()
+        if sweeps and self._leads:
+            await self._groups.sweep(self._sweep_each)
         return min(self._poll, max(self._search_at - current_time(), 0.001))
 
     async def _keep_lease(self) -> bool:
@@ -159,12 +178,3 @@ class Claimer:
         if current_time() - self._kept_at > self._poll:
             await self._keep_lease()
         return look
-
-    async def _sweep(self) -> None:
-        """Remove consumers that nobody uses any more, now and then."""
-        now, idle = current_time(), max(self._idle * _SWEEP_FACTOR, _SWEEP_LEAST)
-        if self._sweep_at is None:
-            self._sweep_at = now + self._idle
-        elif now >= self._sweep_at:
-            self._sweep_at = now + idle
-            await self._groups.sweep(idle)

@@ -70,6 +70,7 @@ class Claims(Struct):
     :ivar dead: given up; they are dead letters now
     :ivar kept: given up, but they could not become dead letters, and will be tried again
     :ivar more: whether there is more to take
+    :ivar pending: whether the group has anything to finish, whoever has it
     :ivar after: where `Groups.recover` goes on, ``None`` at the end
     """
 
@@ -77,6 +78,7 @@ class Claims(Struct):
     dead: list[Taken]
     kept: list[Taken]
     more: bool = False
+    pending: bool = True
     after: bytes | None = None
 
 
@@ -205,14 +207,14 @@ class Groups:
         what = (b"%d" % count, self._limit, _ms(now), HANDED_BACK, DELAYED)
         command = self._take_over(TAKE, self._reply.size, *what)
         try:
-            taken, dead, kept, more = _claims(await self._link.attempt(*command))
+            taken, dead, kept, more, pending = _claims(await self._link.attempt(*command))
         except (TransportConnectionError, TransportClosedError):
             if self._link.ended:
                 raise
             self._reply.cut("what was handed back")
             return Claims([], [], [], more=True)
         self._reply.came(self._reply.size)
-        return Claims(taken, dead, kept, more=bool(more))
+        return Claims(taken, dead, kept, more=bool(more), pending=bool(pending))
 
     async def recover(
         self,
@@ -357,10 +359,9 @@ class Groups:
         return (b"EVAL", script, *keys, b"%d" % size, *args)
 
 
-def _claims(reply: Any) -> tuple[list[Taken], list[Taken], list[Taken], Any]:
-    *found, more = reply
-    taken, dead, kept = ([Taken(*item) for item in items] for items in found)
-    return taken, dead, kept, more
+def _claims(reply: Any) -> tuple[Any, ...]:
+    taken, dead, kept = ([Taken(*item) for item in items] for items in reply[:3])
+    return taken, dead, kept, *reply[3:]
 
 
 def _after(last: bytes) -> bytes | None:

@@ -96,7 +96,7 @@ redis.pcall('XREADGROUP', 'GROUP', group, me, 'COUNT', 1, 'STREAMS', stream,
 """
 
 # Takes entries that are there for anybody. ARGV: ..., bytes, wanted, limit, now, handed back,
-# delayed.
+# delayed. Returns at last whether there is more, and whether anything is pending, whoever has it.
 TAKE = (
     _PREAMBLE
     + _TIDY
@@ -126,7 +126,8 @@ for _, item in ipairs(pending) do
   end
 end
 if #pending > 0 then tidy(ARGV[7]) end
-return {taken, dead, kept, left and 1 or 0}
+local any = #redis.call('XPENDING', stream, group, '-', '+', 1)
+return {taken, dead, kept, left and 1 or 0, any}
 """
 )
 

@@ -32,6 +32,7 @@ class Takeover:
     :ivar claimed: entries that were taken over
     :ivar dead_lettered: entries that became dead letters
     :ivar refused: entries that could not become dead letters, each time that was tried
+    :ivar pending: whether the group had anything to finish when this worker took last
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Takeover:
         # What is being taken over isn't known here yet, and must not be taken over again.
         self._lock = Lock()
         self._recovered = False
+        self.pending = True
         self.claimed = self.dead_lettered = self.refused = 0
 
     async def take(self) -> bool:
@@ -68,6 +70,7 @@ class Takeover:
                 return True
             sure_until = self._keeper.sure_until()
             claims = await self._groups.take(room, self._now())
+            self.pending = claims.pending
             await self._hand_on(claims, sure_until)
         return claims.more
 

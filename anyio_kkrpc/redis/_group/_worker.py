@@ -104,6 +104,9 @@ class Worker:
         self._forget_at = 0.0
         self.made = False
         self.received = 0
+        # What is read on; and that, its bytes and what was taken, as they were at the last `idles`.
+        self._reads: Connection | None = None
+        self._seen: tuple[Connection | None, int, int] | None = None
 
     # The group
 
@@ -115,6 +118,7 @@ class Worker:
         if await self.groups.create(execute) and self.made:
             logger.warning("the consumer group was gone from Redis, and was made again")
             self.held.own_all()
+            self._seen = None
         self.made = True
         self._writer.will_acknowledge()
         await self.groups.introduce(execute)
@@ -140,6 +144,16 @@ class Worker:
 
     # Reading
 
+    def idles(self) -> bool:
+        """Whether Redis has said that nothing came, and so that the group is there, since this was
+        asked last.
+        """
+        reads, before = self._reads, self._seen
+        seen = self._seen = reads, 0 if reads is None else reads.received, self.received
+        if before is None or self._entries:
+            return False
+        return before[0] is reads and before[1] != seen[1] and before[2] == seen[2]
+
     def begin(self, tasks: TaskGroup) -> Callable[[], Awaitable[None]]:
         """Return what reads requests.
 
@@ -162,6 +176,7 @@ class Worker:
         keeper, reader, common = self.keeper, self._reader, self._common
         follow_up, intake = common.follow_up, common.arrivals.intake
         now, sure_for, turns = keeper.now, keeper.held.sure_for, self.turns
+        self._reads = connection
         await self.make(connection.execute)
         if not patience.calm:
             await self.groups.check_rights(connection)

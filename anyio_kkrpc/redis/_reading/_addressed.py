@@ -89,6 +89,10 @@ class Addressed:
         self._made_at: bytes | None = None
         self.received = self.misplaced = 0
 
+    def expects(self) -> bool:
+        """Whether somebody waits for what may come; see `Listener.expects`."""
+        return self._inbound.expects()
+
     # Positions
 
     async def find_start(

@@ -69,13 +69,14 @@ async def test_what_is_taken() -> None:
         [[b"2-0", 6, [b"json", b"[]"]]],
         [[b"3-0", 6, [], b"OOM"]],
         1,
+        0,
     ]
     link = Link(reply)
     claims = await groups(link).take(7, 1234.5678)
     assert claims.taken == [Taken(b"1-0", 2, [b"json", b"{}"])]
     assert claims.dead == [Taken(b"2-0", 6, [b"json", b"[]"])]
     assert claims.kept == [Taken(b"3-0", 6, [], b"OOM")]
-    assert (claims.more, claims.after) == (True, None)
+    assert (claims.more, claims.pending, claims.after) == (True, False, None)
     (command,) = link.asked
     assert command[:7] == [b"EVAL", TAKE, b"2", KEYS.stream, KEYS.dead, b"group", b"me"]
     assert command[8:] == [b"7", b"5", b"1234568", HANDED_BACK, DELAYED]
@@ -83,7 +84,7 @@ async def test_what_is_taken() -> None:
 
 async def test_a_reply_that_does_not_come_is_asked_for_smaller() -> None:
     """It is found again by `look`, so nothing is taken; as long as the link goes on."""
-    nothing: list[Any] = [[], [], [], 0]
+    nothing: list[Any] = [[], [], [], 0, 1]
     link = Link(lost(), lost(), nothing)
     parts = groups(link)
     for _ in range(2):

@@ -70,7 +70,10 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 async def test_one_worker_looks(
-    redis_server: RedisServer, stream_name: str, monkeypatch: pytest.MonkeyPatch
+    redis_server: RedisServer,
+    stream_name: str,
+    witness: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However many workers there are, one looks for what was lost; when it leaves, another does."""
     looks: Counter[Groups] = Counter()
@@ -81,6 +84,7 @@ async def test_one_worker_looks(
         return await look(self, *ids)
 
     monkeypatch.setattr(Groups, "look", count)
+    lose(witness, stream_name, owner="holds", deliveries=4)("held")  # for 40 seconds
     workers = [worker(redis_server, stream_name, claim_idle=5.0) for _ in range(4)]
     leaders: list[RedisStreamsTransport] = []
     async with anyio.create_task_group() as group:
