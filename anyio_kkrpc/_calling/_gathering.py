@@ -195,7 +195,7 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         if USE.begun:
             self._passed = core.references.passing(options.to, args, kwargs, to_all=True)
         if self._passed is not None:
-            args, kwargs = self._passed.args, self._passed.kwargs
+            args, kwargs = self._passed.args or (), self._passed.kwargs
         call, request = core.conversation.call(
             "call",
             list(question.path),

@@ -113,7 +113,7 @@ class References:
             made = PassedArguments(
                 self,
                 passing,
-                [self._packed(one, export) for one in args or ()],
+                None if args is None else [self._packed(one, export) for one in args],
                 {name: self._packed(one, export) for name, one in (kwargs or {}).items()},
                 self._packed(value, export),
             )
@@ -328,7 +328,7 @@ class References:
 class PassedArguments:
     """The arguments of a call that passes something by reference, as they travel.
 
-    :ivar args: by position
+    :ivar args: by position; ``None`` of a ``set``
     :ivar kwargs: by name
     :ivar value: of a ``set``
     """
@@ -339,13 +339,13 @@ class PassedArguments:
         self,
         references: References,
         passing: Passing,
-        args: list[Any],
+        args: list[Any] | None,
         kwargs: dict[str, Any],
         value: Any,
     ) -> None:
         self._references = references
         self._passing = passing
-        self.args: list[Any] = args
+        self.args: list[Any] | None = args
         self.kwargs: dict[str, Any] = kwargs
         self.value: Any = value
 
@@ -356,7 +356,7 @@ class PassedArguments:
 
     def begin(self) -> bool:
         """Begin, and return true, if anything is passed; otherwise `end` isn't to be called."""
-        values = (*self.args, *self.kwargs.values(), self.value)
+        values = (*(self.args or ()), *self.kwargs.values(), self.value)
         if not any(value.__class__ is Packed for value in values):
             return False
         self._references.begin(self._passing)

@@ -7,10 +7,12 @@ from typing import Any
 
 import anyio
 import pytest
+from msgspec import UNSET
 
-from anyio_kkrpc import RemoteError, RPCError, by_reference, with_call_options
+from anyio_kkrpc import RemoteError, RPCError, by_reference, expose, with_call_options
 from anyio_kkrpc._driver._losing import end_lost
-from anyio_kkrpc.records import Reply
+from anyio_kkrpc.abc import Envelope
+from anyio_kkrpc.records import Reply, Request
 from tests.bounds import BOUND
 from tests.driver.test_references import Deep, counts, nothing_left, until
 from tests.pairs import Pair, pair
@@ -313,3 +315,57 @@ async def test_the_link_goes_while_something_runs(what: str, closing: int) -> No
         assert len(errors) == 1
         core = opened.server._core
         end_lost(core, core.conversation.lose())  # nothing is left to end
+
+
+class Holder:
+    """One of whom something is set."""
+
+    thing: Any = None
+
+
+@pytest.mark.parametrize("codec", ["json", "cbor", None])
+async def test_a_property_that_is_set_to_one(codec: str | None) -> None:
+    """It is the object for its owner and a reference here; the request has no arguments."""
+    holder, mine, sent = Holder(), Deep(), list[Request]()
+    async with pair(expose(holder, writable=["thing"]), codec=codec) as opened:
+        core = opened.client._core
+        send = core.send_envelope
+
+        async def note(envelope: Envelope) -> None:
+            if isinstance(envelope.record, Request):
+                sent.append(envelope.record)
+            await send(envelope)
+
+        core.send_envelope = note
+        for value in (by_reference(mine), [1, by_reference(mine)]):
+            await opened.client.set_property("thing", value)
+            thing = holder.thing if holder.thing.__class__ is not list else holder.thing[1]
+            assert await thing.add(1) == 6
+        assert [request.a for request in sent] == [UNSET, UNSET]
+        holder.thing = thing = None
+        await nothing_left(opened)
+
+
+async def test_a_reply_that_comes_twice() -> None:
+    """What it gives is released once it isn't used, and not before."""
+    with_it: list[Reply] = []
+
+    async with pair({"get": lambda: by_reference(deep)}) as opened:
+        deep = Deep()
+        receive = opened.client._core.conversation.receivers[Reply]
+
+        def note(record: Any, sender: str | None) -> Any:
+            with_it.append(Reply(record.id, record.v))
+            return receive(record, sender)
+
+        opened.client._core.conversation.receivers[Reply] = note
+        held = await opened.api.get()
+        await opened.server._core.send(with_it[0], None)
+        await until(lambda: opened.client.statistics().ignored == 1)
+        assert await held.add(1) == 6
+        assert counts(opened) == [(0, 1), (1, 0)]
+        del held
+        await nothing_left(opened)
+        await opened.server._core.send(with_it[0], None)
+        await until(lambda: opened.client.statistics().ignored == 2)
+        await nothing_left(opened)

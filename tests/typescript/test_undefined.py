@@ -10,6 +10,7 @@ import pytest
 from msgspec import UNSET, Struct, UnsetType
 
 from anyio_kkrpc import RPCValidationError, expose
+from anyio_kkrpc._protocol._values import ARGUMENT
 from anyio_kkrpc.codecs import get_codec
 from anyio_kkrpc.records import Reply, Request, StreamReply
 from anyio_kkrpc.typescript import UNDEFINED
@@ -20,11 +21,7 @@ from tests.pairs import pair
 from .replaying import VECTORS, cases_in, recorded_peer
 
 CASES = cases_in("kkrpc-undefined")
-LINES = [
-    json.loads(line)
-    for line in (VECTORS / "kkrpc-undefined.jsonl").read_text().splitlines()
-    if "remote-refs" not in line  # said by another codec; `test_recorded_cases` has them
-]
+LINES = [json.loads(line) for line in (VECTORS / "kkrpc-undefined.jsonl").read_text().splitlines()]
 
 
 def shown(value: Any) -> str:
@@ -119,7 +116,15 @@ def test_recorded_lines(vector: dict[str, Any]) -> None:
     if vector["kind"] == "callback":
         for message in (got, expected):  # an id that nothing refers to
             del message.get("json", message)["id"]
+    if "2.1 remote-refs" in vector["note"] and "a" in got:
+        # That class of kkrpc writes arguments bare, and reads them in envelopes, too.
+        got["a"] = [bare(item) for item in got["a"]]
     assert got == expected
+
+
+def bare(item: Any) -> Any:
+    """Return what stands in the envelope of an argument."""
+    return item["v"] if item.__class__ is dict and item.keys() == {ARGUMENT, "v"} else item
 
 
 class Options(Struct):
