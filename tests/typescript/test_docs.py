@@ -15,6 +15,7 @@ from anyio_kkrpc.testing import RedisServer
 from tests.bounds import BOUND
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_server]
+ADAPTER = "adapter.mjs"
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -27,8 +28,10 @@ def write_files(directory: Path, page: str, server: RedisServer, stream: str) ->
         if language == "output":
             outputs.append(text)
             continue
+        if name == ADAPTER:
+            continue  # see `place_for`
         text = text.replace("redis://localhost:6379", server.url)
-        text = text.replace('from "kkrpc"', 'from "./kkrpc.mjs"').replace("kkrpc-stream", stream)
+        text = text.replace('from "kkrpc"', f'from "./{ADAPTER}"').replace("kkrpc-stream", stream)
         text = text.replace('spawn("python", [', f'spawn("{sys.executable}", [')
         text = text.replace(
             "RedisStreamsTransport(", f"RedisStreamsTransport(stream={stream!r}, url="
@@ -63,8 +66,12 @@ def running(directory: Path, name: str) -> Iterator[subprocess.Popen[str]]:
 def place_for(javascript: Path, name: str) -> Path:
     place = javascript / name
     place.mkdir(exist_ok=True)
-    for module in ("io.mjs", "kkrpc.mjs"):
-        (place / module).write_text((javascript / module).read_text())
+    (adapter,) = re.findall(
+        rf"^```typescript {ADAPTER}\n(.*?)^```$",
+        (DOCS / "typescript.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    (place / ADAPTER).write_text(adapter)
     return place
 
 
