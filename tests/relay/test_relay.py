@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+from math import inf
 from typing import Any
 
 import anyio
 import pytest
 
 from anyio_kkrpc import (
+    ByteStreamTransport,
     DeliveryError,
     MemoryTransport,
     MethodNotFoundError,
@@ -30,6 +33,7 @@ from anyio_kkrpc.records import Bye, CallbackCall, Cancel, Request, StreamReques
 from anyio_kkrpc.relay import Relay, _may_pass, _pattern, forward, relay
 from anyio_kkrpc.typescript import UNDEFINED
 from tests.bounds import BOUND, CALL_BOUND
+from tests.typescript.replaying import MemoryBytes
 
 pytestmark = pytest.mark.anyio
 LARGE = "x" * (1 << 20)
@@ -547,3 +551,50 @@ async def test_options(options: dict[str, Any], error: type[Exception]) -> None:
         with pytest.raises(error, match=[*options][-1]):
             async with relay(a, b, **options):
                 pytest.fail("joined")
+
+
+VALUES = [datetime(2027, 1, 2, tzinfo=timezone.utc), {1: "a"}, b"ab", {1, 2}, inf]
+
+
+@pytest.mark.parametrize(
+    ("codec", "arrive"),
+    [
+        ("cbor", [VALUES[0], {1: "a"}, b"ab", [1, 2], inf]),
+        ("json", ["2027-01-02T00:00:00Z", {"1": "a"}, "YWI=", [1, 2], None]),
+    ],
+)
+async def test_values_by_codec(codec: str, arrive: list[Any]) -> None:
+    """What arrives is what both sides can say: docs/relay.md has it in a table."""
+
+    class Api:
+        def echo(self, values: Any) -> Any:
+            seen.append(values)
+            return values
+
+        def typed(self, day: datetime, data: bytes) -> bool:
+            return [day, data] == [VALUES[0], VALUES[2]]
+
+    seen: list[Any] = []
+    pages, work = lines(dialect="kkrpc-0"), lines({"codec": codec}, codec=codec)
+    async with (
+        pages[0],
+        pages[1],
+        work[0],
+        work[1],
+        RPCChannel(work[1], expose=Api(), timeout=CALL_BOUND),
+        relay(pages[1], work[0], allow=["**"]),
+        RPCChannel(pages[0], timeout=CALL_BOUND) as channel,
+    ):
+        assert await channel.get_api().echo(VALUES) == arrive
+        assert await channel.get_api().typed(VALUES[0], VALUES[2]) is True
+    assert seen == [arrive]
+
+
+def lines(
+    theirs: dict[str, Any] | None = None, **options: Any
+) -> tuple[ByteStreamTransport, ByteStreamTransport]:
+    """Return two ends of a pipe in memory, of which the first has options."""
+    to_second, from_first = anyio.create_memory_object_stream[bytes](100)
+    to_first, from_second = anyio.create_memory_object_stream[bytes](100)
+    first = ByteStreamTransport(MemoryBytes(from_second, to_second), **options)
+    return first, ByteStreamTransport(MemoryBytes(from_first, to_first), **(theirs or {}))
