@@ -11,6 +11,7 @@ from ._driver._callbacks import CallbackRunner, Turns
 from ._driver._core import Core
 from ._driver._endings import close_streams, close_unopened
 from ._driver._inflow import Inflow, RemoteStream, stream_error
+from ._driver._losing import end_uses
 from ._driver._pump import Pump
 from ._exceptions import DeliveryError, ProtocolError, TransportClosedError
 from ._protocol._calls import Call
@@ -100,6 +101,7 @@ class Reactions(Listener):
             logger.warning("%s; streams that end with it: %d", error, count)
         if role == "reader":
             self._end_callbacks(peer, error)
+            end_uses(core, peer)
 
     def expects(self) -> bool:
         """Return whether a call, or a stream at either end, waits for the other side."""

@@ -1,4 +1,4 @@
-"""What becomes of all that is open once the link is gone."""
+"""What becomes of what is open once the link, or a peer, is gone."""
 
 from __future__ import annotations
 
@@ -25,4 +25,11 @@ def end_lost(core: Core, lost: Lost) -> None:
             producer.driver.stop(None)
     for handling in lost.handlings:
         if isinstance(handling.driver, Answering):
+            handling.driver.cancel(handling)
+
+
+def end_uses(core: Core, peer: str | None) -> None:
+    """End what runs for a callback or a reference that a peer has used which is gone."""
+    for (sender, _), handling in [*core.conversation.handlings.items()]:
+        if sender == peer and isinstance(handling.driver, Answering):
             handling.driver.cancel(handling)

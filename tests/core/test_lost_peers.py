@@ -9,12 +9,13 @@ from typing import Any
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from msgspec import UNSET
 
-from anyio_kkrpc import DeliveryError, RPCChannel
+from anyio_kkrpc import DeliveryError, RPCChannel, by_reference
 from anyio_kkrpc._protocol._dependencies import Role
-from anyio_kkrpc._protocol._records import Reply, StreamReply, StreamRequest
+from anyio_kkrpc._protocol._records import CallbackCall, Reply, StreamReply, StreamRequest
 from anyio_kkrpc._protocol._values import STREAM
-from anyio_kkrpc.abc import Envelope
+from anyio_kkrpc.abc import Capabilities, Envelope
 from tests.bounds import BOUND
 
 from .test_late_events import Scripted
@@ -195,3 +196,33 @@ async def test_stream_that_is_asked_of_all() -> None:
         with anyio.fail_after(BOUND):
             await closed.wait()
         await until(lambda: not channel.statistics().outgoing_streams)
+
+
+@pytest.mark.parametrize("kind", ["reference", "callback"])
+async def test_what_runs_for_a_peer_that_is_lost(kind: str) -> None:
+    """It is cancelled; what runs for others goes on."""
+    transport = Watching()
+    transport.capabilities_ = Capabilities(addressing=True)
+    begun: list[int] = []
+    stopped: list[int] = []
+
+    async def stuck(number: int) -> None:
+        begun.append(number)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            stopped.append(number)
+
+    async with RPCChannel(transport, timeout=None) as channel, anyio.create_task_group() as group:
+        given = by_reference(stuck) if kind == "reference" else stuck
+        group.start_soon(channel.get_api().keep, given)
+        await transport.until_asked(1)
+        (argument,) = transport.requests()[0].a
+        known = argument["v"] if kind == "reference" else argument
+        path: Any = ["apply"] if kind == "reference" else UNSET
+        for number, peer in enumerate(("one", "two")):
+            transport.deliver(CallbackCall(known["id"], [number], r=f"u{number}", p=path), peer)
+        await until(lambda: len(begun) == 2)
+        transport.lose("one", "reader")
+        await until(lambda: stopped == [0])
+        group.cancel_scope.cancel()
