@@ -12,6 +12,13 @@ else the machine does meets all alike. One line is printed for each, in microsec
 
 Whoever calls is at home in one shard (``sticky``), has its calls spread over all, or has a key
 with each. A worker serves all shards, or one alone.
+
+``python -m benchmarks.shards --dead``
+
+One of three masters is killed and started again, some times. Meanwhile a caller at home in each of
+4 shards makes so many calls a second, whether others are answered or not, and workers serve all.
+Printed is how long calls of those took that are at home in the shards of the other masters, in
+milliseconds: while all masters live, and while one is dead.
 """
 
 from __future__ import annotations
@@ -21,21 +28,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from itertools import count
-from statistics import median
+from statistics import median, quantiles
 from typing import Any, NamedTuple
 
 import anyio
 import msgspec
 
-from anyio_kkrpc import RedisStreamsTransport, RPCChannel, with_call_options
-from anyio_kkrpc.redis._stream._places import home_of
+from anyio_kkrpc import RedisStreamsTransport, RPCChannel, RPCError, with_call_options
+from anyio_kkrpc.redis._stream._places import home_of, name_of_shard
 from tests.topologies import ClusterSetup
 
 STREAM = "bench"
 PROCESSES = 4
 IN_FLIGHT = 64
+_SLOTS = 16384
 
 
 class Way(NamedTuple):
@@ -126,11 +135,13 @@ async def make_calls(channel: RPCChannel, calls: int, *, keyed: bool) -> None:
 class Running:
     """One way, with its servers and processes."""
 
-    def __init__(self, way: Way, stack: ExitStack) -> None:
+    def __init__(
+        self, way: Way, stack: ExitStack, *, callers: int = PROCESSES, workers: int = PROCESSES
+    ) -> None:
         self.way = way
         self.setup = stack.enter_context(ClusterSetup(masters=way.servers, replicas=0))
-        self.workers = [self._start(stack, n, calls=False) for n in range(PROCESSES)]
-        self.callers = [self._start(stack, n, calls=True) for n in range(PROCESSES)]
+        self.workers = [self._start(stack, n, calls=False) for n in range(workers)]
+        self.callers = [self._start(stack, n, calls=True) for n in range(callers)]
         self.rounds: list[tuple[float, float, float]] = []
 
     def _start(self, stack: ExitStack, number: int, *, calls: bool) -> subprocess.Popen[str]:
@@ -176,14 +187,110 @@ class Running:
             self.rounds.append((clients * scale, workers * scale, servers * scale))
 
 
+class Times:
+    """What callers saw, in seconds for each call: with all masters, and while one was dead."""
+
+    def __init__(self) -> None:
+        self.others: dict[bool, list[float]] = {False: [], True: []}
+        self.own: dict[bool, list[float]] = {False: [], True: []}
+        self.failed = 0
+        self.dead = False
+        self.counts = False
+
+    async def call(self, api: Any, *, own: bool) -> None:
+        """Make one call.
+
+        :param own: whether its caller is at home where the master is killed
+        """
+        times, counts = (self.own if own else self.others)[self.dead], self.counts
+        began = anyio.current_time()
+        try:
+            await api.echo(1)
+        except RPCError:
+            self.failed += 1
+        else:
+            if counts:
+                times.append(anyio.current_time() - began)
+
+    async def go_on(self, api: Any, rate: float, *, own: bool) -> None:
+        """Make so many calls a second, for ever."""
+        at = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            while True:
+                at += 1 / rate
+                await anyio.sleep_until(at)
+                tasks.start_soon(partial(self.call, api, own=own))
+
+
+async def kill_masters(
+    setup: ClusterSetup, callers: list[RedisStreamsTransport], times: Times, options: Any
+) -> None:
+    """Measure with all masters, and without the last one, in turn."""
+
+    async def measure(*, dead: bool) -> None:
+        times.dead, times.counts = dead, True
+        await anyio.sleep(options.seconds)
+        times.counts = False
+
+    for _ in range(options.rounds):
+        while any(one.shard_of() != shard for shard, one in enumerate(callers)):
+            await anyio.sleep(0.1)  # until those who left are at home again
+        await anyio.sleep(2)
+        await measure(dead=False)
+        await anyio.to_thread.run_sync(setup.nodes[-1].kill)
+        await measure(dead=True)
+        await anyio.to_thread.run_sync(setup.nodes[-1].start)
+
+
+async def measure_dead(running: Running, options: Any) -> None:
+    """Call from each shard while a master dies and comes back, and print how long that took."""
+    setup, shards = running.setup, running.way.shards
+    times, last = Times(), 2 * _SLOTS // 3  # the first slot of the last master
+    callers = [
+        RedisStreamsTransport(
+            setup.url, stream=STREAM, shards=shards, use_consumer_group=True, session_id=name
+        )
+        for name in homes(shards)
+    ]
+    async with AsyncExitStack() as stack:
+        channels = []
+        for transport in callers:
+            await stack.enter_async_context(transport)
+            channels.append(await stack.enter_async_context(RPCChannel(transport, timeout=10)))
+            await channels[-1].get_api().echo(1)  # until workers are there
+        async with anyio.create_task_group() as tasks:
+            for shard, channel in enumerate(channels):
+                slot = setup.nodes[0].run("CLUSTER", "KEYSLOT", name_of_shard(STREAM, shard))
+                go_on = partial(times.go_on, channel.get_api(), options.rate, own=slot >= last)
+                tasks.start_soon(go_on)
+            await kill_masters(setup, callers, times, options)
+            tasks.cancel_scope.cancel()
+    print(f"{'ms':34} {'calls':>7} {'median':>8} {'p99':>8} {'longest':>8}")
+    for title, seen in (("the others", times.others), ("at home in the dead one", times.own)):
+        for dead, found in seen.items():
+            cuts = [quantiles(found, n=100)[n] for n in (49, 98)]
+            numbers = "".join(f"{one * 1000:9.1f}" for one in (*cuts, max(found)))
+            print(f"{title}, {'one dead' if dead else 'all alive':10} {len(found):>7}{numbers}")
+    ratio = quantiles(times.others[True], n=100)[98] / quantiles(times.others[False], n=100)[98]
+    print(f"p99 of the others: {ratio:.2f} x; {times.failed} calls failed")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", action="store_true", help="be one of the processes")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=3000, help="of each caller in each round")
+    parser.add_argument("--dead", action="store_true", help="kill one of three masters")
+    parser.add_argument("--rate", type=float, default=50.0, help="calls a second of each caller")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each part, with --dead")
     options = parser.parse_args()
     if options.work:
         anyio.run(work, msgspec.json.decode(sys.stdin.readline(), type=Task))
+        return
+    if options.dead:
+        with ExitStack() as stack:
+            one = Running(Way("one of three dies", 4, 3), stack, callers=0, workers=2)
+            anyio.run(measure_dead, one, options)
         return
     with ExitStack() as stack:
         running = [Running(way, stack) for way in WAYS]
