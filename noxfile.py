@@ -214,7 +214,8 @@ def _empty(directory: Path) -> None:
 def tests_default(session: nox.Session) -> None:
     """Run all tests but the examples, each on asyncio, uvloop and trio, under coverage.
 
-    Not on each pair of loop and server, unless tests are chosen: see tests/covering.py. Coverage is
+    Not on each combination of loop, server and other parameters, unless tests are chosen: see
+    tests/covering.py. Coverage is
     measured on one loop and one server: see tests/measured.py.
     """
     python = sys.executable
