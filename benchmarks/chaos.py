@@ -50,7 +50,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +68,7 @@ from anyio_kkrpc import (
     with_call_options,
 )
 from anyio_kkrpc.testing import RedisServer
-from tests.topologies import ClusterSetup, Node, SentinelSetup
+from tests.topologies import ClusterSetup, Node, SentinelSetup, TopologyError
 
 STREAM = "chaos"
 CLAIM_IDLE = 2.0
@@ -414,7 +414,10 @@ class Several:
 
 
 class Writer(threading.Thread):
-    """Adds entries beside the stream of the callers, and remembers which were acknowledged."""
+    """Adds entries beside the stream of the callers, and remembers which were acknowledged.
+
+    As a context manager it ends with the block: a thread that goes on would keep the program.
+    """
 
     KEY = f"{{{STREAM}}}:written"
 
@@ -424,16 +427,26 @@ class Writer(threading.Thread):
         self._acknowledged: set[bytes] = set()
         self._ended = threading.Event()
 
+    def __enter__(self) -> Writer:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ended.set()
+        self.join()
+
     def run(self) -> None:
         while not self._ended.is_set():
-            with suppress(redis.RedisError, OSError), self._servers.client() as client:
+            with (
+                suppress(redis.RedisError, OSError, TopologyError),
+                self._servers.client() as client,
+            ):
                 while not self._ended.wait(0.005):
                     self._acknowledged.add(client.xadd(self.KEY, {"a": "b"}))
 
     def end(self) -> tuple[int, int]:
         """Return how many were acknowledged, and how many of them aren't there."""
-        self._ended.set()
-        self.join()
+        self.__exit__()
         with self._servers.client() as client:
             there = {entry for entry, _ in client.xrange(self.KEY)}
             client.delete(self.KEY)
@@ -441,7 +454,7 @@ class Writer(threading.Thread):
 
 
 class Chaos:
-    """The processes, and what happens to them."""
+    """The processes, and what happens to them. None of them outlives its block."""
 
     def __init__(self, folder: Path, servers: One | Several, mode: str, backend: str) -> None:
         self.folder = folder
@@ -458,13 +471,24 @@ class Chaos:
         # When another server took over, which may not have the last entries.
         self.taken_over: list[Outage] = []
         self.events: Counter[str] = Counter(dict.fromkeys(EVENTS, 0))
+        self._all: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Chaos:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for process in self._all:
+            process.kill()
+            process.wait()
 
     def spawn(self, role: str, *args: str) -> subprocess.Popen[bytes]:
         arguments = [role, self.backend, self.servers.url, self.mode, *args]
         with (self.folder / "log").open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.chaos", "--role", *arguments], stderr=log
             )
+        self._all.append(process)
+        return process
 
     def start_worker(self) -> None:
         self.events["workers"] += 1
@@ -816,13 +840,14 @@ def run(
     """Make chaos for some time; print the counts, and return whether they are as they must be."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with One(name) if topology == "one" else Several(topology) as servers:
-            chaos, writer = Chaos(folder, servers, mode, backend), Writer(servers)
-            if topology != "one":
-                writer.start()
-            chaos.run(seconds, restarts)
-            if topology != "one":
-                chaos.events["written"], chaos.events["missing"] = writer.end()
+        with (
+            One(name) if topology == "one" else Several(topology) as servers,
+            Chaos(folder, servers, mode, backend) as chaos,
+        ):
+            with nullcontext() if topology == "one" else Writer(servers) as writer:
+                chaos.run(seconds, restarts)
+                if writer is not None:
+                    chaos.events["written"], chaos.events["missing"] = writer.end()
             counts = Judge(chaos, slack).judge()
         order = ["calls", "result", "cancelled", *WRONG]
         order += [key for key in {**counts, **chaos.events} if key not in order]

@@ -337,8 +337,8 @@ class SentinelSetup(_Setup):
         running = sum(node.running for node in self.nodes)
         return facts["role"] == "master" and online == running - 1
 
-    def _view(self, sentinel: Node) -> dict[str, str]:
-        """Return what a sentinel knows of the master."""
+    def view(self, sentinel: Node) -> dict[str, str]:
+        """Return what a sentinel knows of the master, by the names of SENTINEL MASTER."""
         flat = sentinel.run("SENTINEL", "MASTER", self.name)
         return dict(zip(flat[::2], flat[1::2], strict=True))
 
@@ -346,7 +346,7 @@ class SentinelSetup(_Setup):
         replicas, sentinels = self._counts
 
         def watched() -> bool:
-            views = [self._view(sentinel) for sentinel in self.sentinels if sentinel.answers]
+            views = [self.view(sentinel) for sentinel in self.sentinels if sentinel.answers]
             return len({view["port"] for view in views}) == 1 and all(
                 view["flags"] == "master"
                 and int(view["num-slaves"]) >= replicas
@@ -360,26 +360,30 @@ class SentinelSetup(_Setup):
 
     def master(self) -> Node:
         """Return the master, as most of the sentinels say."""
-        ports = [int(self._view(node)["port"]) for node in self.sentinels if node.answers]
-        port = max(set(ports), key=ports.count)
-        return next(node for node in self.nodes if node.port == port)
+
+        def find() -> Node:
+            ports = [int(self.view(node)["port"]) for node in self.sentinels if node.answers]
+            port = max(set(ports), key=ports.count)
+            return next(node for node in self.nodes if node.port == port)
+
+        return until(find, "the sentinels say who is the master")
 
     def replicas(self) -> list[Node]:
         """Return the others."""
         master = self.master()
         return [node for node in self.nodes if node is not master]
 
-    def wait_master(self, other_than: Node) -> Node:
+    def wait_master(self, other_than: Node, bound: float = _BOUND) -> Node:
         """Wait until another node is the master, takes writes, and all sentinels say so."""
 
         def changed() -> Node | None:
-            views = [self._view(node) for node in self.sentinels if node.answers]
+            views = [self.view(node) for node in self.sentinels if node.answers]
             master = self.master()
             agreed = len({view["port"] for view in views}) == 1
             there = agreed and master is not other_than
             return master if there and master.run("ROLE")[0] == "master" else None
 
-        return until(changed, "there is another master")
+        return until(changed, "there is another master", bound)
 
     # What happens
 
@@ -391,12 +395,16 @@ class SentinelSetup(_Setup):
         before = self.master()
         words = ("COORDINATED",) if coordinated else ()
 
-        def begun() -> bool:
+        def changed() -> Node | None:
             sentinel = next(node for node in self.sentinels if node.answers)
-            return bool(sentinel.run("SENTINEL", "FAILOVER", self.name, *words))
+            with suppress(redis.ResponseError):  # there may be one under way
+                sentinel.run("SENTINEL", "FAILOVER", self.name, *words)
+            # One whose replica isn't promoted in time is given up, and begun by nobody again.
+            with suppress(TopologyError):
+                return self.wait_master(before, 5 * self._times[1] / 1000)
+            return None
 
-        until(begun, "a sentinel begins a failover")  # there may be one under way
-        return self.wait_master(before)
+        return until(changed, "the sentinels fail over")
 
     def heal(self) -> None:
         """Make all nodes run and follow the present master."""
