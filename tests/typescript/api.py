@@ -7,6 +7,8 @@ from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
+
 from anyio_kkrpc import Exposed, RPCChannel, current_call, expose
 from anyio_kkrpc.abc import Transport
 from tests.bounds import CALL_BOUND
@@ -69,6 +71,11 @@ class Api:
                 yield number
         finally:
             self._closed += 1
+
+    async def slow_count(self, n: int, ms: float) -> AsyncIterator[int]:
+        for number in range(1, n + 1):
+            yield number
+            await anyio.sleep(ms / 1000)
 
     async def repeat(self, n: int) -> AsyncIterator[str]:
         for _ in range(n):
