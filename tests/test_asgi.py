@@ -277,6 +277,30 @@ async def test_what_has_failed_is_told_once() -> None:
         assert (await Browser(app, "/chats/17?after=5-5").run(page.events[-1][1])).status == 204
 
 
+async def test_an_item_that_cannot_be_json() -> None:
+    """Ends it once: a browser that comes back by itself comes no more, though the call runs on. A
+    page that is loaded anew is told again.
+    """
+
+    class Odd:
+        async def numbers(self) -> AsyncIterator[Any]:
+            yield 1
+            yield {(1, 2): 3}
+            await anyio.sleep_forever()
+
+    a, b = MemoryTransport.pair()
+    async with a, b, RPCChannel(a, timeout=BOUND) as channel, RPCChannel(b, expose=Odd()):
+        app = CallEvents(channel, user_of)
+        call = await channel.start(channel.get_api().numbers(), key=key_of("ann", "17"))
+        page = await Browser(app, "/chats/17").run()
+        assert [name for name, _, _ in page.events] == ["", "failed"]
+        last = page.events[-1][1]
+        assert (await Browser(app, "/chats/17").run(last)).status == 204
+        page = await Browser(app, f"/chats/17?after={last}").run()
+        assert [name for name, _, _ in page.events] == ["restarted", "", "failed"]
+        await call.cancel()
+
+
 async def test_end_of_the_web_process() -> None:
     """Each response is a whole one that names no end: its browser comes again."""
     api = Api()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ._script import Script
 from ._scripts import FINISH, KEPT
 
-__all__ = ("APPEND", "FINISH_ITEMS", "OPEN", "READ", "SOME")
+__all__ = ("APPEND", "EXPIRE", "FINISH_ITEMS", "OPEN", "READ", "SOME")
 
 # Entries that are asked for before it is known how large they are.
 SOME = 8
@@ -121,4 +121,13 @@ if held and held[2] == ARGV[10] and held[4] == tonumber(ARGV[11])
 end
 """
     + FINISH.source
+)
+
+# Has the items of a call go when what it came to does. KEYS: call, items.
+EXPIRE = Script(
+    b"""
+local left = redis.call('PTTL', KEYS[1])
+if left > 0 then redis.call('PEXPIRE', KEYS[2], left) end
+return left
+"""
 )

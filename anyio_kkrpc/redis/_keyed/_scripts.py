@@ -162,7 +162,7 @@ return known
 # group, id, state, digest, what it came to, milliseconds to keep it, the key, the inbox of who
 # asked first: not among the keys, since a user may have rights to write to it only; whether there
 # may be these; then of a failure consumer and deliveries. Returns 0 if somebody else was first, 2
-# if others wait.
+# if others wait; and 4 more if another attempt may have left items that this wasn't told of.
 FINISH = Script(
     b"""
 if redis.replicate_commands then redis.replicate_commands() end
@@ -174,7 +174,7 @@ local ended = known and string.find('dfxke', state, 1, true)
 local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], id, id, 1)
 held = not held.err and held[1]
 if not held then
-  if named and ended then return redis.call('EXISTS', KEYS[3]) * 2 end
+  if named and ended then return redis.call('EXISTS', KEYS[3]) * 2 + (KEYS[5] and 0 or 4) end
   return 0
 end
 if not named then
@@ -199,8 +199,8 @@ if not known or (named and not ended) then
   redis.call('XADD', ARGV[8], 'NOMKSTREAM', '*', 'hint', word)
 end
 redis.call('XACK', KEYS[1], ARGV[1], id)
-if state == 'w' then return 1 end
-return 1 + redis.call('EXISTS', KEYS[3])
+local more = not KEYS[5] and held[4] > 1 and 4 or 0
+return 1 + more + (state == 'w' and 0 or redis.call('EXISTS', KEYS[3]))
 """.replace(b"HINTED", b"%d" % HINTED)
 )
 

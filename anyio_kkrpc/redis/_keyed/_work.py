@@ -23,7 +23,7 @@ from ..._wire_errors import library_error
 from ...abc import Envelope
 from ...kit._keyed import BRIEFLY, PAUSE, ended_state, ran_too_long
 from ...records import Cancel, Reply, Request
-from .._connection._errors import RedisError
+from .._connection._errors import RedisError, leads_elsewhere
 from .._connection._link import Link
 from .._connection._patience import Outages, Patience
 from .._connection._resp import Connection
@@ -34,7 +34,7 @@ from .._stream._keys import Keys
 from ..dialects._base import check_size
 from ..dialects._keyed import Keyed
 from ..dialects.native import NativeDialect
-from ._item_scripts import FINISH_ITEMS
+from ._item_scripts import EXPIRE, FINISH_ITEMS
 from ._items_out import READ_WORD, ItemsOut
 from ._kept import CANCEL_WORD, LATER_WORD, Sealer, is_to_cancel, split_word
 from ._later import Later
@@ -46,6 +46,8 @@ __all__ = ("Work", "kind_of")
 
 # Seconds after which what Redis refused is written again.
 _AGAIN = 1.0
+# What FINISH adds to its reply where another attempt may have left items.
+_ITEMS = 4
 # Milliseconds for which progress is kept, at least: a day.
 _DAY = 86_400_000
 _PART = "keeping what calls came to"
@@ -117,6 +119,7 @@ class Work:
         self.teller = Teller(link, keys, self.stir)
         self._open: dict[_Finish, None] = {}
         self._died: list[Died] = []
+        self._left: list[bytes] = []
         self._doubted: set[bytes] = set()
         self._look_at = inf
         self._serves = False
@@ -236,7 +239,14 @@ class Work:
 
     def _write_to(self, connection: Connection, finish: _Finish, *, known: bool = True) -> None:
         packed = finish.script.packed(finish.keys, finish.args, known=known)
-        connection.post(packed, 1, lambda reply: self._answered(finish, reply))
+
+        def answered(reply: Any) -> None:
+            if isinstance(reply, RedisError) and leads_elsewhere(reply):
+                connection.break_off(reply)  # `attach` writes it again
+            else:
+                self._answered(finish, reply)
+
+        connection.post(packed, 1, answered)
         connection.flush_nowait()
 
     def _answered(self, finish: _Finish, reply: Any) -> None:
@@ -255,6 +265,10 @@ class Work:
             return
         del self._open[finish]
         self._outages.end(_PART)
+        if reply >= _ITEMS:
+            reply -= _ITEMS
+            self._left.append(finish.keyed.key)
+            self.stir()
         if reply == 2:
             self.teller.tell_soon(finish.keyed.key, finish.value())
         if reply and self._added is not None:
@@ -347,6 +361,7 @@ class Work:
             try:
                 await self._bury()
                 await self.teller.go_on()
+                await self._sweep()
                 await self._look()
                 await self._later.go_on()
                 await self._write_again()
@@ -379,6 +394,13 @@ class Work:
             if await run_script(self._link, DIE, names, *args):
                 self.teller.tell_soon(key)
             self._died.pop(0)
+
+    async def _sweep(self) -> None:
+        """Have items of attempts that were too late go with what the calls came to."""
+        while self._left:
+            keys, key = self._keys, self._left[0]
+            await run_script(self._link, EXPIRE, (keys.call(key), keys.items(key)))
+            self._left.pop(0)
 
     async def _look(self) -> None:
         """Cancel what runs here and is to be cancelled."""

@@ -26,6 +26,7 @@ from anyio_kkrpc import (
 from anyio_kkrpc.redis._keyed import _items_in, _items_out, _tails
 from anyio_kkrpc.redis._keyed._item_scripts import APPEND, FINISH_ITEMS, OPEN, READ
 from anyio_kkrpc.redis._keyed._items_out import READ_WORD
+from anyio_kkrpc.redis._keyed._scripts import FINISH
 from anyio_kkrpc.redis._stream._keys import HANDED_BACK
 from anyio_kkrpc.testing._server import RedisServer
 from tests.bounds import BOUND
@@ -485,6 +486,77 @@ async def test_nothing_is_left_of_an_earlier_attempt(
     times = {name: witness.pttl(name) for name in names if name in mine}
     assert place.keys.call(b"k") in times
     assert all(0 <= time <= 60_000 for time in times.values()), times
+
+
+class Changed:
+    """An attempt that comes to a plain value, and one that is a stream, as after an upgrade."""
+
+    def __init__(self) -> None:
+        self.gates = [anyio.Event(), anyio.Event()]
+        self.began: list[int] = []
+
+    async def work(self) -> Any:
+        attempt = current_call().attempt
+        self.began.append(attempt)
+        if attempt == 1:
+            await self.gates[0].wait()
+            return 5
+        return self.numbers()
+
+    async def numbers(self) -> AsyncIterator[int]:
+        yield 1
+        await self.gates[1].wait()
+
+
+@pytest.mark.one_server
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_value_comes_after_the_stream_of_another_attempt(
+    place: Calm, middle: Proxy, witness: redis.Redis, again: bool
+) -> None:
+    """The value is what the call came to; the items go with it.
+
+    :param again: whether the reply of Redis is lost, and it is written again
+    """
+    api, items = Changed(), place.keys.items(b"k")
+    async with place.caller() as caller, place.worker(api, middle.url):
+        call = await caller.start(caller.get_api().work(), key="k", keep=60)
+        await until(lambda: api.began == [1])
+        middle.freeze()
+        place.take_away(witness)
+        async with place.worker(api):
+            async with anyio.create_task_group() as telling:
+                telling.start_soon(place.tell, witness)
+                await until(lambda: witness.xlen(items) == 2)
+                telling.cancel_scope.cancel()
+            if again:
+                middle.swallow_reply_to(script(FINISH))
+            middle.thaw()
+            api.gates[0].set()
+            assert await call.result() == 5
+            await until(lambda: 0 < witness.pttl(items) <= 60_000)
+            api.gates[1].set()
+
+
+@pytest.mark.one_server
+@pytest.mark.parametrize("refused", REFUSALS, ids=lambda text: text.split()[0])
+async def test_what_it_came_to_is_refused_for_now(place: Place, refused: str) -> None:
+    """It is written again; where the server leads elsewhere, on another connection."""
+    api = Api()
+    async with (
+        fake_server(place.url) as fake,
+        place.worker(api, fake.url) as worker,
+        place.caller() as caller,
+    ):
+        call = await caller.start(caller.get_api().work(400), key="k")
+        await until(lambda: api.began == [1])
+        before = worker.statistics().reconnects
+        fake.refuse(refused, matches=runs(FINISH_ITEMS))
+        api.gates[0].set()
+        await fake.wait_refused(1)
+        fake.accept()
+        assert await call.result() is None
+        moves = refused.startswith(("READONLY", "LOADING"))
+        assert (worker.statistics().reconnects > before) is moves
 
 
 @pytest.mark.one_server
