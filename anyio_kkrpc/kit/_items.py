@@ -97,6 +97,7 @@ class Window:
     somebody has read beyond that.
 
     :ivar number: of the last item
+    :ivar read_to: number of the last one that somebody has read, as far as that is known
     :ivar unread: how many are gone that nobody is known to have read
     """
 
@@ -106,7 +107,7 @@ class Window:
         self._items = self._size = 0
         self._gone = _Mark(0, 0, 0)
         self._marks: deque[_Mark] = deque()
-        self._read = 0
+        self.read_to = 0
 
     def begin(self, number: int, items: int) -> None:
         """Note how many are kept already; their bytes aren't known, and don't count.
@@ -143,7 +144,7 @@ class Window:
 
     def read(self, number: int) -> None:
         """Note that somebody has read up to an item."""
-        self._read = max(self._read, min(number, self.number))
+        self.read_to = max(self.read_to, min(number, self.number))
 
     def make_room(self, *, unread: bool = False) -> int:
         """Remove what is oldest, as far as it has to go and may.
@@ -154,10 +155,10 @@ class Window:
         marks = self._marks
         while self.full and marks:
             number = marks[0].number
-            if not (unread or number < self._read or self._read == self.number):
+            if not (unread or number < self.read_to or self.read_to == self.number):
                 break
             mark = marks.popleft()
-            self.unread += min(mark.items - self._gone.items, max(number - self._read, 0))
+            self.unread += min(mark.items - self._gone.items, max(number - self.read_to, 0))
             self._gone = mark
         return self._gone.number
 

@@ -186,6 +186,7 @@ class Reader:
     :ivar call: the id of the request whose items are wanted, ``0-0`` while there is none
     :ivar met: whether that is known
     :ivar looks: how often one has looked since the last entry, and there was nothing
+    :ivar owed: whether who writes is to be told how far this is, and Redis may not have that yet
     """
 
     def __init__(self, key: str, at: Position | None) -> None:
@@ -196,6 +197,7 @@ class Reader:
         self.call = b"0-0"
         self.met = False
         self.looks = 0
+        self.owed = False
         self._is_told = at is not None  # and not known from what was read here
 
     def meet(self, call: bytes) -> None:

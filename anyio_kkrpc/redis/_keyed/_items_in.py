@@ -22,7 +22,7 @@ from .._connection._link import Link
 from .._stream._keys import Keys
 from ._entries import Entries, Reader, epoch_of, parse_id
 from ._item_scripts import READ, SOME
-from ._items_out import READ_WORD, ItemsOut
+from ._items_out import ItemsOut, read_word
 from ._kept import Kept, parse_kept
 from ._script import ask_patiently, run_script
 from ._tails import LARGE_PAGE, PAGE, Entry, Feed, Tails
@@ -108,11 +108,9 @@ class RedisItems(KeyedItems):
         reader = Reader(key, parse_position(after))
         place = self._keys.items(key.encode())
         feed: Feed | None = None
-        pause = _SOON
         try:
             while True:
-                pause = LOOKS_AFTER if reader.at is not None else min(2 * pause, LOOKS_AFTER)
-                feed, entries = await self._next(reader, feed, pause)
+                feed, entries = await self._next(reader, feed)
                 if isinstance(entries, ItemsEnd):
                     yield entries
                     return
@@ -141,12 +139,11 @@ class RedisItems(KeyedItems):
                 self._tails.leave(feed)
 
     async def _next(
-        self, reader: Reader, feed: Feed | None, pause: float
+        self, reader: Reader, feed: Feed | None
     ) -> tuple[Feed | None, list[Entry] | ItemsEnd]:
         """Return what comes next, or nothing yet.
 
         :param feed: where that comes, if this is known to be all there was
-        :param pause: seconds to wait for it
         """
         if self._tails.ended is not None:
             raise fresh_copy(self._tails.ended)
@@ -170,7 +167,7 @@ class RedisItems(KeyedItems):
         if feed is None:
             feed = self._tails.join(self._keys.items(reader.key.encode()), reader.cursor)
         if feed is not None:
-            await feed.wait(pause)
+            await feed.wait(_pause(reader))
         return feed, []
 
     async def _page(self, reader: Reader) -> _Page:
@@ -195,11 +192,12 @@ class RedisItems(KeyedItems):
         return page
 
     def _look_again(self, reader: Reader, page: _Page) -> None:
-        """Tell who writes again, ever more rarely, that all is read: it may wait for that, and what
-        told it may be lost, with who did.
+        """Tell who writes again that all is read: it may wait for that, and what told it may be
+        lost, with who did. Ever more rarely, once Redis has taken that from here.
         """
         reader.looks += 1
-        if page.mark and page.last == reader.cursor and not reader.looks & (reader.looks - 1):
+        often = reader.owed or not reader.looks & (reader.looks - 1)
+        if page.mark and page.last == reader.cursor and often:
             self._tell(reader, page.mark)
 
     async def _end_of(self, reader: Reader, page: _Page) -> ItemsEnd:
@@ -217,10 +215,23 @@ class RedisItems(KeyedItems):
 
     def _tell(self, reader: Reader, session: bytes) -> None:
         """Tell who writes how far this is read. Nobody waits for that; it may be lost."""
+
+        def answered(reply: Any) -> None:
+            if isinstance(reply, bytes):
+                reader.owed = False
+
+        reader.owed = True
         connection = self._link.connection
         if connection is not None and connection.error is None:
-            inbox, name = self._keys.inbox(""), reader.key.encode()
-            word = b"%b%d:%b%b" % (READ_WORD, len(name), name, str(reader.at).encode())
-            entry = (b"XADD", inbox + session, b"NOMKSTREAM", b"*", b"hint", word)
-            connection.post(pack(entry))
+            inbox = self._keys.inbox("") + session
+            word = read_word(reader.key.encode(), str(reader.at).encode())
+            packed = pack((b"XADD", inbox, b"NOMKSTREAM", b"*", b"hint", word))
+            connection.post(packed, 1, answered)
             connection.flush_nowait()
+
+
+def _pause(reader: Reader) -> float:
+    """Return for how many seconds one waits who has looked, and there was nothing."""
+    if reader.at is not None and not reader.owed:
+        return LOOKS_AFTER
+    return min(_SOON * 2.0 ** min(reader.looks, 10), LOOKS_AFTER)

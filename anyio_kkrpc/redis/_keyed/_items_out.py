@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from anyio import current_time
+from anyio import Event, current_time, move_on_after
 
 from ..._exceptions import (
     DeliveryError,
@@ -34,7 +34,7 @@ from ._kept import split_word
 from ._pacing import Batch, Pacer
 from ._script import is_unknown, run_script
 
-__all__ = ("READ_WORD", "ItemsOut")
+__all__ = ("READ_WORD", "ItemsOut", "read_word")
 
 # What the hint begins with that tells how far somebody has read.
 READ_WORD = b"call-read "
@@ -43,6 +43,8 @@ _FEW = 20
 # Milliseconds for which items are kept while they come: a day. Seconds after which that is renewed.
 _DAY = 86_400_000
 _HOUR = 3600.0
+# Seconds after which one tells oneself again.
+_HEARD_WITHIN = 5.0
 _PART = "items of calls"
 
 
@@ -167,8 +169,10 @@ class ItemsOut:
         if keyed.items is not None:  # another task of the handler has begun meanwhile
             raise _too_late()
         cancel = partial(self._cancel, held, keyed)
+        catch_up = partial(self._catch_up, keyed.key)
         drop = partial(self.unread.make_room, key=keyed.name)
-        writer = Pacer(place, epoch, keyed.bounds, keep, self._write, cancel, drop)
+        rest = (keyed.bounds, keep, self._write, cancel, catch_up, drop)
+        writer = Pacer(place, epoch, *rest)
         first = parse_id(done)
         writer.begin(behind, first.number if first.epoch < epoch else behind)
         keyed.items = self._open[keyed.key, epoch] = writer
@@ -292,6 +296,16 @@ class ItemsOut:
         if isinstance(held.record, Request):
             self._deliver(Envelope(Cancel(held.record.id), held.sender))
 
+    async def _catch_up(self, key: bytes, writer: Pacer) -> None:
+        """Wait until all has come that others had said by now: tell oneself, behind that."""
+        inbox = self._keys.inbox("") + self._session
+        word = read_word(key, pack_id(writer.epoch, 0))
+        writer.caught_up = Event()
+        while writer.error is None and not writer.caught_up.is_set():
+            await self._link.request(b"XADD", inbox, b"NOMKSTREAM", b"*", b"hint", word)
+            with move_on_after(_HEARD_WITHIN):
+                await writer.caught_up.wait()
+
     # What others say
 
     def take_word(self, word: bytes) -> None:
@@ -305,6 +319,11 @@ class ItemsOut:
             writer = self._open.get((key, int(epoch)))
             if writer is not None:
                 writer.read(int(number))
+
+
+def read_word(key: bytes, position: bytes) -> bytes:
+    """Return the hint that somebody has read an item."""
+    return b"%b%d:%b%b" % (READ_WORD, len(key), key, position)
 
 
 def _too_late() -> DeliveryError:

@@ -7,7 +7,7 @@ handler in a hurry makes few large ones, and one that isn't has each written at 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from anyio import Event, current_time, move_on_after, sleep_forever
 from msgspec import Struct
@@ -48,11 +48,13 @@ class Pacer:
     :param keep: milliseconds for which Redis is to keep it while more may come
     :param write: writes what is on its way
     :param cancel: cancels the call
+    :param catch_up: waits until all has come here that Redis had for this worker
     :param drop: makes room in a window, read or not; see `Unread.make_room`
     :ivar window: what is kept
     :ivar sent: what is on its way
     :ivar error: why nothing more can be written
     :ivar closed: whether the end is told
+    :ivar caught_up: set by `read` with 0, which `catch_up` has itself told
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Pacer:
         keep: int,
         write: Callable[[Pacer, Batch], object],
         cancel: Callable[[], object],
+        catch_up: Callable[[Pacer], Awaitable[None]],
         drop: Callable[[Window], int],
     ) -> None:
         self.place = place
@@ -76,6 +79,8 @@ class Pacer:
         self._bounds = bounds
         self._write = write
         self._cancel = cancel
+        self._catch_up = catch_up
+        self.caught_up = Event()
         self._drop = drop
         self._waiting: deque[Batch] = deque()
         self.sent: Batch | None = None
@@ -123,6 +128,8 @@ class Pacer:
 
     def read(self, number: int) -> None:
         """Note that somebody has read up to an item."""
+        if not number:
+            self.caught_up.set()
         self.window.read(number)
         self._tell()
 
@@ -172,15 +179,23 @@ class Pacer:
             self._remove(self._drop(window))
             return
         seconds = bounds.unread_timeout if unread == "cancel" else None
-        with move_on_after(seconds):
-            while self.error is None:
-                self._remove(window.make_room())
-                if not window.full:
-                    return
-                await self._wait()
-            return
+        while True:
+            known = window.read_to
+            with move_on_after(seconds):
+                await self._wait_for_room()
+                return
+            await self._catch_up(self)  # words may be on their way, or the connection is lost
+            if window.read_to == known and self.error is None:
+                break
         self._cancel()
         await sleep_forever()
+
+    async def _wait_for_room(self) -> None:
+        while self.error is None:
+            self._remove(self.window.make_room())
+            if not self.window.full:
+                return
+            await self._wait()
 
     def _remove(self, number: int) -> None:
         if number > self._removed:  # an earlier attempt goes as a whole

@@ -356,6 +356,65 @@ async def test_nobody_has_told_what_was_read(place: Place, monkeypatch: pytest.M
             assert numbers == list(range(1, 32))
 
 
+@pytest.mark.one_server
+async def test_what_was_read_is_told_late(place: Calm, middle: Proxy, witness: redis.Redis) -> None:
+    """A call isn't cancelled as unread while Redis has the word that it is read, and its worker has
+    yet to hear of that.
+    """
+    api, worker = Api(before=(10,)), place.worker
+    bounds = ItemBounds(keep_items=10, when_unread="cancel", unread_timeout=0.05)
+    async with place.caller() as caller, worker(api, middle.url) as transport:
+        inbox = place.keys.inbox(transport.session_id)
+
+        def words() -> list[bytes]:
+            found = [fields.get(b"hint", b"") for _, fields in witness.xrange(inbox)]
+            return [word for word in found if word.startswith(READ_WORD)]
+
+        call = await caller.start(caller.get_api().work(12), key="k", bounds=bounds)
+        items = place.keys.items(b"k")
+        await until(lambda: witness.exists(items))
+        await until(lambda: witness.xrevrange(items, count=1)[0][0].endswith(b"-10"))
+        middle.freeze(up=False)
+        numbers: list[int] = []
+
+        async def follow() -> None:
+            numbers.extend([item.number for item in await read(call)])
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(follow)
+            await until(lambda: any(word.endswith(b"-10") for word in words()))
+            api.gates[0].set()
+            await until(lambda: api.over or words()[-1].endswith(b"-0"))
+            middle.thaw()
+        assert numbers == list(range(1, 13))
+
+
+@pytest.mark.one_server
+async def test_a_word_that_redis_refuses_is_told_again(place: Place) -> None:
+    """Soon, and not when one looks the next time: who writes may cancel the call by then."""
+    api = Api(before=(0,))
+    api.gates[0].set()
+    bounds = ItemBounds(keep_items=10, when_unread="cancel", unread_timeout=4)
+    async with (
+        fake_server(place.url) as deaf,
+        place.worker(api),
+        place.caller(deaf.url) as caller,
+        anyio.create_task_group() as group,
+    ):
+        deaf.refuse("ERR no", matches=lambda command: command[-1].startswith(READ_WORD))
+        call = await caller.start(caller.get_api().work(12), key="k", bounds=bounds)
+        numbers: list[int] = []
+
+        async def follow() -> None:
+            numbers.extend([item.number for item in await read(call)])
+
+        group.start_soon(follow)
+        await deaf.wait_refused(6)  # at 3, 6, 9 and 10, at once where nothing follows, and soon
+        deaf.accept()
+        assert await call.result() is None
+    assert numbers == list(range(1, 13))
+
+
 async def test_who_reads_is_cut_off(place: Place, middle: Proxy) -> None:
     """While it waits for more: it reads on where it was."""
     api = Api()
