@@ -42,7 +42,7 @@ from hiredis import ProtocolError, Reader
 from ..._exceptions import TransportClosedError, TransportConnectionError
 from ..._runtime._fresh import fresh_copy
 from ._address import Address, describe
-from ._chunks import CHUNK, take_chunk
+from ._chunks import ALONE, rest_of, take_chunk
 from ._command import Argument, pack
 from ._errors import Parse, RedisError, named, parse_error
 from ._incoming import READ_SIZE
@@ -106,7 +106,9 @@ class Connection(AsyncResource):
         self._feed, self._gets, self._has_data = reader.feed, reader.gets, reader.has_data
         self._receive = stream.receive
         # Streams that can't write at once, such as TLS, leave it all to the writer.
-        self._send_nowait: Callable[[bytes], int] = getattr(stream, "send_nowait", lambda _: 0)
+        self._send_nowait: Callable[[bytes | memoryview], int] = getattr(
+            stream, "send_nowait", lambda _: 0
+        )
         self._flushes = 0
         # Whether something was read since the last write.
         self._answered = True
@@ -172,7 +174,7 @@ class Connection(AsyncResource):
         try:
             sent = self._send_nowait(data)
             if sent < len(data):
-                await self._stream.send(data[sent:])
+                await self._stream.send(rest_of(data, sent))
             while len(replies) < count:
                 while (reply := self._gets()) is _MORE:
                     self._feed(piece := await self._receive(READ_SIZE))
@@ -348,20 +350,20 @@ class Connection(AsyncResource):
                     raise
             self._writing = False
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, data: bytes | memoryview) -> None:
         sent = self._send_nowait(data)
         if sent < len(data):
-            await self._stream.send(data[sent:])
+            await self._stream.send(rest_of(data, sent))
 
-    def _next_chunk(self) -> bytes:
+    def _next_chunk(self) -> bytes | memoryview:
         """Take what is to be written next."""
         self._answered = False
         if self.late is not None:
             self.late()
         if self.before_write is not None:
             self.before_write()
-        if self._outgoing_size <= CHUNK:
-            data = b"".join(self._outgoing)
+        if self._outgoing_size < ALONE:
+            data: bytes | memoryview = b"".join(self._outgoing)
             self._outgoing.clear()
             self._outgoing_size = 0
         else:

@@ -7,7 +7,7 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyio_kkrpc.redis._connection._chunks import take_chunk
+from anyio_kkrpc.redis._connection._chunks import ALONE, take_chunk
 
 
 @given(st.lists(st.binary(max_size=20)), st.integers(1, 50))
@@ -31,3 +31,17 @@ def test_what_is_cut_is_not_copied() -> None:
     assert isinstance(rest, memoryview)
     assert rest.obj is large
     assert len(rest) == 700
+
+
+def test_large_parts_are_not_copied() -> None:
+    """They stand alone, and so do the pieces of what is larger than a write."""
+    small, large, larger = b"ab", bytes(ALONE), bytes(ALONE * 9)
+    waiting: deque[bytes | memoryview] = deque([small, small, large, small, larger, small])
+    pieces = []
+    while waiting:
+        pieces.append(take_chunk(waiting, ALONE * 4))
+    assert b"".join(pieces) == small * 2 + large + small + larger + small
+    assert pieces[:3] == [small * 2, large, small]
+    assert pieces[1] is large
+    assert [len(piece) for piece in pieces[3:]] == [ALONE * 4, ALONE * 4, ALONE, 2]
+    assert all(isinstance(piece, memoryview) and piece.obj is larger for piece in pieces[3:6])

@@ -8,6 +8,7 @@ import random
 import shutil
 import socket
 import ssl
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from redis.credentials import UsernamePasswordCredentialProvider
 
 from anyio_kkrpc._exceptions import TransportClosedError, TransportConnectionError
 from anyio_kkrpc.redis._connection._address import Address
+from anyio_kkrpc.redis._connection._command import pack
 from anyio_kkrpc.redis._connection._errors import Meaning, RedisError, ResponseError, meaning_of
 from anyio_kkrpc.redis._connection._login import open_connection
 from anyio_kkrpc.redis._connection._resp import HIGH_WATER, Connection
@@ -849,6 +851,26 @@ class TestPipelined:
                     for number in range(len(values)):
                         group.start_soon(ask, number)
         assert got == dict(enumerate(values))
+
+    @pytest.mark.one_server
+    async def test_large_without_a_copy(self, address: Address, stream_name: str) -> None:
+        """What the socket doesn't take at once is written from where it is."""
+        size = 15 * HIGH_WATER
+        packed = pack(("SET", stream_name, bytes(size)))
+        async with running(await open_connection(address)) as connection:
+            answered = anyio.Event()
+            tracemalloc.start()
+            try:
+                connection.post(packed, 1, lambda _: answered.set())
+                with anyio.fail_after(LIMIT):
+                    await connection.flush()
+                    await answered.wait()
+                peak = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+            assert await connection.request("STRLEN", stream_name) == size
+            await connection.request("DEL", stream_name)
+        assert 0 < peak < HIGH_WATER / 2
 
 
 class TestFlush:
