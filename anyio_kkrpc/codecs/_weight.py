@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .._protocol._budget import marks_in
 
@@ -20,12 +20,40 @@ _BLOCK = 64
 # Python implementations that don't count their blocks: as much as JSON can weigh, by its bytes.
 _WORST = 25
 
+# Bytes of a text that is worth being skipped, and quotes that are looked at to find such.
+_LONG = 16 * 1024
+_LOOKS = 256
+_BACKSLASH = 0x5C
+
 _blocks: Callable[[], int] | None = getattr(sys, "getallocatedblocks", None)
 
 
 def weight_of_json(data: bytes) -> int:
     """Return what JSON weighs decoded."""
-    return len(data) + _VALUE * marks_in(data)
+    marks = begin = 0
+    for start, end in _long_texts(data):
+        marks += marks_in(data[begin:start])
+        begin = end
+    return len(data) + _VALUE * (marks + marks_in(data[begin:]))
+
+
+def _long_texts(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where the first long texts in JSON are: to look for values in them takes longer than to
+    decode them.
+    """
+    begin, at = -1, -1
+    for _ in range(_LOOKS if len(data) > _LONG else 0):
+        at = data.find(b'"', at + 1)
+        if at < 0:
+            return
+        if begin < 0:
+            begin = at
+        elif data[at - 1] != _BACKSLASH:
+            if at - begin > _LONG:
+                yield begin, at
+            begin = -1
+        elif data[at - 2] == _BACKSLASH:
+            return  # whether the text ends here isn't worth the search
 
 
 class Scales:

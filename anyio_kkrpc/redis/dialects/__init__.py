@@ -15,7 +15,7 @@ from msgspec import Struct
 from ..._exceptions import ProtocolError
 from ...abc import Codec
 from ...codecs._weight import LARGE, weight_of_json
-from ...records import Record
+from ...records import Record, Request
 from ._base import Dialect as Dialect
 from ._base import Entry as Entry
 from ._base import LargeEntry as LargeEntry
@@ -118,7 +118,7 @@ class Dialects:
             shared = self.classic.decode(fields)
             self.classic_seen = self.classic_seen or shared is not None
         if shared is not None:
-            if shared.size > LARGE:
+            if shared.size > LARGE and isinstance(shared.record, Request):
                 shared = leave_out(shared, fields, weight_of_json(data))
             assert isinstance(shared.sender, SharedPeer)
             self._remember(str(shared.sender), shared.sender.dialect)

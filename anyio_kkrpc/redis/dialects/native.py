@@ -340,10 +340,14 @@ class NativeDialect(Dialect):
 
 def _decode_large(fields: list[bytes], codec: Codec, sender: str, number: bytes | None) -> Entry:
     """Decode a large entry; of a request, what is needed until its handler begins."""
-    data = fields[3]
+    data, weight = fields[3], 0
     if isinstance(codec, JSONCodec):
-        record = decode_head(data) if data.startswith(_REQUEST) else codec.decode(data)
-        weight = weight_of_json(data)
+        if data.startswith(_REQUEST):
+            record: Record = decode_head(data)
+        else:
+            record = codec.decode(data)
+        if isinstance(record, Request):
+            weight = weight_of_json(data)
     else:
         with Scales() as scales:
             record = codec.decode(data)

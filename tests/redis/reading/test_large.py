@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -122,6 +123,31 @@ def test_left_out_and_decoded_again(kind: tuple[str, str], value: Any, op: Any) 
     assert isinstance(whole, Request)
     assert whole.id == head.id
     assert (whole.a, whole.v) == (peer_sees(kind[0], record.a), peer_sees(kind[0], record.v))
+
+
+@pytest.mark.parametrize(
+    "record", [Reply("1", ["x" * 1000] * 1000), msgspec.structs.replace(RECORD, a=["x" * 10**6])]
+)
+def test_large_values_are_copied_once_at_most(record: Record) -> None:
+    """It is weighed without a copy, or not at all; of a request it waits as it came."""
+    peer = dialects("native")
+    fields = peer.own.encode(record, None)
+    assert fields is not None
+    whole = [*fields]
+    peer.decode(whole)
+    tracemalloc.start()
+    try:
+        entry = peer.decode(whole)
+        peak = tracemalloc.get_traced_memory()[1] / 10**6
+    finally:
+        tracemalloc.stop()
+    if isinstance(record, Reply):
+        assert entry.record == record
+        assert 1 <= peak < 1.2
+    else:
+        assert isinstance(entry, LargeEntry)
+        assert 10**6 < entry.weight < 1.1 * 10**6
+        assert peak < 0.1
 
 
 def peer_sees(dialect: str, value: Any) -> Any:
