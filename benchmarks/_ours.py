@@ -15,7 +15,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +29,7 @@ from .cases import IN_FLIGHT, PAYLOAD, Place, limit_case, ours_case
 
 MEBIBYTE = 2**20
 SECONDS = 1.5
+LARGE_ROUNDS, LARGE_SECONDS = 5, 0.3
 ITEMS = 50_000
 CALLS = 10_000
 IDLE = 5.0
@@ -41,22 +42,35 @@ Found = dict[str, float]
 
 
 async def large(place: Place, pid: int, server: int) -> Found:
-    """1 MiB there and back, one at a time; MB/s of payload in one direction."""
-    found = {}
-    data = os.urandom(MEBIBYTE)
-    text = base64.b64encode(data).decode()
-    async with limit_case.connect(place._replace(name=f"{place.name}-limit")) as limit:
-        found["limit"] = await _rate(lambda: limit.call("x" * MEBIBYTE))
-    for codec, value in (("json", "x" * MEBIBYTE), ("json", text), ("cbor", data)):
-        size = MEBIBYTE
-        name = "text" if value == "x" * MEBIBYTE else f"bytes in {codec}"
-        async with (
-            ours_case.transport(place, codec=codec) as streams,
-            RPCChannel(streams) as channel,
-        ):
-            echo = channel.get_api().echo
-            found[name] = await _rate(lambda echo=echo, value=value: echo(value)) * size / MEBIBYTE
-    return {name: rate * MEBIBYTE / 1e6 for name, rate in found.items()}
+    """1 MiB and 15 MiB there and back, one at a time; MB/s of payload in one direction.
+
+    Interleaved, and the median of some rounds: they differ by less than the machine does.
+    """
+    async with AsyncExitStack() as stack:
+        there = place._replace(name=f"{place.name}-limit")
+        limit = await stack.enter_async_context(limit_case.connect(there))
+        echoes: dict[str, Any] = {}
+        for codec in ("json", "cbor"):
+            streams = ours_case.transport(place, codec=codec)
+            channel = RPCChannel(await stack.enter_async_context(streams))
+            echoes[codec] = (await stack.enter_async_context(channel)).get_api().echo
+        kinds: dict[str, tuple[int, Callable[[Any], Awaitable[Any]], Any]] = {}
+        for mebibytes in (1, 15):
+            size = mebibytes * MEBIBYTE
+            text, data = "x" * size, os.urandom(size)
+            kinds[f"limit, {mebibytes} MiB"] = (size, limit.call, text)
+            kinds[f"text, {mebibytes} MiB"] = (size, echoes["json"], text)
+            kinds[f"bytes in cbor, {mebibytes} MiB"] = (size, echoes["cbor"], data)
+            if mebibytes == 1:  # more of it is larger than a message may be
+                encoded = base64.b64encode(data).decode()
+                kinds["bytes in json, 1 MiB"] = (size, echoes["json"], encoded)
+        rounds: list[Found] = []
+        for _ in range(LARGE_ROUNDS):
+            rounds.append({})
+            for name, (size, call, value) in kinds.items():
+                rate = await _rate(lambda call=call, value=value: call(value), LARGE_SECONDS)
+                rounds[-1][name] = size * rate / 1e6
+    return medians(rounds)
 
 
 async def streams(place: Place, pid: int, server: int) -> Found:
@@ -167,10 +181,10 @@ async def first(place: Place, pid: int, server: int) -> Found:
         return {"connect ms": (connected - start) * 1e3, "call ms": _since(connected) * 1e3}
 
 
-async def _rate(call: Callable[[], Awaitable[Any]]) -> float:
+async def _rate(call: Callable[[], Awaitable[Any]], seconds: float) -> float:
     await call()
     done, start = 0, time.perf_counter()
-    while time.perf_counter() < start + SECONDS:
+    while time.perf_counter() < start + seconds:
         await call()
         done += 1
     return done / _since(start)
