@@ -280,6 +280,30 @@ def test_what_the_transport_imports() -> None:
     assert not {name.partition(".")[0] for name in more} - {*sys.stdlib_module_names, "anyio"}
 
 
+@pytest.mark.skipif(
+    sys.version_info[:2] != (3, 11), reason="the number is of one version of Python"
+)
+def test_what_an_import_costs() -> None:
+    """With the transport, few times the function calls that AnyIO and its loop take alone.
+
+    In instructions that is twice as much: 684 million, and 353 million of them for AnyIO.
+    """
+    alone, all_of_it = _run(
+        "import sys\n"
+        "calls = 0\n"
+        "def count(*_):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "sys.setprofile(count)\n"
+        "import anyio._backends._asyncio\n"
+        "alone = calls\n"
+        "from anyio_kkrpc.redis import RedisStreamsTransport\n"
+        "sys.setprofile(None)\n"
+        "print(alone, calls)"
+    ).split()
+    assert 1 < int(all_of_it) / int(alone) < 2.5
+
+
 @pytest.mark.parametrize(
     "module",
     [
