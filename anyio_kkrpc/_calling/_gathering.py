@@ -8,7 +8,7 @@ from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Generic, TypeVar, final
 
-from anyio import BusyResourceError, Event
+from anyio import BusyResourceError, ClosedResourceError, Event
 from anyio.lowlevel import checkpoint_if_cancelled
 from msgspec import Struct
 
@@ -80,7 +80,8 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         self._senders: set[str | None] = set()
         self._wake: Event | None = None
         self._reading = False
-        self._ended = False
+        # No answer is wanted any more; and nor will one be, should middleware go on once more.
+        self._ended = self._left = False
 
     def __aiter__(self) -> Replies[T]:
         return self
@@ -120,7 +121,7 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
 
     async def aclose(self) -> None:
         """Ask no longer."""
-        self._end(CallInput.CANCEL)
+        self._leave()
         await checkpoint_if_cancelled()
 
     async def __aenter__(self) -> Replies[T]:
@@ -132,7 +133,7 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self._end(CallInput.CANCEL)
+        self._leave()
 
     def set(self) -> None:
         """Wake the reader."""
@@ -190,8 +191,10 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
     async def _send(
         self, args: Sequence[Any], kwargs: dict[str, Any], metadata: dict[str, Any] | None
     ) -> None:
+        """Ask all. If middleware goes on once more, what was asked before is taken back."""
         core, question = self._core, self._question
         options = question.options
+        self._take_back()
         if USE.begun:
             self._passed = core.references.passing(options.to, args, kwargs, to_all=True)
         if self._passed is not None:
@@ -224,6 +227,19 @@ class Replies(AsyncIterator[PeerReply[T]], Generic[T]):
     def _expire(self) -> None:
         self._end(CallInput.TIMEOUT)
         self.set()
+
+    def _leave(self) -> None:
+        self._left = True
+        self._end(CallInput.CANCEL)
+
+    def _take_back(self) -> None:
+        self._end(CallInput.CANCEL)
+        if self._left:
+            raise ClosedResourceError
+        self._call = self._timer = self._passed = None
+        self._items.clear()
+        self._senders.clear()
+        self._ended = False
 
     def _end(self, step: CallInput) -> None:
         if self._ended:

@@ -8,14 +8,21 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio import create_task_group, fail_after, wait_all_tasks_blocked
+from anyio import ClosedResourceError, create_task_group, fail_after, wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
-from anyio_kkrpc import RemoteError, RPCChannel, RPCTimeoutError, with_call_options
-from anyio_kkrpc._protocol._records import Record, Reply, Request, StreamReply
+from anyio_kkrpc import (
+    OverloadedError,
+    RemoteError,
+    RPCChannel,
+    RPCTimeoutError,
+    with_call_options,
+)
+from anyio_kkrpc._protocol._records import Cancel, Record, Reply, Request, StreamReply
 from anyio_kkrpc._protocol._values import STREAM
 from anyio_kkrpc._runtime._timer import Timer
 from anyio_kkrpc.abc import Capabilities, Envelope, Listener, Transport
+from anyio_kkrpc.middleware import CallNext, Invocation
 from tests.bounds import BOUND
 
 pytestmark = pytest.mark.anyio
@@ -31,6 +38,7 @@ class Scripted(Transport):
         self.capabilities_ = Capabilities(broadcast=broadcast)
         self.sent: list[Record] = []
         self.listener: Listener | None = None
+        self.refuses = 0
 
     @property
     def capabilities(self) -> Capabilities:
@@ -45,6 +53,9 @@ class Scripted(Transport):
 
     async def send(self, item: Envelope) -> None:
         await checkpoint()
+        if self.refuses:
+            self.refuses -= 1
+            raise OverloadedError("nothing is taken now")
         self.sent.append(item.record)
 
     async def aclose(self) -> None:
@@ -168,6 +179,60 @@ async def test_a_second_answer_of_one_peer_is_left(caplog: pytest.LogCaptureFixt
         assert len(values) == 2
         assert channel.statistics().incoming_streams == 1
     assert "failed" not in caplog.text
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_question_that_is_asked_again(refused: bool) -> None:
+    """Middleware that goes on twice: the first question is taken back, answers to the second count."""
+
+    async def twice(invocation: Invocation, go_on: CallNext) -> Any:
+        if refused:
+            transport.refuses = 1
+            with pytest.raises(OverloadedError):
+                await go_on(invocation)
+        else:
+            await go_on(invocation)
+            transport.deliver(Reply(transport.requests()[0].id, "old"), "worker")
+        return await go_on(invocation)
+
+    transport = Scripted(broadcast=True)
+    async with RPCChannel(transport, middleware=[twice]) as channel, create_task_group() as group:
+        values: list[Any] = []
+
+        async def ask() -> None:
+            async for reply in channel.broadcast(
+                channel.get_api().health(), timeout=BOUND, limit=2
+            ):
+                values.append(reply.result())
+
+        group.start_soon(ask)
+        await transport.until_asked(1 if refused else 2)
+        *earlier, request = transport.requests()
+        for asked in (*earlier, request):
+            transport.deliver(Reply(asked.id, "first"), "worker")
+        transport.deliver(Reply(request.id, "second"), "another")
+        await wait_all_tasks_blocked()
+        assert values == ["first", "second"]
+        assert channel.statistics().calls == 0
+        cancelled = [record.id for record in transport.sent if isinstance(record, Cancel)]
+        assert cancelled[: len(earlier)] == [asked.id for asked in earlier]
+
+
+async def test_a_question_that_nobody_reads_is_not_asked_again() -> None:
+    """It was left while middleware waited: going on asks nobody, and leaves nothing open."""
+
+    async def wait(invocation: Invocation, go_on: CallNext) -> Any:
+        await go_on(invocation)
+        await question.aclose()
+        return await go_on(invocation)
+
+    transport = Scripted(broadcast=True)
+    async with RPCChannel(transport, middleware=[wait]) as channel:
+        question = channel.broadcast(channel.get_api().health(), timeout=BOUND)
+        with pytest.raises(ClosedResourceError):
+            await question.__anext__()
+        assert len(transport.requests()) == 1
+        assert channel.statistics().calls == 0
 
 
 class Strange(BaseException):
