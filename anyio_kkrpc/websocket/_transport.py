@@ -143,8 +143,12 @@ class WebSocketTransport(MessageTransport):
             except Exception as exc:
                 self._reason = exc
             tasks.cancel_scope.cancel()
-        if self._reason is not None:
-            raise self._reason
+        reason, self._reason = self._reason, None
+        try:
+            if reason is not None:
+                raise reason
+        finally:
+            del reason  # it has the frames that have it, and the last message
 
     async def _read_messages(self) -> None:
         receive, take, asking = self._socket.receive, self._messages.take, self._asking

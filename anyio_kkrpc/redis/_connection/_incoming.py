@@ -159,7 +159,7 @@ class _Watched:
             if self._error is None:
                 return
         except OSError as exc:
-            self._error = exc
+            self._error = exc.with_traceback(None)  # not the frame that has this
         if not self._data:
             self._ended = True
             self._stop_watching()
