@@ -320,16 +320,19 @@ class Groups:
 
     # Consumers
 
-    async def leave(self) -> None:
-        """Remove this consumer from the group, and give what it still owns to others.
+    async def leave(self) -> int:
+        """Remove this consumer from the group, and give what it still owns to others; return how
+        much that was.
 
         That is what its last read took whose reply didn't come: it doesn't count as delivered.
         """
-        just_now = b"%d" % (_JUST_NOW * 1000)
-        while await self._eval(LEAVE, HANDED_BACK, _LONG_IDLE, just_now, b"%d" % _CHUNK) == _CHUNK:
-            pass
+        just_now, given, last = b"%d" % (_JUST_NOW * 1000), 0, _CHUNK
+        while last == _CHUNK:
+            last = await self._eval(LEAVE, HANDED_BACK, _LONG_IDLE, just_now, b"%d" % _CHUNK)
+            given += last
         if self._introduction is not None:
             await self._link.request(b"DEL", self._introduction[3])
+        return given
 
     async def sweep(self, idle: float) -> int:
         """Remove consumers that did nothing for ``idle`` seconds and hold nothing."""

@@ -140,7 +140,11 @@ class Worker:
         if not self.made:
             return []
         first = [] if self._claimer is None else [self._claimer.resign]
-        return [*first, self.turns.leave, self.keeper.hand_back, self.groups.leave]
+        return [*first, self.turns.leave, self.keeper.hand_back, self._leave]
+
+    async def _leave(self) -> None:
+        if await self.groups.leave():
+            await self._hints.tell_claim()  # others may rest
 
     # Reading
 

@@ -367,6 +367,30 @@ async def test_nobody_has_the_lease_for_ever(
     assert not witness.exists(lease)
 
 
+async def test_what_a_leaving_worker_never_saw(
+    redis_server: RedisServer,
+    stream_name: str,
+    witness: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It wakes a worker that rests, since nothing was pending when that looked last."""
+    for module in (_claiming, _keeping):
+        monkeypatch.setattr(module, "LIVES", 1e6)
+    api, record = Api(), json.dumps({"t": "q", "id": "1", "op": "call", "p": ["note"], "a": ["x"]})
+    async with worker(redis_server, stream_name, claim_idle=1000.0) as stays:
+        async with RPCChannel(stays, expose=api):
+            async with worker(redis_server, stream_name, claim_idle=1000.0) as leaves:
+                async with RPCChannel(leaves, expose=Api()):
+                    for one in (stays, leaves):
+                        await until(lambda one=one: not one._lane.worker.takeover.pending)
+                    read = witness.pipeline()  # at once: nobody else reads it
+                    read.xadd(stream_name, {"from": "nobody", "json": record})
+                    read.xreadgroup(GROUP, leaves.consumer_name, {stream_name: ">"})
+                    read.execute()
+            await until(lambda: api.attempts)
+    assert api.attempts == {"x": 1}
+
+
 async def test_lease_key_that_is_no_stream(
     redis_server: RedisServer,
     stream_name: str,
