@@ -201,7 +201,9 @@ def _here(session: nox.Session, *command: str, env: dict[str, str] | None = None
 
 
 def _pytest(session: nox.Session, *args: str) -> None:
-    session.run("python", "-m", "pytest", "-n", WORKERS, *args, *session.posargs)
+    """Run what may depend on the version of Python; the default one tries what does on the loop."""
+    thinned = [] if session.posargs else ["--covering=once"]
+    session.run("python", "-m", "pytest", "-n", WORKERS, *thinned, *args, *session.posargs)
 
 
 def _empty(directory: Path) -> None:
@@ -215,8 +217,7 @@ def tests_default(session: nox.Session) -> None:
     """Run all tests but the examples, each on asyncio, uvloop and trio, under coverage.
 
     Not on each combination of loop, server and other parameters, unless tests are chosen: see
-    tests/covering.py. Coverage is
-    measured on one loop and one server: see tests/measured.py.
+    tests/covering.py. Coverage is measured on one loop and one server: see tests/measured.py.
     """
     python = sys.executable
     if session.python:
@@ -239,7 +240,8 @@ def tests(session: nox.Session) -> None:
 
     The oldest runs the rest instead, since it runs most of those in ``lowest``, but not what is
     about servers and peers in other processes. Those between the oldest and the newest start no
-    servers. uvloop is tried on the default Python.
+    servers. uvloop is tried on the default Python, and so is each test on each loop: here it is on
+    one or another, but what is about loops (tests/covering.py).
     """
     _install_for_tests(session)
     chosen = [f"tests/{folder}" for folder in CODE]
