@@ -118,7 +118,7 @@ WITH_LOWEST = (
     "tests/protocol",
     "tests/conformance",
     "tests/redis",
-    "tests/values/test_validation.py",
+    "tests/values",
     "tests/cli/test_cli.py",
     "tests/cli/test_top.py",
 )

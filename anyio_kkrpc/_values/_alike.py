@@ -34,7 +34,7 @@ _HARMLESS = (
 )  # fmt: skip
 # What classes with fields that can be converted are known by.
 _FIELDS = (
-    "__struct_fields__", "__dataclass_fields__", "__attrs_attrs__", "__pydantic_fields__",
+    "__struct_fields__", "__dataclass_fields__", "__attrs_attrs__", "__pydantic_validator__",
     "__total__", "_fields",
 )  # fmt: skip
 _CONTAINERS = (list, tuple, dict, set, frozenset)
@@ -148,7 +148,7 @@ def _key_kinds(
             yield True, key, of_model
     elif origin in _MAPPINGS and arguments and not _is_harmless(arguments[0]):
         yield False, arguments[0], of_model
-    of_model = of_model or hasattr(origin, "__pydantic_fields__")
+    of_model = of_model or hasattr(origin, "__pydantic_validator__")
     for inner in (*arguments, *_inner(origin)):
         yield from _key_kinds(inner, of_model, seen)
 
