@@ -28,8 +28,6 @@ from ._protocol._values import is_callback, pack_result
 
 # Marks a value that was raised in a generator: there, any can be.
 BARE = "bare"
-# Why a function stays behind.
-A_FUNCTION = "a function that isn't passed by reference"
 _RESERVED = frozenset({"n", "m", "s", "cause", "rpc_error"})
 _MAX_CAUSES = 8
 _MAX_NAME = 200
@@ -48,10 +46,10 @@ _CODE_OF = {cls: code for code, cls in _CODES.items()}
 class Fields(dict[str, Any]):
     """An exception as it travels.
 
-    :ivar left_out: why a field of it stays behind, if one does: kkrpc 2 says so
+    :ivar has_function: whether a field that stays behind is a function: kkrpc 2 says so
     """
 
-    left_out: str | None = None
+    has_function = False
 
 
 def handler_error(
@@ -98,8 +96,8 @@ def _one(exc: BaseException, give: Callable[[Any], Any] = lambda value: value) -
                 if given is value:
                     given = pack_result(_plain(value), lambda _: None)
                 fields[key] = given
-            except Exception as why:  # a field that can't travel stays behind
-                fields.left_out = A_FUNCTION if is_callback(value) else _text(why)
+            except Exception:  # a field that can't travel stays behind
+                fields.has_function |= is_callback(value)
     return fields
 
 

@@ -16,7 +16,7 @@ from .._protocol._values import ARGUMENT, REFERENCES
 from .._runtime._log import quoted
 from .._values._pydantic import plain
 from .._values._undefined import UndefinedInsideError, defined_record
-from .._wire_errors import A_FUNCTION, Fields, is_bare
+from .._wire_errors import Fields, is_bare
 from ..abc import Codec
 from ..records import (
     Bye,
@@ -141,10 +141,8 @@ def _reply(record: Reply) -> Reply:
         value = _value(record.v)
         return record if value is record.v else Reply(record.id, value)
     error = {key: _value(value) for key, value in record.e.items() if key not in OURS}
-    left_out = record.e.left_out if isinstance(record.e, Fields) else None
-    if left_out is not None:
-        why = UNMARKED if left_out == A_FUNCTION else f"RPCEncodeError: {left_out}"
-        text = f"{error['n']}: {error['m']} (error custom field encoding failed: {why})"
+    if isinstance(record.e, Fields) and record.e.has_function:
+        text = f"{error['n']}: {error['m']} (error custom field encoding failed: {UNMARKED})"
         error = {"n": "Error", "m": text}
     elif error.get("n") == "MethodNotFoundError":
         error["n"] = "Error"

@@ -295,9 +295,11 @@ async def test_commands_of_an_idle_worker(
                 counts = Counter(commands(witness))
     witness.close()
     assert counts["xpending"] > 0
-    assert counts["xrevrange"] == 0
     rounds = counts["xreadgroup"] / 2
     some = 3 * shards
+    assert (
+        counts["xrevrange"] <= some
+    )  # of a shard that was the last to look; else it is a fourth of all
     assert 0 < counts["pexpire"] <= rounds / 2 + some
     assert 0 < counts["time"] <= rounds / 2 + some
     assert counts["xinfo|groups"] <= rounds / 4 + some
