@@ -202,7 +202,7 @@ def _here(session: nox.Session, *command: str, env: dict[str, str] | None = None
 
 def _pytest(session: nox.Session, *args: str) -> None:
     """Run what may depend on the version of Python; the default one tries what does on the loop."""
-    thinned = [] if session.posargs else ["--covering=once"]
+    thinned = [] if session.posargs else ["--covering-once"]
     session.run("python", "-m", "pytest", "-n", WORKERS, *thinned, *args, *session.posargs)
 
 

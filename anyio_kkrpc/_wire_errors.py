@@ -52,11 +52,16 @@ class Fields(dict[str, Any]):
     has_function = False
 
 
+def as_it_is(value: Any) -> Any:
+    """Return what has no references."""
+    return value
+
+
 def handler_error(
     exc: BaseException,
     *,
     traceback: bool = False,
-    give: Callable[[Any], Any] = lambda value: value,
+    give: Callable[[Any], Any] = as_it_is,
 ) -> Fields:
     """Return what travels for an exception that a handler raised.
 
@@ -82,7 +87,7 @@ def in_place_of(exc: BaseException) -> RPCError:
     return error_from_wire(handler_error(exc))
 
 
-def _one(exc: BaseException, give: Callable[[Any], Any] = lambda value: value) -> Fields:
+def _one(exc: BaseException, give: Callable[[Any], Any] = as_it_is) -> Fields:
     if isinstance(exc, RemoteError):
         fields = Fields(n=_encodable(str(exc.name)), m=_encodable(str(exc.message)))
         own = exc.data

@@ -444,9 +444,8 @@ class Writer(threading.Thread):
                 while not self._ended.wait(0.005):
                     self._acknowledged.add(client.xadd(self.KEY, {"a": "b"}))
 
-    def end(self) -> tuple[int, int]:
-        """Return how many were acknowledged, and how many of them aren't there."""
-        self.__exit__()
+    def counted(self) -> tuple[int, int]:
+        """Return how many were acknowledged, and how many of them aren't there; after its end."""
         with self._servers.client() as client:
             there = {entry for entry, _ in client.xrange(self.KEY)}
             client.delete(self.KEY)
@@ -846,8 +845,8 @@ def run(
         ):
             with nullcontext() if topology == "one" else Writer(servers) as writer:
                 chaos.run(seconds, restarts)
-                if writer is not None:
-                    chaos.events["written"], chaos.events["missing"] = writer.end()
+            if writer is not None:
+                chaos.events["written"], chaos.events["missing"] = writer.counted()
             counts = Judge(chaos, slack).judge()
         order = ["calls", "result", "cancelled", *WRONG]
         order += [key for key in {**counts, **chaos.events} if key not in order]

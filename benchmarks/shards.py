@@ -44,7 +44,6 @@ from tests.topologies import ClusterSetup
 STREAM = "bench"
 PROCESSES = 4
 IN_FLIGHT = 64
-_SLOTS = 16384
 
 
 class Way(NamedTuple):
@@ -245,7 +244,7 @@ async def kill_masters(
 async def measure_dead(running: Running, options: Any) -> None:
     """Call from each shard while a master dies and comes back, and print how long that took."""
     setup, shards = running.setup, running.way.shards
-    times, last = Times(), 2 * _SLOTS // 3  # the first slot of the last master
+    times = Times()
     callers = [
         RedisStreamsTransport(
             setup.url, stream=STREAM, shards=shards, use_consumer_group=True, session_id=name
@@ -260,8 +259,8 @@ async def measure_dead(running: Running, options: Any) -> None:
             await channels[-1].get_api().echo(1)  # until workers are there
         async with anyio.create_task_group() as tasks:
             for shard, channel in enumerate(channels):
-                slot = setup.nodes[0].run("CLUSTER", "KEYSLOT", name_of_shard(STREAM, shard))
-                go_on = partial(times.go_on, channel.get_api(), options.rate, own=slot >= last)
+                own = setup.owner(name_of_shard(STREAM, shard)) is setup.nodes[-1]
+                go_on = partial(times.go_on, channel.get_api(), options.rate, own=own)
                 tasks.start_soon(go_on)
             await kill_masters(setup, callers, times, options)
             tasks.cancel_scope.cancel()

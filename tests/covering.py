@@ -5,7 +5,7 @@ depends on one of them hardly depends on another one, so each loop, each server 
 is tried with each test, but not each combination of them. Which ones meet changes from test to
 test, so that each codec, dialect or link meets each loop and each server in some tests.
 
-``--covering=once`` doesn't even try each loop with each test, only each of the other parameters, on
+``--covering-once`` doesn't even try each loop with each test, only each of the other parameters, on
 one loop or another: for a Python of which the other tests tell what depends on the loop.
 """
 
@@ -88,11 +88,16 @@ def _turned(parts: set[str], turn: int) -> list[str]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--covering",
-        nargs="?",
+        action="store_const",
         const="each",
-        choices=("each", "once"),
-        help="try each test on each loop and each server, but not in each combination; "
-        "'once': each of its other parameters on one loop or another",
+        help="try each test on each loop and each server, but not in each combination",
+    )
+    parser.addoption(
+        "--covering-once",
+        dest="covering",
+        action="store_const",
+        const="once",
+        help="try each test with each of its other parameters, on one loop or another",
     )
 
 

@@ -90,7 +90,7 @@ def test_what_is_chosen_by_name_is_not_left_out(pytester: pytest.Pytester) -> No
         def test_it(name: str, loop: str) -> None: ...
         """
     )
-    for how in ("--covering", "--covering=once"):
+    for how in ("--covering", "--covering-once"):
         pytester.runpytest_inprocess("-p", "no:asyncio", how, "-k", "not uvloop").assert_outcomes(
             passed=9, deselected=18
         )

@@ -26,7 +26,7 @@ from .._references._given import (
     UnknownReferenceError,
 )
 from .._references._marking import USE, Reference, marked, packed, references_in, unpacked
-from .._wire_errors import Fields, handler_error
+from .._wire_errors import Fields, as_it_is, handler_error
 from ._asking import Answering, RefusedError
 from ._core import Core
 from ._holding import Holding
@@ -178,7 +178,7 @@ class References:
         """Return what travels for an exception that was raised for a peer: its fields may have
         references.
         """
-        give = partial(self.give, peer=peer) if USE.begun else lambda value: value
+        give = partial(self.give, peer=peer) if USE.begun else as_it_is
         return handler_error(exc, traceback=self._core.send_tracebacks, give=give)
 
     def not_sent(self, value: Any, peer: str | None) -> None:

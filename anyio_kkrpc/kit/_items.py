@@ -16,7 +16,16 @@ from .._exceptions import DeliveryError, OverloadedError, StreamRestartedError
 from .._runtime._log import quoted
 from ..abc import ItemBounds
 
-__all__ = ("Position", "Unread", "Window", "check_left", "no_stream", "parse_position", "restarted")
+__all__ = (
+    "Left",
+    "Position",
+    "Unread",
+    "Window",
+    "check_left",
+    "no_stream",
+    "parse_position",
+    "restarted",
+)
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -79,6 +88,23 @@ def check_left(items: int, size: int) -> None:
             f"there is no room for the items of the call, and the handler has left {items} times "
             "what it waited in"
         )
+
+
+class Left:
+    """Counts what a handler has left the wait for since it waited for an item."""
+
+    def __init__(self) -> None:
+        self._items = self._size = 0
+
+    def take(self, size: int) -> None:
+        """Note one more item, of so many bytes, until it was waited for; see `check_left`."""
+        check_left(self._items, self._size)
+        self._items += 1
+        self._size += size
+
+    def waited(self) -> None:
+        """Note that the handler has waited."""
+        self._items = self._size = 0
 
 
 class _Mark(Struct, frozen=True):

@@ -71,7 +71,7 @@ from ._reading._shared import Shared
 from ._restoring import Restoring
 from ._stream._clock import ServerClock
 from ._stream._keys import Keys
-from ._upkeep import Upkeep, release_callbacks, seldom
+from ._upkeep import Step, Upkeep, release_callbacks
 from ._writing._writer import Writer
 from .dialects import Dialects, SharedPeer
 from .dialects._signing import Signer
@@ -324,9 +324,8 @@ class Lane:
         """Return what runs as long as the lane does, with the names of the tasks."""
         options, addressed, request = self._options, self.addressed, self.link.request
         inbox, losses, restoring = addressed.inbox, addressed.losses, self._restoring
-        steps = (
-            seldom(partial(self.clock.read, request), partial(restoring.acts, self.requests)),
-            seldom(partial(restoring.restore, request), lambda: not restoring.resting),
+        steps: tuple[Step, ...] = (
+            *restoring.steps(self.requests, request),
             inbox.trim,
             partial(release_callbacks, self.dialects.compact.due, self.writer.send),
             partial(addressed.reader.take_back, request),

@@ -20,6 +20,7 @@ from ._reading._presence import Presence
 from ._reading._requests import Requests
 from ._stream._clock import ServerClock
 from ._stream._server import check_server
+from ._upkeep import Step, seldom
 from ._writing._writer import Writer
 
 
@@ -29,7 +30,6 @@ class Restoring:
     :param patience: of housekeeping, which makes what can't be made now
     :param attached: told of each new connection, last
     :ivar patience: the same
-    :ivar resting: whether its worker had nothing to do when `acts` was asked last
     """
 
     def __init__(
@@ -49,7 +49,9 @@ class Restoring:
         self._presence = presence
         self.patience = patience
         self._attached = attached
-        self._entered = self._early = self.resting = False
+        self._entered = self._early = False
+        # Whether what Redis might have lost is looked for in each round of housekeeping.
+        self._acts = True
         self._prepared = Event()
 
     async def meet(self, entering: Entering, target: Target, groups: bool, shared: bool) -> bytes:
@@ -87,11 +89,11 @@ class Restoring:
         if self._early and not self._entered:
             await self._addressed.make_inbox(connection.execute)
         if self._entered:
-            self.resting = False
+            self._acts = True
             self._presence.lose()
             self._addressed.losses.connecting()
             try:
-                await self.restore(connection.execute)
+                await self._restore(connection.execute)
                 await self._presence.sign.keep(connection.execute)
             except RedisError as exc:
                 if leads_elsewhere(exc):
@@ -101,19 +103,27 @@ class Restoring:
         await self._writer.attach(connection, self._clock.offset)
         self._attached(connection)
 
-    def acts(self, requests: Requests) -> bool:
-        """Whether this peer serves, and had something to do since this was asked last. If it had
-        nothing, what Redis might have lost its worker's reads tell.
+    def steps(self, requests: Requests, execute: Execute) -> tuple[Step, ...]:
+        """Return what is to be done again and again: making again what the server has lost, which
+        is looked for seldom while this peer has nothing to do.
+        """
+        return (
+            self._look,
+            seldom(partial(self._clock.read, execute), lambda: requests.wanted and self._acts),
+            seldom(partial(self._restore, execute), lambda: self._acts),
+        )
+
+    async def _look(self) -> None:
+        """Find out whether this peer serves, and had nothing to do since this was done last: then
+        its worker's reads tell what Redis might have lost.
         """
         idles = self._worker.idles() and not self._addressed.expects()
-        self.resting = idles and self.patience.calm  # what was refused is tried again
-        return requests.wanted and not self.resting
+        self._acts = not (idles and self.patience.calm)  # what was refused is tried again
 
-    async def restore(self, execute: Execute) -> None:
+    async def _restore(self, execute: Execute) -> None:
         """Make again what this peer needs, should the server have lost it."""
         await self._addressed.inbox.keep(execute)
         self._addressed.losses.restored()
-        if self._worker.made and self.resting:
-            await self._worker.groups.introduce(execute)
-        elif self._worker.made:
-            await self._worker.make(execute)
+        worker = self._worker
+        if worker.made:
+            await (worker.make if self._acts else worker.groups.introduce)(execute)

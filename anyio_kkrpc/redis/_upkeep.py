@@ -57,10 +57,7 @@ class Upkeep:
 
 
 def seldom(step: Step, each_time: Callable[[], bool]) -> Step:
-    """Return what does a step in the first of four rounds, unless it is to be done each time.
-
-    :param each_time: asked in each round
-    """
+    """Return what does a step in the first of four rounds, unless it is to be done each time."""
     rounds = count()
 
     async def do() -> None:

@@ -12,7 +12,7 @@ from msgspec import UNSET, Struct
 
 from .._exceptions import DeliveryError, ItemsLostError, TransportClosedError
 from ..abc import Envelope, Item, ItemBounds, ItemsEnd, KeyedItems
-from ..kit._items import Position, Unread, Window, check_left, no_stream, parse_position, restarted
+from ..kit._items import Left, Position, Unread, Window, no_stream, parse_position, restarted
 from ..kit._keyed import was_cancelled
 from ..records import Reply
 
@@ -24,8 +24,7 @@ class KeptItems:
 
     :param epoch: another one for each call
     :ivar begun: whether its result is a stream
-    :ivar left: how many items its handler has yielded since it waited for one
-    :ivar left_size: bytes of them
+    :ivar left: what its handler has yielded since it waited for an item
     """
 
     def __init__(self, epoch: int, bounds: ItemBounds) -> None:
@@ -33,7 +32,7 @@ class KeptItems:
         self.bounds = bounds
         self.window = Window(bounds)
         self.begun = False
-        self.left = self.left_size = 0
+        self.left = Left()
         self.values: deque[Any] = deque()
         self._changed = Event()
 
@@ -140,16 +139,14 @@ class MemoryItems(KeyedItems):
         kept = self._of(envelope)
         kept.begun = True
         reply, size = self._copy(Reply("", None if value is UNSET else value))
-        check_left(kept.left, kept.left_size)
-        kept.left += 1
-        kept.left_size += size
+        kept.left.take(size)
         try:
             if kept.window.full:
                 await self._make_room(envelope, kept)
         finally:
             kept.add(reply.v, size)  # who is cancelled there has yielded it
         await checkpoint()
-        kept.left = kept.left_size = 0
+        kept.left.waited()
 
     async def keep_rest(self, envelope: Envelope) -> None:
         """See `KeyedItems.keep_rest`."""

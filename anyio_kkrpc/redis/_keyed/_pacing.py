@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from ..._exceptions import OverloadedError
 from ...abc import ItemBounds
-from ...kit._items import Window, check_left
+from ...kit._items import Left, Window
 from ._entries import pack_id
 
 __all__ = ("Batch", "Pacer")
@@ -74,7 +74,7 @@ class Pacer:
         self.window = Window(bounds)
         self.error: Exception | None = None
         self.closed = False
-        self._left = self._left_size = 0
+        self._left = Left()
         self.renewed_at = current_time()
         self._bounds = bounds
         self._write = write
@@ -104,12 +104,10 @@ class Pacer:
         """
         self._check()
         try:
-            check_left(self._left, self._left_size)
+            self._left.take(len(field[1]))
         except OverloadedError as exc:
             self.fail(exc)
             raise
-        self._left += 1
-        self._left_size += len(field[1])
         try:
             if self.window.full:
                 await self._make_room()
@@ -117,7 +115,7 @@ class Pacer:
             self._add(field)  # who is cancelled there has yielded it
         while self.error is None and len(self._waiting) > 1:
             await self._wait()
-        self._left = self._left_size = 0
+        self._left.waited()
         self._check()
 
     async def flush(self) -> None:

@@ -105,12 +105,6 @@ def place(redis_server: RedisServer, stream_name: str) -> Calm:
     return Calm(redis_server.url, stream_name)
 
 
-@pytest.fixture
-async def middle(place: Place) -> AsyncIterator[Proxy]:
-    async with proxy(place.url) as middle:
-        yield middle
-
-
 async def read(call: CallHandle[Any], after: str | None = None) -> list[Item[Any]]:
     with anyio.fail_after(BOUND):
         return [item async for item in call.items(after=after)]

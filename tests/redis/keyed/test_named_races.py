@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,7 +24,7 @@ import redis
 from anyio_kkrpc import CallCancelledError, RPCChannel, with_call_options
 from anyio_kkrpc.redis._keyed._scripts import CLAIM
 from anyio_kkrpc.testing._server import RedisServer
-from tests.faults.proxy import Proxy, proxy
+from tests.faults.proxy import Proxy
 
 from .test_races import Api, Place, script, until
 
@@ -35,12 +34,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.one_server]
 @pytest.fixture
 def place(redis_server: RedisServer, stream_name: str) -> Place:
     return Place(redis_server.url, stream_name)
-
-
-@pytest.fixture
-async def middle(place: Place) -> AsyncIterator[Proxy]:
-    async with proxy(place.url) as middle:
-        yield middle
 
 
 def going() -> Api:

@@ -30,7 +30,7 @@ from anyio_kkrpc.redis._stream._keys import Keys
 from anyio_kkrpc.redis.dialects._keyed import Keyed
 from anyio_kkrpc.testing._server import RedisServer
 from tests.bounds import BOUND
-from tests.faults.proxy import Proxy, proxy
+from tests.faults.proxy import Proxy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
@@ -115,12 +115,6 @@ class Place:
 @pytest.fixture
 def place(redis_server: RedisServer, stream_name: str) -> Place:
     return Place(redis_server.url, stream_name)
-
-
-@pytest.fixture
-async def middle(place: Place) -> AsyncIterator[Proxy]:
-    async with proxy(place.url) as middle:
-        yield middle
 
 
 async def until(condition: Callable[[], Any]) -> None:
