@@ -45,6 +45,10 @@ class Round(NamedTuple):
     server: float
 
 
+class Failed(Exception):
+    """A case that could not be measured."""
+
+
 def cpu(pid: int) -> float:
     """Return the CPU seconds that a process has used; 0 where the system doesn't tell."""
     try:
@@ -54,26 +58,33 @@ def cpu(pid: int) -> float:
 
 
 @contextmanager
-def worker(case: str, backend: str, place: Place) -> Iterator[int]:
+def worker(case: str, backend: str, place: Place, python: str = sys.executable) -> Iterator[int]:
     """A worker process that is ready; gives its id."""
-    with subprocess.Popen(
-        _command("worker", case, backend, place), stdout=subprocess.PIPE, text=True
-    ) as process:
+    command = [python, *_command("worker", case, backend, place)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             if process.stdout.readline() != "ready\n":
-                raise RuntimeError(f"the worker of {case} on {backend} did not start")
+                raise Failed("its worker did not start")
             yield process.pid
         finally:
             process.kill()
 
 
 def measure(
-    case: str, backend: str, kind: str, redis: tuple[int, int], plan: Plan, name: str
+    case: str,
+    backend: str,
+    kind: str,
+    redis: tuple[int, int],
+    plan: Plan,
+    name: str,
+    python: str,
 ) -> Round:
     """Run one round: a worker and a client, each a process.
 
     :param redis: port and process id of the server that all share who use Redis
+    :param python: what runs the two
+    :raises Failed: if one of them doesn't start, fails, or takes two minutes
     """
     module = load(case)
     with ExitStack() as stack:
@@ -83,9 +94,16 @@ def measure(
         elif getattr(module, "DIRECT", False):
             port, server = free_port(), 0
         place = Place(port, name, kind)
-        pid = stack.enter_context(worker(case, backend, place))
-        command = _command("client", case, backend, place, *plan, pid, server)
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+        pid = stack.enter_context(worker(case, backend, place, python))
+        command = [python, *_command("client", case, backend, place, *plan, pid, server)]
+        try:
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, check=True, timeout=120
+            )
+        except subprocess.CalledProcessError:
+            raise Failed("its client failed") from None
+        except subprocess.TimeoutExpired:
+            raise Failed("its client took two minutes") from None
     return Round(*json.loads(done.stdout))
 
 
@@ -96,7 +114,7 @@ def run(backend: str, function: Callable[..., Awaitable[Any]], *arguments: Any) 
 
 
 def _command(role: str, case: str, backend: str, place: Place, *more: Any) -> list[str]:
-    here = [sys.executable, "-m", __spec__.name, role, case, backend]
+    here = ["-m", __spec__.name, role, case, backend]
     return [*here, json.dumps(place), json.dumps(more)]
 
 
