@@ -26,6 +26,8 @@ __all__ = ("READ_SIZE", "Incoming", "incoming_of")
 
 # Bytes of one read. More is no faster for replies of megabytes (measured with 5 MB).
 READ_SIZE = 64 * 1024
+# Seconds from a read within which an error behind what it took is seen, where no loop tells it.
+_LOOK_AFTER = 0.05
 
 
 class Incoming(Protocol):
@@ -118,6 +120,8 @@ class _Watched:
         self._watches = self._ended = self._closed = False
         self._data = b""
         self._error: OSError | None = None
+        # What will look for an error, one for all reads that come until then.
+        self._look: asyncio.TimerHandle | None = None
         self._receiver: asyncio.Future[None] | None = None
         self.count = 0
 
@@ -165,14 +169,19 @@ class _Watched:
             self._stop_watching()
         else:
             self.count += 1
-            if self._stops_at_errors:
-                number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                if number:
-                    self._error = OSError(number, os.strerror(number))
-                    self._stop_watching()
+            if self._stops_at_errors and self._look is None:
+                self._look = self._loop.call_later(_LOOK_AFTER, self._look_for_error)
         receiver = self._receiver
         if receiver is not None and not receiver.done():
             receiver.set_result(None)
+
+    def _look_for_error(self) -> None:
+        self._look = None
+        number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number and not self._ended:
+            self._error = OSError(number, os.strerror(number))
+            self._stop_watching()
+            self._wake()
 
     def has_unread(self) -> bool:
         return bool(self._data) or (not self._ended and _peek(self._socket))
@@ -180,6 +189,11 @@ class _Watched:
     def close(self) -> None:
         self._closed = self._ended = True
         self._stop_watching()
+        if self._look is not None:
+            self._look.cancel()
+        self._wake()
+
+    def _wake(self) -> None:
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
 
