@@ -350,7 +350,6 @@ async def test_nobody_has_told_what_was_read(place: Place, monkeypatch: pytest.M
             assert numbers == list(range(1, 32))
 
 
-@pytest.mark.one_server
 async def test_what_was_read_is_told_late(place: Calm, middle: Proxy, witness: redis.Redis) -> None:
     """A call isn't cancelled as unread while Redis has the word that it is read, and its worker has
     yet to hear of that.
@@ -514,7 +513,6 @@ class Fickle:
             yield number
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("how", ["fails", "is none", "empty", "left, fails", "left, is none"])
 async def test_nothing_is_left_of_an_earlier_attempt(
     place: Calm, middle: Proxy, witness: redis.Redis, how: str
@@ -561,7 +559,6 @@ class Changed:
         await self.gates[1].wait()
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("again", [False, True])
 async def test_a_value_comes_after_the_stream_of_another_attempt(
     place: Calm, middle: Proxy, witness: redis.Redis, again: bool
@@ -590,7 +587,6 @@ async def test_a_value_comes_after_the_stream_of_another_attempt(
             api.gates[1].set()
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("refused", REFUSALS, ids=lambda text: text.split()[0])
 async def test_what_it_came_to_is_refused_for_now(place: Place, refused: str) -> None:
     """It is written again; where the server leads elsewhere, on another connection."""
