@@ -97,6 +97,7 @@ class Server:
             await anyio.sleep_forever()
         else:
             reply = self.replies.pop(0)
+            self.received += len(repr(reply))  # about
         if isinstance(reply, Exception):
             raise reply
         return reply

@@ -23,7 +23,7 @@ from .._stream._scripts import LAST_ID
 from .._stream._server import WHO, identity_of
 from ..dialects import Dialects, Entry, Several
 from ..dialects._signing import Signer
-from ..dialects.native import NewerWireError, numbered
+from ..dialects.native import NewerWireError, holds_several, numbered
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -87,13 +87,13 @@ class Decoder:
             if len(fields) == 2 and fields[0] == b"hint":
                 self._on_hint(fields[1])
                 return None
-            if not small and (size := max(map(len, fields))) > self.max_size:
-                raise ProtocolError(f"an entry of {size} bytes exceeds max_message_size")
+            if not small:
+                self._check_size(stream, fields)
             if self._signer is not None:
                 self._signer.check(stream, entry_id, fields)
-            entry = self._try_native(fields) if self._dialects.only_native else None
+            entry = self._try_native(fields, self.max_size) if self._dialects.only_native else None
             if entry is None:
-                entry = self._dialects.decode(fields)
+                entry = self._dialects.decode(fields, self.max_size)
             if isinstance(entry, Several):
                 self._check_several(stream, entry_id, entry)
             return entry
@@ -104,6 +104,15 @@ class Decoder:
         if self._signer is None:  # else nobody knows who wrote it
             self._skipped(stream, *numbered(fields))
         return None
+
+    def _check_size(self, stream: bytes, fields: list[bytes]) -> None:
+        """Refuse an entry that is too large. Of several records, those are refused by themselves.
+
+        :raises ProtocolError: if it is
+        """
+        size = max(map(len, fields))
+        if size > self.max_size and (stream != self._inbox or not holds_several(fields)):
+            raise ProtocolError(f"an entry of {size} bytes exceeds max_message_size")
 
     def _answer(self, newer: NewerWireError) -> None:
         request = newer.request

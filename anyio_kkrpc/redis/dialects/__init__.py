@@ -16,12 +16,12 @@ from ..._exceptions import ProtocolError
 from ...abc import Codec
 from ...codecs._weight import LARGE, weight_of_json
 from ...records import Record, Request
+from ._base import ANY_SIZE, leave_out
 from ._base import Dialect as Dialect
 from ._base import Entry as Entry
 from ._base import LargeEntry as LargeEntry
 from ._base import Several as Several
 from ._base import SharedPeer as SharedPeer
-from ._base import leave_out
 from .kkrpc0 import ClassicDialect
 from .kkrpc2 import MARK, CompactDialect
 from .native import NativeDialect
@@ -98,13 +98,14 @@ class Dialects:
             return peer.dialect
         return self._dialect_of.get(peer, self.own)
 
-    def decode(self, fields: list[bytes]) -> Entry | None:
+    def decode(self, fields: list[bytes], most: int = ANY_SIZE) -> Entry | None:
         """Return what an entry holds; ``None`` if it is none of this peer's affair.
 
+        :param most: see `NativeDialect.try_decode`
         :raises ProtocolError: if it isn't valid, or of no dialect
         """
         native = self.native
-        entry = native.try_decode(fields)
+        entry = native.try_decode(fields, most)
         if entry is not None:
             if not self.only_native:
                 self._remember(entry.sender, native)

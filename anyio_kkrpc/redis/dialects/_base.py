@@ -15,6 +15,8 @@ from ._keyed import Keyed
 
 # Digits of a count.
 _MAX_COUNT = 18
+# Bytes that nothing has.
+ANY_SIZE = 1 << 62
 
 
 class Entry(Struct):

@@ -21,7 +21,7 @@ from ...codecs import JSONCodec, get_codec
 from ...codecs._weight import LARGE, Scales, weight_of_json
 from ...codecs.json import decode_head
 from ...records import Record, Request
-from ._base import Dialect, Entry, Several, leave_out, numbers_of
+from ._base import ANY_SIZE, Dialect, Entry, Several, leave_out, numbers_of
 from ._keyed import CALL, KEYED_VERSION, parse_keyed
 
 __all__ = (
@@ -33,6 +33,7 @@ __all__ = (
     "VERSION",
     "NativeDialect",
     "NewerWireError",
+    "holds_several",
     "numbered",
 )
 
@@ -150,9 +151,10 @@ class NativeDialect(Dialect):
         fields = (b"from", self.sender, codec.name.encode(), codec.encode(record))
         return (*fields, *MARK) if number is None else (*fields, b"n", number, *MARK)
 
-    def try_decode(self, fields: list[bytes]) -> Entry | None:
+    def try_decode(self, fields: list[bytes], most: int = ANY_SIZE) -> Entry | None:
         """Return what an entry holds; ``None`` if it isn't of this dialect.
 
+        :param most: bytes that each of several records may have; a lone one was looked at before
         :raises ProtocolError: if it isn't valid
         """
         length = len(fields)
@@ -169,9 +171,9 @@ class NativeDialect(Dialect):
                 and len(data) <= LARGE
             ):
                 return Entry(self.codec.decode(data), sender.id, len(data))
-        return self._try_decode(fields, length)
+        return self._try_decode(fields, length, most)
 
-    def _try_decode(self, fields: list[bytes], length: int) -> Entry | None:
+    def _try_decode(self, fields: list[bytes], length: int, most: int) -> Entry | None:
         if length < 4 or fields[0] != b"from":
             return None
         name, data = fields[2], fields[3]
@@ -190,7 +192,7 @@ class NativeDialect(Dialect):
                         if fields[8] == AGAIN:
                             again = fields[9]
                         elif fields[8] in _CODECS or fields[8] == name:
-                            return self._decode_several(fields, codec)
+                            return self._decode_several(fields, codec, most)
             elif fields[4] == b"v":
                 mark = fields[5]
                 if length > 7:
@@ -218,10 +220,11 @@ class NativeDialect(Dialect):
             entry.again = int(again)
         return entry
 
-    def _decode_several(self, fields: list[bytes], codec: Codec) -> Several:
+    def _decode_several(self, fields: list[bytes], codec: Codec, most: int) -> Several:
         """Return what an entry of several records holds. One that isn't valid spoils no other.
 
         :param codec: of the first one
+        :param most: bytes that each may have
         :raises ProtocolError: if none is, or there are too many
         """
         raw, number, mark = fields[1], fields[5], fields[7]
@@ -229,13 +232,14 @@ class NativeDialect(Dialect):
             mark = MARK[1]  # which says the same of its sender
         sender = self._senders.get(raw)
         if sender is None or sender.mark != mark:
-            sender = self._meet(fields, mark, codec)
+            readable = len(fields[3]) <= most
+            sender = self._meet(fields if readable else [*fields[:3], b""], mark, codec)
         if codec is not self.codec or self._codec_of:
             self._remember(sender.id, codec)
         names, alike = _names_behind(fields)
         if len(names) >= _MOST_RECORDS:
             raise ProtocolError(f"an entry of more than {_MOST_RECORDS:,} records")
-        decode, peer = codec.decode, sender.id
+        decode, peer, quick = codec.decode, sender.id, min(LARGE, most)
         entries: list[Entry] = []
         refused: list[tuple[Exception, int]] = []
         total = 0
@@ -243,10 +247,10 @@ class NativeDialect(Dialect):
             size = len(data)
             total += size
             try:
-                if alike and size <= LARGE:
+                if alike and size <= quick:
                     entry = Entry(decode(data), peer, size)
                 else:
-                    entry = self._decode_one(raw, name, data, peer)
+                    entry = self._decode_one(raw, name, data, peer, most)
                 entries.append(entry)
             except Exception as exc:  # a codec of the user's may keep no promise
                 refused.append((exc, len(entries) + len(refused)))
@@ -254,8 +258,10 @@ class NativeDialect(Dialect):
             raise refused[0][0]
         return Several(entries[0].record, peer, total, number, entries=entries, refused=refused)
 
-    def _decode_one(self, raw: bytes, name: bytes, data: bytes, sender: str) -> Entry:
+    def _decode_one(self, raw: bytes, name: bytes, data: bytes, sender: str, most: int) -> Entry:
         """Return one of several records as if it stood alone."""
+        if len(data) > most:
+            raise ProtocolError(f"a record of {len(data)} bytes exceeds max_message_size")
         codec = self._codecs.get(name)
         if codec is None:
             raise ProtocolError(_NO_CBOR if name in self._codecs else "a record in no known codec")
@@ -374,6 +380,15 @@ def _newer(needs: int, codec: Codec, data: bytes, sender: str) -> NewerWireError
     except ProtocolError:
         record = None
     return NewerWireError(text, sender, record if isinstance(record, Request) else None)
+
+
+def holds_several(fields: list[bytes]) -> bool:
+    """Whether an entry is one of several records."""
+    return (
+        len(fields) > 9
+        and (fields[0], fields[4], fields[6]) == (b"from", b"n", b"v")
+        and (fields[8] in _CODECS or fields[8] == fields[2])
+    )
 
 
 def numbered(fields: list[bytes]) -> tuple[str, list[bytes]]:

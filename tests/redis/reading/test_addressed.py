@@ -161,6 +161,24 @@ async def test_several_records() -> None:
     assert desk.inbox.consumed == [b"5-0", b"6-0", b"7-0", b"9-0"]
 
 
+async def test_several_records_of_which_some_are_too_large() -> None:
+    """These are refused by themselves, wherever they stand; in what all are told, all of it is."""
+    large = get_codec("json").encode(Reply("large", v="x" * 10_000))
+    inbox = [
+        (b"5-0", several(1, *replies("a"), large, *replies("b"), large)),
+        (b"6-0", several(5, large, *replies("c"))),
+        (b"7-0", several(7, *replies("d"))),
+        (b"8-0", written(Reply("large", v="x" * 10_000))),
+        (b"9-0", [*several(8, *replies("e", "f")), b"new", large]),
+    ]
+    control = [(b"5-0", several(1, large, *replies("x")))]
+    desk = Desk([(INBOX, inbox), (CONTROL, control)], LOST)
+    await desk.run()
+    assert heard(desk) == [*"abcdef"]
+    assert desk.parts.common.decoder.invalid == 5
+    assert not desk.addressed.repeats.disorder
+
+
 async def test_several_records_that_come_too_early() -> None:
     """They wait for what is missing, and follow it, whatever they came again with."""
     inbox = [
