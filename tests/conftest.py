@@ -7,10 +7,11 @@ others, and more of them; ``quick`` tries fewer.
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,19 @@ except ImportError:  # pragma: no cover
     pass
 else:
     BACKENDS.insert(1, pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Nothing of 13,000 tests goes away: the garbage collector doesn't look through them, neither
+    while they are collected, which takes it a third of that time, nor whenever a test calls it.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 # Where asyncio runs in debug mode, which costs three times as much: all that the library does with
