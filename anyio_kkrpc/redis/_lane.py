@@ -330,9 +330,10 @@ class Lane:
             partial(release_callbacks, self.dialects.compact.due, self.writer.send),
             partial(addressed.reader.take_back, request),
         )
-        interval = min(options.health_check_interval, options.inbox_ttl / 3)
+        often = options.health_check_interval, options.inbox_ttl / 3
+        rest = partial(restoring.rest, self.requests, *often)
         tasks: list[tuple[str, Callable[[], Awaitable[None]]]] = [
-            ("housekeeping", Upkeep(steps, interval, restoring.patience).run),
+            ("housekeeping", Upkeep(steps, rest, restoring.patience).run),
             ("inbox upkeep", partial(inbox.run, partial(self.dials.dial, "upkeep"))),
             ("undelivered", partial(self.writer.undelivered.run, request, inbox.keep)),
             ("open calls", addressed.open_calls.run),

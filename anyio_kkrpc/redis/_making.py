@@ -71,7 +71,6 @@ def make_dials(options: Options, outages: Outages) -> Dials:
         outages,
         connect_timeout=timeout if target.connect_timeout is None else target.connect_timeout,
         silence=options.health_check_interval,
-        shortest_silence=options.shortest_silence,
         limit=options.reconnect_timeout,
         patient=target.node.credential_provider is not None,
     )

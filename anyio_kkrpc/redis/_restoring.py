@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from anyio import Event
+from anyio import Event, sleep
 
 from .._runtime._at_once import at_once
 from ._connection._command import Execute
@@ -20,8 +20,11 @@ from ._reading._presence import Presence
 from ._reading._requests import Requests
 from ._stream._clock import ServerClock
 from ._stream._server import check_server
-from ._upkeep import Step, seldom
+from ._upkeep import Step
 from ._writing._writer import Writer
+
+# Of so many rounds, one does what is done seldom.
+_SELDOM = 2
 
 
 class Restoring:
@@ -52,6 +55,8 @@ class Restoring:
         self._entered = self._early = False
         # Whether what Redis might have lost is looked for in each round of housekeeping.
         self._acts = True
+        self._rounds, self._interval = 0, 0.0
+        self._connection: Connection | None = None
         self._prepared = Event()
 
     async def meet(self, entering: Entering, target: Target, groups: bool, shared: bool) -> bytes:
@@ -81,7 +86,7 @@ class Restoring:
 
     async def prepare(self, connection: Connection) -> None:
         """Make a connection ready; from then on it is the writer's."""
-        open_calls = self._addressed.open_calls
+        self._connection, open_calls = connection, self._addressed.open_calls
         if await open_calls.identity.ask(connection, self._clock.read):
             self._writer.meet_another(sure=open_calls.identity.is_sure)
             open_calls.note()
@@ -103,14 +108,29 @@ class Restoring:
         await self._writer.attach(connection, self._clock.offset)
         self._attached(connection)
 
+    async def rest(self, requests: Requests, silence: float, most: float) -> None:
+        """Return when the next round is due. While this peer doesn't serve and waits for nothing,
+        that is only once nothing else was asked on its connection for so long.
+
+        :param silence: seconds that a server may be silent; a connection that is dead is given up
+            after two and a half times that at the latest, or less where its own silence is shorter
+        :param most: seconds between two rounds at most, while there is something to do
+        """
+        connection = self._connection
+        assert connection is not None
+        self._interval = interval = min(silence + connection.silence / 2, most)
+        await sleep(interval)
+        if not (requests.wanted or self._addressed.expects()):
+            await sleep(max(interval - connection.traffic.asked, 0))
+
     def steps(self, requests: Requests, execute: Execute) -> tuple[Step, ...]:
-        """Return what is to be done again and again: making again what the server has lost, which
-        is looked for seldom while this peer has nothing to do.
+        """Return what is to be done in each round: making again what the server has lost, which is
+        looked for seldom while this peer serves and has nothing to do.
         """
         return (
             self._look,
-            seldom(partial(self._clock.read, execute), lambda: requests.wanted and self._acts),
-            seldom(partial(self._restore, execute), lambda: self._acts),
+            partial(self._read_clock, requests, execute),
+            partial(self._keep_keys, requests, execute),
         )
 
     async def _look(self) -> None:
@@ -119,6 +139,26 @@ class Restoring:
         """
         idles = self._worker.idles() and not self._addressed.expects()
         self._acts = not (idles and self.patience.calm)  # what was refused is tried again
+        self._rounds += 1
+
+    def _is_seldom(self) -> bool:
+        return self._rounds % _SELDOM == 1
+
+    async def _read_clock(self, requests: Requests, execute: Execute) -> None:
+        if self._is_seldom() or (requests.wanted and self._acts):
+            await self._clock.read(execute)
+
+    async def _keep_keys(self, requests: Requests, execute: Execute) -> None:
+        """Keep them. A peer that waits for nothing, and has just asked for the time, which shows as
+        well that its connection lives, leaves it to the next round if they last until then.
+        """
+        if requests.wanted:
+            spare = not (self._acts or self._is_seldom())
+        else:
+            spare = self._is_seldom() and not self._addressed.expects() and self.patience.calm
+            spare = spare and self._addressed.inbox.is_kept(2 * self._interval)
+        if not spare:
+            await self._restore(execute)
 
     async def _restore(self, execute: Execute) -> None:
         """Make again what this peer needs, should the server have lost it."""

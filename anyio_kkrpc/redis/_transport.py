@@ -88,7 +88,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :param consumer_group: name of the group, with ``use_consumer_group``
     :param consumer_name: this peer's name in the group; ``consumer-{session_id}`` if not given
     :param block_timeout: seconds, at most 300, that one blocking read lasts; where it takes
-        requests of a group, no longer than a third of ``claim_idle``
+        requests of a group, no longer than a third of ``claim_idle``. If not given, 5 and half of
+        ``health_check_interval``.
     :param max_len: keep about this many requests in the stream; ``None`` keeps all. It is enough
         that the workers have it. What a consumer group has not acknowledged is never trimmed.
     :param session_id: this peer's id, 26 random characters if not given; unique among all peers
@@ -121,9 +122,10 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
         WAIT); 0 for none. It is a measure, not a promise, unless it is all of them.
     :param reconnect_timeout: seconds to go on connecting again after a connection was lost;
         ``None`` for ever
-    :param health_check_interval: seconds, at most 300, between two looks whether the server
-        answers. A connection on which nothing moves for as long, though an answer is due, is given
-        up for a new one; one that is slow is not.
+    :param health_check_interval: seconds, at most 300, that the server may be silent: a connection
+        on which nothing moves for as long, though an answer is due, is given up for a new one; one
+        that is slow is not. One and a half times that, at most, lie between two commands that ask
+        for an answer while there is nothing else to do.
     :param watch_interval: seconds, at most 300, between two looks where the server is while all
         seems well: whether sentinels name another one, or a server with replicas has become one.
         One peer of a process does it for all that connect to the same.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from itertools import count
+from math import inf
 
-from anyio import current_time, sleep
+from anyio import current_time, move_on_after
 
 from ..abc import Envelope
 from ..records import Record
@@ -14,20 +14,18 @@ from ._connection._patience import Patience
 
 Step = Callable[[], Awaitable[None]]
 
-_SELDOM = 4
-
 
 class Upkeep:
     """Does its steps in rounds. A step that Redis refuses keeps no other one from being done.
 
     :param steps: to be done in each round
-    :param interval: seconds between two rounds
+    :param rest: returns when the next round is due
     :param patience: with a server that refuses some of it
     """
 
-    def __init__(self, steps: Sequence[Step], interval: float, patience: Patience) -> None:
+    def __init__(self, steps: Sequence[Step], rest: Step, patience: Patience) -> None:
         self._steps = steps
-        self._interval = interval
+        self._rest = rest
         self._patience = patience
 
     async def run(self) -> None:
@@ -35,12 +33,13 @@ class Upkeep:
 
         :raises RedisError: if no further attempt is of use
         """
-        pause = self._interval
+        most = inf
         while True:
-            await sleep(pause)
-            pause, refused = self._interval, await self._do()
+            with move_on_after(most):
+                await self._rest()
+            most, refused = inf, await self._do()
             if refused is not None:
-                pause = min(pause, self._patience.pause(refused))
+                most = self._patience.pause(refused)
             elif not self._patience.calm:
                 self._patience.worked()
 
@@ -54,17 +53,6 @@ class Upkeep:
                 if gravest is None or not meaning_of(exc).passes:
                     gravest = exc
         return gravest
-
-
-def seldom(step: Step, each_time: Callable[[], bool]) -> Step:
-    """Return what does a step in the first of four rounds, unless it is to be done each time."""
-    rounds = count()
-
-    async def do() -> None:
-        if each_time() or next(rounds) % _SELDOM == 0:
-            await step()
-
-    return do
 
 
 async def release_callbacks(

@@ -81,7 +81,7 @@ class Server:
         self.connects = 1
         self.asked: list[Any] = []
         self.received, self.silence = 0, 0.0
-        self.closed = False
+        self.closed, self.role = False, None
 
     @property
     def connection(self) -> Connection:
@@ -181,7 +181,7 @@ class Parts:
             shared=shared,
             outages=outages,
             block_timeout=5.0,
-            silence=7.0,
+            silence=lambda role: 7.0,
             expect_more=self.expect_more,
             follow_up=self.follow_up,
         )

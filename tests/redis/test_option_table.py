@@ -13,6 +13,7 @@ from anyio_kkrpc._cli._app import app
 from anyio_kkrpc.redis._options import GivenOptions, check_options
 from tests.typing.check_options import Connects
 
+FILLED_IN = ("consumer_name", "block_timeout", "session_id", "overflow")
 OPTIONS = inspect.signature(RedisStreamsTransport).parameters
 
 
@@ -34,7 +35,7 @@ def test_defaults_pass_their_own_rules() -> None:
     options = check_options(given)
     for name in GivenOptions.__dataclass_fields__:
         value = getattr(given, name)
-        if hasattr(options, name) and name not in ("consumer_name", "session_id", "overflow"):
+        if hasattr(options, name) and name not in FILLED_IN:
             assert getattr(options, name) == value or name == "codec"
     assert options.consumer_name == f"consumer-{options.session_id}"
     assert "password" not in repr(check_options(GivenOptions("redis://:password@localhost")))

@@ -349,7 +349,8 @@ async def test_without_a_right(
         admin.execute_command(
             *("ACL", "SETUSER", stream_name, "on", ">secret", f"~*{stream_name}*", "-@all"),
             *("+@stream", "+@connection", "+eval", "+info", "+time", "+exists", "+del"),
-            *("+pexpire", "+role", "+wait", f"-{right}"),
+            *("+pexpire", "+role", "+wait", "+zadd", "+zrem", "+zcount", "+zrangebyscore"),
+            f"-{right}",
         )
         url = redis_server.url.replace("redis://", f"redis://{stream_name}:secret@")
         api = peer.Api()

@@ -10,7 +10,7 @@ from anyio import create_task_group, fail_after
 from anyio.lowlevel import checkpoint
 
 from anyio_kkrpc.redis._connection._errors import RedisError, ResponseError
-from anyio_kkrpc.redis._upkeep import Upkeep, seldom
+from anyio_kkrpc.redis._upkeep import Upkeep
 from tests.bounds import BOUND
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +61,7 @@ class Steps:
 
 
 async def run_rounds(steps: Steps, patience: Any, count: int) -> None:
-    upkeep = Upkeep([steps.first, steps.second], 0.001, patience)
+    upkeep = Upkeep([steps.first, steps.second], checkpoint, patience)
     async with create_task_group() as group:
         group.start_soon(upkeep.run)
         with fail_after(BOUND):
@@ -84,26 +84,26 @@ async def test_the_gravest_counts(errors: tuple[RedisError, RedisError]) -> None
     steps, patience = Steps(errors), Patience()
     told: Any = patience
     with pytest.raises(ResponseError), fail_after(BOUND):
-        await Upkeep([steps.first, steps.second], 0.001, told).run()
+        await Upkeep([steps.first, steps.second], checkpoint, told).run()
     assert steps.done == ["first", "second"]
     assert patience.told == [str(WRONG)]
 
 
-async def test_seldom() -> None:
-    """What only who serves needs each time is done in one of four rounds."""
-    done: list[int] = []
-    rounds, serves = 0, False
+async def test_what_is_refused_is_tried_again_sooner() -> None:
+    """Also where the next round isn't due for long."""
+    steps, patience = Steps((FULL, None)), Patience()
+    rests: list[int] = []
 
-    async def step() -> None:
-        done.append(rounds)
+    async def rest() -> None:
+        rests.append(steps.count)
+        if len(rests) > 1:
+            await anyio.sleep_forever()
 
-    do = seldom(step, lambda: serves)
-    while rounds < 10:
-        await do()
-        rounds += 1
-    assert done == [0, 4, 8]
-    serves = True
-    while rounds < 12:
-        await do()
-        rounds += 1
-    assert done == [0, 4, 8, 10, 11]
+    told: Any = patience
+    async with create_task_group() as group:
+        group.start_soon(Upkeep([steps.first, steps.second], rest, told).run)
+        with fail_after(BOUND):
+            while len(rests) < 3:
+                await anyio.sleep(0.001)
+        group.cancel_scope.cancel()
+    assert rests == [0, 1, 2]

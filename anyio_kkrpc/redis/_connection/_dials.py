@@ -19,7 +19,7 @@ from ._login import open_connection
 from ._patience import Outages, Patience
 from ._resolver import Probe, Topology
 from ._resp import Connection
-from ._role import Node, WrongRoleError, wrong_role
+from ._role import Node, WrongRoleError, longest_silence, wrong_role
 from ._target import host_and_port
 from ._watch import Watch
 
@@ -32,8 +32,6 @@ _SOON = 1.0
 _PAUSE = 0.2
 # Seconds that a replica has to answer, at most; there are others.
 _QUICK = 1.0
-# A connection's longest silence, in seconds, where others have a copy of what the server has.
-_SILENCE = 1.0
 
 
 class Dials:
@@ -44,7 +42,6 @@ class Dials:
     :param outages: told of what is refused
     :param connect_timeout: seconds to connect within
     :param silence: a connection's `Connection.silence`, in seconds, until who uses it sets another
-    :param shortest_silence: the shortest one that any of them gets
     :param limit: seconds of failures after which the last one is final, ``None`` for never
     :param patient: whether a login that is refused may be known to the server soon
     """
@@ -57,7 +54,6 @@ class Dials:
         *,
         connect_timeout: float,
         silence: float,
-        shortest_silence: float,
         limit: float | None,
         patient: bool,
     ) -> None:
@@ -69,7 +65,7 @@ class Dials:
         self._silence = silence
         self._limit = limit
         self._heals = (Meaning.LOGIN,) if patient else ()
-        self._watch = Watch(shortest_silence)
+        self._watch = Watch(silence)
         self._is_replica = False
         # The connections, and the attempts to make one, with the generation each belongs to.
         self._made: dict[Connection, int] = {}
@@ -229,8 +225,7 @@ class Dials:
         role = connection.role
         if role is not None:
             if role.replicas:
-                # One of them may be promoted soon if this server is frozen.
-                connection.silence = min(connection.silence, _SILENCE)
+                connection.silence = longest_silence(role, connection.silence)
             if role.master is not None and not self._is_replica:
                 where = host_and_port(*role.master)
                 logger.warning(

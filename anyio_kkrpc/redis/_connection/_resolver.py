@@ -29,8 +29,9 @@ Probe: TypeAlias = Callable[[], Awaitable[Role | None]]
 
 # Seconds between two questions where the server is, at least, and those that chance adds at most.
 _APART = 0.1
-# Seconds between two looks at a server that nothing copies, and at one that was a master once.
-_ALONE, _DEMOTED = 5.0, 1.0
+# Seconds between two looks at a server that nothing copies, and at one that was a master once. The
+# former is a little less than two rounds of a peer that only calls: each of them asks one thing.
+_ALONE, _DEMOTED = 14.0, 1.0
 
 
 class Told(Protocol):

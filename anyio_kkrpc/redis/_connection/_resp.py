@@ -133,8 +133,8 @@ class Connection(AsyncResource):
     @property
     def traffic(self) -> Traffic:
         """What has come and left, and what is to leave, what waits here included."""
-        received, gone, given = self._stream.extra(SocketTraffic.traffic)
-        return Traffic(received, gone, given + self._outgoing_size)
+        received, gone, given, asked, answered = self._stream.extra(SocketTraffic.traffic)
+        return Traffic(received, gone, given + self._outgoing_size, asked, answered)
 
     @property
     def has_room(self) -> bool:

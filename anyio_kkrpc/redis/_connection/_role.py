@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 # Host and port.
 Node: TypeAlias = tuple[str, int]
+# Returns the longest silence of a connection, in seconds, as the role of its server wants it.
+Silence: TypeAlias = Callable[["Role | None"], float]
 
+# Seconds that a server may be silent at most where others have a copy of what it has.
+_SILENCE = 1.0
 # Of a number in a reply.
 _MOST_DIGITS = 20
 
@@ -42,6 +46,17 @@ def read_role(reply: Any) -> Role | None:
         case [b"sentinel", *_]:
             return Role("sentinel")
     return None
+
+
+def longest_silence(role: Role | None, given: float) -> float:
+    """Return the seconds that a server may be silent when an answer is due.
+
+    :param role: what it said that it is
+    :param given: what is given to one that nothing copies, and that copies none
+    """
+    if role is None or not (role.replicas or role.is_replica):
+        return given
+    return min(given, _SILENCE)  # if it is frozen, another one may be promoted soon
 
 
 class Copies(NamedTuple):

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from time import monotonic
 from typing import Any, NamedTuple, final
 
 from anyio import (
@@ -48,11 +49,15 @@ class Traffic(NamedTuple):
     :ivar received: how often bytes came
     :ivar gone: bytes that the other side has got, or, where the kernel doesn't tell, only it
     :ivar given: bytes that were to be sent, those that wait for it included
+    :ivar asked: seconds since something was written for the first time after bytes had come
+    :ivar answered: whether bytes have come since then
     """
 
     received: int
     gone: int
     given: int
+    asked: float
+    answered: bool
 
 
 class SocketTraffic(TypedAttributeSet):
@@ -77,6 +82,8 @@ class PlainSocket(ByteStream):
         self._sent = 0
         # Bytes that a `send` still has to write.
         self._rest = 0
+        # When something was first written after so many reads.
+        self._asked_at, self._reads = monotonic(), -1
         self._closed = False
         self._sending = False
 
@@ -109,6 +116,8 @@ class PlainSocket(ByteStream):
                 raise BrokenResourceError from exc
             return len(data)
         self._sent += sent
+        if self._reads != self._incoming.count:
+            self._reads, self._asked_at = self._incoming.count, monotonic()
         return sent
 
     async def send(self, item: bytes | memoryview) -> None:
@@ -125,7 +134,9 @@ class PlainSocket(ByteStream):
 
     def _traffic(self) -> Traffic:
         gone = self._sent - _unacknowledged(self._socket)
-        return Traffic(self._incoming.count, gone, self._sent + self._rest)
+        count = self._incoming.count
+        asked = monotonic() - self._asked_at
+        return Traffic(count, gone, self._sent + self._rest, asked, count != self._reads)
 
     async def send_eof(self) -> None:
         if self._closed:

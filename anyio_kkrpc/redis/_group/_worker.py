@@ -186,7 +186,7 @@ class Worker:
             await self.groups.check_rights(connection)
         await self.takeover.recover()
         self.wake()  # now there is a group
-        connection.silence = common.silence
+        connection.silence = common.silence(connection.role)
         with common.loop.flow.through(patience):
             while True:
                 room = keeper.room.now()

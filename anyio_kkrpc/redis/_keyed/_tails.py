@@ -18,6 +18,7 @@ from .._connection._link import Link
 from .._connection._patience import Outages, Patience
 from .._connection._portion import ReadPortion
 from .._connection._resp import Connection
+from .._connection._role import Silence
 from .._stream._scripts import add_briefly
 from ._entries import parse_id
 from ._item_scripts import SOME
@@ -113,7 +114,7 @@ class _Tail(Struct, eq=False):
 class _Waiting:
     """Waits for more of up to 64 streams, on one connection after the other."""
 
-    def __init__(self, wake: bytes, block: bytes, silence: float) -> None:
+    def __init__(self, wake: bytes, block: bytes, silence: Silence) -> None:
         self.tails: dict[bytes, _Tail] = {}
         self._silence = silence
         self._wake = wake
@@ -144,7 +145,7 @@ class _Waiting:
 
     async def read(self, connection: Connection, portion: ReadPortion) -> None:
         """Wait, again and again, and hand on what comes."""
-        connection.silence = self._silence
+        connection.silence = self._silence(connection.role)
         try:
             while True:
                 await self.wait_wanted()
@@ -191,7 +192,7 @@ class Tails:
     :param read_on: reads on one connection after the other; see `ReadLoop.run`
     :param wake: the key that ends a wait
     :param block: seconds that a wait lasts at most
-    :param silence: of the connections
+    :param silence: returns that of a connection, as its server's role wants it
     :ivar ended: why nobody is to wait any more
     """
 
@@ -202,7 +203,7 @@ class Tails:
         read_on: Callable[[str, Read, Patience], Awaitable[None]],
         wake: bytes,
         block: float,
-        silence: float,
+        silence: Silence,
     ) -> None:
         self._link = link
         self._outages = outages

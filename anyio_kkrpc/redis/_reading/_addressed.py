@@ -178,7 +178,7 @@ class Addressed:
         await reader.rewind(connection, self.inbox.key)
         if before is not None and reader.server != before:
             self.repeats.lose()  # another server may have lost what is missing
-        connection.silence = common.silence
+        connection.silence = common.silence(connection.role)
         moving = None
         while True:
             try:

@@ -86,7 +86,7 @@ class Broadcast:
             )
         replicas = self._replicas
         await reader.rewind(connection if replicas is None else replicas)
-        connection.silence = common.silence
+        connection.silence = common.silence(connection.role)
         with common.loop.flow.through(patience):
             while True:
                 await reader.read(connection, portion, self._take)

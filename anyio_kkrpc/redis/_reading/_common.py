@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from msgspec import Struct
 
 from .._connection._patience import Outages
+from .._connection._role import Silence
 from ._arrivals import Arrivals
 from ._loop import ReadLoop
 from ._reader import Decoder
@@ -24,7 +25,7 @@ class Common(Struct, frozen=True):
     :ivar shared: knows what TypeScript peers mean
     :ivar outages: told of what is refused
     :ivar block_timeout: seconds that one blocking read lasts
-    :ivar silence: seconds after which a read without an answer is given up
+    :ivar silence: returns the seconds after which a read without an answer is given up
     :ivar expect_more: told that several entries came together
     :ivar follow_up: sends what reading called for
     """
@@ -35,6 +36,6 @@ class Common(Struct, frozen=True):
     shared: Shared
     outages: Outages
     block_timeout: float
-    silence: float
+    silence: Silence
     expect_more: Callable[[], object]
     follow_up: Callable[[], Awaitable[None]]

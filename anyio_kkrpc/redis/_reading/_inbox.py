@@ -72,6 +72,10 @@ class Inbox:
         else:
             await self._keep(execute)
 
+    def is_kept(self, seconds: float) -> bool:
+        """Whether it needn't be kept alive for so many seconds."""
+        return current_time() + seconds < self._kept_at + self._ttl / 2
+
     async def run(self, dial: Callable[[], Awaitable[Connection]]) -> None:
         """Keep it alive where the link is too busy for that: with one large message, say.
 

@@ -54,7 +54,6 @@ def dials(topology: Topology, timeout: float = BOUND) -> Dials:
         Outages(Target.parse("redis://127.0.0.1:1")),
         connect_timeout=timeout,
         silence=7.0,
-        shortest_silence=5.0,
         limit=None,
         patient=False,
     )

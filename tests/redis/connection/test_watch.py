@@ -12,6 +12,7 @@ from anyio import wait_all_tasks_blocked
 from anyio.abc import SocketAttribute
 
 from anyio_kkrpc._exceptions import TransportConnectionError
+from anyio_kkrpc.redis._connection import _socket
 from anyio_kkrpc.redis._connection._address import Address
 from anyio_kkrpc.redis._connection._resp import Connection
 from anyio_kkrpc.redis._connection._socket import PlainSocket
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 # Seconds within which what should come has to come.
 LIMIT = BOUND
-PAUSE = 1.0
+PAUSE = 2 * BOUND  # which no test takes
 # More bytes than the buffers on the way take.
 BIG = 2_000_000
 # Looks that a silent connection survives: the first one only notes what there is to see.
@@ -106,7 +107,73 @@ async def test_silent(size: int, exclusive: bool) -> None:
         assert peer.connection.closed
         await settled(lambda: len(peer.failed) == 1 + (not exclusive))
     assert all(isinstance(cause, TimeoutError) for cause in peer.failed)
-    assert "nothing moved for 4 seconds, though an answer is due" in str(peer.failed[0])
+    assert f"nothing moved for {LOOKS * PAUSE:g} seconds, though an answer is due" in str(
+        peer.failed[0]
+    )
+
+
+@pytest.mark.parametrize("phase", [0.01, 0.99])
+@pytest.mark.parametrize("size", [10, BIG], ids=["little", "much"])
+@pytest.mark.parametrize("exclusive", [False, True], ids=["pipelined", "exclusive"])
+async def test_when(
+    exclusive: bool, size: int, phase: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever a command is written, nothing moves for as long as is allowed, and no longer: when
+    that is over is looked at once. Of what takes long to leave nobody knows when the last has left.
+    """
+    now = 1000.0
+    monkeypatch.setattr(_socket, "monotonic", lambda: now)
+    async with watched() as (peer, group):
+        if not exclusive:
+            group.start_soon(run, peer.connection)
+        group.start_soon(peer.execute if exclusive else peer.request)
+        await peer.stream.receive()
+        await peer.stream.send(b"+done\r\n")
+        await settled(lambda: peer.replies == [b"done"])
+        now += peer.watch.pause
+        await peer.watch.look()
+        now += phase * peer.watch.pause
+        group.start_soon(peer.execute if exclusive else peer.request, size)
+        await wait_all_tasks_blocked()
+        written, got = now, 0
+        while got < size / 5:
+            got += len(await peer.stream.receive(100_000))
+        now += (1 - phase) * peer.watch.pause
+        since = written if size < BIG else now
+        await peer.watch.look()
+        while not peer.connection.closed:
+            now += peer.watch.pause
+            await peer.watch.look()
+        if size < BIG:
+            assert now - since == pytest.approx(LOOKS * PAUSE, abs=0.1)
+        else:
+            assert now - since >= LOOKS * PAUSE
+
+
+async def test_no_time_passes_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that stands still looks once when it goes on, however long that was; and what has
+    come since the last command says that the connection lives.
+    """
+    now = 1000.0
+    monkeypatch.setattr(_socket, "monotonic", lambda: now)
+    async with watched() as (peer, group):
+        group.start_soon(run, peer.connection)
+        group.start_soon(peer.request)
+        await peer.stream.receive()
+        now += 1000 * PAUSE
+        await peer.looks(LOOKS - 1)
+        assert not peer.connection.closed
+        group.start_soon(peer.request)
+        await wait_all_tasks_blocked()
+        now += PAUSE / 2
+        await peer.stream.send(b"+done\r\n")
+        await settled(lambda: peer.replies == [b"done"])
+        now += PAUSE / 2
+        assert peer.connection.traffic[3:] == (1001 * PAUSE, True)
+        await peer.looks(LOOKS)
+        assert not peer.connection.closed
+        await peer.looks(1)
+        assert peer.connection.closed
 
 
 async def test_nothing_due() -> None:
@@ -184,8 +251,7 @@ async def test_traffic() -> None:
     """What a socket tells of its traffic adds up."""
     async with watched() as (peer, group):
         group.start_soon(run, peer.connection)
-        before = peer.connection.traffic
-        assert before == (0, 0, 0)
+        assert peer.connection.traffic[:3] == (0, 0, 0)
         group.start_soon(peer.request, BIG)
         await wait_all_tasks_blocked()
         stuck = peer.connection.traffic
@@ -194,7 +260,7 @@ async def test_traffic() -> None:
         got = 0
         while got < stuck.given:
             got += len(await peer.stream.receive(100_000))
-        await settled(lambda: peer.connection.traffic == (0, got, got))
+        await settled(lambda: peer.connection.traffic[:3] == (0, got, got))
         raw = peer.connection._stream.extra(SocketAttribute.raw_socket)
         raw.close()
         assert peer.connection.traffic.given == got
