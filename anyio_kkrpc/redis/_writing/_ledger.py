@@ -253,9 +253,10 @@ class Ledger:
             self._keep(post)
         self._waiting.extendleft(reversed(posts))
 
-    def lost(self) -> list[Post]:
+    def lost(self, leaving: Iterable[Post] = ()) -> list[Post]:
         """Note that the connection was lost.
 
+        :param leaving: what was to be written next, before all that waits
         :return: what was written and isn't written again as it is
         """
         once: list[Post] = []
@@ -267,8 +268,11 @@ class Ledger:
                 post.unknown = True
                 self._keep(post)
                 unknown.append(post)
+        left = [*leaving]
+        for post in left:
+            self._keep(post)
         # All of those refused were written before those that weren't answered.
-        self._waiting.extendleft(reversed((*self._refused, *unknown)))
+        self._waiting.extendleft(reversed((*self._refused, *unknown, *left)))
         self._refused.clear()
         self.written.clear()
         self._probe = None

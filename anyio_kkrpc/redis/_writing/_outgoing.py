@@ -430,9 +430,7 @@ class Outgoing:
         opened = self._packs.take()
         self.ledger.written.extendleft(reversed(self.confirmations.detach()))
         # What was being brought back is no longer this worker's affair once it is given up.
-        once = [post.ids or {} for post in self.ledger.lost() if not post.brings_back]
-        for post in opened:
-            self._hold(post)
+        once = [post.ids or {} for post in self.ledger.lost(opened) if not post.brings_back]
         waiting = self.ledger.waiting()
         replies = [(post.answers, post.attempt) for post in waiting if post.answers is not None]
         self.acks.lose(once, replies)

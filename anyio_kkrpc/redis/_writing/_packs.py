@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from .._connection._address import Address
@@ -87,10 +88,11 @@ class Packs:
             connection.post(self._commands.join(posts), 1, on_answer)
 
     def take(self) -> list[Post]:
-        """Take what hasn't left; what has will be written alone, should it be written again."""
-        for post in self._written:
+        """Take what hasn't left; it is written alone, as what has, should it be written again."""
+        opened = [post for posts in self._close() for post in posts]
+        for post in chain(self._written, opened):
             self._commands.alone(post)
-        return [post for posts in self._close() for post in posts]
+        return opened
 
     def _close(self) -> list[list[Post]]:
         """Open nothing any more; return what was."""

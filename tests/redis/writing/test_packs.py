@@ -180,6 +180,44 @@ def test_lost_before_they_left() -> None:
     in_virtual_time(check)
 
 
+def test_what_comes_behind_what_did_not_leave() -> None:
+    """When the connection is lost, what was to leave is before what came while that was noticed,
+    also where all of it is numbered anew, as after an outage that inboxes didn't outlive.
+    """
+
+    async def check() -> None:
+        model, there = Model([]), False
+
+        def refuse(command: list[bytes]) -> bytes | None:
+            if command[0] == b"EXISTS":
+                return b":%d\r\n" % there
+            return None if there or command[0] != b"XADD" else b"$-1\r\n"
+
+        async def request(*command: bytes) -> object:
+            return await rig.connection.request(*command)
+
+        async def keep_own(request: object) -> None:
+            """It is there."""
+
+        model.refuses = refuse
+        async with running(model) as rig, anyio.create_task_group() as group:
+            group.start_soon(rig.writer.undelivered.run, request, keep_own)
+            post_unwritten(rig, CallbackCall("a", []))
+            post_unwritten(rig, CallbackCall("b", []))
+            rig.connection.break_off(OSError())
+            for name in "cd":
+                post_unwritten(rig, CallbackCall(name, []))
+            await anyio.sleep(1)
+            assert entries(model) == [["a"], ["b"], ["c"], ["d"]]
+            there = True
+            await anyio.sleep(1)
+            await rig.settled()
+            group.cancel_scope.cancel()
+        assert ids(model.read()) == [*"abcd"]
+
+    in_virtual_time(check)
+
+
 def test_signed() -> None:
     """An entry has one signature, over all of its records."""
 

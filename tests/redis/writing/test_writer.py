@@ -307,7 +307,7 @@ class Rig:
             await self.reachable.wait()
             self.meet()
             self.stream = server = Server(self.model)
-            connection = Connection(server, NOWHERE)
+            self.connection = connection = Connection(server, NOWHERE)
             self.connections += 1
             async with anyio.create_task_group() as group:
                 group.start_soon(server.serve)
