@@ -368,7 +368,8 @@ class Outgoing:
         if ledger.phase is not Phase.STOPPED:
             self._bring_back(connection)
             self.acknowledge()
-            connection.flush_nowait()
+        # Also what an answer has called forth, before the one behind it was a refusal.
+        connection.flush_nowait()
         while self._connection is connection and ledger.phase is Phase.FEEDING:
             await connection.wait_flushed()
             self._feed(connection)

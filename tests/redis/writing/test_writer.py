@@ -49,6 +49,7 @@ REFUSALS = {
     "noreplicas": b"-NOREPLICAS Not enough good replicas to write.\r\n",
     "noperm": b"-NOPERM this user has no permissions to access one of the keys\r\n",
 }
+NO_STREAM = b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n"
 
 
 class Server(FakeStream):
@@ -331,6 +332,11 @@ class Rig:
         with anyio.fail_after(1000):
             while self.writer._outgoing.ledger.written or not self.writer._outgoing.ledger.flowing:
                 await anyio.sleep(0.01)
+
+    async def until_asked(self) -> None:
+        """Wait until something is on its way."""
+        while not self.writer._outgoing.ledger.written:
+            await anyio.sleep(0)
 
     def reply(self, number: int) -> None:
         """Settle an entry of the group."""
@@ -1275,6 +1281,40 @@ def test_end_with_replies_that_wait() -> None:
             rig.writer.end(RuntimeError())
             assert set(rig.writer.unanswered) == {b"1-0", b"2-0"}
             assert model.pending == {b"1-0", b"2-0"}
+
+    in_virtual_time(check)
+
+
+@pytest.mark.parametrize("cancels", [False, True])
+def test_what_an_answer_calls_forth_before_a_refusal(cancels: bool) -> None:
+    """A cancel for who has the request, or a small reply: it leaves, though nothing is to follow it
+    until it is answered.
+    """
+
+    async def check() -> None:
+        model = Model([])
+        async with running(model, version=2) as rig:
+            request = rig.post(Request("q", "call", ["f"]), None)
+            await rig.settled()
+            model.refuses = refuse
+            if cancels:
+                rig.writer.send_nowait(Envelope(Cancel("q"), token=request.token))
+                await rig.until_asked()
+            else:
+                rig.reply(1)
+            rig.post(CallbackCall("c", []), "another")
+            await anyio.sleep(0.0015)
+            model.refuses = lambda command: None
+            await rig.settled()
+        assert sorted(ids(model.read("another"))) == (["c", "q"] if cancels else ["c"])
+        assert ids(model.read()) == ([] if cancels else ["r1"])
+
+    def refuse(command: list[bytes]) -> bytes | None:
+        if command[0] == b"EVAL":
+            return _pack([[b"another"]])
+        if command[0] != b"XADD":
+            return None
+        return NO_STREAM if command[1] == KEYS.inbox(CALLER) else REFUSALS["oom"]
 
     in_virtual_time(check)
 
