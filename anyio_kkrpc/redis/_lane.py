@@ -196,7 +196,7 @@ class Lane:
         options, inbound, link = self._options, self.reception.inbound, self.link
         key = keys.inbox(options.session_id)
         group = options.consumer_group.encode() if options.use_consumer_group else None
-        reader = Reader({}, self.decoder, options.block_timeout)
+        reader = Reader({}, self.decoder, options.inbox_block)
         told = (self.writer.undelivered.open, lambda now: self.presence.lose())
         parts = (inbound, repeats, link, reader, told)
         losses = Losses(

@@ -43,9 +43,8 @@ _ALPHABET = string.ascii_lowercase + string.digits
 _SESSION_ID_LENGTH = 26
 # As `secrets` has it, which loads hash functions that nothing else here needs.
 _random = SystemRandom()
-# Seconds that a blocking read lasts beside half the time that the server may be silent, and that it
-# may take longer, at least.
-_BLOCK, _MARGIN = 5.0, 2.0
+# Seconds that a blocking read may last longer than it should, at least.
+_MARGIN = 2.0
 # Seconds that a connection may be silent: what stands between here and a server forgets one that is
 # silent for longer, without a word to either. Nobody waits so long for a server; whoever gives more
 # has milliseconds in mind.
@@ -101,6 +100,7 @@ class PlainOptions:
 
     stream: Text = "kkrpc-stream"
     consumer_group: Text = "kkrpc-group"
+    block_timeout: Annotated[float, seconds(most=_LONGEST)] = 5.0
     max_len: Count | None = None
     max_queue_size: Count = 1000
     max_queue_bytes: Count = 64 * 1024 * 1024
@@ -133,7 +133,6 @@ class GivenOptions(ShardOptions, PlainOptions):
 
     url: str = field(default="redis://localhost:6379", kw_only=False)
     consumer_name: Text | None = None
-    block_timeout: Annotated[float, seconds(most=_LONGEST)] | None = None
     session_id: Text | None = None
     overflow: AnyOverflow | None = None
     codec: AnyCodec = "json"
@@ -150,7 +149,6 @@ class Options(ShardOptions, PlainOptions):
 
     target: Target
     consumer_name: str
-    block_timeout: float
     session_id: str
     overflow: Overflow
     codec: Codec
@@ -181,6 +179,13 @@ class Options(ShardOptions, PlainOptions):
         """The shards whose requests it reads, if it serves."""
         return sorted(range(self.shards) if self.serve_shards is None else self.serve_shards)
 
+    @property
+    def inbox_block(self) -> float:
+        """Seconds that one blocking read of the inbox lasts. What comes from one that reads no
+        requests shows seldom enough that it lives.
+        """
+        return min(self.block_timeout + self.health_check_interval / 2, _LONGEST)
+
     def read_silence(self, role: Role | None) -> float:
         """Return the seconds after which a blocking read without an answer is given up.
 
@@ -188,7 +193,7 @@ class Options(ShardOptions, PlainOptions):
         """
         interval = self.health_check_interval
         margin = (interval + longest_silence(role, interval)) / 2
-        return self.block_timeout + max(margin, _MARGIN)
+        return self.inbox_block + max(margin, _MARGIN)
 
 
 def check_options(given: GivenOptions) -> Options:
@@ -210,8 +215,6 @@ def check_options(given: GivenOptions) -> Options:
         values["session_id"] = new_session_id()
     if given.consumer_name is None:
         values["consumer_name"] = f"consumer-{values['session_id']}"
-    if given.block_timeout is None:
-        values["block_timeout"] = min(_BLOCK + given.health_check_interval / 2, _LONGEST)
     if given.overflow is None:
         values["overflow"] = "block" if given.use_consumer_group else "drop_oldest"
     return Options(target=target, **values)

@@ -88,8 +88,8 @@ class RedisStreamsTransport(  # type: ignore[misc]  # both bases define __aexit_
     :param consumer_group: name of the group, with ``use_consumer_group``
     :param consumer_name: this peer's name in the group; ``consumer-{session_id}`` if not given
     :param block_timeout: seconds, at most 300, that one blocking read lasts; where it takes
-        requests of a group, no longer than a third of ``claim_idle``. If not given, 5 and half of
-        ``health_check_interval``.
+        requests of a group, no longer than a third of ``claim_idle``. One of the inbox alone lasts
+        half of ``health_check_interval`` longer.
     :param max_len: keep about this many requests in the stream; ``None`` keeps all. It is enough
         that the workers have it. What a consumer group has not acknowledged is never trimmed.
     :param session_id: this peer's id, 26 random characters if not given; unique among all peers

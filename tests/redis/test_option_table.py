@@ -13,7 +13,7 @@ from anyio_kkrpc._cli._app import app
 from anyio_kkrpc.redis._options import GivenOptions, check_options
 from tests.typing.check_options import Connects
 
-FILLED_IN = ("consumer_name", "block_timeout", "session_id", "overflow")
+FILLED_IN = ("consumer_name", "session_id", "overflow")
 OPTIONS = inspect.signature(RedisStreamsTransport).parameters
 
 

@@ -33,7 +33,7 @@ def test_defaults() -> None:
     assert transport.capabilities.broadcast
     assert transport.capabilities.addressing
     options = transport._options
-    assert (options.block_timeout, options.max_len, options.overflow) == (7.5, None, "drop_oldest")
+    assert (options.block_timeout, options.max_len, options.overflow) == (5.0, None, "drop_oldest")
     grouped = RedisStreamsTransport(use_consumer_group=True)
     assert grouped._options.overflow == "block"
     assert not grouped.capabilities.broadcast
@@ -167,7 +167,8 @@ def test_milliseconds(option: str) -> None:
         ({}, (7.5, 12.5), 10.5),
         ({"health_check_interval": 2.0}, (6.0, 8.0), 8.0),
         ({"health_check_interval": 0.3}, (5.15, 7.15), 7.15),
-        ({"block_timeout": 5.0}, (5.0, 10.0), 8.0),
+        ({"block_timeout": 1.0}, (3.5, 8.5), 6.5),
+        ({"block_timeout": 300.0}, (300.0, 305.0), 303.0),
         ({"health_check_interval": 300.0}, (155.0, 455.0), 305.5),
     ],
 )
@@ -178,7 +179,7 @@ def test_how_long_a_read_lasts(
     and what was allowed beyond that was found over half an interval later: 12.5 seconds.
     """
     options = check_options(GivenOptions("redis://nowhere", **given))
-    assert (options.block_timeout, options.read_silence(Role("master"))) == pytest.approx(alone)
+    assert (options.inbox_block, options.read_silence(Role("master"))) == pytest.approx(alone)
     assert options.read_silence(None) == pytest.approx(alone[1])
     for role in (Role("master", 1), Role("slave", 0, ("there", 6379))):
         assert options.read_silence(role) == pytest.approx(copied)

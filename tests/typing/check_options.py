@@ -25,7 +25,7 @@ class Connects(Protocol):
         stream: str = ...,
         consumer_group: str = ...,
         consumer_name: str | None = ...,
-        block_timeout: float | None = ...,
+        block_timeout: float = ...,
         max_len: int | None = ...,
         session_id: str | None = ...,
         max_queue_size: int = ...,
