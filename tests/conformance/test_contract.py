@@ -8,7 +8,10 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 
 from anyio_kkrpc.abc import Transport
+from anyio_kkrpc.records import Record, Reply
 from anyio_kkrpc.testing import check_transport
+from anyio_kkrpc.testing._contract import RecordingListener
+from anyio_kkrpc.testing._contract import _address as address
 
 from .conftest import Connect
 
@@ -24,3 +27,19 @@ async def test_contract(connect: Connect, request: pytest.FixtureRequest) -> Non
         return connect(**options)
 
     await check_transport(make, close_is_seen=not on_redis)
+
+
+async def test_what_was_sent_before_the_end_arrives(connect: Connect) -> None:
+    """Also what would have left only with the next write."""
+    heard, known = RecordingListener(), RecordingListener()
+    async with connect() as (one, two):
+        one.listen(known)
+        two.listen(heard)
+        await two.send(address(Reply("hello"), one))
+        await known.until(lambda: bool(known.records))
+        sent: list[Record] = [Reply(f"{number}", number) for number in range(20)]
+        for record in sent:
+            await one.send(address(record, two))
+        await one.aclose()
+        await heard.until(lambda: len(heard.records) == len(sent))
+        assert heard.records == sent

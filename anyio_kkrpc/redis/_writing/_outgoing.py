@@ -438,6 +438,7 @@ class Outgoing:
 
     def end(self) -> list[Post]:
         """Let nobody wait any more; return the posts that were open."""
+        self._packs.seal(self._connection)  # it leaves with the farewell
         for post in self._packs.take():
             self._hold(post)
         posts = self.ledger.clear() + self.undelivered.clear() + self.confirmations.clear()
