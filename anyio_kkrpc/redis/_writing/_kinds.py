@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection, Iterable
+
 from msgspec import UNSET
 
 from ...abc import Envelope
 from ...records import Bye, Cancel, Record, Request
 from ..dialects.native import AGAIN
+from ._ledger import Post
 
-__all__ = ("again", "deadline_of", "is_control")
+__all__ = ("again", "deadline_of", "is_control", "note_unsent")
+
+logger = logging.getLogger("anyio_kkrpc")
 
 
 def is_control(record: Record) -> bool:
@@ -28,3 +34,19 @@ def deadline_of(request: Envelope) -> float | None:
     if request.sent_at is None or not isinstance(record, Request) or record.d is UNSET:
         return None
     return request.sent_at + record.d / 1000
+
+
+def note_unsent(posts: Iterable[Post], written: Collection[Post]) -> int:
+    """Count and log the records of which nobody else hears, as the callers of requests do, nor
+    takes care, as the group does of what they answer.
+
+    :param posts: what is open at the end
+    :param written: those of them that only lack an answer
+    """
+    left = [post for post in posts if post.event is None and post.answers is None]
+    gone = {*written}
+    records = [post.envelope.record for post in left if post.envelope and post not in gone]
+    count = sum(not isinstance(one, Request) and not is_control(one) for one in records)
+    if count:
+        logger.warning("%d records were not sent: nothing could be written until the end", count)
+    return count

@@ -29,7 +29,7 @@ from .._connection._resp import Connection
 from .._stream._entries import order
 from ..dialects.native import NativeDialect
 from ._commands import Commands
-from ._kinds import is_control
+from ._kinds import is_control, note_unsent
 from ._ledger import Post
 from ._lookup import Lookup
 from ._outgoing import Outgoing
@@ -423,11 +423,12 @@ class Writer:
 
     def end(self, reason: Exception) -> None:
         """Fail what is open: there will be no connection any more."""
-        self._reason = reason
-        for post in self._outgoing.end():
+        self._reason, posts = reason, self._outgoing.end()
+        for post in posts:
             if post.event is not None:
                 post.result = reason
                 post.event.set()
+        self.undeliverable += note_unsent(posts, self._outgoing.ledger.written)
 
 
 def _lost(exc: Exception) -> DeliveryError:

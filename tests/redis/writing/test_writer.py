@@ -1285,6 +1285,35 @@ def test_end_with_replies_that_wait() -> None:
     in_virtual_time(check)
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_end_with_records_that_wait(away: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """What nobody else knows of is counted and logged; what has left isn't."""
+
+    async def check() -> None:
+        model = Model([])
+        async with running(model) as rig:
+            rig.post(CallbackCall("left", []))
+            await rig.settled()
+            if away:
+                rig.reachable = anyio.Event()
+                rig.connection.break_off(OSError())
+            else:
+                model.refuses = adds(NOREPLICAS)
+            await anyio.sleep(0.1)
+            rig.post(CallbackCall("a", []))
+            rig.post(Reply("b"), "another")
+            rig.post(Request("q", "call", ["f"]), None)
+            rig.reply(1)
+            await anyio.sleep(0.1)
+            for _ in range(2):
+                rig.writer.end(RuntimeError())
+            assert rig.writer.undeliverable == 2
+
+    in_virtual_time(check)
+    (text,) = [text for text in caplog.messages if "were not sent" in text]
+    assert text.startswith("2 records")
+
+
 @pytest.mark.parametrize("cancels", [False, True])
 def test_what_an_answer_calls_forth_before_a_refusal(cancels: bool) -> None:
     """A cancel for who has the request, or a small reply: it leaves, though nothing is to follow it
