@@ -80,6 +80,7 @@ class Commands:
     def meet_server(self, *, modern: bool) -> None:
         """Note whether the server is Redis 6.2 or later, which knows NOMKSTREAM."""
         self._if_there = (b"NOMKSTREAM",) if modern else ()
+        self._inboxes.begin_anew()
 
     def make(
         self, envelope: Envelope, answers: bytes | None = None, attempt: int = 1

@@ -111,6 +111,11 @@ class Inboxes:
         # One that was forgotten and is opened again counts from 1, hence an epoch of its own.
         return Inbox(key, b"%s+%x" % (self._epoch, next(self._epochs)))
 
+    def begin_anew(self) -> None:
+        """Have each command's beginning made anew: the server may want another one."""
+        for inbox in self.by_peer.values():
+            inbox.codec = None
+
     def forget(self, peer: str) -> None:
         """Count anew for a peer."""
         self.by_peer.pop(peer, None)

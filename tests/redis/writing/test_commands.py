@@ -107,9 +107,15 @@ def test_cancel_of_a_request_to_the_group() -> None:
 
 
 def test_old_servers_make_inboxes() -> None:
+    """Also where another one has answered before, as when servers are upgraded one by one."""
     maker = commands()
-    maker.meet_server(modern=False)
-    assert parsed(made(maker, Reply("1", 2), CALLER).packed)[0][:3] == [b"XADD", INBOX, b"*"]
+    for modern in (False, True, False):
+        maker.meet_server(modern=modern)
+        expected = [b"XADD", INBOX, *([b"NOMKSTREAM"] if modern else []), b"*", b"from"]
+        for _ in range(2):
+            (command,) = parsed(made(maker, Reply("1", 2), CALLER).packed)
+            assert command[: len(expected)] == expected
+            assert len(command) == len(expected) + 7
 
 
 RECORDS = [
