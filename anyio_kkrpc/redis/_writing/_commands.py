@@ -16,8 +16,8 @@ from .._stream._keys import CONTROL_LENGTH, CONTROL_TTL_MS, Keys
 from ..dialects import Dialects
 from ..dialects._base import check_size
 from ..dialects._signing import FRESH, Signer
-from ..dialects.native import MARK, MARK_OF_SEVERAL, UNMARKED
-from ._inboxes import PACKED_MARK, Inbox, Inboxes, packed_parts
+from ..dialects.native import MARK, MARK_OF_SEVERAL, UNMARKED, NativeDialect
+from ._inboxes import PACKED_MARK, Inbox, Inboxes, fields_of, packed_parts
 from ._kinds import again, is_control
 from ._ledger import Post
 from ._scripts import ADD_BOUNDED, BRING_BACK
@@ -29,6 +29,8 @@ _SMALL = 8192
 # What stands alone: it is withdrawn, or written again in another form.
 _ALONE = frozenset((Request, Cancel, Bye))
 _PACKED = attrgetter("packed")
+# Parts of an entry of one record in the stream, and in an inbox, up to the mark.
+_TO_STREAM, _TO_INBOX = 6, 8
 
 
 class Commands:
@@ -194,11 +196,13 @@ class Commands:
         if left is not None and post.data is None:
             envelope.record.d = left
         if post.to_stream and post.data is None:
-            fields = self._native.encode(envelope.record, None) + again(envelope)
+            fields = _as_written(post, self._native, left)
+            fields = fields or self._native.encode(envelope.record, None)
+            fields += again(envelope)
             self._sealed(self._adding(fields, bounded=envelope.attempt == 1), post)
         elif post.number is not None:
             inbox = self._inboxes.of(str(envelope.recipient))
-            self._add(inbox, self._encode(envelope, post.number), post)
+            self._add(inbox, _as_written(post, self._native, left) + again(envelope), post)
 
     def repeat(self, envelope: Envelope) -> Post:
         """Return what writes a request once more, marked as repeated where its dialect has a mark.
@@ -277,8 +281,13 @@ class Commands:
         envelope = post.envelope
         assert envelope is not None
         inbox = self._inboxes.of(str(envelope.recipient))
-        post.number = b"%s.%d" % (inbox.epoch, inbox.last + 1)
-        self._add(inbox, self._encode(envelope, post.number), post)
+        post.number = number = b"%s.%d" % (inbox.epoch, inbox.last + 1)
+        fields = _as_written(post, self._native)
+        if fields:
+            fields = (*fields[:5], number, *fields[6:], *again(envelope))
+        else:
+            fields = self._encode(envelope, number)
+        self._add(inbox, fields, post)
         inbox.last += 1
 
     def key_of(self, post: Post) -> bytes:
@@ -412,3 +421,19 @@ def _unpacked(record: bytes) -> tuple[bytes, bytes]:
     """Return the name of a record's codec, and the record."""
     _, name, _, rest = record.split(b"\r\n", 3)
     return name, rest[:-2]
+
+
+def _as_written(post: Post, native: NativeDialect, left: int | None = None) -> tuple[bytes, ...]:
+    """Return the fields that a post adds, as far as they don't depend on when it is written; none
+    if it is new. What was given to be sent may have been changed since.
+
+    :param left: the budget of the request that it is, if that changes
+    """
+    fields = fields_of(post.packed)[: _TO_STREAM if post.to_stream else _TO_INBOX]
+    if left is not None:
+        codec = native.codec_named(fields[2])
+        record = codec.decode(fields[3])
+        assert isinstance(record, Request)
+        record.d = left
+        fields[3] = codec.encode(record)
+    return tuple(fields)

@@ -11,8 +11,10 @@ from ...abc import Codec
 from .._stream._keys import Keys
 from ..dialects.native import MARK, MARK_OF_SEVERAL
 
-__all__ = ("PACKED_MARK", "Inbox", "Inboxes", "packed_parts")
+__all__ = ("PACKED_MARK", "Inbox", "Inboxes", "fields_of", "packed_parts")
 
+# Parts of the script that adds to the stream, before the fields: see `Commands`.
+_BEHIND_EVAL = 6
 # Peers whose inbox is remembered.
 _PEERS = 4096
 
@@ -20,6 +22,20 @@ _PEERS = 4096
 def packed_parts(*parts: bytes) -> bytes:
     """Return parts of a command, packed."""
     return b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+
+
+def fields_of(packed: bytes) -> list[bytes]:
+    """Return the fields that a packed command adds: XADD, or the script that does it."""
+    parts: list[bytes] = []
+    at = packed.find(b"\r\n") + 2
+    while at < len(packed):
+        begin = packed.index(b"\r\n", at) + 2
+        end = begin + int(packed[at + 1 : begin])
+        parts.append(packed[begin:end])
+        at = end + 2
+    if parts[:1] == [b"EVAL"]:
+        return parts[_BEHIND_EVAL:]
+    return parts[parts.index(b"*", 2) + 1 :] if parts else []
 
 
 # The end of each native entry, packed.

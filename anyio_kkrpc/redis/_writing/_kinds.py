@@ -7,12 +7,14 @@ from collections.abc import Collection, Iterable
 
 from msgspec import UNSET
 
+from ..._exceptions import DeliveryError, OverloadedError
 from ...abc import Envelope
 from ...records import Bye, Cancel, Record, Request
+from .._connection._errors import RedisError
 from ..dialects.native import AGAIN
 from ._ledger import Post
 
-__all__ = ("again", "deadline_of", "is_control", "note_unsent")
+__all__ = ("again", "deadline_of", "is_control", "lost_request", "note_unsent")
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -50,3 +52,17 @@ def note_unsent(posts: Iterable[Post], written: Collection[Post]) -> int:
     if count:
         logger.warning("%d records were not sent: nothing could be written until the end", count)
     return count
+
+
+def lost_request(exc: Exception) -> DeliveryError:
+    """Return the error for a request that another server has lost, and that can't be written to it,
+    for want of memory, or as its arguments have been changed since.
+    """
+    memory = isinstance(exc, (RedisError, OverloadedError))
+    why = "has no memory for" if memory else "this peer can't encode anew"
+    error = DeliveryError(
+        f"another Redis server answers than before, and {why} the request, which it may have lost: "
+        "whether it ran isn't known"
+    )
+    error.__cause__ = exc
+    return error

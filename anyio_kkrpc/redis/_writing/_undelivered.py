@@ -243,8 +243,6 @@ class Undelivered:
             self._came.set()
         self._weights[post] = weight
         self._weight += weight
-        if _is_renumbered(post):
-            post.packed = b""
         if post.envelope is not None and post.envelope.deadline is not None:
             self._soonest = min(self._soonest, post.envelope.deadline)
         return True

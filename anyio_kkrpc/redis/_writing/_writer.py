@@ -29,7 +29,7 @@ from .._connection._resp import Connection
 from .._stream._entries import order
 from ..dialects.native import NativeDialect
 from ._commands import Commands
-from ._kinds import is_control, note_unsent
+from ._kinds import is_control, lost_request, note_unsent
 from ._ledger import Post
 from ._lookup import Lookup
 from ._outgoing import Outgoing
@@ -196,8 +196,8 @@ class Writer:
                     record.d = left
             try:
                 self._post(self.commands.repeat(request))
-            except OverloadedError as exc:  # there is no memory for requests
-                self._give_back(request, _lost(exc))
+            except Exception as exc:  # no memory for requests, or arguments that were changed since
+                self._give_back(request, lost_request(exc))
                 continue
             self._repeated.add(record.id)
             count += 1
@@ -302,7 +302,7 @@ class Writer:
         if isinstance(result, Exception):
             if meaning_of(result) is Meaning.FULL:
                 repeated = envelope is not None and envelope.attempt > 1
-                return _lost(result) if repeated else no_memory(result)
+                return lost_request(result) if repeated else no_memory(result)
             return refusal(result)
         if result is None and envelope is not None:
             return DeliveryError(f"peer {envelope.recipient!r} is not there: it has no inbox")
@@ -429,16 +429,6 @@ class Writer:
                 post.result = reason
                 post.event.set()
         self.undeliverable += note_unsent(posts, self._outgoing.ledger.written)
-
-
-def _lost(exc: Exception) -> DeliveryError:
-    """Return the error for a request that another server has lost, and has no memory for."""
-    error = DeliveryError(
-        "another Redis server answers than before, and has no memory for the request, which it may "
-        "have lost: whether it ran isn't known"
-    )
-    error.__cause__ = exc
-    return error
 
 
 def refusal(exc: Exception) -> Exception:

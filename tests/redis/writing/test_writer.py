@@ -1285,6 +1285,91 @@ def test_end_with_replies_that_wait() -> None:
     in_virtual_time(check)
 
 
+@pytest.mark.parametrize("to", [None, CALLER])
+@pytest.mark.parametrize("backlog", [None, 100])
+def test_arguments_that_are_changed_while_they_wait(to: str | None, backlog: int | None) -> None:
+    """They arrive as they were when the call was made, and end nothing if they can't be encoded."""
+
+    async def check() -> None:
+        model, args = Model([]), [[1]]
+        async with running(model, max_backlog=backlog) as rig:
+            model.refuses = lambda command: REFUSALS["noreplicas"]
+            request = Request("q", "call", ["f"], a=args, d=100_000)
+            deadline = anyio.current_time() + 100
+            rig.writer.send_nowait(Envelope(request, None, to, deadline=deadline))
+            await anyio.sleep(1)
+            args[0].append(object())  # type: ignore[arg-type]
+            added = []
+
+            def take(command: list[bytes]) -> bytes | None:
+                added.append(command)
+                return None if command[0] == b"XADD" else _pack(b"1-0")
+
+            model.refuses = take
+            await rig.settled()
+        (written,) = [one for one in added if one[0] == b"XADD" or command_adds(one)]
+        assert b'"a":[[1]],"d":9' in written[written.index(b"json") + 1]
+
+    def command_adds(command: list[bytes]) -> bool:
+        return command[0] == b"EVAL" and b"from" in command
+
+    in_virtual_time(check)
+
+
+def test_result_that_is_changed_while_it_waits() -> None:
+    """It arrives as it was returned, though it gets another number."""
+
+    async def check() -> None:
+        model, there, result = Model([]), False, [1]
+
+        def refuse(command: list[bytes]) -> bytes | None:
+            return None if there or command[0] != b"XADD" else b"$-1\r\n"
+
+        async def request(*command: bytes) -> object:
+            return there
+
+        async def keep_own(request: object) -> None:
+            """It is there."""
+
+        model.refuses = refuse
+        async with running(model) as rig, anyio.create_task_group() as group:
+            group.start_soon(rig.writer.undelivered.run, request, keep_own)
+            rig.connection.break_off(OSError())
+            await anyio.sleep(1)
+            rig.post(Reply("r", result))
+            await anyio.sleep(1)
+            result.append(object())  # type: ignore[arg-type]
+            there = True
+            await anyio.sleep(1)
+            await rig.settled()
+            group.cancel_scope.cancel()
+        assert model.read() == [Reply("r", [1])]
+
+    in_virtual_time(check)
+
+
+def test_arguments_that_are_changed_before_they_are_sent_again() -> None:
+    """Who waits is told if they can't be encoded any more."""
+
+    async def check() -> None:
+        model, args = Model([]), [[1]]
+        async with running(model) as rig:
+            sent = [
+                rig.post(Request("q", "call", ["f"], a=args), None),
+                rig.post(Request("p", "call", ["f"]), None),
+            ]
+            await rig.settled()
+            args[0].append(object())  # type: ignore[arg-type]
+            assert await rig.writer.send_again(sent) == 1
+            await rig.settled()
+        assert len(model.stream) == 3
+        (back,) = rig.returned
+        assert isinstance(back.error, DeliveryError)
+        assert "can't encode anew" in str(back.error)
+
+    in_virtual_time(check)
+
+
 @pytest.mark.parametrize("away", [False, True])
 def test_end_with_records_that_wait(away: bool, caplog: pytest.LogCaptureFixture) -> None:
     """What nobody else knows of is counted and logged; what has left isn't."""
