@@ -8,6 +8,7 @@ code has left behind in a task.
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -49,7 +50,7 @@ def clock() -> Callable[[], float]:
         return loop.time
     import trio
 
-    return trio.current_time
+    return trio.lowlevel.current_clock().current_time
 
 
 def scheduler() -> Callable[[Callable[[], object]], None]:
@@ -87,6 +88,16 @@ def one_shots() -> Callable[[], OneShot]:
     return cast(Callable[[], OneShot], trio.Event)
 
 
+def checkpoints() -> Callable[[], Awaitable[None]]:
+    """Return what `anyio.lowlevel.checkpoint` would call here."""
+    return current_token().backend_class.checkpoint
+
+
+def readable() -> Callable[[socket.socket], Awaitable[None]]:
+    """Return what `anyio.wait_readable` would call here."""
+    return current_token().backend_class.wait_readable
+
+
 def cancellation_check() -> Callable[[], Awaitable[None]]:
     """Return what `anyio.lowlevel.checkpoint_if_cancelled` would call here."""
     return current_token().backend_class.checkpoint_if_cancelled
@@ -105,17 +116,24 @@ def cancel_requests() -> Callable[[], object]:
     return task.cancelling
 
 
-def task_references() -> Callable[[], object]:
-    """Return what counts the references to the present task.
+def open_scopes() -> Callable[[], object]:
+    """Return what stands for the cancel scopes that are open in the present task.
 
-    On asyncio a cancel scope refers to the task in which it is open: as long as the task doesn't
-    wait, an equal number says that no scope was opened or left. Where that can't be known so, on
-    trio and where references aren't counted, the numbers are never equal.
+    As long as the task doesn't wait, an equal value says that no scope was opened or left since. On
+    asyncio a scope refers to the task in which it is open, so that is the number of references to
+    the task; on trio it is the innermost scope's part of the task, which AnyIO looks at, too. Where
+    neither can be known, such as where references aren't counted, the values are never equal.
     """
     if isinstance(current_token().native_token, asyncio.AbstractEventLoop):
         count = getattr(sys, "getrefcount", None)
         if count is not None:
             return partial(count, asyncio.current_task())
+    else:
+        import trio
+
+        task = trio.lowlevel.current_task()
+        if hasattr(task, "_cancel_status"):
+            return partial(getattr, task, "_cancel_status")
     return object
 
 

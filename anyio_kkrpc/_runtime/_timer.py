@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
+from math import inf
 
 from anyio import CancelScope, current_time, sleep_forever
 from msgspec import Struct
@@ -33,6 +34,7 @@ class Timer:
         self._number = count()
         self._cancelled = 0
         self._scope: CancelScope | None = None
+        self._deadline = -inf  # of that scope, which takes longer to ask
 
     def __len__(self) -> int:
         return len(self._heap) - self._cancelled
@@ -45,9 +47,8 @@ class Timer:
         """
         entry = TimerEntry(action)
         heappush(self._heap, (deadline, next(self._number), entry))
-        scope = self._scope
-        if scope is not None and deadline < scope.deadline:
-            scope.deadline = deadline
+        if deadline < self._deadline and self._scope is not None:
+            self._scope.deadline = self._deadline = deadline
         return entry
 
     def cancel(self, entry: TimerEntry) -> None:
@@ -65,8 +66,8 @@ class Timer:
         """Wait for deadlines until cancelled."""
         while True:
             self._fire(current_time())
-            deadline = self._heap[0][0] if self._heap else float("inf")
-            with CancelScope(deadline=deadline) as self._scope:
+            self._deadline = self._heap[0][0] if self._heap else inf
+            with CancelScope(deadline=self._deadline) as self._scope:
                 await sleep_forever()
 
     def _fire(self, now: float) -> None:

@@ -38,7 +38,7 @@ from anyio import (
 from anyio.abc import TaskGroup
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
 
-from .._runtime._clock import OneShot, cancel_requests, one_shots, task_references
+from .._runtime._clock import OneShot, cancel_requests, one_shots, open_scopes
 from .._runtime._timer import Timer, TimerEntry
 
 if sys.version_info < (3, 11):
@@ -106,7 +106,7 @@ class Member(Generic[J, R]):
     async def run(self) -> None:
         """Settle what another member could not, then serve requests until it isn't needed."""
         crew = self._crew
-        references, foreign = task_references(), cancel_requests()
+        scopes, foreign = open_scopes(), cancel_requests()
         try:
             while True:
                 if self.job is not None:
@@ -117,7 +117,7 @@ class Member(Generic[J, R]):
                 try:
                     with self._scope:
                         try:
-                            await self._take(references, foreign)
+                            await self._take(scopes, foreign)
                         except BaseException as exc:
                             failure = exc
                             raise
@@ -143,14 +143,14 @@ class Member(Generic[J, R]):
         finally:
             crew.leave(self)
 
-    async def _take(self, references: Callable[[], object], foreign: Callable[[], object]) -> None:
+    async def _take(self, scopes: Callable[[], object], foreign: Callable[[], object]) -> None:
         """Take requests and run them in a scope, until it isn't to be used for another one."""
         crew = self._crew
         receive, answer, settle = crew.receive, crew.answer, crew.settle
         while crew.leader is self:
             self.job = job = await receive()
             self._reply = _NO_ANSWER
-            before = references()
+            before = scopes()
             try:
                 reply, rest = answer(job, self)
                 if rest is not None:
@@ -158,7 +158,7 @@ class Member(Generic[J, R]):
             except Exception as exc:
                 reply = crew.failed(job, exc)
             self._reply = reply
-            if self._used or references() != before or foreign():
+            if self._used or scopes() != before or foreign():
                 return  # something may be left open in the scope, which leaving it tells
             self.serves = None
             try:  # as `_settle` does; its coroutine would be a hundredth of what a call costs

@@ -32,7 +32,7 @@ from .source import ROOT
 pytestmark = [pytest.mark.anyio, pytest.mark.server, pytest.mark.one_server]
 
 # Functions entered or resumed per call, client and group worker together.
-MOST = {"asyncio": 157, "trio": 152}
+MOST = {"asyncio": 151, "trio": 143}
 # The same of a call with a key, and what a slow machine does in between: two more parts look around.
 MOST_WITH_KEY = {"asyncio": 219, "trio": 214}
 _SELDOM_WITH_KEY = 20

@@ -18,9 +18,10 @@ from anyio import (
     ClosedResourceError,
     EndOfStream,
     notify_closing,
-    wait_readable,
 )
 from anyio.lowlevel import checkpoint, current_token
+
+from ..._runtime._clock import readable
 
 __all__ = ("READ_SIZE", "Incoming", "incoming_of")
 
@@ -68,6 +69,7 @@ class _Asked:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._wait_readable = readable()
         self._closed = False
         # Whether the last read filled its buffer, so that there is likely more.
         self._more = False
@@ -81,7 +83,7 @@ class _Asked:
                 self._more = False
                 await checkpoint()
             else:
-                await wait_readable(self._socket)
+                await self._wait_readable(self._socket)
             if self._closed:
                 raise ClosedResourceError
             try:

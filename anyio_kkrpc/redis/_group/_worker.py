@@ -21,7 +21,7 @@ from .._connection._resp import Connection
 from .._reading._arrivals import id_of
 from .._reading._common import Common
 from .._reading._hints import TURN_WORD, Hints
-from .._reading._intake import let_others_run
+from .._reading._intake import letting_others_run
 from .._writing._writer import Writer
 from ..dialects import Entry
 from ._claiming import Claimer
@@ -179,6 +179,7 @@ class Worker:
     async def _read(self, patience: Patience, connection: Connection, portion: ReadPortion) -> None:
         keeper, reader, common = self.keeper, self._reader, self._common
         follow_up, intake = common.follow_up, common.arrivals.intake
+        let_others_run = letting_others_run(common.arrivals.queue)
         now, sure_for, turns = keeper.now, keeper.held.sure_for, self.turns
         self._reads = connection
         await self.make(connection.execute)

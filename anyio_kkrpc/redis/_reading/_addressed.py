@@ -27,7 +27,7 @@ from ._common import Common
 from ._destroying import DestroySignals
 from ._in_order import InOrder
 from ._inbox import Inbox
-from ._intake import let_others_run
+from ._intake import letting_others_run
 from ._losses import Losses
 from ._open_calls import OpenCalls
 from ._reader import Reader, last_id
@@ -179,7 +179,7 @@ class Addressed:
         if before is not None and reader.server != before:
             self.repeats.lose()  # another server may have lost what is missing
         connection.silence = common.silence(connection.role)
-        moving = None
+        moving, let_others_run, expects = None, letting_others_run(), self._inbound.expects
         while True:
             try:
                 await reader.read(connection, portion, self._take, moving)
@@ -193,11 +193,13 @@ class Addressed:
             moving = None
             if not patience.calm:
                 patience.worked()
-            if reader.count > 1 or self._several:
-                self._several = False
+            several, self._several = self._several or reader.count > 1, False
+            if several:
                 common.expect_more()
             await follow_up()
-            await let_others_run()
+            if several or expects():
+                await let_others_run()
+            # else nobody waits for more, and who was told is as well told with the read under way
 
     async def _mend(self, execute: Execute, exc: ResponseError) -> None:
         """Leave out a key that holds something else than a stream; raise any other error again."""

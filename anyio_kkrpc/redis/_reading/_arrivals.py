@@ -25,6 +25,7 @@ class Arrivals:
     :param shared: knows what TypeScript peers mean
     :param session_id: this peer's
     :param grouped: whether a group gets the stream, which forwards what is for one peer alone
+    :ivar queue: of the reception
     :ivar intake: what found no room in the queue; whoever reads waits for it
     :ivar misplaced: records that had no business among the requests
     """
@@ -39,12 +40,12 @@ class Arrivals:
         grouped: bool,
     ) -> None:
         self._inbound, self._aside = reception.inbound, reception.aside
-        self._queue = reception.queue
+        self.queue = reception.queue
         self._clock = clock
         self._shared = shared
         self._session_id = session_id
         self._grouped = grouped
-        self.intake: Intake[Envelope] = Intake(reception.queue)
+        self.intake: Intake[Envelope] = Intake(self.queue)
         self.misplaced = 0
 
     def deliver(
@@ -97,7 +98,7 @@ class Arrivals:
 
         if addressed:
             return self._aside.addressed.extract(same)
-        return self._queue.extract(same) + self.intake.extract(same)
+        return self.queue.extract(same) + self.intake.extract(same)
 
     def deliver_addressed(self, entry_id: bytes, entry: Entry) -> None:
         """Hand on what is for this peer alone."""

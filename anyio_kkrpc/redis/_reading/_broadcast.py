@@ -14,7 +14,7 @@ from .._connection._replicas import Replicas
 from .._connection._resp import Connection
 from ..dialects import Entry
 from ._common import Common
-from ._intake import let_others_run
+from ._intake import letting_others_run
 from ._loop import ReadLoop
 from ._reader import Reader, was_trimmed
 
@@ -78,6 +78,7 @@ class Broadcast:
     async def _read(self, patience: Patience, connection: Connection, portion: ReadPortion) -> None:
         stream, common, reader = self._stream, self._common, self._reader
         follow_up, intake = common.follow_up, common.arrivals.intake
+        let_others_run = letting_others_run(common.arrivals.queue)
         # That asks for two entries: not where one may be all that the server can send.
         if portion.size > 1 and await was_trimmed(connection, stream, self.position):
             logger.warning(

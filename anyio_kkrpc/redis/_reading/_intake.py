@@ -8,12 +8,12 @@ them at a time lets in what is first.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sized
 from typing import Generic, TypeVar
 
 from anyio import Lock
-from anyio.lowlevel import checkpoint
 
+from ..._runtime._clock import checkpoints
 from ...kit._queue import BoundedQueue
 
 T = TypeVar("T")
@@ -69,11 +69,20 @@ class Intake(Generic[T]):
             self.waiting.popleft()
 
 
-async def let_others_run() -> None:
-    """Let those who were just given something do their part before the next blocking read.
+def letting_others_run(untaken: Sized = (None,)) -> Callable[[], Awaitable[None]]:
+    """Return what lets those who were just given something do their part before the next blocking
+    read.
 
     What they write is then ahead of it, in Redis as well as here. Trio runs the tasks of one turn
     in any order, hence the second time.
+
+    :param untaken: what they are given; once it is empty they have done what they do at once
     """
-    await checkpoint()
-    await checkpoint()
+    checkpoint = checkpoints()
+
+    async def let_others_run() -> None:
+        await checkpoint()
+        if untaken:
+            await checkpoint()
+
+    return let_others_run
