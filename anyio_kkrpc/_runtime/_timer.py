@@ -11,6 +11,8 @@ from math import inf
 from anyio import CancelScope, current_time, sleep_forever
 from msgspec import Struct
 
+from ._bell import Bell
+
 logger = logging.getLogger("anyio_kkrpc")
 
 # Finished entries stay in the heap until they come up; beyond this many they are swept out.
@@ -27,14 +29,18 @@ class TimerEntry(Struct, eq=False):
 
 
 class Timer:
-    """Calls functions at their deadlines, from one task. Times are AnyIO's clock, in seconds."""
+    """Calls functions at their deadlines, from one task. Times are AnyIO's clock, in seconds.
+
+    :ivar bell: set once there is something for `run` to do
+    """
 
     def __init__(self) -> None:
+        self.bell = Bell()
         self._heap: list[tuple[float, int, TimerEntry]] = []
         self._number = count()
         self._cancelled = 0
         self._scope: CancelScope | None = None
-        self._deadline = -inf  # of that scope, which takes longer to ask
+        self._deadline = inf  # of that scope, which takes longer to ask
 
     def __len__(self) -> int:
         return len(self._heap) - self._cancelled
@@ -47,8 +53,11 @@ class Timer:
         """
         entry = TimerEntry(action)
         heappush(self._heap, (deadline, next(self._number), entry))
-        if deadline < self._deadline and self._scope is not None:
-            self._scope.deadline = self._deadline = deadline
+        if deadline < self._deadline:
+            if self._scope is None:
+                self.bell.set()
+            else:
+                self._scope.deadline = self._deadline = deadline
         return entry
 
     def cancel(self, entry: TimerEntry) -> None:

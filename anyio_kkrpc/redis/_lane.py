@@ -13,7 +13,8 @@ Tasks, in the order in which they begin (`Lane.start`), all in the transport's t
   come;
 - *inbox* reads what is addressed to this peer, on a connection of its own;
 - *housekeeping* and others do now and then what each part needs: its inbox kept and trimmed, what
-  finds no inbox, peers that are gone, losses, the length of the stream, what a worker holds;
+  finds no inbox, peers that are gone, losses, the length of the stream, what a worker holds; those
+  that most peers never need start when there is first something to do for them;
 - *requests*, only as long as requests are wanted, on a connection of its own; beside it in a group
   *claims*, and *replicas* where they are read from.
 
@@ -38,6 +39,7 @@ from anyio.lowlevel import checkpoint
 
 from .._exceptions import RPCError
 from .._runtime._at_once import at_once
+from .._runtime._bell import Beside, start_each
 from ..abc import Envelope
 from ..records import Bye
 from . import _making
@@ -47,7 +49,6 @@ from ._connection._errors import RedisError, reason
 from ._connection._link import Link
 from ._connection._patience import Outages, Patience
 from ._connection._resp import Connection
-from ._connection._role import Role, read_role
 from ._group._keeping import Keeper
 from ._group._room import SharedRoom
 from ._group._worker import Worker
@@ -275,10 +276,9 @@ class Lane:
         # Not tasks.start(): if that is cancelled, it waits for the task, which is shielded.
         self._spawn(tasks, "writer", partial(self._run_link, self._writing, connection))
         self._spawn(tasks, "watch", self.dials.run)
-        look_around = partial(self.dials.look_around, options.watch_interval, self._probe)
-        self._spawn(tasks, "where", look_around)
+        probe = partial(self.link.ask_role, self.outages)
+        self._spawn(tasks, "where", partial(self.dials.look_around, options.watch_interval, probe))
         self._spawn(tasks, "repeats", self.writer.run)
-        self._spawn(tasks, "order", addressed.in_order.run)
         async with AsyncExitStack() as unused:
             connect = partial(self.dials.first, "inbox", unused, patient=patient)
             known = options.target, options.use_consumer_group, self.dialects.own.shared
@@ -289,13 +289,13 @@ class Lane:
         self._tasks = tasks
         self._restoring.enter()
         tasks.start_soon(addressed.run, reading, name="anyio_kkrpc redis inbox")
-        for name, run in self._housekeeping():
-            self._spawn(tasks, name, run)
+        start_each(self._beside(), partial(self._spawn, tasks))
         if not options.use_consumer_group:
             self.want_requests()
 
     def _spawn(self, tasks: TaskGroup, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        tasks.start_soon(self._run, run, name=f"anyio_kkrpc redis {name}")
+        if not self.link.ended:
+            tasks.start_soon(self._run, run, name=f"anyio_kkrpc redis {name}")
 
     async def _run(self, run: Callable[[], Awaitable[None]]) -> None:
         """Run one of the parts; an error of Redis that ends it ends all."""
@@ -309,19 +309,11 @@ class Lane:
         with scope:
             await self._run(partial(self.link.run, connection))
 
-    async def _probe(self) -> Role | None:
-        """Ask the server what it is, on the link's connection."""
-        try:
-            return read_role(await self.link.request(b"ROLE"))
-        except RedisError as exc:
-            self.outages.leave_out("watching whether the server becomes a replica", exc)
-            return None
-
     async def _prepare(self, connection: Connection) -> None:
         await self._restoring.prepare(connection)
 
-    def _housekeeping(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
-        """Return what runs as long as the lane does, with the names of the tasks."""
+    def _beside(self) -> list[Beside]:
+        """Return what runs as long as the lane does."""
         options, addressed, request = self._options, self.addressed, self.link.request
         inbox, losses, restoring = addressed.inbox, addressed.losses, self._restoring
         steps: tuple[Step, ...] = (
@@ -330,21 +322,25 @@ class Lane:
             partial(release_callbacks, self.dialects.compact.due, self.writer.send),
             partial(addressed.reader.take_back, request),
         )
-        often = options.health_check_interval, options.inbox_ttl / 3
-        rest = partial(restoring.rest, self.requests, *often)
-        tasks: list[tuple[str, Callable[[], Awaitable[None]]]] = [
-            ("housekeeping", Upkeep(steps, rest, restoring.patience).run),
-            ("inbox upkeep", partial(inbox.run, partial(self.dials.dial, "upkeep"))),
-            ("undelivered", partial(self.writer.undelivered.run, request, inbox.keep)),
-            ("open calls", addressed.open_calls.run),
-            ("presence", partial(self.presence.run, addressed.reader.positions)),
+        times = options.health_check_interval, options.inbox_ttl / 3
+        rest = partial(restoring.rest, self.requests, *times)
+        undelivered, calls, presence = self.writer.undelivered, addressed.open_calls, self.presence
+        looks, order = partial(presence.run, addressed.reader.positions), addressed.in_order
+        tasks: list[Beside] = [
+            ("housekeeping", Upkeep(steps, rest, restoring.patience).run, None),
+            ("inbox upkeep", partial(inbox.run, partial(self.dials.dial, "upkeep")), None),
+            ("order", order.run, order.bell),
+            ("undelivered", partial(undelivered.run, request, inbox.keep), undelivered.bell),
+            ("open calls", calls.run, calls.bell),
+            ("presence", looks, presence.bell),
         ]
         if not self.dialects.own.shared:
-            tasks += [("losses", losses.run), ("look", partial(losses.look, inbox.keep))]
+            look = partial(losses.look, inbox.keep)
+            tasks += [("losses", losses.run, losses.bell), ("look", look, None)]
         if self.trim is not None:
-            tasks.append(("trim", partial(self.trim.run, self.link)))
+            tasks.append(("trim", partial(self.trim.run, self.link), None))
         if options.use_consumer_group:
-            tasks += [("touch", self.worker.keeper.run), *self.keyed.tasks()]
+            tasks += [("touch", self.worker.keeper.run, self.requests.bell), *self.keyed.tasks()]
         return tasks
 
     # Serving

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from math import inf
+from typing import TypeAlias
 
 from anyio import current_time, move_on_after
 
@@ -12,7 +13,7 @@ from ..records import Record
 from ._connection._errors import RedisError, meaning_of
 from ._connection._patience import Patience
 
-Step = Callable[[], Awaitable[None]]
+Step: TypeAlias = Callable[[], Awaitable[None]]
 
 
 class Upkeep:

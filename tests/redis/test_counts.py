@@ -17,7 +17,12 @@ import pytest
 import redis
 from anyio.lowlevel import current_token
 
-from anyio_kkrpc import MemoryTransport, RedisStreamsTransport, RPCChannel
+from anyio_kkrpc import (
+    MemoryTransport,
+    RedisStreamsTransport,
+    RPCChannel,
+    with_call_options,
+)
 from anyio_kkrpc.redis._connection import _resolver
 from anyio_kkrpc.redis._connection._socket import PlainSocket
 from anyio_kkrpc.redis._connection._watch import Watch
@@ -313,6 +318,35 @@ async def test_commands_of_an_idle_worker(
     assert 0 < counts["pexpire"] <= rounds / 2 + some
     assert 0 < counts["time"] <= rounds / 2 + some
     assert counts["xinfo|groups"] <= rounds / 4 + some
+
+
+# Tasks of a peer that only calls, its channel's among them; what else a peer may need starts later.
+TASKS = {
+    *("writer", "write", "read", "watch", "where", "repeats", "inbox", "inbox upkeep", "look"),
+    *("housekeeping", "outbox", "deadlines"),
+}
+
+
+@pytest.mark.one_server
+async def test_tasks_of_a_caller(redis_server: RedisServer, stream_name: str) -> None:
+    """Each costs memory: a peer that only calls has those that it needs, before and after a call."""
+
+    def tasks() -> list[str]:
+        names = [task.name or "" for task in anyio.get_running_tasks()]
+        names = [name for name in names if name.startswith("anyio_kkrpc")]
+        return sorted(name.removeprefix("anyio_kkrpc ").removeprefix("redis ") for name in names)
+
+    async with (
+        RedisStreamsTransport(
+            redis_server.url, stream=stream_name, use_consumer_group=True
+        ) as used,
+        RPCChannel(used) as channel,
+    ):
+        await anyio.wait_all_tasks_blocked()
+        assert tasks() == sorted(TASKS)
+        await with_call_options(channel.get_api(), reply=False).echo(1)
+        await anyio.wait_all_tasks_blocked()
+        assert tasks() == sorted(TASKS)
 
 
 async def test_objects_of_a_call_in_flight() -> None:

@@ -14,9 +14,10 @@ from ..._exceptions import RPCError, TransportClosedError, TransportConnectionEr
 from ..._runtime._fresh import fresh_copy
 from ._command import Argument, Command
 from ._errors import Meaning, RedisError, leads_elsewhere, meaning_of
-from ._patience import LONGEST_PAUSE, Patience, jittered
+from ._patience import LONGEST_PAUSE, Outages, Patience, jittered
 from ._portion import Portion
 from ._resp import Connection
+from ._role import Role, read_role
 
 logger = logging.getLogger("anyio_kkrpc")
 
@@ -204,6 +205,17 @@ class Link:
                 raise fresh_copy(self._end)
             # Lost, and not yet noticed by `run`.
             await anyio.lowlevel.checkpoint()
+
+    async def ask_role(self, outages: Outages) -> Role | None:
+        """Ask the server what it is.
+
+        :param outages: told if it doesn't tell
+        """
+        try:
+            return read_role(await self.request(b"ROLE"))
+        except RedisError as exc:
+            outages.leave_out("watching whether the server becomes a replica", exc)
+            return None
 
     async def ask(self, what: str, portion: Portion, command: Callable[[int], Command]) -> Any:
         """Send a command that asks for entries; if the connection is lost, ask for fewer.

@@ -20,8 +20,9 @@ from collections.abc import Awaitable, Callable
 from random import uniform
 from typing import Any
 
-from anyio import Event, move_on_after
+from anyio import move_on_after
 
+from ..._runtime._bell import Bell
 from .._connection._command import Execute
 from .._connection._errors import RedisError
 from .._connection._patience import Outages
@@ -134,7 +135,7 @@ class Turns:
         self._longest = longest
         self._outages = outages
         self._now = now
-        self._told = Event()
+        self._told = Bell()
         # Whether the key may have this worker, and whether that counts on it at the stream.
         self._known = self._counts = False
         self.resting = 0
@@ -160,7 +161,7 @@ class Turns:
             if self._told.is_set():
                 self._counts = True
                 break
-        self._told = Event()
+        self._told.clear()
         self.ask_at = self._now() + _AGAIN * uniform(0.75, 1.0)
 
     async def _is_to_go(self, execute: Execute) -> bool:

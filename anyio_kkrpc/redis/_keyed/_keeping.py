@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 
+from ..._runtime._bell import Beside
 from ._calls import RedisCalls
 from ._kept import CALL_WORD, split_word
 from ._tails import Tails
@@ -30,11 +31,15 @@ class CallKeeping:
         self._tails = tails
         self._consumed = consumed
 
-    def tasks(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
-        """Return what runs as long as the lane does, with the names of the tasks."""
+    def tasks(self) -> list[Beside]:
+        """Return what runs as long as the lane does."""
         work = partial(self.work.run, self.calls.ask)
-        waits = self.calls.timer.run
-        return [("keyed", work), ("keyed waits", waits), ("items", self._tails.run)]
+        timer, tails = self.calls.timer, self._tails
+        return [
+            ("keyed", work, self.work.bell),
+            ("keyed waits", timer.run, timer.bell),
+            ("items", tails.run, tails.bell),
+        ]
 
     def end(self, reason: Exception) -> None:
         """Let nobody wait any more."""

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from anyio import Event, create_task_group, move_on_after
 from msgspec import Struct
 
+from ..._runtime._bell import Bell
 from ...kit._items import Position
 from .._connection._command import pack
 from .._connection._errors import Meaning, RedisError, meaning_of
@@ -194,6 +195,7 @@ class Tails:
     :param block: seconds that a wait lasts at most
     :param silence: returns that of a connection, as its server's role wants it
     :ivar ended: why nobody is to wait any more
+    :ivar bell: set once there is something for `run` to do
     """
 
     def __init__(
@@ -213,15 +215,15 @@ class Tails:
         self._silence = silence
         self._all: list[_Waiting] = []
         self._new: list[_Waiting] = []
-        self._stirred = Event()
+        self.bell = Bell()
         self.ended: Exception | None = None
 
     async def run(self) -> None:
         """Wait on as many connections as it takes. Goes on for ever."""
         async with create_task_group() as group:
             while True:
-                await self._stirred.wait()
-                self._stirred = Event()
+                await self.bell.wait()
+                self.bell.clear()
                 while self._new:
                     group.start_soon(self._wait, self._new.pop(), name="anyio_kkrpc redis items")
 
@@ -273,7 +275,7 @@ class Tails:
         waiting = _Waiting(self._wake, self._block, self._silence)
         self._all.append(waiting)
         self._new.append(waiting)
-        self._stirred.set()
+        self.bell.set()
         return waiting
 
     def _end_wait(self, waiting: _Waiting) -> None:

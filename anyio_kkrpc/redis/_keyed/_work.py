@@ -11,7 +11,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, Literal
 
-from anyio import Event, current_time, move_on_after, sleep
+from anyio import current_time, move_on_after, sleep
 from msgspec import UNSET, Struct
 
 from ..._exceptions import (
@@ -19,6 +19,7 @@ from ..._exceptions import (
     TransportClosedError,
     TransportConnectionError,
 )
+from ..._runtime._bell import Bell
 from ..._wire_errors import library_error
 from ...abc import Envelope
 from ...kit._keyed import BRIEFLY, PAUSE, ended_state, ran_too_long
@@ -83,6 +84,7 @@ class Work:
     :param deliver: takes a cancel
     :param added: told how many entries are acknowledged, if not ``None``
     :ivar teller: tells who waits
+    :ivar bell: set once there is something for `run` to do
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class Work:
         self._doubted: set[bytes] = set()
         self._look_at = inf
         self._serves = False
-        self._stirred = Event()
+        self.bell = Bell()
 
     # What begins
 
@@ -343,7 +345,7 @@ class Work:
 
     def stir(self) -> None:
         """Have `run` look now what is to be done."""
-        self._stirred.set()
+        self.bell.set()
 
     async def run(self, ask: Callable[[], float]) -> None:
         """Tell who waits, end what was cancelled, begin what is due. Goes on for ever.
@@ -356,8 +358,8 @@ class Work:
         while True:
             due = min(self._look_at, self._later.at, ask())
             with move_on_after(max(due - current_time(), 0)):
-                await self._stirred.wait()
-            self._stirred = Event()
+                await self.bell.wait()
+            self.bell.clear()
             try:
                 await self._bury()
                 await self.teller.go_on()
@@ -377,7 +379,7 @@ class Work:
         if not refused and not self._items.refused:
             return
         with move_on_after(_AGAIN):
-            await self._stirred.wait()
+            await self.bell.wait()
         for finish in refused:
             finish.refused = False
             self._write(finish)

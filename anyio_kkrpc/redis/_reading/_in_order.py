@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from anyio import Event, current_time, sleep
+from anyio import current_time, sleep
 
+from ..._runtime._bell import Bell
 from ..dialects import Entry
 from ._repeats import PATIENCE, Repeats
 
@@ -21,12 +22,13 @@ class InOrder:
 
     :param repeats: knows what is missing
     :param take: is given an entry's id and the entry
+    :ivar bell: set once there is something for `run` to do
     """
 
     def __init__(self, repeats: Repeats, take: Callable[[bytes, Entry], object]) -> None:
         self._repeats = repeats
         self._take = take
-        self._waits = Event()
+        self.bell = Bell()
 
     def sort(self, stream: bytes, entry_id: bytes, entry: Entry, number: bytes) -> None:
         """Hand on an entry that came while something is missing, and what is next, or let it wait.
@@ -49,7 +51,7 @@ class InOrder:
     ) -> None:
         ready = self._repeats.sort(stream, sender, number, item, size, current_time())
         self._hand_on(ready)
-        self._waits.set()
+        self.bell.set()
 
     def _hand_on(self, items: list[tuple[bytes, Entry] | None]) -> None:
         for item in items:
@@ -59,8 +61,8 @@ class InOrder:
     async def run(self) -> None:
         """Hand on what waits for something that doesn't come."""
         while True:
-            self._waits = Event()
+            self.bell.clear()
             if not self._repeats.disorder:
-                await self._waits.wait()
+                await self.bell.wait()
             await sleep(PATIENCE / 20)
             self._hand_on(self._repeats.overdue(current_time()))

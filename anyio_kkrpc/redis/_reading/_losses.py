@@ -15,9 +15,10 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
-from anyio import Event, current_time, move_on_after, sleep
+from anyio import current_time, move_on_after, sleep
 
 from ..._exceptions import DeliveryError, TransportClosedError, TransportConnectionError
+from ..._runtime._bell import Bell
 from ...abc import Envelope
 from ...kit._inbound import Inbound
 from .._connection._command import Execute
@@ -92,6 +93,7 @@ class Losses:
     :param reader: reads the inbox
     :param told: are told, on AnyIO's clock, when other inboxes may be gone, too
     :param sent_again: whether a request is, or will be, if the server lacks it
+    :ivar bell: set once there is something for `run` to do
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class Losses:
         self._sudden = self._complained = False
         # Whether the server that answers now is known to have had the inbox.
         self._restored = True
-        self._came = Event()
+        self.bell = Bell()
 
     def connecting(self) -> None:
         """Note that a connection is new: what is missing there needn't have been deleted."""
@@ -144,7 +146,7 @@ class Losses:
         # While the connection is made again, `connection` is None.
         deleted = self._restored and self._link.connection is not None
         self._sudden = self._sudden or deleted
-        self._came.set()
+        self.bell.set()
 
     async def look(self, keep: Callable[[Execute], Awaitable[object]]) -> None:
         """Look for the inbox, sooner than housekeeping does, as long as somebody waits for it.
@@ -165,8 +167,8 @@ class Losses:
     async def run(self) -> None:
         """Tell those who wait in vain."""
         while True:
-            await self._came.wait()
-            self._came = Event()
+            await self.bell.wait()
+            self.bell.clear()
             sudden, self._sudden = self._sudden, False
             if sudden:
                 self._inbound.lose(DeliveryError(_STREAM))
@@ -178,10 +180,10 @@ class Losses:
         """Ask about what was pending until it is known; another loss asks about all there is."""
         for pause in _AGAIN:
             with move_on_after(pause):
-                await self._came.wait()
+                await self.bell.wait()
             waiting = {id(one): one.token for one in self._inbound.waiting()}
             pending = [sent for sent in pending if waiting.get(id(sent[0])) is sent[1]]
-            if not pending or self._came.is_set():
+            if not pending or self.bell.is_set():
                 return
             answered, missing = await self._find_answered(pending)
             lost, pending = _split(pending, answered | missing)

@@ -16,8 +16,9 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from itertools import chain
 from typing import TypeAlias
 
-from anyio import Event, move_on_after
+from anyio import move_on_after
 
+from ..._runtime._bell import Bell
 from ...abc import Envelope
 from ...kit._inbound import Inbound
 from .._connection._errors import RedisError, reason
@@ -84,6 +85,7 @@ class OpenCalls:
     :ivar identity: of the server that answers
     :ivar looked_up: how many were looked for
     :ivar sent_again: how many of these were lost, and were written once more
+    :ivar bell: set once there is something for `run` to do
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class OpenCalls:
         self._open: list[_Accepted] = []
         # What is looked for at present.
         self._looked_for: list[_Accepted] = []
-        self._came = Event()
+        self.bell = Bell()
         self.identity = Identity()
         self.looked_up = self.sent_again = 0
 
@@ -120,7 +122,7 @@ class OpenCalls:
         self._forget({one.record.id for one in waiting})  # type: ignore[union-attr]
         kept = {id(one) for one in self._kept()}
         self._open = [(one, one.token) for one in waiting if _was_accepted(one, kept)]
-        self._came.set()
+        self.bell.set()
 
     def looks_for(self, request: Envelope) -> bool:
         """Whether a request is sent again if the server lacks it, which isn't known yet."""
@@ -129,8 +131,8 @@ class OpenCalls:
     async def run(self) -> None:
         """Look for those that were open, each time that another server answers."""
         while True:
-            await self._came.wait()
-            self._came = Event()
+            await self.bell.wait()
+            self.bell.clear()
             self._looked_for, self._open = self._open, []
             self._inbound.doubt()
             if self._looked_for:
@@ -170,9 +172,9 @@ class OpenCalls:
                 if not attempt:
                     logger.warning("which requests were lost can't be found: %s", reason(exc))
                 with move_on_after(_AGAIN):
-                    await self._came.wait()
+                    await self.bell.wait()
                 requests = self._waiting(requests)
-                if self._came.is_set() or not requests:
+                if self.bell.is_set() or not requests:
                     break
             else:
                 return [one for one in requests if one[1] is None or one[1] in found]

@@ -16,6 +16,7 @@ from anyio import Event, current_time, move_on_after
 from msgspec import Struct
 
 from ..._exceptions import DeliveryError, RPCError, TransportClosedError, TransportConnectionError
+from ..._runtime._bell import Bell
 from ...abc import Role
 from .._connection._command import Argument, Execute
 from .._connection._command import pack as pack_command
@@ -139,6 +140,7 @@ class Presence:
     :param times: seconds for which its sign of life lives; and for which those whose inboxes are
         gone with the server's data have the chance to make them again
     :param gone: told of a peer that is gone, as what, and the error for those who need it
+    :ivar bell: set once there is something for `run` to do
     """
 
     def __init__(
@@ -165,7 +167,7 @@ class Presence:
         self._missed: set[str] = set()  # whose inbox was missing at the last look
         self._inboxes_due = 0.0
         self._lost_at = -inf
-        self._wake = Event()
+        self.bell = Bell()
 
     # What is needed
 
@@ -187,7 +189,7 @@ class Presence:
         table[peer] = _Source(first) if role == "source" else None
         if role == "reader":
             self.sign.give()
-        self._wake.set()
+        self.bell.set()
 
     def forget(self) -> None:
         """Look after nobody any more."""
@@ -200,7 +202,7 @@ class Presence:
         """Note that the server was away, or has lost its data."""
         self._lost_at = current_time()
         self.sign.lose()
-        self._wake.set()
+        self.bell.set()
 
     def tell(self, peer: str, error: Exception) -> None:
         """Tell that a peer is gone, as whatever it is needed."""
@@ -221,9 +223,9 @@ class Presence:
         """
         self._positions = positions
         while True:
-            self._wake = Event()
+            self.bell.clear()
             with move_on_after(max(self._due() - current_time(), 0.01)):
-                await self._wake.wait()
+                await self.bell.wait()
             if self._link.connection is None:
                 continue  # `lose` wakes it
             try:

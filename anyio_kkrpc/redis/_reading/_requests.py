@@ -9,6 +9,8 @@ from typing import TypeAlias
 from anyio import CancelScope, Event, create_task_group
 from anyio.abc import TaskGroup
 
+from ..._runtime._bell import Bell
+
 __all__ = ("Reading", "Requests")
 
 # Given where to start what runs beside it, returns what reads until it is cancelled, or nothing
@@ -39,12 +41,14 @@ class Requests:
     :param begin: returns what reads them, each time anew
     :ivar reading: what the task is doing
     :ivar wanted: whether it reads
+    :ivar bell: set when it is to for the first time
     """
 
     def __init__(self, begin: Begin) -> None:
         self._begin = begin
         self._scope: CancelScope | None = None
         self._ended = Event()
+        self.bell = Bell()
         self.reading = Reading.NOT
         self.wanted = False
 
@@ -53,6 +57,7 @@ class Requests:
 
         :param tasks: where the task runs
         """
+        self.bell.set()
         before = self.reading
         self._turn(_STARTED[before])
         if before is Reading.NOT:

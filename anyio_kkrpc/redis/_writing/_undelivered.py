@@ -15,9 +15,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from math import inf
 from typing import Any
 
-from anyio import Event, current_time, sleep
+from anyio import current_time, sleep
 from msgspec import Struct
 
+from ..._runtime._bell import Bell
 from ...records import Cancel, Request
 from .._connection._errors import RedisError, meaning_of
 from ._acks import Acknowledgements
@@ -64,6 +65,7 @@ class Undelivered:
     :param chance: seconds in which owners make their inboxes again
     :ivar peers: the peers that something waits for
     :ivar until: when owners have had their chance, on AnyIO's clock
+    :ivar bell: set once there is something for `run` to do
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Undelivered:
         self._weight = 0
         self._soonest = inf
         self._complained = self._lost = False
-        self._came = Event()
+        self.bell = Bell()
 
     def __len__(self) -> int:
         return len(self._weights)
@@ -179,8 +181,9 @@ class Undelivered:
         pause = _FIRST_LOOK
         while True:
             if not self.peers:
-                self._came, pause = Event(), _FIRST_LOOK
-                await self._came.wait()
+                self.bell.clear()
+                pause = _FIRST_LOOK
+                await self.bell.wait()
             await sleep(pause)
             pause = min(pause * 2, _LONGEST_LOOK)
             try:
@@ -240,7 +243,7 @@ class Undelivered:
             return False
         if recipient not in self.peers:
             self.peers[recipient] = _Gone(deque(), deque())
-            self._came.set()
+            self.bell.set()
         self._weights[post] = weight
         self._weight += weight
         if post.envelope is not None and post.envelope.deadline is not None:
