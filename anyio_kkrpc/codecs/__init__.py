@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from ..abc import Codec
+from ._guarded import GuardedCodec
 from .json import JSONCodec as JSONCodec
 
 __all__ = ("JSONCodec", "get_codec")
 
 
 def get_codec(codec: str | Codec) -> Codec:
-    """Return the codec of that name, or the codec itself.
+    """Return the codec of that name, or the codec itself; one of a user's has no other errors than
+    it may have.
 
     :raises ValueError: if there is none of that name
     :raises ImportError: if it needs an extra that isn't installed
     """
     if isinstance(codec, Codec):
-        return codec
+        known = type(codec).__module__.startswith(__name__)
+        return codec if known else GuardedCodec(codec)
     if codec == "json":
         return JSONCodec()
     if codec == "cbor":
