@@ -35,7 +35,7 @@ class Timer:
     """
 
     def __init__(self) -> None:
-        self.bell = Bell()
+        self.bell: Bell = Bell()
         self._heap: list[tuple[float, int, TimerEntry]] = []
         self._number = count()
         self._cancelled = 0
