@@ -88,6 +88,29 @@ def one_shots() -> Callable[[], OneShot]:
     return cast(Callable[[], OneShot], trio.Event)
 
 
+class OneShots:
+    """Makes each `OneShot` for the event loop that runs then.
+
+    For what may outlive one. Which loop it is, is asked only when it may be another one.
+    """
+
+    __slots__ = ("_loop", "_make")
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._make: Callable[[], OneShot] | None = None
+
+    def __call__(self) -> OneShot:
+        make = self._make
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # trio runs
+            loop = None
+        if make is None or loop is not self._loop:
+            self._loop, self._make = loop, (make := one_shots())
+        return make()
+
+
 def checkpoints() -> Callable[[], Awaitable[None]]:
     """Return what `anyio.lowlevel.checkpoint` would call here."""
     return current_token().backend_class.checkpoint

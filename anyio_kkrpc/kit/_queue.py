@@ -21,7 +21,7 @@ from typing import Generic, Literal, NoReturn, TypeAlias, TypeVar, final, get_ar
 from anyio import ClosedResourceError, EndOfStream, Event, WouldBlock
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from .._runtime._clock import OneShot, one_shots
+from .._runtime._clock import OneShot, OneShots
 from .._runtime._fresh import fresh_copy
 
 __all__ = ("BoundedQueue", "Overflow", "QueueStatistics")
@@ -49,7 +49,8 @@ class QueueStatistics:
     :ivar max_items: bound of the items
     :ivar max_bytes: bound of the bytes
     :ivar waiting_receivers: tasks that wait for an item and haven't been told of one
-    :ivar waiting_senders: tasks in `~BoundedQueue.put` or `~BoundedQueue.wait_room` that wait
+    :ivar waiting_senders: tasks that wait for room, in `~BoundedQueue.put` or
+        `~BoundedQueue.wait_room`
     """
 
     current_items: int
@@ -118,7 +119,7 @@ class BoundedQueue(Generic[T]):
         # Receivers that haven't been told of an item, each with its place in the line. While there
         # are any, at least as many have been told and not run yet as there are items.
         self._receivers: OrderedDict[OneShot, int] = OrderedDict()
-        self._one_shot: Callable[[], OneShot] | None = None
+        self._one_shot = OneShots()
         self._told_receivers = 0
         self._last_place = 0
         # Tasks in put() and wait_room(), each with its size. Only the first of a line is told, and
@@ -289,9 +290,8 @@ class BoundedQueue(Generic[T]):
     async def _wait_item(self) -> None:
         """Return when the oldest item is this task's to take."""
         self._last_place = place = self._last_place + 1
-        one_shot = self._one_shot = self._one_shot or one_shots()
         while self._reason is None:
-            turn = one_shot()
+            turn = self._one_shot()
             self._receivers[turn] = place
             if place != self._last_place:
                 # Others came after it, so it was woken for an item that is gone: back to its place.

@@ -990,3 +990,19 @@ class TestIteration:
         with pytest.raises(TransportClosedError, match="destroyed"):
             async for _ in queue:
                 pass
+
+
+def test_outlives_event_loops() -> None:
+    """A queue in which a task has waited serves those of another event loop, of whichever kind."""
+    queue: BoundedQueue[int] = BoundedQueue()
+
+    async def wait() -> int:
+        with anyio.fail_after(BOUND):
+            async with create_task_group() as group:
+                receiver = await Receiver.start(group, queue)
+                await queue.put(1)
+        outcome: int = receiver.outcome
+        return outcome
+
+    kinds = ("asyncio", "asyncio", "trio", "trio", "asyncio")
+    assert [anyio.run(wait, backend=kind) for kind in kinds] == [1] * len(kinds)

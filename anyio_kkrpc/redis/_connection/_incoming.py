@@ -173,7 +173,7 @@ class _Watched:
             self.count += 1
             if self._stops_at_errors and self._look is None:
                 self._look = self._loop.call_later(_LOOK_AFTER, self._look_for_error)
-        receiver = self._receiver
+        receiver = self._receiver  # as `_wake` does, without the call: this is done for each read
         if receiver is not None and not receiver.done():
             receiver.set_result(None)
 
